@@ -1,0 +1,130 @@
+"""A decision in the making: the database as committed, and what the rules of this round want changed in it.
+
+The master's rules (membership, transition, service) all work on one draft, one after the other; what comes out is one
+entry. So a decision never mixes two snapshots, and the entry's index is known while it is made (SPEC 2.7, 7.7).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from muster.records.messages import Report
+from muster.records.registers import ProofKind
+from muster.records.state import (
+    Change,
+    Database,
+    Forget,
+    Member,
+    NodeState,
+    Operation,
+    Service,
+    Transition,
+)
+
+
+class StopEvidence(Protocol):
+    """What `core.lease.Evidence` and the confirmations of operators and fence agents have in common."""
+
+    @property
+    def kind(self) -> ProofKind: ...
+    @property
+    def detail(self) -> str: ...
+
+
+class Facts(msgspec.Struct):
+    """What the master knows beside the database: volatile, gathered anew by each master, never copied."""
+
+    now_us: int
+    me: int
+    reports: dict[int, Report]  # of this term only: a node in here has acknowledged the term (SPEC 7.7)
+    evidence: Callable[[int, int], StopEvidence | None]  # (node, incarnation) -> proof that it has stopped
+    alive: Callable[[int], bool]  # node -> its lease is being renewed at this moment
+    unreachable: dict[int, str]  # node -> why the surviving set goes on without it
+    services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
+    free_bytes: Callable[[], int]  # what the journal can still take of new definitions
+
+    def report(self, member: Member) -> Report | None:
+        """The report of exactly this incarnation, in this term."""
+        report = self.reports.get(member.node)
+        return report if report is not None and report.incarnation == member.incarnation else None
+
+
+class Draft:
+    """Reads through to the database; collects whole new records."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.index = database.index + 1
+        self.causes: list[str] = []
+        self.members = dict(database.members)
+        self.transitions = dict(database.transitions)
+        self.services = dict(database.services)
+        self.operations: dict[str, Operation] = {}
+        self._changed: dict[tuple[str, str], Change] = {}
+
+    def member(self, node: int) -> Member:
+        """The member record of a configured node."""
+        return self.members.get(node) or Member(node)
+
+    def put(self, record: Member | Transition | Service | Operation, cause: str = "") -> None:
+        """Replace a record. `cause` goes into the entry's cause."""
+        match record:
+            case Member():
+                self.members[record.node] = record
+                key = ("member", str(record.node))
+            case Transition():
+                self.transitions[record.identity] = record
+                key = ("transition", str(record.identity))
+            case Service():
+                self.services[record.name] = record
+                key = ("service", record.name)
+            case _:
+                self.operations[record.identity] = record
+                key = ("operation", record.identity)
+        self._changed[key] = record
+        self._because(cause)
+
+    def forget(self, kind: str, key: str, cause: str = "") -> None:
+        """Remove a transition or a service."""
+        if kind == "transition":
+            self.transitions.pop(int(key), None)
+        else:
+            self.services.pop(key, None)
+        self._changed[kind, key] = Forget(kind, key)
+        self._because(cause)
+
+    def _because(self, cause: str) -> None:
+        if cause and cause not in self.causes:
+            self.causes.append(cause)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every record that differs from the database, each once."""
+        return tuple(self._changed.values())
+
+    def name(self, node: int) -> str:
+        """The configured name of `node`."""
+        return self.database.name_of(node)
+
+    def transition_of(self, node: int) -> Transition | None:
+        """The transition of `node`; there is never more than one."""
+        return next((t for t in self.transitions.values() if t.node == node), None)
+
+    def participants(self, level: int) -> tuple[int, ...]:
+        """Every node that is not inactive or forced-leaving and has registered `level` (SPEC 3.4)."""
+        return tuple(
+            member.node
+            for member in sorted(self.members.values(), key=lambda member: member.node)
+            if counts(member) and any(registered.number == level for registered in member.levels)
+        )
+
+
+def counts(member: Member) -> bool:
+    """Whether others wait for this member (SPEC 3.4): nobody waits for a forced-out one."""
+    return member.state in (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
+
+
+def is_up(member: Member) -> bool:
+    """Whether a node may be chosen for services: its join is complete and nothing takes it away (SPEC 6.9)."""
+    return member.state is NodeState.JOINED and member.eviction is None

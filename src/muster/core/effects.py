@@ -1,0 +1,163 @@
+"""What a node wants done. Small frozen records; the daemon and the simulator carry them out, and decide nothing.
+
+What the driver owes the core: effects of one step are begun in their order; store effects (those with an `operation`
+number) are carried out one at a time, in order; each is answered by exactly one input with its number. Reads of the
+strip run beside them. A message may be lost; a local notification or command may not.
+"""
+
+from msgspec import Struct
+
+from muster.records.messages import Message
+from muster.records.registers import Claim, Mark, Marks, View
+from muster.records.state import NodeState, TransitionKind
+
+
+class ReadStrip(Struct, frozen=True):
+    """Read all registers; answered by `StripRead` or `StripUnread`."""
+
+    read: int
+
+
+class WriteClaim(Struct, frozen=True):
+    """Durably replace this node's claim register."""
+
+    operation: int
+    claim: Claim
+
+
+class WriteView(Struct, frozen=True):
+    """Replace this node's view register."""
+
+    operation: int
+    view: View
+
+
+class WriteMarks(Struct, frozen=True):
+    """Durably replace this node's marks register."""
+
+    operation: int
+    marks: Marks
+
+
+class ReadJournal(Struct, frozen=True):
+    """Read the journal `mark` of `owner`; answered by `JournalRead` or `StoreRefused`."""
+
+    operation: int
+    owner: int
+    mark: Mark
+
+
+class WriteCheckpoint(Struct, frozen=True):
+    """Begin the journal `mark` in this node's own area."""
+
+    operation: int
+    mark: Mark
+    checkpoint: bytes
+
+
+class AppendFrame(Struct, frozen=True):
+    """Durably append frame `number` to this node's journal `mark`."""
+
+    operation: int
+    mark: Mark
+    number: int
+    frame: bytes
+
+
+class Send(Struct, frozen=True):
+    """Send a message to a node, if it is connected."""
+
+    to: int
+    message: Message
+
+
+class Notify(Struct, frozen=True):
+    """Notify the local subsystem of `level` (SPEC 3.4, 3.5); answered by `Acknowledged`, now or much later.
+
+    `vector` is the state of every node; `epoch` the fencing token (SPEC 7.7).
+    """
+
+    level: int
+    transition: int
+    node: int
+    incarnation: int
+    kind: TransitionKind
+    barrier: int
+    vector: dict[int, NodeState]
+    epoch: int
+
+
+class RunCommand(Struct, frozen=True):
+    """Run a service's command; answered by `CommandFinished`.
+
+    The runner refuses a generation that is not newer than the highest it has seen for the service, and a `stop` or
+    `recovery` cancels what runs of lower generations first (SPEC 7.7). An empty `command` of a `stop` ends whatever
+    the service left running.
+    """
+
+    service: str
+    uid: int
+    generation: int
+    action: str  # start, stop or recovery
+    command: tuple[str, ...]
+    timeout_ms: int
+    environment: dict[str, str]
+
+
+class Reply(Struct, frozen=True):
+    """Answer to `OperationRequested`."""
+
+    identity: str
+    refused: bool
+    outcome: str
+    index: int
+
+
+class Committed(Struct, frozen=True):
+    """The database of this node has advanced to `index`: for watchers, metrics, and the simulator's checkers."""
+
+    index: int
+
+
+class Elected(Struct, frozen=True):
+    """This node has become master: its adoption is committed."""
+
+    number: int
+    node: int
+
+
+class Left(Struct, frozen=True):
+    """The graceful leave of this node is complete: stop everything, write the clean tombstone, end (SPEC 3.11)."""
+
+
+class Panic(Struct, frozen=True):
+    """This node must not go on (SPEC 3.12): the guard stops everything it runs."""
+
+    cause: str
+
+
+class Trace(Struct, frozen=True):
+    """An event for the log; `event` is a fixed phrase, `detail` its particulars."""
+
+    event: str
+    detail: str
+
+
+Effect = (
+    ReadStrip
+    | WriteClaim
+    | WriteView
+    | WriteMarks
+    | ReadJournal
+    | WriteCheckpoint
+    | AppendFrame
+    | Send
+    | Notify
+    | RunCommand
+    | Reply
+    | Committed
+    | Elected
+    | Left
+    | Panic
+    | Trace
+)

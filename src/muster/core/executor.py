@@ -1,0 +1,153 @@
+"""The node's side of services and transitions: what this node must do now, derived from its replica (SPEC 3.4, 7.7).
+
+Neither machine remembers orders: they compare the committed records with what was begun already, so that lost,
+repeated or reordered messages, a restarted daemon and a new master all come to the same.
+"""
+
+from muster.core.effects import Notify, RunCommand
+from muster.core.transition import EVENT_MANAGER
+from muster.records.messages import Acknowledgement, CommandState
+from muster.records.state import Database, Level, Service, ServiceState, Transition, TransitionKind
+
+ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
+
+
+def is_newer(generation: int, highest: int) -> bool:
+    """Whether a command of `generation` may run where `highest` is the highest generation seen (P6.20, SPEC 7.7)."""
+    return generation > highest
+
+
+class Executor:
+    """Runs the commands of the services assigned to this node, each generation once."""
+
+    def __init__(self, node: int, incarnation: int, inventory: tuple[CommandState, ...]) -> None:
+        self._node, self._incarnation = node, incarnation
+        self._commands = {command.service: command for command in inventory}  # of the highest generation seen
+
+    def due(self, database: Database) -> list[RunCommand]:
+        """The commands to run now; each is returned once."""
+        return [self._begin(service, database) for service in self._assigned(database) if self._is_due(service)]
+
+    def finished(self, command: CommandState) -> None:
+        """A command has ended."""
+        known = self._commands.get(command.service)
+        if known is None or command.generation >= known.generation:
+            self._commands[command.service] = command
+
+    def states(self, database: Database) -> tuple[CommandState, ...]:
+        """This node's inventory for its report: what became of the command of each service at work here."""
+        assigned = [service.name for service in self._assigned(database)]
+        return tuple(self._commands[name] for name in assigned if name in self._commands)
+
+    def _assigned(self, database: Database) -> list[Service]:
+        return [
+            service
+            for service in database.services.values()
+            if service.node == self._node and service.incarnation == self._incarnation and service.state in ACTIONS
+        ]
+
+    def _is_due(self, service: Service) -> bool:
+        known = self._commands.get(service.name)
+        return is_newer(service.generation, known.generation if known else 0)
+
+    def _begin(self, service: Service, database: Database) -> RunCommand:
+        action = ACTIONS[service.state]
+        self._commands[service.name] = CommandState(service.name, service.generation, action, False)
+        definition = service.definition
+        command, timeout_ms = {
+            "start": (definition.start_command, definition.start_timeout_ms),
+            "stop": (definition.stop_command, definition.stop_timeout_ms),
+            "recovery": (definition.recovery_command, definition.recovery_timeout_ms),
+        }[action]
+        environment = {
+            "MUSTER_CLUSTER": database.cluster.name,
+            "MUSTER_SERVICE": service.name,
+            "MUSTER_UID": str(service.uid),
+            "MUSTER_NODE": database.name_of(self._node),
+            "MUSTER_INCARNATION": str(self._incarnation),
+            "MUSTER_ACTION": action,
+            "MUSTER_REASON": service.reason,
+            "MUSTER_GENERATION": str(service.generation),
+            "MUSTER_EPOCH": str(database.epoch),
+            "MUSTER_OTHER_NODE": database.name_of(service.previous) if service.previous >= 0 else "",
+        }
+        return RunCommand(service.name, service.uid, service.generation, action, command, timeout_ms, environment)
+
+
+class Subsystems:
+    """Notifies the local subsystems, each (transition, level, barrier) once, and remembers their acknowledgements."""
+
+    def __init__(self, node: int, incarnation: int) -> None:
+        self._node, self._incarnation = node, incarnation
+        self.levels: dict[int, Level] = {}
+        self._notified: set[Acknowledgement] = set()
+        self._acknowledged: set[Acknowledgement] = set()
+
+    def register(self, level: Level) -> None:
+        """A subsystem registers (SPEC 3.2). Raises ValueError if the level is taken on this node."""
+        if level.number in self.levels:
+            raise ValueError(f"level {level.number} is registered already, by {self.levels[level.number].name}")
+        self.levels[level.number] = level
+
+    def due(self, database: Database) -> list[Notify]:
+        """The notifications to give now; each is returned once. Forgets what is over."""
+        current = self._current(database)
+        self._notified &= current.keys()
+        self._acknowledged &= current.keys()
+        notifications = []
+        for step, transition in current.items():
+            if step in self._notified:
+                continue
+            self._notified.add(step)
+            if step.level == EVENT_MANAGER:
+                continue  # the event manager is part of the node: see `settle`
+            vector = {member.node: member.state for member in database.members.values()}
+            notifications.append(
+                Notify(
+                    step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
+                    transition.barrier, vector, database.epoch,
+                )
+            )  # fmt: skip
+        return notifications
+
+    def settle(self, database: Database) -> bool:
+        """Let the event manager acknowledge what it has done; True if it newly did (SPEC 6.8, 6.9)."""
+        before = len(self._acknowledged)
+        for step, transition in self._current(database).items():
+            own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
+            if step.level == EVENT_MANAGER and not (own_leave and self._holds_services(database)):
+                self._acknowledged.add(step)
+        return len(self._acknowledged) != before
+
+    def acknowledge(self, step: Acknowledgement) -> bool:
+        """A subsystem has processed a notification. False if it was not asked (stale, or never notified)."""
+        if step not in self._notified:
+            return False
+        self._acknowledged.add(step)
+        return True
+
+    def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:
+        """What to repeat in this node's report until the transitions have moved on (P3.3)."""
+        current = self._current(database)
+        return tuple(step for step in sorted(self._acknowledged, key=_order) if step in current)
+
+    def _current(self, database: Database) -> dict[Acknowledgement, Transition]:
+        if database.member(self._node).incarnation != self._incarnation:
+            return {}
+        return {
+            Acknowledgement(transition.identity, transition.level, transition.barrier): transition
+            for transition in database.transitions.values()
+            if self._node in transition.participants and transition.level in self.levels
+        }
+
+    def _holds_services(self, database: Database) -> bool:
+        """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8)."""
+        return any(
+            service.node == self._node or (service.origin == self._node and service.intent)
+            for service in database.services.values()
+        )
+
+
+def _order(step: Acknowledgement) -> tuple[int, int, int]:
+    return (step.transition, step.level, step.barrier)
+

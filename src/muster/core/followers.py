@@ -1,0 +1,59 @@
+"""What a master knows of the others in its term, and what it must tell them again (SPEC 2.4, 2.5).
+
+Messages may be lost and every one is idempotent: whoever lags behind is sent what it misses, or the whole database,
+at most once per half heartbeat, until its report shows that it has got it.
+"""
+
+from muster.core.lease import US_PER_MS
+from muster.records.messages import Append, Report, Snapshot
+from muster.records.state import Database, Entry, encode_database
+from muster.records.terms import Term
+from muster.records.timing import Profile
+
+RECENT_ENTRIES = 128  # kept to repeat to those that missed them
+
+
+class Followers:
+    """The memory of one term of a master; forgotten with the term."""
+
+    def __init__(self, term: Term, profile: Profile) -> None:
+        self.term = term
+        self.reports: dict[int, Report] = {}  # a node in here has acknowledged the term (SPEC 7.7)
+        self._pause_us = profile.heartbeat_ms * US_PER_MS // 2
+        self._recent: list[Entry] = []
+        self._told_us: dict[int, int] = {}
+        self._index: dict[int, int] = {}
+
+    def reported(self, node: int, report: Report) -> bool:
+        """Take a report in; False if the node has not accepted this term and must be sent the database."""
+        if report.term != self.term:
+            self.reports.pop(node, None)
+            return False
+        self.reports[node] = report
+        self._index[node] = report.index
+        return True
+
+    def is_at(self, node: int, term: Term, index: int) -> None:
+        """A heartbeat told where the node is."""
+        if term == self.term:
+            self._index[node] = index
+
+    def committed(self, entry: Entry, now_us: int) -> dict[int, Append]:
+        """The next entry is committed: what to send to whom."""
+        self._recent = [*self._recent, entry][-RECENT_ENTRIES:]
+        for node in self.reports:
+            self._told_us[node] = now_us
+        return {node: Append(self.term, entry.index - 1, (entry,)) for node in self.reports}
+
+    def repeat(self, node: int, database: Database, now_us: int) -> Append | Snapshot | None:
+        """What to send to a node that lags or has not accepted the term; None if it was told a moment ago."""
+        index = self._index.get(node, 0)
+        if node in self.reports and index >= database.index:
+            return None
+        if now_us - self._told_us.get(node, now_us - self._pause_us) < self._pause_us:
+            return None
+        self._told_us[node] = now_us
+        missing = tuple(entry for entry in self._recent if entry.index > index)
+        if node in self.reports and missing and missing[0].index == index + 1:
+            return Append(self.term, index, missing)
+        return Snapshot(self.term, encode_database(database))

@@ -1,0 +1,123 @@
+"""What can happen to a node. Small frozen records; the daemon and the simulator make them, `core.node` takes them."""
+
+from msgspec import Struct
+
+from muster.records.messages import CommandState, Message, OperationRequest
+from muster.records.registers import Strip
+from muster.records.state import Level
+
+
+class StripRead(Struct, frozen=True):
+    """A read of all registers, answering `ReadStrip` number `read`; it began and ended at these times (us)."""
+
+    read: int
+    strip: Strip
+    started_us: int
+    finished_us: int
+
+
+class StripUnread(Struct, frozen=True):
+    """`ReadStrip` number `read` failed."""
+
+    read: int
+    error: str
+
+
+class StoreDone(Struct, frozen=True):
+    """The store effect number `operation` is done (and durable)."""
+
+    operation: int
+
+
+class StoreRefused(Struct, frozen=True):
+    """The store effect number `operation` failed; `kind` is `failed`, `foreign`, `full` or `unreadable`."""
+
+    operation: int
+    kind: str
+    error: str
+
+
+class JournalRead(Struct, frozen=True):
+    """Answer to `ReadJournal` number `operation`."""
+
+    operation: int
+    checkpoint: bytes
+    frames: tuple[bytes, ...]
+
+
+class MessageReceived(Struct, frozen=True):
+    """A decoded message from an authenticated peer's connection."""
+
+    sender: int
+    message: Message
+
+
+class PeerConnected(Struct, frozen=True):
+    """A connection with `node` is up, its peer at `incarnation`."""
+
+    node: int
+    incarnation: int
+
+
+class PeerLost(Struct, frozen=True):
+    """The connection with `node` ended."""
+
+    node: int
+    cause: str
+
+
+class CommandFinished(Struct, frozen=True):
+    """The runner ended a command (or found it ended, after a restart of the daemon)."""
+
+    command: CommandState
+
+
+class LevelRegistered(Struct, frozen=True):
+    """A subsystem registers on this node (SPEC 3.2)."""
+
+    level: Level
+
+
+class Acknowledged(Struct, frozen=True):
+    """A subsystem on this node acknowledges one barrier of a notification (SPEC 3.4)."""
+
+    transition: int
+    level: int
+    barrier: int
+
+
+class OperationRequested(Struct, frozen=True):
+    """A client of this node's control socket asks for an operation; `identity` is unique to the request."""
+
+    identity: str
+    operation: OperationRequest
+
+
+class FenceConfirmed(Struct, frozen=True):
+    """A fence agent has stopped this incarnation (SPEC 7.1)."""
+
+    node: int
+    incarnation: int
+    detail: str
+
+
+class Tick(Struct, frozen=True):
+    """Time has passed: the deadline that `Node.deadline_us` gave is over."""
+
+
+Input = (
+    StripRead
+    | StripUnread
+    | StoreDone
+    | StoreRefused
+    | JournalRead
+    | MessageReceived
+    | PeerConnected
+    | PeerLost
+    | CommandFinished
+    | LevelRegistered
+    | Acknowledged
+    | OperationRequested
+    | FenceConfirmed
+    | Tick
+)

@@ -1,0 +1,872 @@
+"""One node: composes the machines and orders their effects. The daemon and the simulator drive this very class.
+
+Theory of operation. `step(input, now_us)` returns effects; nothing else happens. A node holds a replica of the
+database. It acts on it only once it is confirmed: received from the master of the highest term known, or adopted by
+itself (P5.1). What it must do locally follows from the replica (`executor.py`); what the master must know of it is one
+idempotent report (P5.3). On the master every input ends in a round of decisions: all rules work on one draft, whose
+changes become one entry; one entry is in flight at a time; only when it is committed is it applied and told (P2.6).
+
+Durations are microseconds inside; `now_us` comes from a clock that runs through suspend (SPEC 7.1).
+"""
+
+
+import msgspec
+
+from muster.core import history, mastership, membership, operations, service, transition
+from muster.core.connectivity import Candidate, surviving_set
+from muster.core.draft import Draft, Facts, StopEvidence, counts
+from muster.core.effects import (
+    AppendFrame,
+    Committed,
+    Effect,
+    Elected,
+    Left,
+    Panic,
+    ReadJournal,
+    ReadStrip,
+    Reply,
+    Send,
+    Trace,
+    WriteCheckpoint,
+    WriteClaim,
+    WriteMarks,
+    WriteView,
+)
+from muster.core.executor import Executor, Subsystems
+from muster.core.followers import Followers
+from muster.core.inputs import (
+    Acknowledged,
+    CommandFinished,
+    FenceConfirmed,
+    Input,
+    JournalRead,
+    LevelRegistered,
+    MessageReceived,
+    OperationRequested,
+    PeerConnected,
+    PeerLost,
+    StoreDone,
+    StoreRefused,
+    StripRead,
+    StripUnread,
+    Tick,
+)
+from muster.core.lease import US_PER_MS, Evidence, LeaseWatch
+from muster.core.links import Links
+from muster.core.mastership import Mastership, Phase
+from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
+from muster.records.messages import (
+    OperationRequest,
+    Abdicated,
+    Acknowledgement,
+    Append,
+    CommandState,
+    Heartbeat,
+    Message,
+    Report,
+    Request,
+    Response,
+    Snapshot,
+)
+from muster.records.registers import ClaimFlag, Mark, Marks, ProofKind, Strip, View
+from muster.records.state import (
+    EVENT_MANAGER_LEVEL,
+    Database,
+    Entry,
+    Level,
+    NodeState,
+    decode_database,
+    decode_entry,
+    encode_database,
+    encode_entry,
+)
+from muster.records.terms import NO_TERM, Stamp, Term
+from muster.records.timing import Profile
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a node is told at boot. `definitions_limit_bytes`: what the journal can take of service definitions."""
+
+    node: int
+    name: str
+    incarnation: int
+    profile: Profile
+    definitions_limit_bytes: int = 1 << 20
+
+
+def newest_journal(strip: Strip) -> tuple[int, Mark] | None:
+    """Owner and mark of the newest journal, or None while a claim register is unknown (SPEC 1.5)."""
+    if any(claim is None for claim in strip.claims):
+        return None
+    return mastership.newest_mark(strip)
+
+
+def restore(checkpoint: bytes, frames: tuple[bytes, ...]) -> Database:
+    """The database that a journal amounts to. Raises `msgspec.DecodeError` or `ValueError` if it is none."""
+    database = decode_database(checkpoint)
+    for frame in frames:
+        database.apply(decode_entry(frame))
+    return database
+
+
+def accepts(accepted: Term, confirmed: bool, index: int, offered: Term, offered_index: int) -> bool:
+    """Whether a snapshot replaces this replica: a higher term, or newer in the same one (P5.1, SPEC 2.5)."""
+    if not confirmed:
+        return offered >= accepted
+    return offered > accepted or (offered == accepted and offered_index > index)
+
+
+class Node:
+    """One node of the cluster: give it inputs, carry out its effects."""
+
+    def __init__(
+        self, setup: Setup, database: Database, strip: Strip, commands: tuple[CommandState, ...], now_us: int
+    ) -> None:
+        self.setup, self.database = setup, database
+        self.me = setup.node
+        self._profile = setup.profile
+        own_claim = strip.claims[self.me]
+        assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
+        self._mastership, self._first_action = mastership.boot(own_claim, setup.incarnation)
+        self._strip = strip
+        self._watches = [LeaseWatch(setup.profile.gap_ms) for _ in strip.leases]
+        self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
+        self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
+        self._executor = Executor(self.me, setup.incarnation, commands)
+        self._subsystems = Subsystems(self.me, setup.incarnation)
+        self._subsystems.register(EVENT_MANAGER_LEVEL)
+        self._effects: list[Effect] = []
+        self._now_us = now_us
+        self._started_us = now_us
+        self._ended = False
+        view = strip.views[self.me]
+        self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
+        self._clients = Clients()
+        self._fenced: dict[tuple[int, int], Evidence] = {}
+        self._known_dead: set[tuple[int, int]] = set()
+        self._last_report: Report | None = None
+        self._claimable_since_us: int | None = None
+        self._leave_done = False
+        self._begin_term(NO_TERM)
+        self._begin_store(strip)
+        self._next_read_us = now_us
+        self._next_heartbeat_us = now_us
+
+    def _begin_term(self, term: Term) -> None:
+        """Forget what was gathered for the last term as master."""
+        self._followers = Followers(term, self._profile)
+        self._requests: dict[str, tuple[int, Request]] = {}
+        self._in_flight: tuple[Entry, list[tuple[int, Response]]] | None = None
+        self._services_open = False
+        self._unreachable: dict[int, str] = {}
+        self._adopted: Database | None = None
+
+    def _begin_store(self, strip: Strip) -> None:
+        self._operation = 0
+        self._read = 0
+        self._mastership_operation = 0
+        self._mastership_read = 0
+        self._mastership_action: mastership.Action | None = None
+        self._retry_us: int | None = None
+        self._periodic_read = 0
+        marks = strip.marks[self.me]
+        self._marks_sequence = marks.stamp.sequence if marks else 0
+        self._marks_written: tuple[tuple[int, int], ...] = ()
+        self._writing: dict[int, str] = {}  # operation -> view or marks
+
+    # ---- the interface of the drivers ---------------------------------------------------------------------------
+
+    @property
+    def is_master(self) -> bool:
+        """Whether this node acts as master now."""
+        return self._mastership.is_master
+
+    @property
+    def master(self) -> int | None:
+        """The node that this one takes for master, if any."""
+        if self.is_master:
+            return self.me
+        holder = self._holder()
+        return holder[0] if holder is not None and self._watches[holder[0]].is_live() else None
+
+    @property
+    def term(self) -> Term:
+        """The highest term that this node knows to have been in force."""
+        return self._accepted
+
+    @property
+    def incarnation(self) -> int:
+        """This boot of this node."""
+        return self.setup.incarnation
+
+    @property
+    def connected(self) -> dict[int, int]:
+        """Connected peers and their incarnations."""
+        return self._links.connected
+
+    @property
+    def deadline_us(self) -> int:
+        """When the next `Tick` is due."""
+        times = [self._next_heartbeat_us, self._links.next_view_us]
+        if not self._periodic_read:
+            times.append(self._next_read_us)
+        if self._retry_us is not None:
+            times.append(self._retry_us)
+        return min(times)
+
+    def heard(self) -> frozenset[int]:
+        """The nodes whose frames arrived within the link bound."""
+        return self._links.heard(len(self.database.nodes), self._now_us)
+
+    def is_live(self, node: int) -> bool:
+        """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
+        return node == self.me or (node < len(self._watches) and self._watches[node].is_live())
+
+    def start(self, now_us: int) -> list[Effect]:
+        """The first effects: withdraw what an earlier life claimed, begin to read."""
+        self._now_us = now_us
+        self._do(self._first_action)
+        self._timers()
+        return self._flush()
+
+    def step(self, happened: Input, now_us: int) -> list[Effect]:
+        """Take one input in; return what is to be done, in order."""
+        if self._ended:
+            return []
+        self._now_us = max(self._now_us, now_us)
+        self._take(happened)
+        if not self._ended:
+            self._timers()
+            self._decide()
+        return self._flush()
+
+    def _flush(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _take(self, happened: Input) -> None:
+        match happened:
+            case StripRead():
+                self._strip_read(happened)
+            case StripUnread():
+                self._strip_unread(happened)
+            case StoreDone(operation=operation):
+                self._store_done(operation)
+            case StoreRefused():
+                self._store_refused(happened)
+            case JournalRead():
+                self._journal_read(happened)
+            case MessageReceived(sender=sender, message=message):
+                self._message(sender, message)
+            case PeerConnected(node=node, incarnation=incarnation):
+                self._links.connected[node] = incarnation
+                self._links.hear(node, self._now_us)
+                self._heartbeat(node)
+                self._send_report(force=True)
+            case PeerLost(node=node, cause=cause):
+                if self._links.connected.pop(node, None) is not None:
+                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}")
+            case CommandFinished(command=command):
+                self._executor.finished(command)
+                self._send_report()
+            case LevelRegistered(level=level):
+                self._subsystems.register(level)
+            case Acknowledged(transition=identity, level=level, barrier=barrier):
+                if self._subsystems.acknowledge(Acknowledgement(identity, level, barrier)):
+                    self._send_report()
+            case OperationRequested(identity=identity, operation=operation):
+                self._requested(identity, operation)
+            case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
+                self._fenced[node, incarnation] = Evidence(ProofKind.FENCE_AGENT, incarnation, detail)
+            case Tick():
+                pass
+
+    # ---- the store -----------------------------------------------------------------------------------------------
+
+    def _strip_read(self, read: StripRead) -> None:
+        if read.read == self._mastership_read:
+            self._mastership_read = 0
+            self._observe(read)
+            self._do_step(mastership.read(self._mastership, read.strip, self._is_dead))
+        elif read.read == self._periodic_read:
+            self._periodic_read = 0
+            self._next_read_us = max(self._now_us, read.started_us + self._profile.read_ms * US_PER_MS)
+            self._observe(read)
+            state, action = mastership.observe(self._mastership, read.strip)
+            if action is not None:
+                self._trace("superseded", "a higher term was claimed")
+                self._do_step((state, action))
+            self._watch_links()
+            self._consider_claim()
+            self._find_master()
+
+    def _strip_unread(self, unread: StripUnread) -> None:
+        retry_us = self._now_us + self._profile.read_ms * US_PER_MS
+        if unread.read == self._mastership_read:
+            self._mastership_read = 0
+            self._retry_us = retry_us
+        elif unread.read == self._periodic_read:
+            self._periodic_read = 0
+            self._next_read_us = retry_us
+            for watch in self._watches:
+                watch.observe(None, self._now_us, self._now_us)
+
+    def _observe(self, read: StripRead) -> None:
+        self._strip = read.strip
+        for node, lease in enumerate(read.strip.leases):
+            watch = self._watches[node]
+            watch.observe(lease, read.started_us, read.finished_us)
+            if watch.lease is None or node == self.me:
+                continue
+            member = self.database.member(node)
+            incarnation = member.incarnation if counts(member) else watch.lease.stamp.incarnation
+            if (node, incarnation) in self._known_dead or not counts(member):
+                continue
+            evidence = self._evidence(node, incarnation)
+            if evidence is not None:
+                self._known_dead.add((node, incarnation))
+                self._trace("proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}")
+
+    def _store_done(self, operation: int) -> None:
+        kind = self._writing.pop(operation, "")
+        if operation == self._mastership_operation:
+            self._mastership_operation = 0
+            self._do_step(mastership.written(self._mastership))
+        elif kind == "marks":
+            self._publish_marks()
+
+    def _store_refused(self, refused: StoreRefused) -> None:
+        if refused.kind == "foreign":
+            self._panic(refused.error)
+            return
+        kind = self._writing.pop(refused.operation, "")
+        if kind == "marks":
+            self._marks_written = ()  # written again at the next publication
+        if kind or refused.operation != self._mastership_operation:
+            return
+        self._mastership_operation = 0
+        phase = self._mastership.phase
+        if refused.kind == "full" and phase is Phase.COMMIT_WRITE:
+            self._do_step(mastership.full(self._mastership))
+        elif phase is Phase.LOADING or (refused.kind == "full" and phase is Phase.ADOPT_CHECKPOINT):
+            self._trace("adoption failed", refused.error)
+            self._claimable_since_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
+            self._do_step(mastership.failed(self._mastership))
+        elif refused.kind == "full":
+            self._trace("journal full", refused.error)
+            self._do_step(mastership.withdraw(self._mastership))
+        else:
+            self._trace("store failed", refused.error)
+            self._retry_us = self._now_us + self._profile.read_ms * US_PER_MS
+
+    def _journal_read(self, journal: JournalRead) -> None:
+        if journal.operation != self._mastership_operation:
+            return
+        self._mastership_operation = 0
+        try:
+            self._adopted = restore(journal.checkpoint, journal.frames)
+        except (msgspec.DecodeError, ValueError) as error:
+            self._trace("adoption failed", f"the newest journal does not decode: {error}")
+            self._claimable_since_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
+            self._do_step(mastership.failed(self._mastership))
+            return
+        self._do_step(mastership.loaded(self._mastership, encode_database(self._adopted)))
+
+    # ---- mastership ----------------------------------------------------------------------------------------------
+
+    def _do_step(self, step: tuple[Mastership, mastership.Action]) -> None:
+        self._mastership, action = step
+        self._do(action)
+
+    def _do(self, action: mastership.Action) -> None:
+        self._mastership_action = action
+        match action:
+            case mastership.Write(claim=claim):
+                self._effects.append(WriteClaim(self._mastership_store(), claim))
+            case mastership.Read(again=True):
+                self._mastership_action = mastership.Read()
+                self._retry_us = self._now_us + self._profile.read_ms * US_PER_MS
+            case mastership.Read():
+                self._read += 1
+                self._mastership_read = self._read
+                self._effects.append(ReadStrip(self._read))
+            case mastership.Load(owner=owner, mark=mark):
+                self._effects.append(ReadJournal(self._mastership_store(), owner, mark))
+            case mastership.Checkpoint(mark=mark, blob=blob):
+                self._effects.append(WriteCheckpoint(self._mastership_store(), mark, blob))
+            case mastership.Append(mark=mark, number=number, frame=frame):
+                self._effects.append(AppendFrame(self._mastership_store(), mark, number, frame))
+            case mastership.Compact():
+                self._do_step(mastership.compact(self._mastership, encode_database(self.database)))
+            case mastership.Became(term=term):
+                self._became(term)
+            case mastership.Decided():
+                self._decided()
+            case mastership.Withdrawn():
+                self._withdrawn()
+            case mastership.Halt(cause=cause):
+                self._panic(cause)
+
+    def _mastership_store(self) -> int:
+        self._operation += 1
+        self._mastership_operation = self._operation
+        return self._operation
+
+    def _is_dead(self, node: int, incarnation: int) -> bool:
+        return self._evidence(node, incarnation) is not None
+
+    def _evidence(self, node: int, incarnation: int) -> Evidence | None:
+        """Proof that an incarnation has stopped (SPEC 7.1); there is never one of this node's own life."""
+        if node == self.me and incarnation >= self.setup.incarnation:
+            return None
+        return self._fenced.get((node, incarnation)) or self._watches[node].evidence(incarnation)
+
+    def _consider_claim(self) -> None:
+        """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.8)."""
+        if self._mastership.phase is not Phase.IDLE or self._leave_done:
+            return
+        if not mastership.may_claim(self._strip, self.me, self._is_dead):
+            self._claimable_since_us = None
+            return
+        if self._claimable_since_us is None:
+            self._claimable_since_us = self._now_us
+        waited_us = self._now_us - self._claimable_since_us
+        if waited_us < self._candidate_rank() * self._profile.claim_stagger_ms * US_PER_MS or not self._may_lead():
+            return
+        if self._strip.claims[self.me] != self._mastership.claim:
+            self._panic("its own claim register holds what it did not write: a second node runs under this name")
+            return
+        self._claimable_since_us = None
+        self._trace("claiming", f"above term {max(c.stamp.term for c in self._strip.claims if c is not None)}")
+        self._do_step(mastership.claim(self._mastership, self._strip))
+
+    def _candidate_rank(self) -> int:
+        """Place among the live nodes: joined ones first, then by id. Only spares duels; safety does not need it."""
+        preference = (NodeState.JOINED, NodeState.JOINING, NodeState.LEAVING, NodeState.INACTIVE)
+
+        def order(node: int) -> tuple[int, int]:
+            state = self.database.member(node).state
+            return (preference.index(state) if state in preference else len(preference), node)
+
+        live = sorted((node for node in self.database.nodes if self.is_live(node)), key=order)
+        return live.index(self.me) if self.me in live else len(live)
+
+    def _may_lead(self) -> bool:
+        """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""
+        candidates = self._link_candidates()
+        return self.me not in candidates or self.me in surviving_set(candidates)
+
+    def _became(self, term: Term) -> None:
+        assert self._adopted is not None
+        adopted = self._adopted
+        self._begin_term(term)
+        self.database = adopted
+        self._accepted, self._confirmed = term, True
+        self._marks_written = ()
+        self._effects.append(Elected(term.number, term.node))
+        self._trace("elected", f"{self.setup.name} is master, term {term}, at index {adopted.index}")
+        self._abdicate_if_due()
+        self._replica_changed()
+        self._remind()
+
+    def _decided(self) -> None:
+        assert self._in_flight is not None
+        entry, responses = self._in_flight
+        self._in_flight = None
+        self._apply(entry)
+        for node, append in self._followers.committed(entry, self._now_us).items():
+            self._send(node, append)
+        for sender, response in responses:
+            self._respond(sender, response)
+        self._publish_marks()
+        self._abdicate_if_due()
+        self._replica_changed()
+
+    def _withdrawn(self) -> None:
+        for node in self._links.connected:
+            self._send(node, Abdicated(self._mastership.term))
+        self._begin_term(NO_TERM)
+        if self._leave_done:
+            self._finish_leave()
+
+    def _abdicate_if_due(self) -> None:
+        """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
+        if self._mastership.abdicating and self._mastership.phase is Phase.MASTER:
+            self._do_step(mastership.withdraw(self._mastership))
+            return
+        if self._mastership.phase is not Phase.MASTER or self.database.member(self.me).state is not NodeState.LEAVING:
+            return
+        for member in self.database.members.values():
+            report = self._followers.reports.get(member.node)
+            if member.state is NodeState.JOINED and report is not None and report.incarnation == member.incarnation:
+                self._trace("abdicating", "it leaves the cluster")
+                self._do_step(mastership.withdraw(self._mastership))
+                return
+
+    # ---- the links -----------------------------------------------------------------------------------------------
+
+    def _link_candidates(self) -> dict[int, Candidate]:
+        return self._links.candidates(self.database, self._strip, self.is_live, self._now_us)
+
+    def _watch_links(self) -> None:
+        """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
+        if not self.is_master:
+            return
+        nodes = len(self.database.nodes)
+        outside = self._links.judge(self._link_candidates(), self._strip, nodes, self._now_us)
+        self._unreachable = {}
+        if self.me in outside:
+            self._trace("abdicating", "its links failed; the surviving set goes on without it")
+            self._mastership, action = mastership.abdicate(self._mastership)
+            if action is not None:
+                self._do(action)
+            return
+        for node, lost in outside.items():
+            names = ", ".join(sorted(self.database.name_of(other) for other in lost))
+            self._unreachable[node] = f"its links to {names} failed"
+
+    def _write_view_if_due(self) -> None:
+        live = [node for node in self.database.nodes if self.is_live(node)]
+        heard = self._links.view_due(len(self.database.nodes), live, self._now_us)
+        if heard is None:
+            return
+        if "view" in self._writing.values():
+            self._links.next_view_us = self._now_us + self._profile.read_ms * US_PER_MS
+            return
+        for node in sorted((self._links.said or frozenset()) - heard):
+            if node in self._links.connected:
+                self._trace("link lost", f"{self.database.name_of(node)}: nothing heard within the bound")
+        self._links.view_sequence += 1
+        self._links.view_written(heard, self._now_us)
+        view = View(self._stamp(self._links.view_sequence), heard)
+        self._effects.append(WriteView(self._begin_write("view"), view))
+
+    def _publish_marks(self) -> None:
+        """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
+        wanted = membership.condemned(self.database.members)
+        if not self.is_master or wanted == self._marks_written or "marks" in self._writing.values():
+            return
+        self._marks_written = wanted
+        self._marks_sequence += 1
+        marks = Marks(self._stamp(self._marks_sequence), wanted)
+        self._effects.append(WriteMarks(self._begin_write("marks"), marks))
+
+    def _begin_write(self, kind: str) -> int:
+        self._operation += 1
+        self._writing[self._operation] = kind
+        return self._operation
+
+    def _stamp(self, sequence: int) -> Stamp:
+        return Stamp(self.me, self.setup.incarnation, self._mastership.term, sequence)
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def _message(self, sender: int, message: Message) -> None:
+        self._links.hear(sender, self._now_us)
+        match message:
+            case Heartbeat(term=term, index=index):
+                self._followers.is_at(sender, term, index)
+            case Snapshot():
+                self._snapshot(message)
+            case Append():
+                self._append(sender, message)
+            case Report():
+                self._reported(sender, message)
+            case Request():
+                self._request(sender, message)
+            case Response():
+                self._clients.answered(message)
+                self._answer()
+            case Abdicated():
+                self._next_read_us = self._now_us
+            case _:
+                pass
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        if self.is_master:
+            self._next_read_us = self._now_us  # only the store says whether this node is superseded
+            return
+        try:
+            database = decode_database(snapshot.database)
+        except msgspec.DecodeError as error:
+            self._trace("snapshot refused", str(error))
+            return
+        if not accepts(self._accepted, self._confirmed, self.database.index, snapshot.term, database.index):
+            return
+        if self._confirmed and database.index < self.database.index:
+            self._panic(f"term {snapshot.term} has lost committed entries after index {database.index}")
+            return
+        self.database, self._accepted, self._confirmed = database, snapshot.term, True
+        self._effects.append(Committed(database.index))
+        self._replica_changed()
+        self._send_report(force=True)
+
+    def _append(self, sender: int, append: Append) -> None:
+        if append.term != self._accepted or not self._confirmed or self.is_master:
+            if append.term > self._accepted:
+                self._send_report(force=True, to=sender)  # asks for this term's snapshot
+            return
+        for entry in append.entries:
+            if entry.index == self.database.index + 1:
+                self._apply(entry)
+        last = append.entries[-1].index if append.entries else 0
+        self._replica_changed()
+        self._send_report(force=last > self.database.index)  # a gap: the master repeats what is missing
+
+    def _reported(self, sender: int, report: Report) -> None:
+        if not self.is_master:
+            return
+        self._followers.reported(sender, report)
+        self._repeat(sender)
+
+    def _repeat(self, node: int) -> None:
+        message = self._followers.repeat(node, self.database, self._now_us)
+        if message is not None:
+            self._send(node, message)
+
+    def _requested(self, identity: str, operation: OperationRequest) -> None:
+        request = self._clients.add(identity, operation)
+        if request is None:
+            text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
+            self._effects.append(Reply(identity, True, text, self.database.index))
+        else:
+            self._forward(request)
+
+    def _forward(self, request: Request) -> None:
+        holder = self._holder()
+        if self.is_master:
+            self._request(self.me, request)
+        elif holder is not None:
+            self._send(holder[0], request)
+
+    def _request(self, sender: int, request: Request) -> None:
+        if not self.is_master:
+            return
+        done = self.database.operations.get(request.identity)
+        if done is not None:
+            self._respond(sender, Response(done.identity, self._accepted, done.index, done.refused, done.outcome))
+        elif len(self._requests) < MAXIMUM_QUEUED:
+            self._requests[request.identity] = (sender, request)
+
+    def _respond(self, sender: int, response: Response) -> None:
+        if sender == self.me:
+            self._clients.answered(response)
+            self._answer()
+        else:
+            self._send(sender, response)
+
+    def _answer(self) -> None:
+        self._effects.extend(self._clients.due(self.database.index))
+
+    def _heartbeat(self, node: int) -> None:
+        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index))
+
+    def _send(self, node: int, message: Message) -> None:
+        if node in self._links.connected:
+            self._effects.append(Send(node, message))
+
+    # ---- the replica and what follows from it --------------------------------------------------------------------
+
+    def _apply(self, entry: Entry) -> None:
+        self._effects.extend(history.narrate(self.database, entry))
+        self.database.apply(entry)
+        self._effects.append(Committed(entry.index))
+
+    def _replica_changed(self) -> None:
+        """Do what the committed records say that this node must do (SPEC 3.4, 3.11, 3.12, 7.7)."""
+        if not self._confirmed or self._ended:
+            return
+        own = self.database.member(self.me)
+        if own.incarnation == self.setup.incarnation:
+            if own.state is NodeState.FORCED_LEAVING:
+                self._panic("the others have forced this node out")
+                return
+            if own.state is NodeState.INACTIVE:
+                self._leave()
+                return
+        self._effects.extend(self._subsystems.due(self.database))
+        self._subsystems.settle(self.database)
+        self._effects.extend(self._executor.due(self.database))
+        self._answer()
+
+    def _leave(self) -> None:
+        """The own leave is complete: give up what is left of a mastership, then end (SPEC 3.11)."""
+        if self._leave_done:
+            return
+        if _forced(self.database, self.me, self.setup.incarnation):
+            self._panic("the others have forced this node out")
+            return
+        self._leave_done = True
+        self._answer()
+        if self._mastership.phase is Phase.IDLE:
+            self._finish_leave()
+        elif self._mastership.phase is Phase.MASTER:
+            self._do_step(mastership.withdraw(self._mastership))
+        else:
+            self._mastership, _ = mastership.abdicate(self._mastership)
+
+    def _finish_leave(self) -> None:
+        self._trace("left", f"{self.setup.name} has left the cluster")
+        self._effects.append(Left())
+        self._ended = True
+
+    def _own_report(self) -> Report:
+        own = self.database.member(self.me)
+        wish = "" if self._confirmed and own.incarnation == self.setup.incarnation else "join"
+        return Report(
+            self._accepted if self._confirmed else NO_TERM,
+            self.database.index,
+            self.setup.incarnation,
+            wish,
+            tuple(self._levels()),
+            self._subsystems.acknowledged(self.database),
+            self._executor.states(self.database),
+        )
+
+    def _levels(self) -> list[Level]:
+        return [self._subsystems.levels[number] for number in sorted(self._subsystems.levels)]
+
+    def _send_report(self, force: bool = False, to: int | None = None) -> None:
+        """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
+        if self.is_master:
+            return
+        holder = self._holder()
+        receiver = to if to is not None else holder[0] if holder is not None else None
+        if receiver is None or receiver == self.me:
+            return
+        self._subsystems.settle(self.database)
+        report = self._own_report()
+        if force or report != self._last_report:
+            self._last_report = report
+            self._send(receiver, report)
+
+    def _has_something_pending(self) -> bool:
+        report = self._own_report()
+        return bool(report.wish or report.acknowledgements or report.commands or report.term != self._claimed_term())
+
+    def _holder(self) -> tuple[int, Term] | None:
+        """The node and term of the highest mastership in force, by the store and by what was accepted."""
+        best: tuple[int, Term] | None = None
+        for claim in self._strip.claims:
+            if claim is not None and claim.flag is ClaimFlag.MASTER and (best is None or claim.stamp.term > best[1]):
+                best = (claim.stamp.owner, claim.stamp.term)
+        if self._confirmed and self._accepted.number and (best is None or self._accepted > best[1]):
+            claim = self._strip.claims[self._accepted.node]
+            gone = claim is not None and claim.stamp.term >= self._accepted and claim.flag is ClaimFlag.WITHDRAWN
+            return best if gone else (self._accepted.node, self._accepted)
+        return best
+
+    def _claimed_term(self) -> Term:
+        holder = self._holder()
+        return holder[1] if holder is not None else NO_TERM
+
+    def _find_master(self) -> None:
+        """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
+        if not self.is_master and self._claimed_term() > (self._accepted if self._confirmed else NO_TERM):
+            self._send_report()
+
+    # ---- decisions of the master ---------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
+        while self._mastership.phase is Phase.MASTER and not self._ended and not self._leave_done:
+            draft, facts = Draft(self.database), self._facts()
+            responses = self._carry_out_requests(draft, facts)
+            membership.force_out_the_dead(draft, facts)
+            membership.condemn_the_unreachable(draft, facts)
+            membership.admit(draft, facts)
+            transition.advance(draft, facts)
+            service.advance(draft, facts)
+            if not draft.changes:
+                return
+            cause = "; ".join(draft.causes)[:2000]
+            entry = Entry(draft.index, self._accepted, cause, draft.changes)
+            self._in_flight = (entry, responses)
+            self._do_step(mastership.propose(self._mastership, encode_entry(entry)))
+
+    def _facts(self) -> Facts:
+        self._subsystems.settle(self.database)
+        own = self._own_report()
+        reports = {**self._followers.reports, self.me: msgspec.structs.replace(own, term=self._accepted)}
+        facts = Facts(
+            self._now_us, self.me, reports, self._stop_evidence, self.is_live, self._unreachable,
+            self._services_open, self._free_bytes,
+        )  # fmt: skip
+        if not self._services_open:
+            self._services_open = facts.services_open = self._all_have_reported(facts)
+        return facts
+
+    def _stop_evidence(self, node: int, incarnation: int) -> StopEvidence | None:
+        return self._evidence(node, incarnation)
+
+    def _all_have_reported(self, facts: Facts) -> bool:
+        """Whether every member of this term has shown its inventory, is condemned, or is dead (P6.2)."""
+        return all(
+            facts.report(member) is not None or member.eviction is not None
+            for member in self.database.members.values()
+            if member.state in (NodeState.JOINED, NodeState.LEAVING)
+        )
+
+    def _free_bytes(self) -> int:
+        used = sum(len(msgspec.msgpack.encode(record)) for record in self.database.services.values())
+        return self.setup.definitions_limit_bytes - used
+
+    def _carry_out_requests(self, draft: Draft, facts: Facts) -> list[tuple[int, Response]]:
+        """Carry out what was asked; refusals are answered at once, the rest when it is committed (P9.1)."""
+        responses = []
+        requests, self._requests = self._requests, {}
+        for sender, request in requests.values():
+            operation = operations.carry_out(request, draft, facts)
+            response = Response(
+                operation.identity, self._accepted, operation.index, operation.refused, operation.outcome
+            )
+            if operation.refused:
+                self._respond(sender, response)
+            else:
+                responses.append((sender, response))
+        return responses
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def _timers(self) -> None:
+        if self._retry_us is not None and self._now_us >= self._retry_us:
+            self._retry_us = None
+            if self._mastership_action is not None:
+                self._do(self._mastership_action)
+        if self._now_us >= self._next_read_us and not self._periodic_read:
+            self._read += 1
+            self._periodic_read = self._read
+            self._effects.append(ReadStrip(self._read))
+        if self._now_us >= self._next_heartbeat_us:
+            self._beat()
+        self._write_view_if_due()
+
+    def _beat(self) -> None:
+        interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
+        self._next_heartbeat_us = self._now_us + interval_ms * US_PER_MS
+        for node in self._links.connected:
+            self._heartbeat(node)
+        for request in self._clients.unanswered():
+            self._forward(request)
+        if self.is_master:
+            self._remind()
+        elif self._has_something_pending():
+            self._send_report(force=True)
+
+    def _remind(self) -> None:
+        """On the master: repeat what a node has missed, or the snapshot that it has not answered."""
+        for node in self._links.connected:
+            if node in self._followers.reports or counts(self.database.member(node)):
+                self._repeat(node)
+
+    def _panic(self, cause: str) -> None:
+        self._effects.append(Panic(cause))
+        self._ended = True
+
+    def _trace(self, event: str, detail: str) -> None:
+        self._effects.append(Trace(event, detail))
+
+
+def _forced(database: Database, node: int, incarnation: int) -> bool:
+    """Whether this incarnation ended by a forced leave: a live node that reads that of itself must stop."""
+    proof = database.member(node).last_proof
+    return proof is not None and proof.incarnation == incarnation

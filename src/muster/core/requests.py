@@ -1,0 +1,46 @@
+"""Operations on their way: from this node's clients to the master and back (SPEC 8.1, 9.1).
+
+A node repeats its clients' requests to whoever is master until an answer comes; their identities make that harmless.
+A client is answered only once this node's own replica shows what the answer speaks of.
+"""
+
+from muster.core.effects import Reply
+from muster.records.messages import OperationRequest, Request, Response
+
+MAXIMUM_PENDING = 256  # operations of one node's clients that wait for an answer
+MAXIMUM_QUEUED = 1024  # on the master, between two rounds of decisions
+
+
+class Clients:
+    """The operations that this node's clients wait for."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, OperationRequest] = {}
+        self._answers: dict[str, Response] = {}  # wait until the replica has got to their index
+
+    def add(self, identity: str, operation: OperationRequest) -> Request | None:
+        """A client asks: the request to forward, or None when too many wait already."""
+        if len(self._pending) >= MAXIMUM_PENDING and identity not in self._pending:
+            return None
+        self._pending[identity] = operation
+        return Request(identity, operation)
+
+    def unanswered(self) -> list[Request]:
+        """The requests to repeat."""
+        return [
+            Request(identity, operation)
+            for identity, operation in self._pending.items()
+            if identity not in self._answers
+        ]
+
+    def answered(self, response: Response) -> None:
+        """The master has answered."""
+        if response.identity in self._pending:
+            self._answers[response.identity] = response
+
+    def due(self, index: int) -> list[Reply]:
+        """The replies that a replica at `index` can stand behind."""
+        ready = [response for response in self._answers.values() if response.index <= index]
+        for response in ready:
+            del self._answers[response.identity], self._pending[response.identity]
+        return [Reply(each.identity, each.refused, each.outcome, each.index) for each in ready]

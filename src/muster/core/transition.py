@@ -1,0 +1,213 @@
+"""Transitions: a node's join, leave or forced leave, taken through all levels on all nodes in order (SPEC 3).
+
+Theory of operation. A transition is one record in the database: the levels it takes in their order, where it is
+(position, barrier), and who must acknowledge that (participants). The master commits the opening and every advance
+before anyone is told (P3.2); nodes learn of it by the committed entry itself, notify their subsystem of that level,
+and repeat the acknowledgement in their reports until the record has moved on (P3.3). So a new master needs nothing
+but the database and the next reports to go on in the middle (SPEC 2.4).
+
+Joins and forced leaves go bottom-up, graceful leaves top-down. A forced leave replaces whatever transition its node
+had: it starts at the lowest level, ends at the highest that was ever told of the join, and skips the levels that a
+graceful leave had already completed (SPEC 3.9). Each node has at most one transition; those of different nodes run
+side by side (SPEC 3.5).
+"""
+
+from msgspec.structs import replace
+
+from muster.core.draft import Draft, Facts, counts
+from muster.records.messages import Acknowledgement
+from muster.records.state import (
+    EVENT_MANAGER_LEVEL,
+    Level,
+    Member,
+    NodeState,
+    Proof,
+    Transition,
+    TransitionKind,
+)
+
+# SPEC 3.6, Table 1: what may be sent to a subsystem that has been sent (or holds) something about a node, and what it
+# holds once all have acknowledged.
+SETTLED_STATE = {
+    TransitionKind.JOINING: NodeState.JOINED,
+    TransitionKind.LEAVING: NodeState.INACTIVE,
+    TransitionKind.FORCED_LEAVING: NodeState.INACTIVE,
+}
+MAY_FOLLOW = {
+    NodeState.INACTIVE: (TransitionKind.JOINING,),
+    NodeState.JOINING: (TransitionKind.FORCED_LEAVING,),
+    NodeState.JOINED: (TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING),
+    NodeState.LEAVING: (TransitionKind.FORCED_LEAVING,),
+    NodeState.FORCED_LEAVING: (),
+}
+
+
+IDENTITIES_PER_ENTRY = 64  # several transitions may open in one entry: identity = index * 64 + node
+
+
+class IllegalTransition(Exception):
+    """Table 1 does not allow this transition from the node's state: a bug, and nothing was changed."""
+
+
+def open_join(draft: Draft, node: int, incarnation: int, levels: tuple[Level, ...]) -> None:
+    """Open the join of a new incarnation through every level registered anywhere (SPEC 3.4, 3.8)."""
+    _check_allowed(draft.member(node), TransitionKind.JOINING)
+    before = draft.member(node)
+    member = Member(node, NodeState.JOINING, incarnation, levels, last_proof=before.last_proof)
+    draft.put(member)
+    everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
+    _open(draft, member, TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
+
+
+def open_leave(draft: Draft, node: int, cause: str) -> None:
+    """Open the graceful leave of a joined node, top-down (SPEC 3.4)."""
+    _check_allowed(draft.member(node), TransitionKind.LEAVING)
+    member = replace(draft.member(node), state=NodeState.LEAVING)
+    draft.put(member)
+    everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
+    told = tuple(sorted((level for level in everywhere if level <= member.told_level), reverse=True))
+    _open(draft, member, TransitionKind.LEAVING, told, cause)
+
+
+def open_forced_leave(draft: Draft, node: int, proof: Proof) -> None:
+    """Open the forced leave of an incarnation that is proven to have stopped (SPEC 3.9, 7.1)."""
+    before = draft.member(node)
+    _check_allowed(before, TransitionKind.FORCED_LEAVING)
+    aborted = draft.transition_of(node)
+    completed: set[int] = set()
+    if aborted is not None:
+        if aborted.kind is TransitionKind.LEAVING:
+            completed = set(aborted.levels[: aborted.position])
+        draft.forget("transition", str(aborted.identity))
+    everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
+    own = {level.number for level in before.levels}
+    levels = tuple(sorted(level for level in (everywhere | own) - completed if level <= before.told_level))
+    cause = before.eviction.cause if before.eviction else proof.detail
+    member = replace(before, state=NodeState.FORCED_LEAVING, eviction=None, last_proof=proof)
+    draft.put(member)
+    _open(draft, member, TransitionKind.FORCED_LEAVING, levels, cause)
+
+
+def advance(draft: Draft, facts: Facts) -> None:
+    """Move every transition on as far as its acknowledgements allow: one barrier at a time (SPEC 3.4)."""
+    for transition in list(draft.transitions.values()):
+        _shed_participants(draft, transition)
+        current = draft.transitions[transition.identity]
+        if all_acknowledged(current, draft, facts):
+            _step(draft, current)
+
+
+def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool:
+    """Whether every participant has acknowledged the present level and barrier (P3.3)."""
+    wanted = Acknowledgement(transition.identity, transition.level, transition.barrier)
+    for node in transition.participants:
+        report = facts.report(draft.member(node))
+        if report is None or wanted not in report.acknowledgements:
+            return False
+    return True
+
+
+def reached(transition: Transition, level: int) -> bool:
+    """Whether a bottom-up transition has got to `level`, or does not take it at all."""
+    return transition.level >= level or level not in transition.levels
+
+
+def barrier_conflict(draft: Draft, node: int, levels: tuple[Level, ...]) -> str:
+    """Why these levels may not join beside those registered already, or nothing (SPEC 3.2)."""
+    for other in draft.members.values():
+        if not counts(other) or other.node == node:
+            continue
+        registered = {level.number: level for level in other.levels}
+        for level in levels:
+            there = registered.get(level.number)
+            if there is not None and there.barriers != level.barriers:
+                return (
+                    f"level {level.number} ({level.name}) registers barriers {tuple(level.barriers)} on "
+                    f"{draft.name(node)}, but {tuple(there.barriers)} on {draft.name(other.node)}: make them equal"
+                )
+    return ""
+
+
+def _check_allowed(member: Member, kind: TransitionKind) -> None:
+    if kind not in MAY_FOLLOW[member.state]:
+        raise IllegalTransition(f"{kind} of node {member.node}, which is {member.state}")
+
+
+def _open(draft: Draft, member: Member, kind: TransitionKind, levels: tuple[int, ...], cause: str) -> None:
+    identity = draft.index * IDENTITIES_PER_ENTRY + member.node
+    transition = Transition(identity, member.node, member.incarnation, kind, levels, cause=cause)
+    draft.put(transition, f"{draft.name(member.node)}: {kind} opened ({cause})")
+    _enter(draft, transition, 0)
+
+
+def _enter(draft: Draft, transition: Transition, position: int) -> None:
+    """Enter the first level at or after `position` that has anybody to notify; finish if there is none."""
+    while position < len(transition.levels):
+        level = transition.levels[position]
+        participants = draft.participants(level)
+        if transition.kind is TransitionKind.JOINING:
+            draft.put(replace(draft.member(transition.node), told_level=level))
+        if participants:
+            draft.put(replace(transition, position=position, barrier=0, participants=participants))
+            return
+        position += 1
+    _finish(draft, transition)
+
+
+def _step(draft: Draft, transition: Transition) -> None:
+    """All acknowledged: the next barrier, or else the next level."""
+    barriers = _barriers(draft, transition)
+    if transition.barrier + 1 < barriers:
+        participants = tuple(node for node in transition.participants if counts(draft.member(node)))
+        draft.put(replace(transition, barrier=transition.barrier + 1, participants=participants))
+        return
+    if transition.kind is TransitionKind.LEAVING:
+        _deregister(draft, transition.node, transition.level)
+    draft.causes.append(f"{draft.name(transition.node)}: {transition.kind} done at level {transition.level}")
+    _enter(draft, transition, transition.position + 1)
+
+
+def _finish(draft: Draft, transition: Transition) -> None:
+    member = draft.member(transition.node)
+    state = SETTLED_STATE[transition.kind]
+    if state is NodeState.INACTIVE:
+        member = Member(member.node, state, member.incarnation, last_proof=member.last_proof)
+    else:
+        member = replace(member, state=state, refusal="")
+    draft.put(member)
+    cause = f"{draft.name(transition.node)}: {transition.kind} complete, {state}"
+    draft.forget("transition", str(transition.identity), cause)
+
+
+def _deregister(draft: Draft, node: int, level: int) -> None:
+    """A leaving node's subsystem hears nothing more after its last acknowledgement (SPEC 3.11)."""
+    member = draft.member(node)
+    draft.put(replace(member, levels=tuple(entry for entry in member.levels if entry.number != level)))
+
+
+def _barriers(draft: Draft, transition: Transition) -> int:
+    """Number of barriers of the present level; equal on all nodes (SPEC 3.2)."""
+    for node in transition.participants:
+        for level in draft.member(node).levels:
+            if level.number == transition.level:
+                barriers = level.barriers
+                return {
+                    TransitionKind.JOINING: barriers.joining,
+                    TransitionKind.LEAVING: barriers.leaving,
+                    TransitionKind.FORCED_LEAVING: barriers.forced_leaving,
+                }[transition.kind]
+    return 1
+
+
+def _shed_participants(draft: Draft, transition: Transition) -> None:
+    """Nobody waits for a participant that has been forced out (SPEC 3.4)."""
+    remaining = tuple(
+        node
+        for node in transition.participants
+        if counts(draft.member(node)) and any(r.number == transition.level for r in draft.member(node).levels)
+    )
+    if remaining != transition.participants:
+        draft.put(replace(transition, participants=remaining))
+
+
+EVENT_MANAGER = EVENT_MANAGER_LEVEL.number

@@ -1,0 +1,171 @@
+"""What nodes say to each other on the interconnect (SPEC 1.6). Compact MessagePack arrays from this schema.
+
+Every message is idempotent and carries the term it belongs to (SPEC 2.5); losing, repeating or reordering any of them
+only delays. New fields go to the end, with a default.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from muster.records.state import Definition, Entry, Level
+from muster.records.terms import NO_TERM, Term
+
+WIRE_VERSIONS = (1, 1)  # lowest and highest version of this schema that this release understands
+MAXIMUM_FRAME_BYTES = 32 * 1024 * 1024
+
+
+class Hello(Struct, frozen=True, array_like=True, tag=1):
+    """First frame of a connection, both ways: who speaks, and what it understands (SPEC 9.2)."""
+
+    cluster: str
+    node: int
+    incarnation: int
+    lowest_version: int
+    highest_version: int
+
+
+class Heartbeat(Struct, frozen=True, array_like=True, tag=2):
+    """I am here, at this term and commit index."""
+
+    incarnation: int
+    term: Term
+    index: int
+
+
+class Append(Struct, frozen=True, array_like=True, tag=3):
+    """Master to all: entries that follow `previous_index`, all of them committed (SPEC 2.6)."""
+
+    term: Term
+    previous_index: int
+    entries: tuple[Entry, ...]
+
+
+class Snapshot(Struct, frozen=True, array_like=True, tag=4):
+    """Master to one: the whole database; first message of a term, and the answer to a gap."""
+
+    term: Term
+    database: bytes
+
+
+class Acknowledgement(Struct, frozen=True, array_like=True):
+    """A subsystem has processed one barrier of a notification (SPEC 3.4)."""
+
+    transition: int
+    level: int
+    barrier: int
+
+
+class CommandState(Struct, frozen=True, array_like=True):
+    """What became of the command of one generation of a service on this node (SPEC 7.7)."""
+
+    service: str
+    generation: int
+    action: str
+    finished: bool
+    succeeded: bool = False
+    detail: str = ""
+
+
+class Report(Struct, frozen=True, array_like=True, tag=5):
+    """Node to master: everything the master needs to know of this node, whole and idempotent.
+
+    `term` is the highest term that the node has accepted a snapshot of: from then on it refuses lower ones, so this
+    acknowledges the term, and `commands` is its inventory (SPEC 7.7). `wish` is `join`, `leave` or nothing.
+    """
+
+    term: Term
+    index: int
+    incarnation: int
+    wish: str
+    levels: tuple[Level, ...]
+    acknowledgements: tuple[Acknowledgement, ...] = ()
+    commands: tuple[CommandState, ...] = ()
+
+
+class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
+    """Define or change services; `withdraw` names services whose definition goes."""
+
+    definitions: tuple[Definition, ...]
+    withdraw: tuple[str, ...] = ()
+
+
+class RegisterService(Struct, frozen=True, array_like=True, tag="register"):
+    """An operator wants the service to run (SPEC 6.9)."""
+
+    service: str
+
+
+class DeregisterService(Struct, frozen=True, array_like=True, tag="deregister"):
+    """An operator wants the service down until it is registered again (SPEC 6.2)."""
+
+    service: str
+
+
+class TransferService(Struct, frozen=True, array_like=True, tag="transfer"):
+    """An operator moves the service, to `target` if given by name, once (SPEC 6.8)."""
+
+    service: str
+    target: str = ""
+
+
+class LeaveNode(Struct, frozen=True, array_like=True, tag="leave"):
+    """Graceful leave of a node (SPEC 3.4)."""
+
+    node: str
+
+
+class EvictNode(Struct, frozen=True, array_like=True, tag="evict"):
+    """Force a node out. `confirmed_dead`: the operator vouches that it has stopped (SPEC 7.1)."""
+
+    node: str
+    cause: str
+    confirmed_dead: bool = False
+
+
+OperationRequest = ApplyServices | RegisterService | DeregisterService | TransferService | LeaveNode | EvictNode
+
+
+class Request(Struct, frozen=True, array_like=True, tag=6):
+    """An operation on its way to the master; `identity` makes a retry harmless (SPEC 9.1)."""
+
+    identity: str
+    operation: OperationRequest
+
+
+class Response(Struct, frozen=True, array_like=True, tag=7):
+    """The master's answer; `index` is the commit index it reflects."""
+
+    identity: str
+    term: Term
+    index: int
+    refused: bool
+    outcome: str
+
+
+class Abdicated(Struct, frozen=True, array_like=True, tag=8):
+    """The master has withdrawn its claim: a successor need not wait for its next read of the store."""
+
+    term: Term = NO_TERM
+
+
+Message = Hello | Heartbeat | Append | Snapshot | Report | Request | Response | Abdicated
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+class MalformedMessage(ValueError):
+    """Bytes from a peer that are no message of this schema."""
+
+
+def encode_message(message: Message) -> bytes:
+    """The payload of one frame."""
+    return _encoder.encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Inverse of `encode_message`. Raises `MalformedMessage`."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(str(error)) from error

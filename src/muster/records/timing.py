@@ -1,0 +1,82 @@
+"""Every timer of Muster and the relations between them, in one place (SPEC 7.6; the model is sanlock's timeouts.h).
+
+Worked timeline of a power cut at profile `fast` (docs/PROTOCOL.md, section "Time"):
+
+    0 ms     last successful renewal starts (the node dies up to renew_ms later)
+    +480     deadman: lease_ms - panic_bound_ms after that start, the kernel has killed the node's guard
+    +600     lease_ms: the panic bound is over, nothing of the node runs any more
+    +666     an observer that first saw the last beat up to read_ms after it was written has counted lease_ms
+             plus drift through an unbroken chain of reads: proof of death
+"""
+
+from typing import NamedTuple
+
+
+class Profile(NamedTuple):
+    """A latency profile. Milliseconds throughout. `check` refuses an inconsistent one."""
+
+    name: str
+    renew_ms: int  # guard: time from one renewal's start to the next
+    lease_ms: int  # nothing of a node runs this long after the start of its last successful renewal
+    panic_bound_ms: int  # longest time from the deadman's firing to the last process gone
+    read_ms: int  # daemon: time from one strip read to the next
+    gap_ms: int  # a longer silence between two reads breaks the chain that counts towards a proof
+    view_ms: int  # daemon: longest age of its view register
+    heartbeat_ms: int  # interconnect: time from one heartbeat on a link to the next, with few nodes
+    heartbeats_per_second: int  # interconnect: heartbeats that one node sends, whatever the number of nodes
+    link_loss_beats: int  # a link silent for so many heartbeat times is lost
+    pulse_ms: int  # daemon and runner to guard
+    pulse_loss_ms: int  # a silent daemon or runner makes the guard panic the node
+    restart_ms: int  # a daemon that exited has this long until its successor's first pulse
+    claim_stagger_ms: int  # a candidate of rank n waits n times this long before it claims
+    connect_ms: int  # interconnect: time to connect and shake hands; also the longest pause between attempts
+
+    def heartbeat_interval_ms(self, nodes: int) -> int:
+        """Time between heartbeats on one link, in a cluster of `nodes` nodes: traffic per node stays bounded."""
+        return max(self.heartbeat_ms, (nodes - 1) * 1000 // self.heartbeats_per_second)
+
+    def link_loss_ms(self, nodes: int) -> int:
+        """The bound within which a silent link is named (SPEC 1.6)."""
+        return self.link_loss_beats * self.heartbeat_interval_ms(nodes)
+
+    def proof_ms(self) -> int:
+        """Longest time from a node's sudden death to its proof by an expired lease."""
+        return with_drift_ms(self.lease_ms) + 2 * self.read_ms
+
+
+DRIFT_PERCENT = 1  # two machines' clocks may differ in rate by this much
+
+
+def with_drift_ms(duration_ms: int) -> int:
+    """How long an observer counts so that `duration_ms` has certainly passed on the observed machine."""
+    return duration_ms + (duration_ms * DRIFT_PERCENT + 99) // 100
+
+
+FAST = Profile("fast", 80, 600, 120, 60, 240, 240, 100, 40, 5, 50, 1000, 4000, 150, 1000)
+STANDARD = Profile("standard", 400, 2400, 480, 250, 1000, 1000, 400, 20, 5, 200, 3000, 8000, 500, 3000)
+VIRTUALISED = Profile("virtualised", 1000, 10_000, 2000, 800, 4000, 3000, 1000, 20, 6, 500, 10_000, 20_000, 2000, 5000)
+PROFILES = {profile.name: profile for profile in (FAST, STANDARD, VIRTUALISED)}
+
+
+class InconsistentProfile(ValueError):
+    """A profile breaks one of the relations; the message is the inequality."""
+
+
+def check(profile: Profile) -> Profile:
+    """Return `profile`, or raise `InconsistentProfile` with the inequality that it breaks."""
+    p = profile
+    relations = (
+        ("0 < renew_ms", p.renew_ms > 0),
+        ("3 * renew_ms <= lease_ms - panic_bound_ms", 3 * p.renew_ms <= p.lease_ms - p.panic_bound_ms),
+        ("read_ms * 2 <= gap_ms", p.read_ms * 2 <= p.gap_ms),
+        ("gap_ms < lease_ms", p.gap_ms < p.lease_ms),
+        ("pulse_ms * 5 <= pulse_loss_ms", p.pulse_ms * 5 <= p.pulse_loss_ms),
+        ("pulse_loss_ms <= restart_ms", p.pulse_loss_ms <= p.restart_ms),
+        ("2 <= link_loss_beats", p.link_loss_beats >= 2),
+        ("view_ms <= lease_ms", p.view_ms <= p.lease_ms),
+        ("2 * read_ms <= claim_stagger_ms", 2 * p.read_ms <= p.claim_stagger_ms),
+    )
+    for text, holds in relations:
+        if not holds:
+            raise InconsistentProfile(f"profile {p.name}: it must hold that {text}; it has {p}")
+    return profile
