@@ -27,9 +27,12 @@ class StopEvidence(Protocol):
     """What `core.lease.Evidence` and the confirmations of operators and fence agents have in common."""
 
     @property
-    def kind(self) -> ProofKind: ...
+    def kind(self) -> ProofKind:
+        """What kind of proof it is."""
+
     @property
-    def detail(self) -> str: ...
+    def detail(self) -> str:
+        """The evidence in words."""
 
 
 class Facts(msgspec.Struct):

@@ -120,7 +120,7 @@ class Committed(Struct, frozen=True):
 
 
 class Elected(Struct, frozen=True):
-    """This node has become master: its adoption is committed."""
+    """The node has become master: its adoption is committed."""
 
     number: int
     node: int
@@ -131,7 +131,7 @@ class Left(Struct, frozen=True):
 
 
 class Panic(Struct, frozen=True):
-    """This node must not go on (SPEC 3.12): the guard stops everything it runs."""
+    """The node must not go on (SPEC 3.12): the guard stops everything it runs."""
 
     cause: str
 

@@ -35,7 +35,7 @@ class Executor:
             self._commands[command.service] = command
 
     def states(self, database: Database) -> tuple[CommandState, ...]:
-        """This node's inventory for its report: what became of the command of each service at work here."""
+        """The node's inventory for its report: what became of the command of each service at work here."""
         assigned = [service.name for service in self._assigned(database)]
         return tuple(self._commands[name] for name in assigned if name in self._commands)
 
@@ -150,4 +150,3 @@ class Subsystems:
 
 def _order(step: Acknowledgement) -> tuple[int, int, int]:
     return (step.transition, step.level, step.barrier)
-

@@ -150,6 +150,14 @@ class LeaseKeeper:
         mine = (stamp.owner, stamp.incarnation) == (self.node, self.incarnation)
         return stamp == last or (mine and last.sequence < stamp.sequence <= self._attempted)
 
+    def catch_up(self, own: Lease | None) -> bool:
+        """Continue after what another process of this very guard wrote; false if the register is not this one's."""
+        if own is None or (own.stamp.owner, own.stamp.incarnation) != (self.node, self.incarnation):
+            return False
+        self._last_written = own
+        self._attempted = max(self._attempted, own.stamp.sequence)
+        return True
+
     def tombstone(self, clean: bool, cause: str) -> Lease:
         """The last record of this incarnation; written only after everything it ran has ended (SPEC 7.1)."""
         return self._record(LeaseState.CLEAN if clean else LeaseState.PANICKED, cause)

@@ -76,7 +76,9 @@ class Links:
             found[member.node] = Candidate(member.node, joined, work.get(member.node, 0), heard)
         return found
 
-    def judge(self, candidates: dict[int, Candidate], strip: Strip, nodes: int, now_us: int) -> dict[int, frozenset[int]]:
+    def judge(
+        self, candidates: dict[int, Candidate], strip: Strip, nodes: int, now_us: int
+    ) -> dict[int, frozenset[int]]:
         """Who is outside the surviving set, and which links each of them has lost; nobody while it is not certain."""
         broken = broken_pairs(candidates)
         self._broken_since = {pair: since for pair, since in self._broken_since.items() if pair in broken}

@@ -76,7 +76,7 @@ class Write(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Read all claims, beginning now, then call `read`. `again`: the last read decided nothing, pause before this one."""
+    """Read all claims, beginning now, then call `read`. `again`: pause first, the last read decided nothing."""
 
     again: bool = False
 
@@ -108,7 +108,7 @@ class Compact(NamedTuple):
 
 
 class Became(NamedTuple):
-    """This node is master of `term` from now on."""
+    """The node is master of `term` from now on."""
 
     term: Term
 
@@ -120,7 +120,7 @@ class Decided(NamedTuple):
 
 
 class Withdrawn(NamedTuple):
-    """This node no longer acts on its term; nothing is in flight. An undecided frame may or may not survive."""
+    """The node no longer acts on its term; nothing is in flight. An undecided frame may or may not survive."""
 
 
 class Halt(NamedTuple):

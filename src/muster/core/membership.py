@@ -10,7 +10,7 @@ guard obeys and stops the node, and the proof of that opens the forced leave (P4
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
-from muster.core.transition import barrier_conflict, open_forced_leave, open_join
+from muster.core.transition import barrier_conflict, begin_join, open_forced_leave, open_joins
 from muster.records.messages import Report
 from muster.records.state import Eviction, Member, NodeState, Proof
 
@@ -50,22 +50,26 @@ def condemn(draft: Draft, member: Member, cause: str) -> None:
 
 def admit(draft: Draft, facts: Facts) -> None:
     """Open the joins that are asked for and possible (P4.1, SPEC 3.8)."""
-    for node, report in sorted(facts.reports.items()):
-        if report.wish == "join" and node in draft.database.nodes:
-            _admit(draft, facts, node, report)
+    admitted = [
+        node
+        for node, report in sorted(facts.reports.items())
+        if report.wish == "join" and node in draft.database.nodes and _admit(draft, facts, node, report)
+    ]
+    open_joins(draft, admitted)
 
 
-def _admit(draft: Draft, facts: Facts, node: int, report: Report) -> None:
+def _admit(draft: Draft, facts: Facts, node: int, report: Report) -> bool:
     member = draft.member(node)
     if member.state is not NodeState.INACTIVE or report.incarnation <= member.incarnation:
-        return  # its own earlier incarnation is still being processed, or this one has been a member before
+        return False  # its earlier incarnation is still being processed, or this one has been a member before
     if facts.evidence(node, report.incarnation) is not None:
-        return  # it asked, and has died since
+        return False  # it asked, and has died since
     refusal = barrier_conflict(draft, node, report.levels)
     if not refusal:
-        open_join(draft, node, report.incarnation, report.levels)
+        begin_join(draft, node, report.incarnation, report.levels)
     elif member.refusal != refusal:
         draft.put(replace(member, refusal=refusal), f"{draft.name(node)}: join refused ({refusal})")
+    return not refusal
 
 
 def condemned(members: dict[int, Member]) -> tuple[tuple[int, int], ...]:

@@ -9,6 +9,7 @@ changes become one entry; one entry is in flight at a time; only when it is comm
 Durations are microseconds inside; `now_us` comes from a clock that runs through suspend (SPEC 7.1).
 """
 
+import itertools
 
 import msgspec
 
@@ -16,19 +17,15 @@ from muster.core import history, mastership, membership, operations, service, tr
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.draft import Draft, Facts, StopEvidence, counts
 from muster.core.effects import (
-    AppendFrame,
     Committed,
     Effect,
     Elected,
     Left,
     Panic,
-    ReadJournal,
     ReadStrip,
     Reply,
     Send,
     Trace,
-    WriteCheckpoint,
-    WriteClaim,
     WriteMarks,
     WriteView,
 )
@@ -53,22 +50,23 @@ from muster.core.inputs import (
 )
 from muster.core.lease import US_PER_MS, Evidence, LeaseWatch
 from muster.core.links import Links
-from muster.core.mastership import Mastership, Phase
+from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
+from muster.core.tenure import Outcome, Tenure, Trouble
 from muster.records.messages import (
-    OperationRequest,
     Abdicated,
     Acknowledgement,
     Append,
     CommandState,
     Heartbeat,
     Message,
+    OperationRequest,
     Report,
     Request,
     Response,
     Snapshot,
 )
-from muster.records.registers import ClaimFlag, Mark, Marks, ProofKind, Strip, View
+from muster.records.registers import ClaimFlag, Marks, ProofKind, Strip, View
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
     Database,
@@ -76,12 +74,11 @@ from muster.records.state import (
     Level,
     NodeState,
     decode_database,
-    decode_entry,
-    encode_database,
     encode_entry,
 )
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
+
 
 class Setup(msgspec.Struct, frozen=True):
     """What a node is told at boot. `definitions_limit_bytes`: what the journal can take of service definitions."""
@@ -91,21 +88,6 @@ class Setup(msgspec.Struct, frozen=True):
     incarnation: int
     profile: Profile
     definitions_limit_bytes: int = 1 << 20
-
-
-def newest_journal(strip: Strip) -> tuple[int, Mark] | None:
-    """Owner and mark of the newest journal, or None while a claim register is unknown (SPEC 1.5)."""
-    if any(claim is None for claim in strip.claims):
-        return None
-    return mastership.newest_mark(strip)
-
-
-def restore(checkpoint: bytes, frames: tuple[bytes, ...]) -> Database:
-    """The database that a journal amounts to. Raises `msgspec.DecodeError` or `ValueError` if it is none."""
-    database = decode_database(checkpoint)
-    for frame in frames:
-        database.apply(decode_entry(frame))
-    return database
 
 
 def accepts(accepted: Term, confirmed: bool, index: int, offered: Term, offered_index: int) -> bool:
@@ -126,7 +108,8 @@ class Node:
         self._profile = setup.profile
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
-        self._mastership, self._first_action = mastership.boot(own_claim, setup.incarnation)
+        self._numbers = itertools.count(1)  # of store operations and reads
+        self._tenure = Tenure(own_claim, setup.incarnation, setup.profile.read_ms * US_PER_MS, self._numbers)
         self._strip = strip
         self._watches = [LeaseWatch(setup.profile.gap_ms) for _ in strip.leases]
         self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
@@ -145,6 +128,7 @@ class Node:
         self._known_dead: set[tuple[int, int]] = set()
         self._last_report: Report | None = None
         self._claimable_since_us: int | None = None
+        self._claim_not_before_us = 0
         self._leave_done = False
         self._begin_term(NO_TERM)
         self._begin_store(strip)
@@ -158,15 +142,8 @@ class Node:
         self._in_flight: tuple[Entry, list[tuple[int, Response]]] | None = None
         self._services_open = False
         self._unreachable: dict[int, str] = {}
-        self._adopted: Database | None = None
 
     def _begin_store(self, strip: Strip) -> None:
-        self._operation = 0
-        self._read = 0
-        self._mastership_operation = 0
-        self._mastership_read = 0
-        self._mastership_action: mastership.Action | None = None
-        self._retry_us: int | None = None
         self._periodic_read = 0
         marks = strip.marks[self.me]
         self._marks_sequence = marks.stamp.sequence if marks else 0
@@ -178,7 +155,7 @@ class Node:
     @property
     def is_master(self) -> bool:
         """Whether this node acts as master now."""
-        return self._mastership.is_master
+        return self._tenure.is_master
 
     @property
     def master(self) -> int | None:
@@ -195,7 +172,7 @@ class Node:
 
     @property
     def incarnation(self) -> int:
-        """This boot of this node."""
+        """The boot of this node that this is."""
         return self.setup.incarnation
 
     @property
@@ -209,8 +186,8 @@ class Node:
         times = [self._next_heartbeat_us, self._links.next_view_us]
         if not self._periodic_read:
             times.append(self._next_read_us)
-        if self._retry_us is not None:
-            times.append(self._retry_us)
+        if self._tenure.retry_us is not None:
+            times.append(self._tenure.retry_us)
         return min(times)
 
     def heard(self) -> frozenset[int]:
@@ -221,10 +198,23 @@ class Node:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
         return node == self.me or (node < len(self._watches) and self._watches[node].is_live())
 
+    def acknowledged(self) -> dict[int, frozenset[int]]:
+        """On the master: who is known to have acknowledged the present step of each transition."""
+        found = {}
+        for record in self.database.transitions.values():
+            step = Acknowledgement(record.identity, record.level, record.barrier)
+            reports = self._followers.reports.items()
+            done = {node for node, report in reports if step in report.acknowledgements}
+            if step in self._subsystems.acknowledged(self.database):
+                done.add(self.me)
+            found[record.identity] = frozenset(done)
+        return found
+
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""
         self._now_us = now_us
-        self._do(self._first_action)
+        self._tenure.start()
+        self._settle_tenure()
         self._timers()
         return self._flush()
 
@@ -245,16 +235,9 @@ class Node:
 
     def _take(self, happened: Input) -> None:
         match happened:
-            case StripRead():
-                self._strip_read(happened)
-            case StripUnread():
-                self._strip_unread(happened)
-            case StoreDone(operation=operation):
-                self._store_done(operation)
-            case StoreRefused():
-                self._store_refused(happened)
-            case JournalRead():
-                self._journal_read(happened)
+            case StripRead() | StripUnread() | StoreDone() | StoreRefused() | JournalRead():
+                self._store_answered(happened)
+                self._settle_tenure()
             case MessageReceived(sender=sender, message=message):
                 self._message(sender, message)
             case PeerConnected(node=node, incarnation=incarnation):
@@ -282,33 +265,38 @@ class Node:
 
     # ---- the store -----------------------------------------------------------------------------------------------
 
-    def _strip_read(self, read: StripRead) -> None:
-        if read.read == self._mastership_read:
-            self._mastership_read = 0
-            self._observe(read)
-            self._do_step(mastership.read(self._mastership, read.strip, self._is_dead))
-        elif read.read == self._periodic_read:
-            self._periodic_read = 0
-            self._next_read_us = max(self._now_us, read.started_us + self._profile.read_ms * US_PER_MS)
-            self._observe(read)
-            state, action = mastership.observe(self._mastership, read.strip)
-            if action is not None:
-                self._trace("superseded", "a higher term was claimed")
-                self._do_step((state, action))
-            self._watch_links()
-            self._consider_claim()
-            self._find_master()
+    def _store_answered(self, answer: StripRead | StripUnread | StoreDone | StoreRefused | JournalRead) -> None:
+        match answer:
+            case StripRead(read=read) if self._tenure.awaits_read(read):
+                self._observe(answer)
+                self._tenure.read(answer.strip, self._is_dead, self._now_us)
+            case StripRead(read=read) if read == self._periodic_read:
+                self._strip_read(answer)
+            case StripUnread(read=read) if self._tenure.awaits_read(read):
+                self._tenure.unread(self._now_us)
+            case StripUnread(read=read) if read == self._periodic_read:
+                self._periodic_read = 0
+                self._next_read_us = self._now_us + self._profile.read_ms * US_PER_MS
+                for watch in self._watches:
+                    watch.observe(None, self._now_us, self._now_us)
+            case JournalRead(operation=operation) if self._tenure.awaits(operation):
+                self._tenure.journal_read(answer, self._now_us)
+            case StoreDone(operation=operation):
+                self._store_done(operation)
+            case StoreRefused():
+                self._store_refused(answer)
+            case _:
+                pass  # an answer that nobody waits for any more
 
-    def _strip_unread(self, unread: StripUnread) -> None:
-        retry_us = self._now_us + self._profile.read_ms * US_PER_MS
-        if unread.read == self._mastership_read:
-            self._mastership_read = 0
-            self._retry_us = retry_us
-        elif unread.read == self._periodic_read:
-            self._periodic_read = 0
-            self._next_read_us = retry_us
-            for watch in self._watches:
-                watch.observe(None, self._now_us, self._now_us)
+    def _strip_read(self, read: StripRead) -> None:
+        self._periodic_read = 0
+        self._next_read_us = max(self._now_us, read.started_us + self._profile.read_ms * US_PER_MS)
+        self._observe(read)
+        if self._tenure.observe(read.strip, self._now_us):
+            self._trace("superseded", "a higher term was claimed")
+        self._watch_links()
+        self._consider_claim()
+        self._find_master()
 
     def _observe(self, read: StripRead) -> None:
         self._strip = read.strip
@@ -324,92 +312,52 @@ class Node:
             evidence = self._evidence(node, incarnation)
             if evidence is not None:
                 self._known_dead.add((node, incarnation))
-                self._trace("proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}")
+                self._trace(
+                    "proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
+                )
 
     def _store_done(self, operation: int) -> None:
-        kind = self._writing.pop(operation, "")
-        if operation == self._mastership_operation:
-            self._mastership_operation = 0
-            self._do_step(mastership.written(self._mastership))
-        elif kind == "marks":
+        if self._tenure.awaits(operation):
+            self._tenure.done(self._now_us)
+        elif self._writing.pop(operation, "") == "marks":
             self._publish_marks()
 
     def _store_refused(self, refused: StoreRefused) -> None:
         if refused.kind == "foreign":
             self._panic(refused.error)
-            return
-        kind = self._writing.pop(refused.operation, "")
-        if kind == "marks":
+        elif self._tenure.awaits(refused.operation):
+            self._tenure.refused(refused, self._now_us)
+        elif self._writing.pop(refused.operation, "") == "marks":
             self._marks_written = ()  # written again at the next publication
-        if kind or refused.operation != self._mastership_operation:
-            return
-        self._mastership_operation = 0
-        phase = self._mastership.phase
-        if refused.kind == "full" and phase is Phase.COMMIT_WRITE:
-            self._do_step(mastership.full(self._mastership))
-        elif phase is Phase.LOADING or (refused.kind == "full" and phase is Phase.ADOPT_CHECKPOINT):
-            self._trace("adoption failed", refused.error)
-            self._claimable_since_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
-            self._do_step(mastership.failed(self._mastership))
-        elif refused.kind == "full":
-            self._trace("journal full", refused.error)
-            self._do_step(mastership.withdraw(self._mastership))
-        else:
-            self._trace("store failed", refused.error)
-            self._retry_us = self._now_us + self._profile.read_ms * US_PER_MS
-
-    def _journal_read(self, journal: JournalRead) -> None:
-        if journal.operation != self._mastership_operation:
-            return
-        self._mastership_operation = 0
-        try:
-            self._adopted = restore(journal.checkpoint, journal.frames)
-        except (msgspec.DecodeError, ValueError) as error:
-            self._trace("adoption failed", f"the newest journal does not decode: {error}")
-            self._claimable_since_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
-            self._do_step(mastership.failed(self._mastership))
-            return
-        self._do_step(mastership.loaded(self._mastership, encode_database(self._adopted)))
 
     # ---- mastership ----------------------------------------------------------------------------------------------
 
-    def _do_step(self, step: tuple[Mastership, mastership.Action]) -> None:
-        self._mastership, action = step
-        self._do(action)
+    def _settle_tenure(self) -> None:
+        """Take over what the mastership machine wants done and what has become of it."""
+        while True:
+            effects, outcomes = self._tenure.drain()
+            self._effects.extend(effects)
+            if not outcomes or self._ended:
+                return
+            for outcome in outcomes:
+                self._tenure_outcome(outcome)
 
-    def _do(self, action: mastership.Action) -> None:
-        self._mastership_action = action
-        match action:
-            case mastership.Write(claim=claim):
-                self._effects.append(WriteClaim(self._mastership_store(), claim))
-            case mastership.Read(again=True):
-                self._mastership_action = mastership.Read()
-                self._retry_us = self._now_us + self._profile.read_ms * US_PER_MS
-            case mastership.Read():
-                self._read += 1
-                self._mastership_read = self._read
-                self._effects.append(ReadStrip(self._read))
-            case mastership.Load(owner=owner, mark=mark):
-                self._effects.append(ReadJournal(self._mastership_store(), owner, mark))
-            case mastership.Checkpoint(mark=mark, blob=blob):
-                self._effects.append(WriteCheckpoint(self._mastership_store(), mark, blob))
-            case mastership.Append(mark=mark, number=number, frame=frame):
-                self._effects.append(AppendFrame(self._mastership_store(), mark, number, frame))
-            case mastership.Compact():
-                self._do_step(mastership.compact(self._mastership, encode_database(self.database)))
-            case mastership.Became(term=term):
+    def _tenure_outcome(self, outcome: Outcome) -> None:
+        match outcome:
+            case Became(term=term):
                 self._became(term)
-            case mastership.Decided():
+            case Decided():
                 self._decided()
-            case mastership.Withdrawn():
+            case Withdrawn():
                 self._withdrawn()
-            case mastership.Halt(cause=cause):
+            case Compact():
+                self._tenure.compact(self.database, self._now_us)
+            case Halt(cause=cause):
                 self._panic(cause)
-
-    def _mastership_store(self) -> int:
-        self._operation += 1
-        self._mastership_operation = self._operation
-        return self._operation
+            case Trouble(event=event, detail=detail):
+                self._trace(event, detail)
+                self._claimable_since_us = None
+                self._claim_not_before_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
 
     def _is_dead(self, node: int, incarnation: int) -> bool:
         return self._evidence(node, incarnation) is not None
@@ -422,7 +370,7 @@ class Node:
 
     def _consider_claim(self) -> None:
         """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.8)."""
-        if self._mastership.phase is not Phase.IDLE or self._leave_done:
+        if not self._tenure.is_idle or self._leave_done or self._now_us < self._claim_not_before_us:
             return
         if not mastership.may_claim(self._strip, self.me, self._is_dead):
             self._claimable_since_us = None
@@ -432,12 +380,9 @@ class Node:
         waited_us = self._now_us - self._claimable_since_us
         if waited_us < self._candidate_rank() * self._profile.claim_stagger_ms * US_PER_MS or not self._may_lead():
             return
-        if self._strip.claims[self.me] != self._mastership.claim:
-            self._panic("its own claim register holds what it did not write: a second node runs under this name")
-            return
         self._claimable_since_us = None
         self._trace("claiming", f"above term {max(c.stamp.term for c in self._strip.claims if c is not None)}")
-        self._do_step(mastership.claim(self._mastership, self._strip))
+        self._tenure.claim(self._strip, self._now_us)
 
     def _candidate_rank(self) -> int:
         """Place among the live nodes: joined ones first, then by id. Only spares duels; safety does not need it."""
@@ -456,8 +401,8 @@ class Node:
         return self.me not in candidates or self.me in surviving_set(candidates)
 
     def _became(self, term: Term) -> None:
-        assert self._adopted is not None
-        adopted = self._adopted
+        adopted = self._tenure.adopted
+        assert adopted is not None
         self._begin_term(term)
         self.database = adopted
         self._accepted, self._confirmed = term, True
@@ -483,23 +428,23 @@ class Node:
 
     def _withdrawn(self) -> None:
         for node in self._links.connected:
-            self._send(node, Abdicated(self._mastership.term))
+            self._send(node, Abdicated(self._tenure.state.term))
         self._begin_term(NO_TERM)
         if self._leave_done:
             self._finish_leave()
 
     def _abdicate_if_due(self) -> None:
         """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
-        if self._mastership.abdicating and self._mastership.phase is Phase.MASTER:
-            self._do_step(mastership.withdraw(self._mastership))
+        if self._tenure.state.abdicating and self._tenure.is_free:
+            self._tenure.abdicate(self._now_us)
             return
-        if self._mastership.phase is not Phase.MASTER or self.database.member(self.me).state is not NodeState.LEAVING:
+        if not self._tenure.is_free or self.database.member(self.me).state is not NodeState.LEAVING:
             return
         for member in self.database.members.values():
             report = self._followers.reports.get(member.node)
             if member.state is NodeState.JOINED and report is not None and report.incarnation == member.incarnation:
                 self._trace("abdicating", "it leaves the cluster")
-                self._do_step(mastership.withdraw(self._mastership))
+                self._tenure.abdicate(self._now_us)
                 return
 
     # ---- the links -----------------------------------------------------------------------------------------------
@@ -516,9 +461,7 @@ class Node:
         self._unreachable = {}
         if self.me in outside:
             self._trace("abdicating", "its links failed; the surviving set goes on without it")
-            self._mastership, action = mastership.abdicate(self._mastership)
-            if action is not None:
-                self._do(action)
+            self._tenure.abdicate(self._now_us)
             return
         for node, lost in outside.items():
             names = ", ".join(sorted(self.database.name_of(other) for other in lost))
@@ -551,12 +494,12 @@ class Node:
         self._effects.append(WriteMarks(self._begin_write("marks"), marks))
 
     def _begin_write(self, kind: str) -> int:
-        self._operation += 1
-        self._writing[self._operation] = kind
-        return self._operation
+        operation = next(self._numbers)
+        self._writing[operation] = kind
+        return operation
 
     def _stamp(self, sequence: int) -> Stamp:
-        return Stamp(self.me, self.setup.incarnation, self._mastership.term, sequence)
+        return Stamp(self.me, self.setup.incarnation, self._tenure.state.term, sequence)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
@@ -644,8 +587,12 @@ class Node:
         done = self.database.operations.get(request.identity)
         if done is not None:
             self._respond(sender, Response(done.identity, self._accepted, done.index, done.refused, done.outcome))
-        elif len(self._requests) < MAXIMUM_QUEUED:
+        elif len(self._requests) < MAXIMUM_QUEUED and not self._is_in_flight(request):
             self._requests[request.identity] = (sender, request)
+
+    def _is_in_flight(self, request: Request) -> bool:
+        responses = self._in_flight[1] if self._in_flight is not None else []
+        return any(response.identity == request.identity for _, response in responses)
 
     def _respond(self, sender: int, response: Response) -> None:
         if sender == self.me:
@@ -697,12 +644,11 @@ class Node:
             return
         self._leave_done = True
         self._answer()
-        if self._mastership.phase is Phase.IDLE:
+        if self._tenure.is_idle:
             self._finish_leave()
-        elif self._mastership.phase is Phase.MASTER:
-            self._do_step(mastership.withdraw(self._mastership))
         else:
-            self._mastership, _ = mastership.abdicate(self._mastership)
+            self._tenure.abdicate(self._now_us)
+            self._settle_tenure()
 
     def _finish_leave(self) -> None:
         self._trace("left", f"{self.setup.name} has left the cluster")
@@ -768,12 +714,12 @@ class Node:
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self._mastership.phase is Phase.MASTER and not self._ended and not self._leave_done:
+        while self._tenure.is_free and not self._ended and not self._leave_done:
             draft, facts = Draft(self.database), self._facts()
             responses = self._carry_out_requests(draft, facts)
+            membership.admit(draft, facts)  # first: who joins now takes part in the forced leaves opened with it
             membership.force_out_the_dead(draft, facts)
             membership.condemn_the_unreachable(draft, facts)
-            membership.admit(draft, facts)
             transition.advance(draft, facts)
             service.advance(draft, facts)
             if not draft.changes:
@@ -781,7 +727,8 @@ class Node:
             cause = "; ".join(draft.causes)[:2000]
             entry = Entry(draft.index, self._accepted, cause, draft.changes)
             self._in_flight = (entry, responses)
-            self._do_step(mastership.propose(self._mastership, encode_entry(entry)))
+            self._tenure.propose(encode_entry(entry), self._now_us)
+            self._settle_tenure()
 
     def _facts(self) -> Facts:
         self._subsystems.settle(self.database)
@@ -828,14 +775,11 @@ class Node:
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def _timers(self) -> None:
-        if self._retry_us is not None and self._now_us >= self._retry_us:
-            self._retry_us = None
-            if self._mastership_action is not None:
-                self._do(self._mastership_action)
+        self._tenure.retry(self._now_us)
+        self._settle_tenure()
         if self._now_us >= self._next_read_us and not self._periodic_read:
-            self._read += 1
-            self._periodic_read = self._read
-            self._effects.append(ReadStrip(self._read))
+            self._periodic_read = next(self._numbers)
+            self._effects.append(ReadStrip(self._periodic_read))
         if self._now_us >= self._next_heartbeat_us:
             self._beat()
         self._write_view_if_due()

@@ -147,15 +147,13 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
         for member in draft.members.values()
         if is_up(member)
         and member.node != service.node
-        and (target == NO_NODE or member.node == target)
+        and target in (NO_NODE, member.node)
         and is_allowable(service.definition, draft.name(member.node))
     ]
     if not others:
         wish = f"{target_name} is" if target_name else "no other node is"
         raise Refused(f"{service.name} stays on {here}: {wish} not joined and allowable for it (muster status)")
-    draft.put(
-        replace(service, intent=True, origin=service.node, target=target), f"{service.name}: transfer requested"
-    )
+    draft.put(replace(service, intent=True, origin=service.node, target=target), f"{service.name}: transfer requested")
     return f"{service.name} will move from {here}" + (f" to {target_name}" if target_name else "")
 
 
@@ -179,7 +177,9 @@ def _evict(member: Member, operation: EvictNode, draft: Draft, facts: Facts) -> 
         raise Refused(f"{name} is {member.state}: there is nothing to force out")
     if operation.confirmed_dead:
         if facts.alive(member.node):
-            raise Refused(f"{name} renews its lease at this moment, so it is not dead: evict it without confirming that")
+            raise Refused(
+                f"{name} renews its lease at this moment, so it is not dead: evict it without confirming that"
+            )
         proof = Proof(ProofKind.OPERATOR, member.node, member.incarnation, f"confirmed by hand: {operation.cause}")
         open_forced_leave(draft, member.node, proof)
         return f"{name} is being forced out on your word that it has stopped"

@@ -223,7 +223,8 @@ def _stopped(service: Service, round_: Round, _detail: str) -> None:
 def _stop_failed(service: Service, round_: Round, detail: str) -> None:
     """The service may still run: block rather than run it twice (SPEC 6.6)."""
     name, node = service.name, round_.name(service.node)
-    cause = f"stop failed on {node}: {detail}; mend it, then: muster service deregister {name}, or: muster node evict {node}"
+    advice = f"mend it, then: muster service deregister {name}, or: muster node evict {node}"
+    cause = f"stop failed on {node}: {detail}; {advice}"
     round_.put(replace(service, cause=cause), f"stop failed on {node}")
 
 
@@ -261,7 +262,7 @@ def _place_after(service: Service, round_: Round) -> int | None:
 
 Rule = Callable[[Service, Round, str], None]
 
-# SPEC 6.7 (Figs. 18-20) as data. Rows P6.4-P6.19 of docs/PROTOCOL.md, in this order.
+# SPEC 6.7 (Figs. 18-20) as data: rules P6.4 to P6.17 of docs/PROTOCOL.md, in this order.
 RULES: dict[tuple[ServiceState, Event], Rule] = {
     (DEREGISTERED, Event.WANTED): _begin_start,
     (STARTING, Event.SUCCEEDED): _started,

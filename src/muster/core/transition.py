@@ -49,14 +49,21 @@ class IllegalTransition(Exception):
     """Table 1 does not allow this transition from the node's state: a bug, and nothing was changed."""
 
 
-def open_join(draft: Draft, node: int, incarnation: int, levels: tuple[Level, ...]) -> None:
-    """Open the join of a new incarnation through every level registered anywhere (SPEC 3.4, 3.8)."""
-    _check_allowed(draft.member(node), TransitionKind.JOINING)
+def begin_join(draft: Draft, node: int, incarnation: int, levels: tuple[Level, ...]) -> None:
+    """Make a new incarnation a joining member; `open_joins` follows in the same draft (SPEC 3.8)."""
     before = draft.member(node)
-    member = Member(node, NodeState.JOINING, incarnation, levels, last_proof=before.last_proof)
-    draft.put(member)
+    _check_allowed(before, TransitionKind.JOINING)
+    draft.put(Member(node, NodeState.JOINING, incarnation, levels, last_proof=before.last_proof))
+
+
+def open_joins(draft: Draft, nodes: list[int]) -> None:
+    """Open the joins of these joining members, each through every level registered anywhere (SPEC 3.4).
+
+    All of them are members before the first is opened: nodes that join together take part in each other's joins.
+    """
     everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
-    _open(draft, member, TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
+    for node in nodes:
+        _open(draft, draft.member(node), TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
 
 
 def open_leave(draft: Draft, node: int, cause: str) -> None:
@@ -93,7 +100,7 @@ def advance(draft: Draft, facts: Facts) -> None:
     for transition in list(draft.transitions.values()):
         _shed_participants(draft, transition)
         current = draft.transitions[transition.identity]
-        if all_acknowledged(current, draft, facts):
+        if all_acknowledged(current, draft, facts) and not _owes_others(current, draft, facts):
             _step(draft, current)
 
 
@@ -105,6 +112,24 @@ def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool
         if report is None or wanted not in report.acknowledgements:
             return False
     return True
+
+
+def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
+    """Whether a leaving node's subsystem still works at this level for another node's transition (P3.7).
+
+    It is deregistered with its last acknowledgement (SPEC 3.11), so it must first finish what it was asked.
+    """
+    if transition.kind is not TransitionKind.LEAVING:
+        return False
+    report = facts.report(draft.member(transition.node))
+    done = report.acknowledgements if report is not None else ()
+    return any(
+        other.identity != transition.identity
+        and other.level == transition.level
+        and transition.node in other.participants
+        and Acknowledgement(other.identity, other.level, other.barrier) not in done
+        for other in draft.transitions.values()
+    )
 
 
 def reached(transition: Transition, level: int) -> bool:
@@ -148,7 +173,8 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
         if transition.kind is TransitionKind.JOINING:
             draft.put(replace(draft.member(transition.node), told_level=level))
         if participants:
-            draft.put(replace(transition, position=position, barrier=0, participants=participants))
+            entered = replace(transition, position=position, barrier=0, participants=participants)
+            draft.put(replace(entered, barriers=_barriers(draft, entered)))
             return
         position += 1
     _finish(draft, transition)
@@ -156,8 +182,7 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
 
 def _step(draft: Draft, transition: Transition) -> None:
     """All acknowledged: the next barrier, or else the next level."""
-    barriers = _barriers(draft, transition)
-    if transition.barrier + 1 < barriers:
+    if transition.barrier + 1 < transition.barriers:
         participants = tuple(node for node in transition.participants if counts(draft.member(node)))
         draft.put(replace(transition, barrier=transition.barrier + 1, participants=participants))
         return
@@ -186,7 +211,7 @@ def _deregister(draft: Draft, node: int, level: int) -> None:
 
 
 def _barriers(draft: Draft, transition: Transition) -> int:
-    """Number of barriers of the present level; equal on all nodes (SPEC 3.2)."""
+    """Number of barriers of the level that is entered; equal on all nodes (SPEC 3.2)."""
     for node in transition.participants:
         for level in draft.member(node).levels:
             if level.number == transition.level:
@@ -200,12 +225,8 @@ def _barriers(draft: Draft, transition: Transition) -> int:
 
 
 def _shed_participants(draft: Draft, transition: Transition) -> None:
-    """Nobody waits for a participant that has been forced out (SPEC 3.4)."""
-    remaining = tuple(
-        node
-        for node in transition.participants
-        if counts(draft.member(node)) and any(r.number == transition.level for r in draft.member(node).levels)
-    )
+    """Nobody waits for a participant that has been forced out (P3.7, SPEC 3.4)."""
+    remaining = tuple(node for node in transition.participants if counts(draft.member(node)))
     if remaining != transition.participants:
         draft.put(replace(transition, participants=remaining))
 

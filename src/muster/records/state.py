@@ -117,6 +117,7 @@ class Transition(Struct, frozen=True, array_like=True, tag="transition"):
     barrier: int = 0
     participants: tuple[int, ...] = ()  # who must acknowledge (level, barrier); shrinks when one is forced out
     cause: str = ""
+    barriers: int = 1  # of the level at work
 
     @property
     def level(self) -> int:

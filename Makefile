@@ -1,0 +1,73 @@
+# `make run` and `make test` need nothing but python3 (3.11 or newer, with venv), make and git; they make .venv themselves.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+TEST_PROCESSES ?= 2
+SOAK_SEEDS ?= 5000
+ARGUMENTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check soak bench lock clean
+.DELETE_ON_ERROR:
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv with everything in it
+	@echo "Muster is in $(BIN): try $(BIN)/muster --help"
+
+# Made again when what is locked changes, or when the interpreter that it was made with is gone.
+ifneq ($(shell $(BIN)/python -c 'print("works")' 2>/dev/null),works)
+.PHONY: $(INSTALLED)
+endif
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@python=; for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Muster needs Python 3.11 or newer, and there is none: install it (apt-get install python3 python3-venv), or name" >&2; \
+	    echo "one: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	    echo "$$python has no venv: install it with  apt-get install python$$version-venv  and run make again" >&2; exit 1; \
+	fi; \
+	echo "installing into $(VENV) ..."; \
+	rm -rf $(VENV) && $$python -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(INSTALLED) ## three nodes keep a service running through the loss of one
+	@$(BIN)/muster demo $(ARGUMENTS)
+
+test: check ## check, then every test; ARGUMENTS go to pytest
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not soak" $(ARGUMENTS)
+
+check: $(INSTALLED) ## style, types and import contracts, in seconds
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet || { echo "layout: run $(BIN)/ruff format" >&2; exit 1; }
+	@$(BIN)/mypy
+	@report=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$report" >&2; exit 1; }; echo "import contracts hold"
+
+soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search, tests marked soak
+	$(BIN)/muster sim --seeds $(SOAK_SEEDS) --from 1
+	$(BIN)/muster sim --exhaustive --nodes 3
+	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
+
+bench: $(INSTALLED) ## measure on real daemons
+	$(BIN)/python bench $(ARGUMENTS)
+
+lock: ## write the lock files anew from pyproject.toml, with the newest releases
+	@test -x .venv-lock/bin/pip-compile || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-tools; }
+	CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-find-links --no-emit-options --output-file requirements.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-find-links --no-emit-options --extra dev --allow-unsafe \
+	    --output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove what make made
+	rm -rf $(VENV) .venv-lock .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

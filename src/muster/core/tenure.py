@@ -1,0 +1,198 @@
+"""The mastership machine at work: its actions as store effects, the answers of the store as its events (SPEC 2).
+
+`mastership.py` is a value that says what to do next; this carries it out: numbers each effect, knows which answer
+belongs to it, and tries again what the store failed to do, which is always safe (`drivers/store.py`). What the node
+must
+know of comes out as outcomes.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from muster.core import mastership
+from muster.core.effects import AppendFrame, Effect, ReadJournal, ReadStrip, WriteCheckpoint, WriteClaim
+from muster.core.inputs import JournalRead, StoreRefused
+from muster.core.mastership import Became, Compact, Decided, Halt, IsDead, Phase, Withdrawn
+from muster.records.registers import Claim, Mark, Strip
+from muster.records.state import Database, decode_database, decode_entry, encode_database
+
+
+class Trouble(Struct, frozen=True):
+    """The store refused something; `event` is a phrase for the log. After `adoption failed` the claim was given up."""
+
+    event: str
+    detail: str
+
+
+Outcome = Became | Decided | Withdrawn | Halt | Compact | Trouble
+
+
+def newest_journal(strip: Strip) -> tuple[int, Mark] | None:
+    """Owner and mark of the newest journal, or None while a claim register is unknown (SPEC 1.5)."""
+    if any(claim is None for claim in strip.claims):
+        return None
+    return mastership.newest_mark(strip)
+
+
+def restore(checkpoint: bytes, frames: tuple[bytes, ...]) -> Database:
+    """The database that a journal amounts to. Raises `msgspec.DecodeError` or `ValueError` if it is none."""
+    database = decode_database(checkpoint)
+    for frame in frames:
+        database.apply(decode_entry(frame))
+    return database
+
+
+class Tenure:
+    """One node's mastership machine with what it waits for."""
+
+    def __init__(self, own: Claim, incarnation: int, retry_after_us: int, numbers: Iterator[int]) -> None:
+        self.state, self._action = mastership.boot(own, incarnation)
+        self.adopted: Database | None = None  # the database being adopted
+        self.retry_us: int | None = None  # when to try again what the store failed to do, or to read again
+        self._retry_after_us = retry_after_us
+        self._numbers = numbers
+        self._read = self._operation = 0  # what it waits for; 0 is nothing
+        self._effects: list[Effect] = []
+        self._outcomes: list[Outcome] = []
+
+    @property
+    def is_master(self) -> bool:
+        """Whether the node acts as master now."""
+        return self.state.is_master
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the node is master and no frame is in flight."""
+        return self.state.phase is Phase.MASTER
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the node has no claim at work."""
+        return self.state.phase is Phase.IDLE
+
+    def drain(self) -> tuple[list[Effect], list[Outcome]]:
+        """What is to be done, and what the node must know of, since the last call."""
+        drained = self._effects, self._outcomes
+        self._effects, self._outcomes = [], []
+        return drained
+
+    def start(self) -> None:
+        """Withdraw whatever an earlier life of this node claimed (P2.1)."""
+        self._do(self._action, 0)
+
+    def claim(self, strip: Strip, now_us: int) -> None:
+        """Claim mastership (P2.2); the node has found `may_claim`."""
+        if strip.claims[self.state.node] != self.state.claim:
+            cause = "its own claim register holds what it did not write: a second node runs under this name"
+            self._outcomes.append(Halt(cause))
+        else:
+            self._step(mastership.claim(self.state, strip), now_us)
+
+    def propose(self, frame: bytes, now_us: int) -> None:
+        """Commit a frame; `Decided` follows, or `Withdrawn`."""
+        self._step(mastership.propose(self.state, frame), now_us)
+
+    def compact(self, database: Database, now_us: int) -> None:
+        """Answer to `Compact`."""
+        self._step(mastership.compact(self.state, encode_database(database)), now_us)
+
+    def abdicate(self, now_us: int) -> None:
+        """Give a mastership up, at once or when the frame in flight is decided."""
+        self.state, action = mastership.abdicate(self.state)
+        if action is not None:
+            self._do(action, now_us)
+
+    def observe(self, strip: Strip, now_us: int) -> bool:
+        """Take a read of the strip that it did not ask for into account; True if it withdraws for it (P2.3)."""
+        self.state, action = mastership.observe(self.state, strip)
+        if action is not None:
+            self._do(action, now_us)
+        return action is not None
+
+    def awaits_read(self, read: int) -> bool:
+        """Whether this read of the strip is the one it waits for."""
+        return read == self._read != 0
+
+    def read(self, strip: Strip, is_dead: IsDead, now_us: int) -> None:
+        """The read that it waited for."""
+        self._read = 0
+        self._step(mastership.read(self.state, strip, is_dead), now_us)
+
+    def unread(self, now_us: int) -> None:
+        """The read that it waited for failed."""
+        self._read = 0
+        self.retry_us = now_us + self._retry_after_us
+
+    def awaits(self, operation: int) -> bool:
+        """Whether this store operation is the one it waits for."""
+        return operation == self._operation != 0
+
+    def done(self, now_us: int) -> None:
+        """The write that it waited for is durable."""
+        self._operation = 0
+        self._step(mastership.written(self.state), now_us)
+
+    def journal_read(self, journal: JournalRead, now_us: int) -> None:
+        """The journal that it waited for was read."""
+        self._operation = 0
+        try:
+            self.adopted = restore(journal.checkpoint, journal.frames)
+        except (msgspec.DecodeError, ValueError) as error:
+            self._give_up(f"the newest journal does not decode: {error}", now_us)
+        else:
+            self._step(mastership.loaded(self.state, encode_database(self.adopted)), now_us)
+
+    def refused(self, refused: StoreRefused, now_us: int) -> None:
+        """The operation that it waited for failed: compact, give the adoption up, withdraw, or try again."""
+        self._operation = 0
+        phase, full = self.state.phase, refused.kind == "full"
+        if full and phase is Phase.COMMIT_WRITE:
+            self._step(mastership.full(self.state), now_us)
+        elif phase is Phase.LOADING or (full and phase is Phase.ADOPT_CHECKPOINT):
+            self._give_up(refused.error, now_us)
+        elif full:
+            self._outcomes.append(Trouble("journal full", refused.error))
+            self._step(mastership.withdraw(self.state), now_us)
+        else:
+            self._outcomes.append(Trouble("store failed", refused.error))
+            self.retry_us = now_us + self._retry_after_us
+
+    def retry(self, now_us: int) -> None:
+        """Do again what was put off, if its time has come."""
+        if self.retry_us is not None and now_us >= self.retry_us:
+            self.retry_us = None
+            self._do(self._action, now_us)
+
+    def _give_up(self, why: str, now_us: int) -> None:
+        self._outcomes.append(Trouble("adoption failed", why))
+        self._step(mastership.failed(self.state), now_us)
+
+    def _step(self, step: tuple[mastership.Mastership, mastership.Action], now_us: int) -> None:
+        self.state, action = step
+        self._do(action, now_us)
+
+    def _do(self, action: mastership.Action, now_us: int) -> None:
+        self._action = action
+        match action:
+            case mastership.Read(again=True):
+                self._action = mastership.Read()
+                self.retry_us = now_us + self._retry_after_us
+            case mastership.Read():
+                self._read = next(self._numbers)
+                self._effects.append(ReadStrip(self._read))
+            case mastership.Write(claim=claim):
+                self._effects.append(WriteClaim(self._next_operation(), claim))
+            case mastership.Load(owner=owner, mark=mark):
+                self._effects.append(ReadJournal(self._next_operation(), owner, mark))
+            case mastership.Checkpoint(mark=mark, blob=blob):
+                self._effects.append(WriteCheckpoint(self._next_operation(), mark, blob))
+            case mastership.Append(mark=mark, number=number, frame=frame):
+                self._effects.append(AppendFrame(self._next_operation(), mark, number, frame))
+            case Became() | Decided() | Withdrawn() | Halt() | Compact():
+                self._outcomes.append(action)
+
+    def _next_operation(self) -> int:
+        self._operation = next(self._numbers)
+        return self._operation

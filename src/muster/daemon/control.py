@@ -1,0 +1,451 @@
+"""The control socket of one node: newline-delimited JSON over a Unix socket (SPEC 8.1, 7.8).
+
+A request is one line, `{"query": NAME, "arguments": {...}}` or `{"operation": NAME, "identity": TEXT, "arguments":
+{...}}`; the identity makes a retry harmless (SPEC 9.1). The answer is one line, `{"ok": true, "result": ...}` or
+`{"ok": false, "error": {"what": ..., "where": ..., "next": ...}}`. An answer in several lines has `"more": true` in all
+but its last line, which has `"more": false` and no result. Requests of one connection are answered in order. What is
+no request gets an error and the end of its connection.
+
+Only the socket's owner gets in: the socket has mode 0600, its directory must be the owner's alone. A lock beside the
+socket tells a running daemon from a dead one, so that two daemons that start at once cannot both clear the socket away.
+
+Bounded: a request line, the number of connections, the time to send a request, the time to take an answer.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import inspect
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+MAXIMUM_REQUEST_BYTES = 8 * 1024 * 1024  # a service file is one argument
+MAXIMUM_CONNECTIONS = 64
+MAXIMUM_NAME_CHARACTERS = 128
+IDLE_MS = 60_000  # without a complete request, or without taking an answer
+_MS_PER_S = 1000
+_SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
+_PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_OTHERS_PERMISSIONS = 0o077
+_PIECE_BYTES = 256 * 1024
+
+Request = dict[str, Any]
+Handle = Callable[[Request], Awaitable[object] | AsyncIterator[object]]
+
+
+class ControlRefused(Exception):
+    """What a handler raises to answer with an error: what is wrong, where, and what to do next (SPEC 7.8)."""
+
+    def __init__(self, what: str, where: str, next_step: str) -> None:
+        super().__init__(f"{where}: {what}; {next_step}")
+        self.what, self.where, self.next_step = what, where, next_step
+
+
+class SocketRefused(Exception):
+    """The control socket cannot be made; the message says what, where and what to do."""
+
+
+def decode_request(line: bytes | bytearray) -> Request:
+    """A checked request: `query` or `operation` with `identity`, and `arguments`. Raises `ControlRefused`."""
+    try:
+        request = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(f"this is not JSON ({error})") from error
+    if not isinstance(request, dict):
+        raise _malformed("a request is a JSON object")
+    if ("query" in request) == ("operation" in request):
+        raise _malformed("a request has either `query` or `operation`")
+    texts = {"query"} if "query" in request else {"operation", "identity"}
+    for key in sorted(texts):
+        value = request.get(key)
+        if not isinstance(value, str) or not 0 < len(value) <= MAXIMUM_NAME_CHARACTERS:
+            raise _malformed(f"`{key}` must be a text of 1 to {MAXIMUM_NAME_CHARACTERS} characters")
+    unknown = sorted(str(key) for key in request.keys() - texts - {"arguments"})
+    if unknown:
+        raise _malformed(f"unknown key `{unknown[0][:MAXIMUM_NAME_CHARACTERS]}`")
+    if not isinstance(request.setdefault("arguments", {}), dict):
+        raise _malformed("`arguments` must be an object")
+    return request
+
+
+def _malformed(what: str) -> ControlRefused:
+    return ControlRefused(what, "request", 'send one line: {"query": NAME, "arguments": {...}}')
+
+
+def _error(error: ControlRefused) -> bytes:
+    parts = {"what": error.what, "where": error.where, "next": error.next_step}
+    return msgspec.json.encode({"ok": False, "error": parts})
+
+
+class Session(asyncio.Protocol):
+    """One client's connection: takes its requests one after the other."""
+
+    def __init__(self, server: "ControlServer") -> None:
+        self.gone = asyncio.Event()
+        self.idle_since_s: float | None = None  # loop time; none while it has a request under way, or never had one
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._credentials: dict[str, int] = {}
+        self._inbox = bytearray()
+        self._searched = 0  # bytes of the inbox known to hold no newline
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._reading = True
+        self._eof = False
+        self._streaming = False
+
+    # --- Called by asyncio ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is here."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_PIECE_BYTES)
+        handle = self._transport.get_extra_info("socket")
+        packed = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        self._credentials = dict(zip(("pid", "uid", "gid"), _PEER_CREDENTIALS.unpack(packed), strict=True))
+        if self._server.admit(self):
+            self._arm(self._late_request)
+        else:
+            text = f"{MAXIMUM_CONNECTIONS} clients are connected already"
+            self._refuse(ControlRefused(text, "control socket", "end some of them, or try again later"))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._inbox += data
+        if self._task is None:
+            self._next_request()
+        elif len(self._inbox) > MAXIMUM_REQUEST_BYTES and self._reading:
+            self._reading = False  # it sends ahead of its answers: let it wait
+            transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it may still wait for an answer, but nobody watches a stream that way."""
+        self._eof = True
+        if self._task is None:
+            if self._inbox:
+                text = "the client closed its end within a line"
+                self._refuse(ControlRefused(text, "request", "end each request with a newline"))
+            return False
+        if self._streaming:
+            self._task.cancel()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        """The socket is closed."""
+        self._disarm()
+        self._writable.set()
+        if self._task is not None:
+            self._task.cancel()
+        self.gone.set()
+        self._server.discard(self)
+
+    def pause_writing(self) -> None:
+        """The client takes no more for now."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The client takes more again."""
+        self._writable.set()
+
+    # --- Inside ---
+
+    def drop(self) -> None:
+        """Close at once, without waiting."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def end(self) -> None:
+        """Close at once, and wait until what was under way has stopped."""
+        task = self._task
+        if self._transport is not None:
+            self._transport.abort()
+            await self.gone.wait()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _arm(self, action: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self._loop.call_later(self._server.idle_ms / _MS_PER_S, action)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late_request(self) -> None:
+        if not self._inbox:
+            self._close()
+            return
+        text = f"no complete request within {self._server.idle_ms} ms"
+        self._refuse(ControlRefused(text, "request", "end each request with a newline"))
+
+    def _next_request(self) -> None:
+        """Begin the next request, if a whole line of it is here."""
+        end = self._inbox.find(b"\n", self._searched)
+        if (len(self._inbox) if end < 0 else end) > MAXIMUM_REQUEST_BYTES:
+            text = f"a line of more than {MAXIMUM_REQUEST_BYTES} bytes"
+            self._refuse(
+                ControlRefused(text, "request", "send smaller requests, for instance fewer services at a time")
+            )
+            return
+        if end < 0:
+            self._searched = len(self._inbox)
+            if self._eof:
+                self._close()
+            return
+        self.idle_since_s = None
+        line = self._inbox[:end]
+        del self._inbox[: end + 1]
+        self._searched = 0
+        self._disarm()
+        try:
+            request = decode_request(line)
+        except ControlRefused as error:
+            self._refuse(error)
+            return
+        request["peer"] = self._credentials
+        self._task = self._loop.create_task(self._answer(request))
+        self._task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if task.cancelled():
+            self._close()
+            return
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
+        self._arm(self._late_request)
+        self.idle_since_s = self._loop.time()
+        self._next_request()
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            outcome = self._server.handle(request)
+            result = await outcome if inspect.isawaitable(outcome) else outcome
+            if isinstance(result, AsyncIterator):
+                await self._stream(result)
+            else:
+                await self._write(msgspec.json.encode({"ok": True, "result": result}))
+        except ControlRefused as error:
+            await self._write(_error(error))
+        except Exception as error:  # noqa: BLE001 - told to the loop's handler, where the daemon decides what it means
+            name = request.get("query") or request.get("operation")
+            text = f"the daemon failed to answer: {type(error).__name__}: {error}"
+            await self._write(
+                _error(ControlRefused(text, str(name), "see the daemon's log, and report this as a defect"))
+            )
+            self._loop.call_exception_handler({"message": f"control request {name!r} failed", "exception": error})
+
+    async def _stream(self, results: AsyncIterator[object]) -> None:
+        self._streaming = True
+        try:
+            if self._eof:
+                return
+            async for result in results:
+                await self._write(msgspec.json.encode({"ok": True, "result": result, "more": True}))
+            await self._write(msgspec.json.encode({"ok": True, "result": None, "more": False}))
+        finally:
+            self._streaming = False
+            close = getattr(results, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _write(self, line: bytes) -> None:
+        """Send a line, and wait until the client has taken all but a little of it."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(line + b"\n")
+        if not self._writable.is_set():
+            self._arm(self._transport.abort)
+            await self._writable.wait()
+            self._disarm()
+
+    def _refuse(self, error: ControlRefused) -> None:
+        if self._transport is not None:
+            self._transport.write(_error(error) + b"\n")
+        self._close()
+
+    def _close(self) -> None:
+        """Close once what is written is taken, and in any case before long."""
+        self._inbox.clear()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+            self._arm(self._transport.abort)
+
+
+class ControlServer:
+    """Serves one node's control socket with `handle`.
+
+    `handle(request)` gets a checked request with `peer` (`pid`, `uid`, `gid` of the client) added. It returns an
+    awaitable of the result (anything that msgspec makes JSON of), or of an asynchronous iterator of results, or such
+    an iterator itself. It raises `ControlRefused` to answer with an error; any other exception goes to the event
+    loop's exception handler, and the client is told so. A client that goes away cancels what it waits for.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], handle: Handle, *, idle_ms: int = IDLE_MS) -> None:
+        self.path = Path(path)
+        self.handle = handle
+        self.idle_ms = idle_ms
+        self._sessions: set[Session] = set()
+        self._leaving: set[Session] = set()  # too many; their sockets are about to close
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._lock: int | None = None
+
+    async def start(self) -> None:
+        """Make the socket and serve it. A dead daemon's socket is replaced. Raises `SocketRefused`."""
+        prepare_directory(self.path.parent)
+        self._lock = _take_lock(self.path)
+        try:
+            _clear_stale(self.path)
+            listener = _bind(self.path)
+            self._inode = self.path.stat().st_ino
+            # Not create_unix_server: newer ones remove the socket by an address that may be gone (see `_reachable`).
+            self._server = await asyncio.get_running_loop().create_server(lambda: Session(self), sock=listener)
+        except BaseException:
+            self._release()
+            raise
+
+    async def close(self) -> None:
+        """End all connections and remove the socket, if it is still this one."""
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(FileNotFoundError):
+                if self.path.stat().st_ino == self._inode:
+                    self.path.unlink()
+        for session in (*self._sessions, *self._leaving):
+            await session.end()
+        self._release()
+
+    def admit(self, session: Session) -> bool:
+        """Whether one more client may stay; one that has its answers and lingers makes room for it."""
+        if len(self._sessions) >= MAXIMUM_CONNECTIONS:
+            idle = {other: other.idle_since_s for other in self._sessions if other.idle_since_s is not None}
+            if not idle:
+                self._leaving.add(session)
+                return False
+            oldest = min(idle, key=lambda other: idle[other])
+            oldest.drop()
+            self._sessions.discard(oldest)
+            self._leaving.add(oldest)
+        self._sessions.add(session)
+        return True
+
+    def discard(self, session: Session) -> None:
+        """The session's socket is closed."""
+        self._sessions.discard(session)
+        self._leaving.discard(session)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make `directory` with mode 0700, or make sure that it is the user's alone. Raises `SocketRefused`."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.stat()
+    except OSError as error:
+        raise SocketRefused(f"directory {directory}: {error.strerror}; make it, with mode 0700") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode):
+        raise SocketRefused(f"{directory}: it is not a directory; move it away, or choose another home for the node")
+    if status.st_uid != os.geteuid():
+        text = f"directory {directory}: it belongs to user {status.st_uid}, this is user {os.geteuid()}"
+        raise SocketRefused(f"{text}; run as its owner, or choose another home for the node")
+    if mode & _OTHERS_PERMISSIONS:
+        text = f"directory {directory}: its permissions {mode:04o} let other users at the control socket"
+        raise SocketRefused(f"{text}; run `chmod 700 {directory}`")
+
+
+def _take_lock(path: Path) -> int:
+    """A descriptor that holds the lock of the socket `path` until it is closed."""
+    lock = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise SocketRefused(f"lock {lock}: {error.strerror}; choose another home for the node") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise SocketRefused(
+                f"lock {lock}: {error.strerror}; the node's home must be a local file system"
+            ) from error
+        text = f"control socket {path}: daemon {holder or 'of unknown pid'} serves it already"
+        raise SocketRefused(f"{text}; this node runs: stop it first") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket that a dead daemon has left. Called with the lock held."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SocketRefused(f"control socket {path}: something else is there; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, _reachable(path) as address:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one is alive, and very busy
+                text = f"control socket {path}: it cannot be told whether a daemon serves it ({error})"
+                raise SocketRefused(f"{text}; choose another home for the node") from error
+    raise SocketRefused(f"control socket {path}: another process serves it; stop that, or choose another home")
+
+
+def _bind(path: Path) -> socket.socket:
+    """A socket bound to `path` that nobody but the owner can connect to, at any moment."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # Linux gives the file this mode: it is never open to others
+        with _reachable(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)  # whatever the umask took away
+    except OSError as error:
+        listener.close()
+        raise SocketRefused(f"control socket {path}: {error.strerror or error}; choose another home") from error
+    return listener
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """An address of `path` that fits into a socket address, however long the path is."""
+    if len(os.fsencode(path)) <= _SUN_PATH_BYTES:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

@@ -1,0 +1,264 @@
+"""The asyncio shell around one `core.node.Node`: carries effects out, turns what happens into inputs, decides nothing.
+
+Order is kept as the core is owed it (`core/effects.py`): effects of one step begin in their order; store effects go
+through one queue, one at a time; reads of the strip run beside them. The clock is CLOCK_BOOTTIME (SPEC 7.1).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator
+
+from muster.core.effects import (
+    AppendFrame,
+    Committed,
+    Effect,
+    Elected,
+    Left,
+    Notify,
+    Panic,
+    ReadJournal,
+    ReadStrip,
+    Reply,
+    RunCommand,
+    Send,
+    Trace,
+    WriteCheckpoint,
+    WriteClaim,
+    WriteMarks,
+    WriteView,
+)
+from muster.core.inputs import (
+    CommandFinished,
+    Input,
+    JournalRead,
+    MessageReceived,
+    OperationRequested,
+    PeerConnected,
+    PeerLost,
+    StoreDone,
+    StoreRefused,
+    StripRead,
+    StripUnread,
+    Tick,
+)
+from muster.core.node import Node
+from muster.daemon.flight_recorder import FlightRecorder
+from muster.daemon.guard_channel import GuardChannel
+from muster.drivers.interconnect import Interconnect
+from muster.drivers.runner_client import RunnerClient
+from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
+from muster.records.messages import CommandState, LeaveNode, Message, OperationRequest
+from muster.records.state import NodeState
+
+US_PER_S = 1_000_000
+LAST_WORDS_S = 0.2  # for frames under way when this node has left
+
+StoreEffect = WriteClaim | WriteView | WriteMarks | ReadJournal | WriteCheckpoint | AppendFrame
+
+
+def boottime_us() -> int:
+    """Microseconds since boot, through suspend."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+
+
+class Daemon:
+    """Drives one node until it leaves or panics."""
+
+    def __init__(
+        self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, fatal: Callable[[str], None]
+    ) -> None:
+        self.node, self.recorder = node, recorder
+        self._store, self._guard, self._fatal = store, guard, fatal
+        self._interconnect: Interconnect | None = None
+        self._runner: RunnerClient | None = None
+        self._store_queue: asyncio.Queue[StoreEffect] = asyncio.Queue()
+        self._replies: dict[str, asyncio.Future[Reply]] = {}
+        self._changed: set[asyncio.Event] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.ended = asyncio.Event()
+
+    def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
+        """Begin: the node's first effects, its timer, the store's queue."""
+        self._interconnect, self._runner = interconnect, runner
+        self._spawn(self._serve_store())
+        self._carry_out(self.node.start(boottime_us()))
+        self._rearm()
+
+    async def stop(self) -> None:
+        """End the tasks of this shell; what they had begun in the store ends by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what happens ---------------------------------------------------------------------------------------------
+
+    def feed(self, happened: Input) -> None:
+        """Give the node an input and carry out what follows."""
+        self._carry_out(self.node.step(happened, boottime_us()))
+        self._rearm()
+
+    def on_message(self, sender: int, message: Message) -> None:
+        """A frame from a peer."""
+        self.feed(MessageReceived(sender, message))
+
+    def on_connected(self, node: int, incarnation: int) -> None:
+        """A connection with a peer is up."""
+        self.feed(PeerConnected(node, incarnation))
+
+    def on_lost(self, node: int, cause: str) -> None:
+        """A connection with a peer is gone."""
+        self.feed(PeerLost(node, cause))
+
+    def on_trouble(self, text: str) -> None:
+        """Something on the interconnect that people should know."""
+        self.note("interconnect trouble", text)
+
+    def on_finished(self, command: CommandState) -> None:
+        """The runner reports the end of a command."""
+        self.feed(CommandFinished(command))
+
+    def on_term(self) -> None:
+        """The guard was asked to end this node: leave gracefully, or at once if it is no member."""
+        own = self.node.database.member(self.node.me)
+        if own.incarnation != self.node.incarnation or own.state is NodeState.INACTIVE:
+            self.note("left", "asked to end while no member")
+            self._guard.leave()
+            return
+        identity = f"term-{self.node.incarnation}-{boottime_us()}"
+        self.feed(OperationRequested(identity, LeaveNode(self.node.setup.name)))
+
+    async def operate(self, identity: str, operation: OperationRequest, timeout_s: float) -> Reply | None:
+        """Carry an operation out; None if no master answered in time (the same identity may be asked again)."""
+        future = self._replies.get(identity)
+        if future is None:
+            future = self._replies[identity] = self._loop.create_future()
+            self.feed(OperationRequested(identity, operation))
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            self._replies.pop(identity, None)
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the replica has changed."""
+        event = asyncio.Event()
+        self._changed.add(event)
+        try:
+            yield event
+        finally:
+            self._changed.discard(event)
+
+    def note(self, event: str, detail: str) -> None:
+        """Record an event of this node."""
+        self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
+
+    # ---- carrying out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        assert self._interconnect is not None
+        assert self._runner is not None
+        for effect in effects:
+            match effect:
+                case Send(to=to, message=message):
+                    self._interconnect.send(to, message)
+                case ReadStrip(read=read):
+                    self._spawn(self._read_strip(read))
+                case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
+                    self._store_queue.put_nowait(effect)
+                case RunCommand():
+                    self._runner.run(effect)
+                case Trace(event=event, detail=detail):
+                    self.note(event, detail)
+                case Committed():
+                    self._membership_may_have_changed()
+                case Reply(identity=identity):
+                    future = self._replies.get(identity)
+                    if future is not None and not future.done():
+                        future.set_result(effect)
+                case Left():
+                    self._spawn(self._leave())
+                case Panic(cause=cause):
+                    self.note("panic", cause)
+                    self._guard.panic(cause)
+                    self.ended.set()
+                case Notify() | Elected():
+                    pass  # no foreign subsystem can register yet; the election was traced by the core
+
+    def _membership_may_have_changed(self) -> None:
+        assert self._interconnect is not None
+        self._interconnect.set_peers({config.node: config.addresses for config in self.node.database.nodes.values()})
+        for event in self._changed:
+            event.set()
+
+    async def _leave(self) -> None:
+        await asyncio.sleep(LAST_WORDS_S if len(self.node.connected) else 0)
+        self._guard.leave()
+        self.ended.set()
+
+    async def _read_strip(self, read: int) -> None:
+        started_us = boottime_us()
+        try:
+            strip = await self._store.read_strip()
+        except StoreFailed as error:
+            self.feed(StripUnread(read, str(error)))
+        else:
+            self.feed(StripRead(read, strip, started_us, boottime_us()))
+
+    async def _serve_store(self) -> None:
+        while True:
+            effect = await self._store_queue.get()
+            try:
+                answer = await self._store_effect(effect)
+            except StoreFailed as error:
+                answer = StoreRefused(effect.operation, _kind(error), str(error))
+            self.feed(answer)
+
+    async def _store_effect(self, effect: StoreEffect) -> Input:
+        match effect:
+            case WriteClaim(claim=claim):
+                await self._store.write_claim(claim)
+            case WriteView(view=view):
+                await self._store.write_view(view)
+            case WriteMarks(marks=marks):
+                await self._store.write_marks(marks)
+            case WriteCheckpoint(mark=mark, checkpoint=checkpoint):
+                await self._store.write_checkpoint(mark, checkpoint)
+            case AppendFrame(mark=mark, number=number, frame=frame):
+                await self._store.append_frame(mark, number, frame)
+            case ReadJournal(owner=owner, mark=mark):
+                image = await self._store.read_journal(owner, mark)
+                return JournalRead(effect.operation, image.checkpoint, image.frames)
+        return StoreDone(effect.operation)
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.ended.is_set():
+            return
+        delay_s = max(0.0, (self.node.deadline_us - boottime_us()) / US_PER_S)
+        self._timer = self._loop.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self.feed(Tick())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fatal(f"the daemon has failed: {task.exception()!r}")
+
+
+def _kind(error: StoreFailed) -> str:
+    kinds = ((ForeignWrite, "foreign"), (JournalFull, "full"), (JournalUnreadable, "unreadable"))
+    return next((kind for type_, kind in kinds if isinstance(error, type_)), "failed")

@@ -1,0 +1,49 @@
+"""The node's bounded memory of what happened, and its log (SPEC 9.4).
+
+Every event goes to the log as one line `key=value`, and into a ring that the control socket's `timeline` query reads.
+"""
+
+import json
+import sys
+from collections import deque
+from typing import NamedTuple, TextIO
+
+from muster.records.terms import Term
+
+CAPACITY = 4096
+
+
+class Event(NamedTuple):
+    """Something that happened on this node; `number` grows by one with each."""
+
+    number: int
+    at_us: int  # CLOCK_BOOTTIME
+    event: str
+    detail: str
+    term: Term
+    commit_index: int
+
+
+class FlightRecorder:
+    """Keeps the last `CAPACITY` events and writes each to the log."""
+
+    def __init__(self, node: str, log: TextIO = sys.stderr) -> None:
+        self._node, self._log = node, log
+        self._events: deque[Event] = deque(maxlen=CAPACITY)
+        self._number = 0
+
+    def note(self, at_us: int, event: str, detail: str, term: Term, index: int) -> None:
+        """Record one event."""
+        self._number += 1
+        self._events.append(Event(self._number, at_us, event, detail, term, index))
+        fields = {"at": f"{at_us / 1e6:.6f}", "node": self._node, "term": str(term), "index": index, "event": event}
+        line = " ".join(f"{key}={json.dumps(value)}" for key, value in {**fields, "detail": detail}.items())
+        print(line, file=self._log, flush=True)
+
+    def since(self, number: int) -> list[dict[str, object]]:
+        """The events after `number`, oldest first, ready for JSON."""
+        return [
+            {**event._asdict(), "term": event.term.number, "term_node": event.term.node}
+            for event in self._events
+            if event.number > number
+        ]

@@ -1,0 +1,221 @@
+"""What a node answers to a query: pure functions from the replicated database and what the node itself sees (SPEC 8.1).
+
+Every answer is ready for JSON. Names, never numbers, stand for nodes; states are the words of SPEC 3.1 and 6.7. The
+document formats are stable: new keys may come, none goes or changes its meaning. Every answer carries
+
+    cluster     the cluster's name
+    index       the commit index that the answer reflects (SPEC 9.1)
+    node        who answers
+    node_state  what the cluster holds the answering node for: what a node says that is not `joined` may be old
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from muster.records.state import Database, Member, Service, ServiceState, Transition
+from muster.records.terms import NO_NODE, NO_TERM, Term
+
+Document = dict[str, Any]
+
+
+class NodeView(Struct, frozen=True):
+    """What the answering node knows beside the database."""
+
+    node: int  # its own id
+    incarnation: int
+    master: int = NO_NODE  # whom it holds for master
+    term: Term = NO_TERM  # of that mastership
+    links: frozenset[int] = frozenset()  # whom it hears on the interconnect
+    live: frozenset[int] = frozenset()  # nodes whose lease in the store is being renewed
+    running: tuple[str, ...] = ()  # services that its runner holds started
+    acknowledged: dict[int, frozenset[int]] = field(default_factory=dict)
+    """transition -> nodes known to have acknowledged its present level and barrier; the master knows them all"""
+
+
+class QueryRefused(ValueError):
+    """A query that cannot be answered: what is wrong, where, and what to do next (SPEC 7.8)."""
+
+    def __init__(self, what: str, where: str, next_step: str) -> None:
+        super().__init__(what)
+        self.what, self.where, self.next_step = what, where, next_step
+
+
+def answer(name: str, arguments: Document, database: Database, view: NodeView) -> Document:
+    """The answer to query `name`. Raises `QueryRefused` for an unknown query, argument or subject."""
+    query = _QUERIES.get(name)
+    if query is None:
+        raise QueryRefused(f"there is no query {name!r}", "control socket", "ask one of " + ", ".join(_QUERIES))
+    function, allowed = query
+    unknown = [key for key in arguments if key not in allowed]
+    if unknown:
+        what = f"query {name!r} takes no argument {unknown[0]!r}"
+        raise QueryRefused(what, "control socket", "allowed: " + (", ".join(allowed) or "none"))
+    missing = [key for key in allowed if not isinstance(arguments.get(key), str)]
+    if missing:
+        what = f"query {name!r} needs {missing[0]!r} as text"
+        raise QueryRefused(what, "control socket", f"send {missing[0]}")
+    return _head(database, view) | function(database, view, **arguments)
+
+
+def status(database: Database, view: NodeView) -> Document:
+    """The whole cluster on one page: `master`, `term`, `nodes`, `services`, `transitions`."""
+    return {
+        "cluster_identity": database.cluster.identity,
+        "profile": database.cluster.profile,
+        "epoch": database.epoch,
+        "master": _name(database, view.master),
+        "term": view.term.number,
+        "term_node": _name(database, view.term.node) if view.term != NO_TERM else None,
+        "nodes": {name: _node(database, view, node) for name, node in _by_name(database)},
+        "services": {name: _service(database, database.services[name]) for name in sorted(database.services)},
+        "transitions": _transitions(database, view),
+    }
+
+
+def services(database: Database, _view: NodeView) -> Document:
+    """Every service: what `status` says of it, its definition, and how it came to where it is."""
+    return {
+        "services": {name: _service_in_full(database, database.services[name]) for name in sorted(database.services)}
+    }
+
+
+def service(database: Database, view: NodeView, name: str) -> Document:
+    """One service in full, as `service`; `runs_here` says whether the answering node's runner holds it started."""
+    found = database.services.get(name)
+    if found is None:
+        close = get_close_matches(name, list(database.services), n=1)
+        next_step = f"did you mean {close[0]!r}?" if close else "see `muster services` for those that are defined"
+        raise QueryRefused(f"there is no service {name!r}", f"cluster {database.cluster.name}", next_step)
+    return {"service": {"name": name, **_service_in_full(database, found), "runs_here": name in view.running}}
+
+
+def transitions(database: Database, view: NodeView) -> Document:
+    """The transitions in progress, oldest first, and who holds each one up (SPEC 8.2)."""
+    return {"transitions": _transitions(database, view)}
+
+
+def nodes(database: Database, view: NodeView) -> Document:
+    """Every configured node in full: what `status` says of it, its addresses, levels and last proof of death."""
+    return {"nodes": {name: _node_in_full(database, view, node) for name, node in _by_name(database)}}
+
+
+_QUERIES: dict[str, tuple[Callable[..., Document], tuple[str, ...]]] = {
+    "status": (status, ()),
+    "services": (services, ()),
+    "service": (service, ("name",)),
+    "transitions": (transitions, ()),
+    "nodes": (nodes, ()),
+}
+
+
+def _head(database: Database, view: NodeView) -> Document:
+    return {
+        "cluster": database.cluster.name,
+        "index": database.index,
+        "node": database.name_of(view.node),
+        "node_state": str(database.member(view.node).state),
+    }
+
+
+def _by_name(database: Database) -> list[tuple[str, int]]:
+    return [(database.nodes[node].name, node) for node in sorted(database.nodes)]
+
+
+def _name(database: Database, node: int) -> str | None:
+    return None if node == NO_NODE else database.name_of(node)
+
+
+def _names(database: Database, found: tuple[int, ...] | list[int]) -> list[str]:
+    return [database.name_of(node) for node in found]
+
+
+def _node(database: Database, view: NodeView, node: int) -> Document:
+    member = database.member(node)
+    own = node == view.node
+    return {
+        "id": node,
+        "state": str(member.state),
+        "incarnation": member.incarnation,
+        "live": own or node in view.live,
+        "link": own or node in view.links,
+        "services": sorted(name for name, service in database.services.items() if service.node == node),
+        "cause": _node_cause(member),
+    }
+
+
+def _node_cause(member: Member) -> str:
+    if member.eviction is not None:
+        return f"to be forced out: {member.eviction.cause}; waiting for proof that it has stopped"
+    return member.refusal
+
+
+def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
+    member = database.member(node)
+    proof = member.last_proof
+    return _node(database, view, node) | {
+        "addresses": list(database.nodes[node].addresses),
+        "levels": [{"level": level.number, "name": level.name} for level in member.levels],
+        "told_level": member.told_level,
+        "last_proof": proof and {"kind": proof.kind.words, "incarnation": proof.incarnation, "detail": proof.detail},
+    }
+
+
+def _service(database: Database, service: Service) -> Document:
+    active = service.state is not ServiceState.DEREGISTERED
+    state = str(service.state)
+    return {
+        "state": state,
+        "flags": ["T"] if service.intent else [],
+        "node": _name(database, service.node) if active else None,
+        "nodes": {name: state if active and node == service.node else None for name, node in _by_name(database)},
+        "wanted": service.wanted,
+        "cause": service.cause,
+    }
+
+
+def _service_in_full(database: Database, service: Service) -> Document:
+    return _service(database, service) | {
+        "uid": service.uid,
+        "generation": service.generation,
+        "reason": service.reason,
+        "origin": _name(database, service.origin),
+        "target": _name(database, service.target),
+        "previous": _name(database, service.previous),
+        "failed": _names(database, service.failed),
+        "removed": service.removed,
+        "definition": msgspec.to_builtins(service.definition),
+    }
+
+
+def _transitions(database: Database, view: NodeView) -> list[Document]:
+    return [_transition(database, view, database.transitions[key]) for key in sorted(database.transitions)]
+
+
+def _transition(database: Database, view: NodeView, transition: Transition) -> Document:
+    acknowledged = view.acknowledged.get(transition.identity, frozenset())
+    waiting = [node for node in transition.participants if node not in acknowledged]
+    return {
+        "id": transition.identity,
+        "node": database.name_of(transition.node),
+        "kind": str(transition.kind),
+        "incarnation": transition.incarnation,
+        "level": transition.level,
+        "level_name": _level_name(database, transition.level),
+        "levels": list(transition.levels),
+        "barrier": transition.barrier,
+        "participants": _names(database, transition.participants),
+        "waiting_for": _names(database, waiting),
+        "cause": transition.cause,
+    }
+
+
+def _level_name(database: Database, number: int) -> str:
+    for member in database.members.values():
+        for level in member.levels:
+            if level.number == number:
+                return level.name
+    return ""

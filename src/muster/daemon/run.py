@@ -1,0 +1,151 @@
+"""The daemon process of a node, started and restarted by init under a guard (docs/ARCHITECTURE.md).
+
+Reads its part of the database, takes the runner's inventory, builds the node, and serves until it ends. A daemon that
+is restarted under the same incarnation finds everything it needs in the same three places.
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from muster.core.node import Node, Setup
+from muster.core.tenure import newest_journal, restore
+from muster.daemon.control import ControlServer, SocketRefused
+from muster.daemon.daemon import Daemon, boottime_us
+from muster.daemon.flight_recorder import FlightRecorder
+from muster.daemon.guard_channel import GuardChannel
+from muster.daemon.main import KEY_FILE
+from muster.daemon.requests import Requests
+from muster.drivers.certificates import CertificateRefused
+from muster.drivers.disk_store import DiskStore
+from muster.drivers.interconnect import Interconnect, InterconnectRefused
+from muster.drivers.runner_client import RunnerClient
+from muster.drivers.store import JournalUnreadable, StoreFailed
+from muster.drivers.store_inspection import newest_database
+from muster.records.registers import Strip
+from muster.records.state import Database, NodeConfig
+from muster.records.timing import PROFILES, Profile
+
+CONTROL_SOCKET = "control.sock"
+EXIT_FAILED = 1
+DEFINITIONS_SHARE = 2  # service definitions may take one part in so many of a journal half
+
+
+def main() -> None:
+    """Entry point of the daemon process."""
+    parser = argparse.ArgumentParser(prog="muster.daemon.run")
+    for name in ("--store", "--home", "--node"):
+        parser.add_argument(name, required=True)
+    options = parser.parse_args()
+    guard, runner = (_inherited(name) for name in ("MUSTER_GUARD_FD", "MUSTER_RUNNER_FD"))
+    incarnation = int(os.environ["MUSTER_INCARNATION"])
+    try:
+        asyncio.run(serve(options.store, options.node, Path(options.home), incarnation, guard, runner))
+    except StoreFailed as error:
+        print(f"musterd: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from error
+
+
+def _inherited(name: str) -> socket.socket:
+    return socket.socket(fileno=int(os.environ[name]))
+
+
+async def serve(
+    store_path: str, name: str, home: Path, incarnation: int, guard_end: socket.socket, runner_end: socket.socket
+) -> None:
+    """Run the node until it has left, panicked, or lost its guard. Raises `StoreFailed` if it cannot begin."""
+    lost = asyncio.Event()
+    recorder = FlightRecorder(name)
+    daemon: Daemon | None = None
+    guard = GuardChannel(guard_end, lambda: daemon.on_term() if daemon else guard.leave(), lost.set)
+    profile, config = _configuration(store_path, name)
+    pulse = asyncio.ensure_future(_pulse(guard, profile))
+    runner = RunnerClient(
+        runner_end,
+        lambda command: daemon.on_finished(command) if daemon else None,
+        lambda text: daemon.note("runner refused", text) if daemon else None,
+    )
+    store = DiskStore(store_path, config.node)
+    try:
+        strip, database = await _boot_record(store)
+        commands = await runner.inventory()  # last: from here on the runner's results must find the node
+        setup = Setup(config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE)
+        node = Node(setup, database, strip, commands, boottime_us())
+        daemon = Daemon(node, store, guard, recorder, lambda cause: _fatal(guard, cause))
+        await _serve(daemon, config, runner, guard, home, lost)
+    finally:
+        pulse.cancel()
+        await store.close()
+
+
+def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
+    database = newest_database(store_path)
+    node = database.node_named(name)
+    if node is None:
+        raise StoreFailed(f"store {store_path}: node {name!r} is no longer configured in it")
+    return PROFILES[database.cluster.profile], database.nodes[node]
+
+
+async def _serve(
+    daemon: Daemon, config: NodeConfig, runner: RunnerClient, guard: GuardChannel, home: Path, lost: asyncio.Event
+) -> None:
+    node = daemon.node
+    cluster = node.database.cluster
+    interconnect = Interconnect(
+        node.me, cluster.identity, node.incarnation, node.setup.profile,
+        on_message=daemon.on_message, on_connected=daemon.on_connected,
+        on_lost=daemon.on_lost, on_trouble=daemon.on_trouble,
+    )  # fmt: skip
+    control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle)
+    daemon.start(interconnect, runner)
+    try:
+        interconnect.set_peers({peer.node: peer.addresses for peer in node.database.nodes.values()})
+        await interconnect.start(config.addresses, config.certificate, str(home / KEY_FILE), cluster.authority)
+        await control.start()
+    except (InterconnectRefused, CertificateRefused, SocketRefused) as error:
+        daemon.note("cannot run", str(error))
+        guard.panic(str(error))  # another attempt of the same daemon would fail the same way
+        return
+    daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
+    waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await daemon.stop()
+    await control.close()
+    await interconnect.close()
+    if daemon.ended.is_set() and not lost.is_set():
+        await lost.wait()  # the guard ends this process with everything else
+
+
+async def _pulse(guard: GuardChannel, profile: Profile) -> None:
+    while True:
+        guard.pulse()
+        await asyncio.sleep(profile.pulse_ms / 1000)
+
+
+async def _boot_record(store: DiskStore) -> tuple[Strip, Database]:
+    """The first strip and replica. Waits while a claim is unknown or the newest journal is being moved (SPEC 1.5)."""
+    while True:
+        strip = await store.read_strip()
+        newest = newest_journal(strip)
+        if newest is not None:
+            try:
+                image = await store.read_journal(*newest)
+                return strip, restore(image.checkpoint, image.frames)
+            except (JournalUnreadable, msgspec.DecodeError, ValueError) as error:
+                print(f"musterd: the newest journal cannot be read yet: {error}", file=sys.stderr, flush=True)
+        await asyncio.sleep(0.1)
+
+
+def _fatal(guard: GuardChannel, cause: str) -> None:
+    guard.panic(cause)
+
+
+if __name__ == "__main__":
+    main()

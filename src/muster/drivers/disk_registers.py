@@ -1,0 +1,147 @@
+"""Reading and writing the registers of a disk store (SPEC 1.5). Blocking; the guard process imports this module.
+
+Theory of operation. A register has two copies. A writer replaces the worse copy first and the other one after that,
+each durable before the next, so at any moment one copy holds the last durable value or a newer one. A reader takes the
+newer valid copy: it returns what was durable when its read began, or something newer. A copy that is invalid may just
+be in the middle of being written, so the read is repeated; bytes that stay the same are corruption, and are then
+remembered, so that a damaged copy does not slow every later read down.
+"""
+
+import time
+from collections.abc import Sequence
+
+from muster.drivers.disk_file import DiskFile
+from muster.records.geometry import COPIES, Header
+from muster.records.registers import MalformedRegister, Register, RegisterKind, decode_register, encode_register
+from muster.records.sectors import Choice, Problem, Record, RecordKind, choose, decode_record, encode_record
+
+REPEATS = 3  # how often a read that met an invalid copy is repeated
+REPEAT_PAUSE_S = 0.001
+
+Known = tuple[Register | None, ...]  # one register a slot; None is unknown, never empty
+
+
+def judge(header: Header, kind: RegisterKind, slot: int, copies: Sequence[bytes]) -> tuple[Register | None, Choice]:
+    """What the two copies of a register say, and the register if they say anything that may be believed."""
+    records: list[Record | Problem] = []
+    for copy, data in enumerate(copies):
+        records.append(decode_record(data, header.register_place(kind, slot, copy), header.sector_bytes))
+    choice = choose(records[0], records[1])
+    if choice.record is None:
+        return None, choice
+    try:
+        return decode_register(kind, choice.record.stamp, choice.record.payload), choice
+    except MalformedRegister:
+        return None, choice
+
+
+def encode_copy(header: Header, kind: RegisterKind, slot: int, copy: int, register: Register) -> bytes:
+    """The sector that holds one copy of a register."""
+    record = Record(RecordKind(kind), register.stamp, encode_register(register))
+    place = header.register_place(kind, slot, copy)
+    data = encode_record(record, header.cluster_id, place.offset, header.sector_bytes)
+    if len(data) != header.sector_bytes:
+        raise ValueError(f"{kind.name.lower()} register of {len(record.payload)} bytes: it must fit into one sector")
+    return data
+
+
+class _Cell:
+    """What the last read of one register's two copies gave."""
+
+    __slots__ = ("copies", "register", "repeats", "suspect")
+
+    def __init__(self) -> None:
+        self.copies: tuple[bytes, bytes] = (b"", b"")
+        self.register: Register | None = None
+        self.suspect = False  # a copy was invalid
+        self.repeats = 0  # how often the same suspect bytes were read again
+
+
+class RegisterReader:
+    """Reads whole rows of registers; decodes only what has changed since its last read. For one thread."""
+
+    __slots__ = ("_cells", "_file", "_header", "_kinds", "_length", "_offset", "_raw")
+
+    def __init__(self, file: DiskFile, header: Header, kinds: Sequence[RegisterKind]) -> None:
+        """`kinds` must be consecutive in the strip."""
+        self._file, self._header, self._kinds = file, header, tuple(kinds)
+        self._offset = header.row_offset(kinds[0], 0)
+        self._length = len(kinds) * COPIES * header.row_bytes
+        self._cells = [[_Cell() for _ in range(header.slots)] for _ in kinds]
+        self._raw = b""
+
+    def read(self) -> tuple[Known, ...]:
+        """The registers of each kind, all read after this call began. Raises `StoreFailed`."""
+        for repeat in range(REPEATS + 1):
+            if repeat:
+                time.sleep(REPEAT_PAUSE_S)
+            raw = self._file.read_around_damage(self._offset, self._length)
+            if self._settled(raw):
+                break
+        return tuple(tuple(cell.register for cell in row) for row in self._cells)
+
+    def _settled(self, raw: bytes) -> bool:
+        """Take the bytes of one read; whether no repetition is needed."""
+        settled = True
+        changed, self._raw = raw != self._raw, raw
+        row_bytes, sector_bytes = self._header.row_bytes, self._header.sector_bytes
+        for row, cells in enumerate(self._cells):
+            start_a = row * COPIES * row_bytes
+            for slot, cell in enumerate(cells):
+                if changed:
+                    at_a = start_a + slot * sector_bytes
+                    at_b = at_a + row_bytes
+                    self._take(row, slot, (raw[at_a : at_a + sector_bytes], raw[at_b : at_b + sector_bytes]))
+                elif cell.suspect:
+                    cell.repeats += 1
+                settled = settled and (not cell.suspect or cell.repeats >= REPEATS)
+        return settled
+
+    def _take(self, row: int, slot: int, copies: tuple[bytes, bytes]) -> None:
+        cell = self._cells[row][slot]
+        if copies == cell.copies:
+            cell.repeats += 1
+            return
+        cell.copies, cell.repeats = copies, 0
+        cell.register, choice = judge(self._header, self._kinds[row], slot, copies)
+        cell.suspect = cell.register is None or choice.problem_a is not None or choice.problem_b is not None
+
+
+class OwnRegister:
+    """One register, for its only writer. For one thread."""
+
+    __slots__ = ("_file", "_header", "_kind", "_order", "_slot")
+
+    def __init__(self, file: DiskFile, header: Header, kind: RegisterKind, slot: int) -> None:
+        self._file, self._header, self._kind, self._slot = file, header, kind, slot
+        self._order: tuple[int, ...] | None = None  # in which order the next write replaces the copies, if known
+
+    def offset(self, copy: int) -> int:
+        """Where a copy of the register is, in bytes."""
+        return self._header.register_offset(self._kind, self._slot, copy)
+
+    def read(self) -> Register | None:
+        """The newest valid value; None where no copy stays valid. Raises `StoreFailed`."""
+        register, choice = None, None
+        for repeat in range(REPEATS + 1):
+            if repeat:
+                time.sleep(REPEAT_PAUSE_S)
+            register, choice = judge(self._header, self._kind, self._slot, self._read_copies())
+            self._order = (choice.write_first, 1 - choice.write_first)
+            if register is not None and choice.problem_a is None and choice.problem_b is None:
+                break
+        return register
+
+    def write(self, register: Register) -> None:
+        """Replace both copies, the worse one first, each durable before the next (SPEC 1.5). Raises `StoreFailed`."""
+        if self._order is None:
+            self.read()
+        order, self._order = self._order or (0, 1), None  # after a failure the copies must be looked at again
+        for copy in order:
+            self._file.write(self.offset(copy), encode_copy(self._header, self._kind, self._slot, copy, register))
+        self._order = (0, 1)
+
+    def _read_copies(self) -> tuple[bytes, bytes]:
+        first, second, sector_bytes = self.offset(0), self.offset(1), self._header.sector_bytes
+        raw = self._file.read_around_damage(first, second - first + sector_bytes)
+        return raw[:sector_bytes], raw[second - first :]

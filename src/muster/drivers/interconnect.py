@@ -1,0 +1,517 @@
+"""The interconnect: a full mesh of mutually authenticated TLS 1.3 connections between the nodes (SPEC 1.6, 9.2).
+
+Theory of operation. Each end of a connection (`channel.py`) first says `Hello`; the accepting end says its own only
+when it is content with the other's (or to let the other see why it is not), so a connection that is open at the end
+that made it is open at both.
+
+*One connection for two nodes.* Both ends connect, because either may be the one that has just booted; the higher id
+gives the lower a head start. When both succeed at once, the lower id alone decides: it keeps the connection that
+opened last and closes the other a little later, so the higher id never finds itself with none. A connection made by
+the same end as an older one always replaces it: nobody makes a second one before the first has ended. A peer's newer
+incarnation replaces whatever there was; an older one is refused.
+
+*Nothing waits, nothing grows.* `send` never blocks. What a peer does not take waits in a queue of bounded bytes and
+count; when that is full the connection is dropped and made anew: every message is idempotent, and the rules send
+again. Connections that have not proven themselves are bounded in number, time and bytes. What goes wrong with whom is
+told once, through tables of bounded size.
+
+No callback is ever called from within `send` or `set_peers`, so the rules may call them at any moment.
+"""
+
+import asyncio
+import errno
+import os
+import random
+import socket
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from muster.drivers.certificates import (
+    CertificateRefused,
+    client_context,
+    peer_identity,
+    server_context,
+    verify_pair,
+)
+from muster.drivers.channel import Cause, Channel, Phase
+from muster.records.messages import (
+    MAXIMUM_FRAME_BYTES,
+    WIRE_VERSIONS,
+    Hello,
+    Message,
+    encode_message,
+)
+from muster.records.timing import Profile
+
+MAXIMUM_HALF_OPEN = 128  # accepted connections that have not said Hello
+MAXIMUM_TROUBLES = 256
+TROUBLE_REPEAT_S = 3600.0
+FIRST_PAUSE_MS = 20  # after a first failed attempt to connect; doubles up to `connect_ms`
+HEAD_START_MS = 50  # of the lower id, when both ends want to connect
+LINGER_MS = 250  # how long the lower id keeps the older of two connections
+_MS_PER_S = 1000
+
+
+class InterconnectRefused(Exception):
+    """The interconnect cannot start; the message says what, where and what to do."""
+
+
+_SUPERFLUOUS = Cause("superfluous", "another connection with it opened first")
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, [IPV6]:PORT or :PORT (every interface). Raises `InterconnectRefused`."""
+    host, separator, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not separator or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 0xFFFF:
+        raise InterconnectRefused(f"address {address!r}: it is not HOST:PORT; correct it in the node's configuration")
+    if ":" in host and not bracketed:
+        raise InterconnectRefused(f"address {address!r}: an IPv6 address needs brackets; write [{host}]:{port}")
+    return host[1:-1] if bracketed else host, int(port)
+
+
+class TroubleTable:
+    """Tells each cause once a source, and again after an hour if it goes on. Bounded: see `_make_room`."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()  # when, and how often since
+        self._overflow_told_at = -TROUBLE_REPEAT_S
+
+    def note(self, source: str, cause: Cause) -> None:
+        """`source` has caused `cause`: tell it unless it has been told."""
+        key, now = (source, cause.kind), time.monotonic()
+        told_at, repeats = self._told.get(key, (None, 0))
+        if told_at is not None and now - told_at < TROUBLE_REPEAT_S:
+            self._told[key] = (told_at, repeats + 1)
+            return
+        if told_at is None and not self._make_room(now):
+            return
+        self._told[key] = (now, 0)
+        self._told.move_to_end(key)
+        again = f" (and {repeats} times more since this was last told)" if repeats else ""
+        self._tell(f"interconnect: {source}: {cause.text}{again}")
+
+    def forget(self, source: str) -> None:
+        """All is well with `source`: tell its next trouble anew."""
+        for key in [key for key in self._told if key[0] == source]:
+            del self._told[key]
+
+    def _make_room(self, now: float) -> bool:
+        """Whether one more may be told: never more than the table holds in an hour, whoever knocks."""
+        if len(self._told) < MAXIMUM_TROUBLES:
+            return True
+        oldest = next(iter(self._told))
+        if now - self._told[oldest][0] >= TROUBLE_REPEAT_S:
+            del self._told[oldest]
+            return True
+        if now - self._overflow_told_at >= TROUBLE_REPEAT_S:
+            self._overflow_told_at = now
+            self._tell(f"interconnect: {len(self._told)} different troubles within an hour: further ones are not told")
+        return False
+
+
+class Peer:
+    """Another configured node: where it is, and the connections with it that are open."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.addresses: tuple[str, ...] = ()
+        self.incarnation = 0  # highest that ever said Hello
+        self.channels: list[Channel] = []  # open ones, in the order in which they opened; the last is used
+        self.vacant = asyncio.Event()  # none is open
+        self.lasted_s = 0.0  # for how long the last connection was open
+        self.dialler: asyncio.Task[None] | None = None
+        self._turn = 0
+
+    def next_address(self) -> str:
+        """The addresses, in turn."""
+        self._turn += 1
+        return self.addresses[self._turn % len(self.addresses)]
+
+
+class Interconnect:
+    """One node's end of the mesh (SPEC 1.6). Belongs to the event loop that runs `start`.
+
+    Callbacks, all called from the event loop: `on_message(sender, message)`; `on_connected(node, incarnation)` when a
+    connection opens (again without a loss between when a new one has replaced it: what was under way may be lost);
+    `on_lost(node, cause)` when none is left; `on_trouble(text)` for people, each cause once.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        cluster_identity: str,
+        incarnation: int,
+        profile: Profile,
+        *,
+        on_message: Callable[[int, Message], None],
+        on_connected: Callable[[int, int], None],
+        on_lost: Callable[[int, str], None],
+        on_trouble: Callable[[str], None],
+        versions: tuple[int, int] = WIRE_VERSIONS,
+    ) -> None:
+        self.node, self.handshake_ms = node, profile.connect_ms
+        self._profile = profile
+        self.loop = asyncio.get_running_loop()
+        self._hello = Hello(cluster_identity, node, incarnation, *versions)
+        self._on_message, self._on_connected, self._on_lost = on_message, on_connected, on_lost
+        self._strangers, self._acquaintances = TroubleTable(on_trouble), TroubleTable(on_trouble)
+        self._peers: dict[int, Peer] = {}
+        self._channels: set[Channel] = set()  # all that have a socket
+        self._half_open: OrderedDict[Channel, None] = OrderedDict()  # accepted, no Hello yet; oldest first
+        self._servers: list[asyncio.Server] = []
+        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._closing = False
+
+    async def start(
+        self, listen: str | tuple[str, ...], certificate_pem: str, key_path: str, authority_pem: str
+    ) -> None:
+        """Listen on HOST:PORT (or several), and keep connecting to the peers that `set_peers` names.
+
+        Raises `CertificateRefused` for a certificate or key that no peer would accept, and `InterconnectRefused` for
+        an address that cannot be had, naming the process that holds it where that can be known.
+        """
+        server = server_context(certificate_pem, key_path, authority_pem)
+        client = client_context(certificate_pem, key_path, authority_pem)
+        identity = verify_pair(server, client)
+        if (identity.cluster, identity.node) != (self._hello.cluster, self.node):
+            wanted = f"node {self.node} of cluster {self._hello.cluster}"
+            text = f"certificate of this node: it names {identity.uri}, and this is {wanted}"
+            raise CertificateRefused(f"{text}; give the certificate and key that were made for this node")
+        try:
+            for address in (listen,) if isinstance(listen, str) else listen:
+                self._servers.append(await self._listen(address, server))
+        except InterconnectRefused:
+            await self.close()
+            raise
+        self._contexts = (server, client)
+        for peer in self._peers.values():
+            self._dial_always(peer)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where this node listens, as HOST:PORT with the real port."""
+        names = [handle.getsockname() for server in self._servers for handle in server.sockets]
+        return tuple(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names)
+
+    @property
+    def connected(self) -> dict[int, int]:
+        """Incarnation of every node that a connection is open with."""
+        return {node: peer.channels[-1].incarnation for node, peer in self._peers.items() if peer.channels}
+
+    def queued_bytes(self, node: int) -> int:
+        """Bytes that wait in this process for `node`."""
+        peer = self._peers.get(node)
+        return sum(channel.queued_bytes for channel in peer.channels) if peer else 0
+
+    def set_peers(self, peers: Mapping[int, tuple[str, ...]]) -> None:
+        """The configured nodes and their addresses; this node itself may be among them. May be called at any time."""
+        for node in [node for node in self._peers if node not in peers]:
+            peer = self._peers.pop(node)
+            if peer.dialler is not None:
+                peer.dialler.cancel()
+            self.loop.call_soon(self._dismiss, peer)
+        for node, addresses in peers.items():
+            if node == self.node:
+                continue
+            peer = self._peers.get(node) or Peer(node)
+            peer.addresses = tuple(addresses)
+            if node not in self._peers:
+                self._peers[node] = peer
+                peer.vacant.set()
+                if self._contexts is not None:
+                    self._dial_always(peer)
+
+    def send(self, node: int, message: Message) -> bool:
+        """Send, if `node` is connected. Never blocks; false if the message certainly does not arrive."""
+        peer = self._peers.get(node)
+        if peer is None or not peer.channels:
+            return False
+        channel = peer.channels[-1]
+        payload = encode_message(message)
+        if len(payload) > MAXIMUM_FRAME_BYTES:
+            what = f"{type(message).__name__} of {len(payload)} bytes, where {MAXIMUM_FRAME_BYTES} are allowed"
+            cause = Cause("message too large", f"{what}: not sent; make the configuration smaller")
+            self.loop.call_soon(self._acquaintances.note, f"node {node}", cause)
+            return False
+        if channel.send(payload):
+            return True
+        text = f"it took nothing while {channel.queued_bytes} bytes gathered for it; it is connected anew"
+        cause = Cause("queue full", text)
+        self.loop.call_soon(lambda: channel.end(cause, at_once=True))
+        return False
+
+    async def close(self) -> None:
+        """End everything. No callback is called from now on; every socket is closed on return."""
+        self._closing = True
+        for server in self._servers:
+            server.close()
+        tasks = [peer.dialler for peer in self._peers.values() if peer.dialler is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        channels = tuple(self._channels)
+        for channel in channels:
+            channel.end(Cause("this node closes", "this node ends"))
+        for channel in channels:  # bounded: `end` aborts what the peer does not take
+            await channel.gone.wait()
+
+    # --- Called by channels ---
+
+    def silence_ms(self) -> int:
+        """How long sent bytes may stay unacknowledged before the kernel ends the connection."""
+        return max(self.handshake_ms, self._profile.link_loss_ms(len(self._peers) + 1))
+
+    def admit(self, channel: Channel) -> bool:
+        """Take up a connection that is just made; false if it had to be ended at once."""
+        self._channels.add(channel)
+        if self._closing:
+            channel.end(Cause("this node closes", "this node ends"), at_once=True)
+            return False
+        if channel.outgoing:
+            return True
+        self._half_open[channel] = None
+        if len(self._half_open) > MAXIMUM_HALF_OPEN:
+            self._drop_slowest()
+        return True
+
+    def channel_secured(self, channel: Channel) -> None:
+        """TLS is up: see whom the certificate names, and greet."""
+        try:
+            identity = peer_identity(channel.peer_certificate())
+        except CertificateRefused as error:
+            channel.end(Cause("no node", str(error)))
+            return
+        if identity.cluster != self._hello.cluster:
+            text = f"its certificate is of cluster {identity.cluster}, this is {self._hello.cluster}"
+            channel.end(Cause("other cluster", f"{text}; correct the address, or the address of this cluster's node"))
+            return
+        if channel.outgoing and identity.node != channel.expected:
+            text = f"node {identity.node} answers there, not node {channel.expected}; correct the configured addresses"
+            channel.end(Cause("other node", text))
+            return
+        channel.node = identity.node
+        if not channel.outgoing:
+            return
+        peer = self._peers.get(identity.node)
+        if peer is None or peer.channels:
+            channel.end(_SUPERFLUOUS)
+        else:
+            channel.say_hello(self._hello)
+
+    def channel_greeted(self, channel: Channel, hello: Hello) -> None:
+        """The other's Hello is here: accept it or say why not (SPEC 9.2)."""
+        refusal = self._judge(channel, hello)
+        if not channel.greeted and (refusal is None or refusal.kind in _MUTUAL):
+            channel.say_hello(self._hello)
+        if refusal is None:
+            self._open(channel, hello)
+        else:
+            channel.end(refusal)
+
+    def channel_received(self, channel: Channel, message: Message) -> None:
+        """A message on an open connection."""
+        if not self._closing and channel.node is not None:
+            self._on_message(channel.node, message)
+
+    def channel_ended(self, channel: Channel, before: Phase, cause: Cause) -> None:
+        """A connection has ended, from phase `before`: tell whom it concerns."""
+        self._half_open.pop(channel, None)
+        if self._closing:
+            return
+        if before is Phase.OPEN and channel.node is not None:
+            self._lost(channel, channel.node, cause)
+            if cause.kind in _ORDINARY:
+                return
+        if cause is _SUPERFLUOUS:
+            return
+        if channel.outgoing or before is Phase.OPEN:
+            self._acquaintances.note(f"node {channel.node}", Cause(cause.kind, f"at {channel.address}: {cause.text}"))
+        else:
+            name = "" if channel.node is None else f"node {channel.node} at "
+            self._strangers.note(name + channel.address, cause)
+
+    def discard(self, channel: Channel) -> None:
+        """The channel's socket is closed."""
+        self._channels.discard(channel)
+
+    # --- Inside ---
+
+    def _judge(self, channel: Channel, hello: Hello) -> Cause | None:
+        """Why the other end cannot be accepted, if so."""
+        own, low, high = self._hello, hello.lowest_version, hello.highest_version
+        peer = self._peers.get(hello.node)
+        if hello.cluster != own.cluster:
+            text = f"it is of cluster {hello.cluster!r}, this is {own.cluster!r}; correct the configured addresses"
+            return Cause("other cluster", text)
+        if hello.node != channel.node:
+            text = f"it calls itself node {hello.node}, and its certificate names node {channel.node}"
+            return Cause("other node", f"{text}; give it the certificate and key made for it")
+        if low > own.highest_version or high < own.lowest_version:
+            ranges = f"it speaks versions {low} to {high}, this node {own.lowest_version} to {own.highest_version}"
+            return Cause("versions", f"{ranges}; upgrade the older of the two")
+        if hello.node == self.node:
+            return Cause("own name", f"it is node {self.node}, and so is this one; stop one of the two")
+        if peer is None:
+            return Cause("not configured", f"node {hello.node} is not configured; add it to the cluster first")
+        if hello.incarnation < peer.incarnation:
+            text = f"incarnation {hello.incarnation} of node {hello.node}, and {peer.incarnation} has been here"
+            return Cause("old incarnation", f"{text}; a clone or a leftover of the node is running, stop it")
+        return None
+
+    def _open(self, channel: Channel, hello: Hello) -> None:
+        peer = self._peers[hello.node]
+        self._half_open.pop(channel, None)
+        channel.open(hello)
+        older: list[Channel] = []  # replaced by this one, whatever the ids
+        rivals: list[Channel] = []  # made by the other end at the same time
+        for other in peer.channels:
+            newer = other.incarnation < hello.incarnation or other.outgoing == channel.outgoing
+            (older if newer else rivals).append(other)
+        previous = peer.incarnation if peer.channels else hello.incarnation
+        peer.incarnation = hello.incarnation
+        peer.channels = [*rivals, channel]
+        peer.vacant.clear()
+        for other in older:  # no longer in `peer.channels`: their end is no loss
+            other.end(Cause("replaced", "a newer connection has replaced it"))
+        if self.node < peer.node:
+            for other in rivals:
+                self.loop.call_later(LINGER_MS / _MS_PER_S, self._retire, peer, other)
+        self._acquaintances.forget(f"node {peer.node}")
+        if previous < hello.incarnation:
+            self._on_lost(peer.node, f"incarnation {hello.incarnation} has replaced incarnation {previous}")
+        self._on_connected(peer.node, hello.incarnation)
+
+    def _retire(self, peer: Peer, channel: Channel) -> None:
+        """Close the older of two connections, if it is still the older of two."""
+        if channel in peer.channels[:-1]:
+            channel.end(Cause("replaced", "a newer connection has replaced it"))
+
+    def _lost(self, channel: Channel, node: int, cause: Cause) -> None:
+        peer = self._peers.get(node)
+        if peer is None or channel not in peer.channels:
+            return
+        used = channel is peer.channels[-1]
+        peer.channels.remove(channel)
+        if not peer.channels:
+            peer.lasted_s = self.loop.time() - channel.opened_s
+            peer.vacant.set()
+            self._on_lost(node, cause.text)
+        elif used:
+            self._on_connected(node, peer.channels[-1].incarnation)
+
+    def _dismiss(self, peer: Peer) -> None:
+        """`peer` is no longer configured."""
+        channels, peer.channels = peer.channels, []
+        for channel in channels:
+            channel.end(Cause("replaced", "the node is no longer configured"))
+        if channels and not self._closing:
+            self._on_lost(peer.node, "it is no longer configured")
+
+    def _drop_slowest(self) -> None:
+        """Too many unproven connections: end the oldest of the source that has most of them."""
+        counts: dict[str, int] = {}
+        for channel in self._half_open:
+            counts[channel.address] = counts.get(channel.address, 0) + 1
+        busiest = max(counts, key=lambda address: counts[address])
+        slowest = next(channel for channel in self._half_open if channel.address == busiest)
+        text = f"more than {MAXIMUM_HALF_OPEN} connections wait for a handshake; find out what program connects here"
+        slowest.end(Cause("too many handshakes", text), at_once=True)
+
+    async def _listen(self, address: str, context: ssl.SSLContext) -> asyncio.Server:
+        host, port = parse_address(address)
+        try:
+            return await self.loop.create_server(lambda: Channel(self, context, None, ""), host or None, port)
+        except OSError as error:
+            reason, advice = _reason(error), "correct this node's address in the configuration"
+            if error.errno == errno.EADDRINUSE:
+                reason = f"it is in use by {_holder_of(port)}"
+                advice = "stop that, or give this node another address"
+            raise InterconnectRefused(f"address {address}: cannot listen there: {reason}; {advice}") from error
+
+    def _dial_always(self, peer: Peer) -> None:
+        peer.dialler = self.loop.create_task(self._dial(peer), name=f"interconnect to node {peer.node}")
+
+    async def _dial(self, peer: Peer) -> None:
+        """Connect whenever no connection is open, for as long as the peer is configured."""
+        pause_ms = float(FIRST_PAUSE_MS)
+        while True:
+            await peer.vacant.wait()
+            if peer.lasted_s * _MS_PER_S > self.handshake_ms:  # that was a connection, and no door slammed
+                peer.lasted_s, pause_ms = 0.0, FIRST_PAUSE_MS
+            if self.node > peer.node:
+                await self._pause(HEAD_START_MS)
+            if peer.addresses and not peer.channels:
+                await self._attempt(peer)
+            if not peer.channels and peer.lasted_s * _MS_PER_S <= self.handshake_ms:
+                await self._pause(pause_ms)
+                pause_ms = min(2 * pause_ms, self.handshake_ms)
+
+    async def _pause(self, longest_ms: float) -> None:
+        """Wait between half of `longest_ms` and all of it, so that nodes do not stay in step."""
+        await asyncio.sleep(random.uniform(0.5, 1.0) * longest_ms / _MS_PER_S)
+
+    async def _attempt(self, peer: Peer) -> None:
+        """Connect once, and stay until that connection ends."""
+        address = peer.next_address()
+        bound_s = self.handshake_ms / _MS_PER_S / len(peer.addresses)
+        if self._contexts is None:
+            raise AssertionError("dialling before start")
+        channel = Channel(self, self._contexts[1], peer.node, address)
+        try:
+            host, port = parse_address(address)
+            async with asyncio.timeout(bound_s):
+                await self.loop.create_connection(lambda: channel, host, port)
+            await channel.ended
+        except TimeoutError:
+            reason = f"no answer within {bound_s * _MS_PER_S:.0f} ms; is its machine up, and the network between?"
+            channel.end(Cause("no answer", reason))
+        except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
+            reason = _reason(error)
+            channel.end(Cause(f"cannot connect: {reason}", f"cannot connect: {reason}; is musterd running there?"))
+        except InterconnectRefused as error:
+            channel.end(Cause("address", str(error)))
+
+
+_ORDINARY = frozenset({"closed", "broken", "replaced"})  # ends of open connections that only the rules need to know
+_MUTUAL = frozenset({"other cluster", "other node", "versions"})  # refusals that the other end can see by our Hello
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """The system's own words; asyncio puts the address there, which the caller has told already."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", None) or str(error)
+
+
+def check_address(address: str) -> None:
+    """Find out before the node begins whether it can listen on HOST:PORT. Raises `InterconnectRefused`."""
+    host, port = parse_address(address)
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InterconnectRefused(_cannot_listen(address, port, error)) from error
+
+
+def _cannot_listen(address: str, port: int, error: OSError) -> str:
+    reason, advice = error.strerror or str(error), "correct this node's address in the configuration"
+    if error.errno == errno.EADDRINUSE:
+        reason = f"it is in use by {_holder_of(port)}"
+        advice = "stop that, or give this node another address"
+    return f"address {address}: cannot listen there: {reason}; {advice}"
+
+
+def _holder_of(port: int) -> str:
+    """The process that listens on TCP `port`, in words; other users' processes cannot be seen by all."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except (psutil.Error, OSError):
+        pass
+    return "another process"

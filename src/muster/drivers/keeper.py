@@ -1,0 +1,112 @@
+"""The keeper of one service command: its parent, and the adopter of everything that it leaves behind.
+
+Theory of operation. The runner forks a keeper for every command. The keeper is a subreaper, so whatever the command
+starts stays below it: background processes, double forks, new sessions, cleared environments. It says how the command
+itself ended, goes on reaping, and exits when the kernel tells it that it has no children left. So "nothing of the
+command runs any more" is one fact that the runner learns by reaping the keeper, and what runs is what is below it.
+
+A keeper is forked and never executes anything, so it shares nearly all of its memory with the runner.
+
+On the status pipe it writes one line each: `E<errno>` if the command could not be executed, then `S<wait status>`.
+"""
+
+import os
+import resource
+import signal
+from typing import NamedTuple, NoReturn
+
+from muster.drivers.deadman import Leash, adopt_orphans, boottime_us, die_with_parent, set_process_name
+from muster.drivers.process_tree import BROKEN_EXIT, close_descriptors_except, end_everything_below, fork_into
+
+_NOT_EXECUTED = 127
+_SWEEP_US = 10_000_000
+_WATCH_S = 0.1  # how often a keeper in a process tree looks at the deadline by itself
+_WAITED = frozenset((signal.SIGCHLD, signal.SIGUSR1))
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Launch(NamedTuple):
+    """A command to execute. `environment` is the whole of it; `open_files` the soft and hard limit that it gets."""
+
+    service: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    open_files: tuple[int, int]
+
+
+def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
+    """Fork a keeper that executes `launch`; its pid. The descriptors are ends to write to, here still to be closed."""
+    runner = os.getpid()
+    return fork_into(lambda: _keep(launch, status_fd, output_fd, leash, runner))
+
+
+def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: int) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    signal.set_wakeup_fd(-1)  # shared with the runner
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # a service that signals everything must not end its own keeper
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    leash.bind(runner)
+    adopt_orphans()
+    set_process_name("muster-keeper")
+    close_descriptors_except((status_fd, output_fd))
+    keeper = os.getpid()
+    command = fork_into(lambda: _execute(launch, status_fd, output_fd, leash, keeper))
+    os.close(output_fd)  # else its reader never sees the end
+    _reap_until_alone(command, status_fd, leash)
+    os._exit(0)
+
+
+def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
+    while True:
+        if leash.is_tree:
+            caught = signal.sigtimedwait(_WAITED, _WATCH_S)
+            if leash.is_over() or (caught is not None and caught.si_signo == signal.SIGUSR1):
+                end_everything_below(boottime_us() + _SWEEP_US, boottime_us)
+                os._exit(BROKEN_EXIT)
+        else:
+            signal.sigwaitinfo(_WAITED)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                break
+            if pid == command:
+                os.write(status_fd, b"S%d\n" % status)
+
+
+def _execute(launch: Launch, status_fd: int, output_fd: int, leash: Leash, keeper: int) -> NoReturn:
+    try:
+        os.setsid()
+        # In a namespace the kernel needs no help; in a tree this reaches the command even if its keeper is killed.
+        if leash.is_tree:
+            die_with_parent(signal.SIGKILL)
+            if os.getppid() != keeper:
+                os._exit(_NOT_EXECUTED)
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        os.chdir("/")
+        os.umask(0o022)
+        resource.setrlimit(resource.RLIMIT_NOFILE, launch.open_files)
+        restore_default_signals()
+        environment = {"PATH": DEFAULT_PATH, **launch.environment}
+        os.execvpe(launch.command[0], launch.command, environment)  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        os.write(status_fd, b"E%d\n" % (error.errno or 0))
+    os._exit(_NOT_EXECUTED)
+
+
+def restore_default_signals() -> None:
+    """Give the program about to be executed the signals that it expects: none ignored, none blocked."""
+    for number in range(1, signal.NSIG):
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            continue
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # reserved by the C library
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

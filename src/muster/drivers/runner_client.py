@@ -1,0 +1,169 @@
+"""The daemon's end of the channel to its runner; the packets are those of `runner.py` (SPEC 7.3, 7.7).
+
+A daemon that has just been started asks for the inventory first: it names every command that earlier daemons of this
+incarnation asked for, so what they started is known, and nothing is started twice. Results that arrive before the
+inventory is complete are part of it. Results that arrive after it go to `on_finished`, the first of them not before
+the coroutine that awaited the inventory has had its turn.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from muster.core.effects import RunCommand
+from muster.drivers.runner import PACKET_BYTES, SEND_BUFFER_BYTES
+from muster.records.messages import CommandState
+
+MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
+_PACKETS_A_TURN = 64
+
+
+class RunnerLost(Exception):
+    """The channel to the runner has closed: the node is ending."""
+
+
+class RunnerClient:
+    """Sends commands to the runner, and hands what became of them to `on_finished`.
+
+    `trouble` is told of requests that the runner refused as malformed, which only a defect of this program can cause.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        on_finished: Callable[[CommandState], None],
+        trouble: Callable[[str], None] | None = None,
+    ) -> None:
+        """Take over `end`. Must be called in the running event loop."""
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._end, self._on_finished, self._trouble = end, on_finished, trouble
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[bytes] = deque()
+        self._request = 0
+        self._inventory: asyncio.Future[tuple[CommandState, ...]] | None = None
+        self._commands: dict[str, CommandState] = {}
+        self._closed = False
+        self._loop.add_reader(end, self._readable)
+
+    async def inventory(self) -> tuple[CommandState, ...]:
+        """The state of every service's newest command on this node (SPEC 7.7). Raises `RunnerLost`.
+
+        One at a time. It ends when the runner answers; a runner that does not is ended by the guard, with the node.
+        """
+        if self._closed:
+            raise RunnerLost("the channel to the runner is closed: this node is ending")
+        # Unlike a counter, this differs from what an earlier daemon asked, whose answer may still be on its way.
+        self._request = int.from_bytes(os.urandom(6), "little")
+        self._commands = {}
+        self._inventory = self._loop.create_future()
+        self._send({"do": "inventory", "request": self._request})
+        return await self._inventory
+
+    def run(self, command: RunCommand) -> None:
+        """Have the runner run a command; `on_finished` is called once for it, also if it is refused. Never waits."""
+        refusal = self._send(
+            {
+                "do": "run",
+                "service": command.service,
+                "uid": command.uid,
+                "generation": command.generation,
+                "action": command.action,
+                "command": command.command,
+                "timeout_ms": command.timeout_ms,
+                "environment": command.environment,
+            }
+        )
+        if refusal:
+            state = CommandState(command.service, command.generation, command.action, True, False, refusal)
+            self._loop.call_soon(self._on_finished, state)
+
+    def close(self) -> None:
+        """Let go of the runner, which goes on by itself."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._end)
+        self._loop.remove_writer(self._end)
+        self._end.close()
+        if self._inventory is not None and not self._inventory.done():
+            self._inventory.set_exception(RunnerLost("the runner has ended, and with it this node"))
+
+    def _send(self, packet: dict[str, object]) -> str:
+        """Send or queue a packet; why it cannot be, or nothing."""
+        data = json.dumps(packet).encode()
+        if len(data) > PACKET_BYTES:
+            return f"command and environment take {len(data)} bytes, {PACKET_BYTES} are allowed; shorten them"
+        if self._closed:
+            return "the channel to the runner is closed: this node is ending"
+        if len(self._waiting) >= MAXIMUM_WAITING:
+            return f"{MAXIMUM_WAITING} commands wait for the runner already; try again later"
+        self._waiting.append(data)
+        self._flush()
+        return ""
+
+    def _flush(self) -> None:
+        while self._waiting:
+            try:
+                self._end.send(self._waiting[0])
+            except BlockingIOError:
+                self._loop.add_writer(self._end, self._flush)
+                return
+            except OSError:
+                self.close()
+                return
+            self._waiting.popleft()
+        self._loop.remove_writer(self._end)
+
+    def _readable(self) -> None:
+        for _ in range(_PACKETS_A_TURN):
+            try:
+                data = self._end.recv(PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            if self._take(json.loads(data)):
+                # What follows the inventory must wait until its reader is ready for it.
+                self._loop.remove_reader(self._end)
+                self._loop.call_soon(self._listen_again)
+                return
+
+    def _listen_again(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._end, self._readable)
+
+    def _take(self, packet: dict[str, object]) -> bool:
+        """Act on a packet; whether it completed the inventory."""
+        match packet:
+            case {"say": "finished"}:
+                if self._inventory is None or self._inventory.done():
+                    self._on_finished(_command_state({**packet, "finished": True}))
+            case {"say": "inventory", "request": self._request, "commands": [*commands], "last": last}:
+                for command in commands:
+                    state = _command_state(cast("Mapping[str, object]", command))
+                    self._commands[state.service] = state
+                if last and self._inventory is not None and not self._inventory.done():
+                    self._inventory.set_result(tuple(self._commands.values()))
+                    return True
+            case {"say": "refused", "detail": detail} if self._trouble:
+                self._trouble(f"the runner refused a request: {detail}")
+        return False
+
+
+def _command_state(packet: Mapping[str, object]) -> CommandState:
+    return CommandState(
+        service=str(packet["service"]),
+        generation=int(str(packet["generation"])),
+        action=str(packet["action"]),
+        finished=packet["finished"] is True,
+        succeeded=packet["succeeded"] is True,
+        detail=str(packet["detail"]),
+    )

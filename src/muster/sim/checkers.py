@@ -1,0 +1,468 @@
+"""The judges of a recorded history. They know the specification and the history, and nothing of the system inside.
+
+Each checker is one rule with its number. It sees the observations one by one, in their order, and names what breaks
+the rule. The same checkers judge histories of the virtual world and of real hosts.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from muster.records.registers import Claim
+from muster.records.state import Entry, Member, NodeState, Transition, TransitionKind
+from muster.records.terms import NO_TERM, Term
+from muster.sim.history import (
+    Applied,
+    ClaimWritten,
+    CommandTaken,
+    DaemonStarted,
+    Elected,
+    GaveUp,
+    History,
+    LevelAcknowledged,
+    LifeBegan,
+    LifeEnded,
+    Notified,
+    Observation,
+    Raised,
+    Replied,
+    ReplicaState,
+    ServiceBegan,
+    ServiceEnded,
+    Told,
+)
+
+WAITED_FOR = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
+BUILT_IN_LEVEL = 40  # the event manager acknowledges inside its node: nothing of it is seen from outside
+MAXIMUM_VIOLATIONS = 5
+
+
+class Violation(NamedTuple):
+    """A broken rule: which, at which observation of the history, and how."""
+
+    rule: str
+    position: int
+    message: str
+
+
+Findings = Iterator[str]
+
+
+class OneHistory:
+    """SPEC 2.6: all replicas show the same state at the same index, and masters tell one and the same chain."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[Term, ReplicaState]] = {}
+        self._entries: dict[int, Entry] = {}
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Applied):
+            before = self._states.setdefault(seen.index, (seen.term, seen.state))
+            if before != (seen.term, seen.state):
+                yield f"n{seen.node} shows another state at index {seen.index} than a replica before it"
+        elif isinstance(seen, Told):
+            yield from self._told(seen)
+
+    def _told(self, seen: Told) -> Findings:
+        index = seen.entry.index
+        before = self._entries.setdefault(index, seen.entry)
+        if before != seen.entry:
+            yield f"n{seen.node} tells of another entry {index} (term {seen.entry.term}) than before ({before.term})"
+        for near, wrong in ((index - 1, lambda t: t > seen.entry.term), (index + 1, lambda t: t < seen.entry.term)):
+            beside = self._entries.get(near)
+            if beside is not None and wrong(beside.term):
+                yield f"entries {near} and {index} have terms {beside.term} and {seen.entry.term}: not in order"
+
+
+class NothingLost:
+    """SPEC 2.4, 9.1: what was acknowledged to a client is in every later state, and was done once."""
+
+    def __init__(self) -> None:
+        self._promised: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Replied) and not seen.refused:
+            self._promised.setdefault(seen.identity, seen.index)
+        elif isinstance(seen, Elected):
+            lost = [identity for identity, index in self._promised.items() if index > seen.index]
+            if lost:
+                yield f"n{seen.node} became master at index {seen.index}, before acknowledged {', '.join(lost)}"
+        elif isinstance(seen, Applied):
+            yield from self._applied(seen)
+
+    def _applied(self, seen: Applied) -> Findings:
+        operations = seen.state.operations
+        for identity, index in self._promised.items():
+            if index <= seen.index and identity not in operations:
+                yield f"{identity} was acknowledged at index {index}, but n{seen.node} has no trace of it"
+        for identity, operation in operations.items():
+            if not operation.refused and self._done.setdefault(identity, operation.index) != operation.index:
+                yield f"{identity} was carried out twice, at {self._done[identity]} and {operation.index}"
+
+
+class NothingGoesBack:
+    """SPEC 2.5, 2.6: terms and indexes only grow at each node; each term has one master."""
+
+    def __init__(self) -> None:
+        self._applied: dict[int, tuple[int, Term]] = {}
+        self._claims: dict[int, Claim] = {}
+        self._elected: set[Term] = set()
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Applied | DaemonStarted):
+            index, term = self._applied.get(seen.node, (0, NO_TERM))
+            if seen.index < index or seen.term < term:
+                yield f"n{seen.node} goes back from {index} of {term} to {seen.index} of {seen.term}"
+            if isinstance(seen, Applied):
+                self._applied[seen.node] = (seen.index, seen.term)
+        elif isinstance(seen, ClaimWritten):
+            yield from self._claim(seen)
+        elif isinstance(seen, Elected):
+            if seen.term in self._elected or seen.term.node != seen.node:
+                yield f"n{seen.node} is master of term {seen.term}, which is not its own or was used before"
+            self._elected.add(seen.term)
+
+    def _claim(self, seen: ClaimWritten) -> Findings:
+        before = self._claims.get(seen.node)
+        self._claims[seen.node] = seen.claim
+        if before is None:
+            return
+        if seen.claim.stamp.term < before.stamp.term:
+            yield f"the claim of n{seen.node} goes back from {before.stamp.term} to {seen.claim.stamp.term}"
+        if seen.claim.mark.term < before.mark.term:
+            yield f"the mark of n{seen.node} goes back from {before.mark.term} to {seen.claim.mark.term}"
+
+
+class ProofFirst:
+    """SPEC 3.9, 7.1: nothing is done about the loss of an incarnation before nothing of it runs any more."""
+
+    def __init__(self) -> None:
+        self._ended: set[tuple[int, int]] = set()
+        self._believed: set[tuple[int, int]] = set()
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, LifeEnded):
+            self._ended.add((seen.node, seen.incarnation))
+        elif isinstance(seen, Notified):
+            lost = (seen.about, seen.about_incarnation)
+            if seen.kind is TransitionKind.FORCED_LEAVING and lost not in self._ended:
+                yield f"level {seen.level} on n{seen.node} is told to recover n{seen.about}, which has not stopped"
+        elif isinstance(seen, Applied):
+            for member in seen.state.members.values():
+                proof = member.last_proof
+                if proof is not None and (proof.node, proof.incarnation) not in self._believed:
+                    self._believed.add((proof.node, proof.incarnation))
+                    if (proof.node, proof.incarnation) not in self._ended:
+                        yield f"n{proof.node} counts as stopped ({proof.kind}, {proof.detail}), but has not stopped"
+
+
+class OneNodeAtATime:
+    """SPEC 6.2, 7: a service that registers on one node never runs twice, and never outlives its incarnation."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[int, int]] = {}
+        self._ended: set[tuple[int, int]] = set()
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, LifeEnded):
+            self._ended.add((seen.node, seen.incarnation))
+        elif isinstance(seen, ServiceBegan):
+            other = self._running.get(seen.service)
+            if other is not None:
+                yield f"{seen.service} starts on n{seen.node} while it runs on n{other[0]}"
+            if (seen.node, seen.incarnation) in self._ended:
+                yield f"{seen.service} starts on n{seen.node} after that has stopped"
+            self._running[seen.service] = (seen.node, seen.incarnation)
+        elif isinstance(seen, ServiceEnded):
+            if self._running.get(seen.service) == (seen.node, seen.incarnation):
+                del self._running[seen.service]
+
+
+class NewerCommandsOnly:
+    """SPEC 7.7: a node runs no command whose generation is not newer than all it has seen of that service."""
+
+    def __init__(self) -> None:
+        self._highest: dict[tuple[int, int, str], int] = {}
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, CommandTaken):
+            key = (seen.node, seen.incarnation, seen.service)
+            if seen.generation <= self._highest.get(key, 0):
+                yield f"n{seen.node} runs {seen.action} {seen.generation} of {seen.service} after {self._highest[key]}"
+            self._highest[key] = max(seen.generation, self._highest.get(key, 0))
+
+
+class LevelsInOrder:
+    """SPEC 3.4, 3.5: one barrier and one level after the other, each acknowledged by every node concerned."""
+
+    def __init__(self) -> None:
+        self._acknowledged: set[tuple[int, int, int, int, int]] = set()  # node, incarnation, transition, level, barrier
+        self._index = -1
+        self._state: ReplicaState | None = None
+        self._concerned: dict[tuple[int, int], dict[int, int]] = {}  # (transition, level) -> node -> incarnation
+        self._steps: set[tuple[int, int, int]] = set()  # committed (transition, level, barrier)
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, LevelAcknowledged):
+            self._acknowledged.add((seen.node, seen.incarnation, seen.transition, seen.level, seen.barrier))
+        elif isinstance(seen, Applied) and seen.index > self._index:
+            if seen.index == self._index + 1 and self._state is not None:
+                yield from self._advanced(self._state, seen.state)
+            self._index, self._state = seen.index, seen.state
+            for transition in seen.state.transitions.values():
+                self._note(transition, seen.state)
+        elif isinstance(seen, Notified):
+            yield from self._notified(seen)
+
+    def _note(self, transition: Transition, state: ReplicaState) -> None:
+        """Who must acknowledge this level: every node that is not inactive or forced out and has it, as it begins."""
+        self._steps.add((transition.identity, transition.level, transition.barrier))
+        step = (transition.identity, transition.level)
+        if step not in self._concerned:
+            self._concerned[step] = {
+                member.node: member.incarnation
+                for member in state.members.values()
+                if member.state in WAITED_FOR and any(level.number == transition.level for level in member.levels)
+            }
+
+    def _advanced(self, before: ReplicaState, after: ReplicaState) -> Findings:
+        for identity, old in before.transitions.items():
+            new = after.transitions.get(identity)
+            if new is None:
+                yield from self._closed(old, before, after)
+            elif (new.position, new.barrier) != (old.position, old.barrier):
+                yield from self._moved(old, new, before, after)
+        for identity, new in after.transitions.items():
+            if identity not in before.transitions:
+                yield from _opened(new, before, after)
+
+    def _closed(self, old: Transition, before: ReplicaState, after: ReplicaState) -> Findings:
+        forced = [t for t in after.transitions.values() if t.node == old.node and t.incarnation == old.incarnation]
+        member = after.members[old.node]
+        # A forced leave replaces what it aborts, and may itself have no level to take.
+        proof = member.last_proof
+        aborted = old.kind is not TransitionKind.FORCED_LEAVING and (
+            bool(forced) or (proof is not None and proof.incarnation == old.incarnation)
+        )
+        if not aborted:
+            yield from self._complete(old, before, after, "is over")
+
+    def _moved(self, old: Transition, new: Transition, before: ReplicaState, after: ReplicaState) -> Findings:
+        name = _name(old)
+        if new.levels != old.levels:
+            yield f"{name} changes its levels from {old.levels} to {new.levels}"
+        if new.position == old.position and new.barrier == old.barrier + 1:
+            yield from self._waited(old, after, f"goes on to barrier {new.barrier}")
+        elif new.position > old.position and new.barrier == 0:
+            yield from self._complete(old, before, after, f"goes on to level {new.level}")
+        else:
+            yield f"{name} jumps from {(old.level, old.barrier)} to {(new.level, new.barrier)}"
+
+    def _complete(self, old: Transition, before: ReplicaState, after: ReplicaState, doing: str) -> Findings:
+        """The level must have had all its barriers, the last one acknowledged."""
+        barriers = _barriers(old, before)
+        if barriers is not None and old.barrier + 1 != barriers:
+            yield f"{_name(old)} {doing} after barrier {old.barrier} of {barriers} at level {old.level}"
+        yield from self._waited(old, after, doing)
+
+    def _waited(self, old: Transition, after: ReplicaState, doing: str) -> Findings:
+        if old.level == BUILT_IN_LEVEL:
+            return
+        for node, incarnation in self._concerned.get((old.identity, old.level), {}).items():
+            member = after.members.get(node, Member(node))
+            still = member.incarnation == incarnation and member.state in WAITED_FOR
+            step = (node, incarnation, old.identity, old.level, old.barrier)
+            if still and step not in self._acknowledged:
+                yield f"{_name(old)} {doing} before n{node} acknowledged level {old.level} barrier {old.barrier}"
+
+    def _notified(self, seen: Notified) -> Findings:
+        step = (seen.transition, seen.level, seen.barrier)
+        if step not in self._steps:
+            yield f"level {seen.level} on n{seen.node} is told of step {step}, which was not committed"
+        if seen.vector.get(seen.about) != NodeState(seen.kind.value):
+            yield f"level {seen.level} on n{seen.node} is told {seen.kind} of n{seen.about}, but the vector says otherwise"
+
+
+def _name(transition: Transition) -> str:
+    return f"the {transition.kind} of n{transition.node}"
+
+
+def _barriers(transition: Transition, state: ReplicaState) -> int | None:
+    """Barriers that the nodes concerned registered for this level; `None` if nobody has it any more."""
+    for node in transition.participants:
+        for level in state.members[node].levels:
+            if level.number == transition.level:
+                barriers = level.barriers
+                return {
+                    TransitionKind.JOINING: barriers.joining,
+                    TransitionKind.LEAVING: barriers.leaving,
+                    TransitionKind.FORCED_LEAVING: barriers.forced_leaving,
+                }[transition.kind]
+    return None
+
+
+def _opened(transition: Transition, before: ReplicaState, after: ReplicaState) -> Findings:
+    """SPEC 3.4: joins and forced leaves go bottom-up, graceful leaves top-down; SPEC 3.6 and 3.8: what may open."""
+    member = before.members.get(transition.node, Member(transition.node))
+    ordered = sorted(transition.levels, reverse=transition.kind is TransitionKind.LEAVING)
+    if list(transition.levels) != ordered:
+        yield f"{_name(transition)} takes its levels in the order {transition.levels}"
+    allowed = {
+        TransitionKind.JOINING: (NodeState.INACTIVE,),
+        TransitionKind.LEAVING: (NodeState.JOINED, NodeState.JOINING),
+        TransitionKind.FORCED_LEAVING: WAITED_FOR,
+    }[transition.kind]
+    proof = after.members[transition.node].last_proof
+    # A forced leave that no level takes part in is over at once, and the next incarnation may join with it.
+    over = transition.kind is TransitionKind.JOINING and proof is not None and proof.incarnation == member.incarnation
+    if member.state not in allowed and not over:
+        yield f"{_name(transition)} opens while it is {member.state}"
+    if transition.kind is TransitionKind.JOINING and transition.incarnation <= member.incarnation:
+        yield f"{_name(transition)} opens for incarnation {transition.incarnation}, not a new one"
+    if transition.kind is TransitionKind.FORCED_LEAVING:
+        yield from _forced_levels(transition, member, before)
+
+
+def _forced_levels(transition: Transition, member: Member, before: ReplicaState) -> Findings:
+    """SPEC 3.9: from the lowest level up to the highest ever told, without those that a leave had completed."""
+    completed: set[int] = set()
+    for other in before.transitions.values():
+        if other.node == member.node and other.kind is TransitionKind.LEAVING:
+            completed = set(other.levels[: other.position])
+    registered = {
+        level.number
+        for other in before.members.values()
+        if other.state in WAITED_FOR
+        for level in other.levels
+        if level.number <= member.told_level
+    }
+    missing = registered - completed - set(transition.levels)
+    if missing:
+        yield f"{_name(transition)} does not take level {sorted(missing)}"
+    if completed & set(transition.levels):
+        yield f"{_name(transition)} takes level {sorted(completed & set(transition.levels))} again"
+
+
+class Soundness:
+    """STYLE: a broken invariant is a finding. SPEC 2.4: after the last fault, everything gets to its end."""
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Raised):
+            yield f"the core of n{seen.node} raised: {seen.error}"
+        elif isinstance(seen, GaveUp):
+            yield f"no progress after the last fault: {seen.missing}"
+
+
+Checker = (
+    OneHistory
+    | NothingLost
+    | NothingGoesBack
+    | ProofFirst
+    | OneNodeAtATime
+    | NewerCommandsOnly
+    | LevelsInOrder
+    | Soundness
+)
+CHECKERS: tuple[Callable[[], Checker], ...] = (
+    OneHistory,
+    NothingLost,
+    NothingGoesBack,
+    ProofFirst,
+    OneNodeAtATime,
+    NewerCommandsOnly,
+    LevelsInOrder,
+    Soundness,
+)
+
+
+def judge(history: History) -> list[Violation]:
+    """The first violations of a history, in its order; at most a few."""
+    checkers = [checker() for checker in CHECKERS]
+    found: list[Violation] = []
+    for position, observation in enumerate(history):
+        for checker in checkers:
+            rule = type(checker).__name__
+            found += [Violation(rule, position, message) for message in checker.see(observation)]
+        if len(found) >= MAXIMUM_VIOLATIONS:
+            break
+    return found[:MAXIMUM_VIOLATIONS]
+
+
+class Progress:
+    """SPEC 2.4, 6.9: whether a cluster without faults has got everything to its end."""
+
+    def __init__(self, history: History, nodes: int) -> None:
+        self._history, self._nodes = history, nodes
+        self._position = 0
+        self._lives: dict[int, int] = {}
+        self._latest: dict[int, Applied] = {}
+        self._running: dict[str, int] = {}
+
+    def missing(self) -> str:
+        """What is not yet as it should be, or nothing."""
+        for observation in self._history[self._position :]:
+            self._see(observation)
+        self._position = len(self._history)
+        for node in range(self._nodes):
+            if node not in self._lives:
+                return f"n{node} does not run"
+            if node not in self._latest or self._latest[node].incarnation != self._lives[node]:
+                return f"n{node} has applied nothing yet"
+        newest = max(self._latest.values(), key=lambda applied: applied.index)
+        behind = [node for node in range(self._nodes) if self._latest[node].index != newest.index]
+        if behind:
+            return f"n{behind[0]} is behind index {newest.index}"
+        return self._members_missing(newest.state) or self._services_missing(newest.state)
+
+    def _see(self, seen: Observation) -> None:
+        match seen:
+            case LifeBegan():
+                self._lives[seen.node] = seen.incarnation
+            case LifeEnded():
+                if self._lives.get(seen.node) == seen.incarnation:
+                    del self._lives[seen.node]
+            case Applied():
+                self._latest[seen.node] = seen
+            case ServiceBegan():
+                self._running[seen.service] = seen.node
+            case ServiceEnded():
+                self._running.pop(seen.service, None)
+            case _:
+                pass
+
+    def _members_missing(self, state: ReplicaState) -> str:
+        for node, incarnation in self._lives.items():
+            member = state.members.get(node, Member(node))
+            if (member.state, member.incarnation) != (NodeState.JOINED, incarnation) or member.eviction is not None:
+                return f"n{node} is {member.state} with incarnation {member.incarnation}, running {incarnation}"
+        if state.transitions:
+            return f"{_name(next(iter(state.transitions.values())))} is not over"
+        return ""
+
+    def _services_missing(self, state: ReplicaState) -> str:
+        for name, service in state.services.items():
+            if service.cause:
+                continue  # it waits for its administrator, and says why
+            word = str(service.state)
+            if service.removed:
+                return f"{name} is withdrawn and not forgotten"
+            expected = "registered" if service.wanted else "de-registered"
+            if word != expected:
+                return f"{name} is {word}, not {expected}"
+            definition = service.definition
+            where = state.names.get(service.node, "")
+            allowable = "*" in definition.allowable_nodes or where in definition.allowable_nodes
+            if service.wanted and (not allowable or where in definition.disallowable_nodes):
+                return f"{name} is registered on {where or 'no node'}, which is not allowable"
+            runs_on = self._running.get(name, -1)
+            if definition.start_command and runs_on != service.node:
+                return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
+        return ""

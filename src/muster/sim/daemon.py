@@ -1,0 +1,438 @@
+"""The daemon of one node in the virtual world: the same core, carried by the world instead of by asyncio.
+
+It decides nothing: it takes inputs to `core.node.Node`, begins the effects in their order, carries out store effects one
+at a time, and answers each (see `core.effects`). What it sees of the core goes into the history.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from muster.core import effects, inputs
+from muster.core.node import Node, Setup
+from muster.core.tenure import newest_journal, restore
+from muster.records.messages import Append, CommandState, Message
+from muster.records.registers import Register, RegisterKind, Strip
+from muster.records.state import Database
+from muster.records.terms import Term
+from muster.sim.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
+from muster.sim.events import US_PER_MS, Process
+from muster.sim.history import (
+    Applied,
+    ClaimWritten,
+    DaemonStarted,
+    Elected,
+    LevelAcknowledged,
+    Logged,
+    Notified,
+    Raised,
+    Replied,
+    ReplicaState,
+    Told,
+)
+from muster.sim.network import Endpoint
+
+if TYPE_CHECKING:
+    from muster.sim.guard import Life
+
+LOAD_RETRY_US = 50 * US_PER_MS
+StoreEffect = (
+    effects.WriteClaim
+    | effects.WriteView
+    | effects.WriteMarks
+    | effects.ReadJournal
+    | effects.WriteCheckpoint
+    | effects.AppendFrame
+)
+
+
+class Daemon:
+    """One daemon process: it loads its replica, then steps its node until it ends."""
+
+    def __init__(self, life: Life) -> None:
+        machine = life.machine
+        self.life, self.machine, self.world = life, machine, machine.world
+        self.process = Process("daemon")
+        self.node: Node | None = None
+        self.endpoint: Endpoint | None = None
+        self._index = 0  # of the last state that was recorded
+        self._told: set[int] = set()
+        self._tick_us: int | None = None  # when the next tick is scheduled, in world time
+        self._stepping = False
+        self._inputs: deque[inputs.Input] = deque()
+        self._store = StoreQueue(self)
+        self._carry = self._carriers()
+
+    def now_us(self) -> int:
+        """This machine's clock."""
+        return self.life.clock.local_us(self.world.loop.now_us)
+
+    def load(self) -> None:
+        """Read the newest journal; again after a while if that fails (SPEC 1.4)."""
+        self._store.read_strip(self._strip_loaded)
+
+    def _strip_loaded(self, strip: Strip | None, _started_us: int, _finished_us: int) -> None:
+        newest = newest_journal(strip) if strip is not None else None
+        if strip is None or newest is None:
+            self._load_again()
+            return
+        owner, mark = newest
+        self._store.read_half(owner, mark, lambda image: self._journal_loaded(strip, image))
+
+    def _load_again(self) -> None:
+        self.world.loop.deliver_after(LOAD_RETRY_US, self.process, self.load)
+
+    def _journal_loaded(self, strip: Strip, image: tuple[bytes, tuple[bytes, ...]] | None) -> None:
+        if image is None:
+            self._load_again()
+            return
+        self._start(restore(*image), strip)
+
+    def _start(self, database: Database, strip: Strip) -> None:
+        world, node, life = self.world, self.machine.node, self.life
+        self._store.remember(strip)
+        self._index = database.index
+        self._record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
+        setup = Setup(node, self.machine.name, life.incarnation, world.profile)
+        self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
+        for level in world.levels:
+            self._carry_out(self.node.step(inputs.LevelRegistered(level), self.now_us()))
+        self._carry_out(self.node.start(self.now_us()))
+        self.endpoint = Endpoint(
+            node, life.incarnation, self.process, self._received,
+            lambda peer, incarnation: self.step(inputs.PeerConnected(peer, incarnation)),
+            lambda peer, cause: self.step(inputs.PeerLost(peer, cause)),
+        )  # fmt: skip
+        world.network.attach(self.endpoint)
+        self._schedule_tick()
+
+    def end(self, silently: bool) -> None:
+        """The process dies. `silently`: with its machine, so that nobody is told."""
+        if not self.process.alive:
+            return
+        self.process.kill()
+        if self.endpoint is not None:
+            self.world.network.detach(self.endpoint, silently)
+
+    def command_finished(self, command: CommandState) -> None:
+        """The runner says that a command has ended."""
+        if self.node is not None:
+            self.world.loop.deliver(self.process, self.step, inputs.CommandFinished(command))
+
+    def request(self, asked: inputs.OperationRequested) -> None:
+        """A client asks for an operation."""
+        if self.node is not None:
+            self.world.loop.deliver(self.process, self.step, asked)
+
+    def _received(self, sender: int, message: Message) -> None:
+        self.step(inputs.MessageReceived(sender, message))
+
+    def step(self, item: inputs.Input) -> None:
+        """Give the node one input. Inputs that its own effects cause wait for their turn."""
+        self._inputs.append(item)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._inputs and self.process.alive and self.node is not None:
+                if self.process.paused_at_us is not None:
+                    waiting, self._inputs = list(self._inputs), deque()
+                    for later in waiting:
+                        self.world.loop.deliver(self.process, self.step, later)
+                    break
+                self._carry_out(self.node.step(self._inputs.popleft(), self.now_us()))
+            self._schedule_tick()
+        except Exception:  # a broken invariant of the core is a finding of this run, not a crash of the simulator
+            self._raised()
+        finally:
+            self._stepping = False
+
+    def _raised(self) -> None:
+        text = traceback.format_exc(limit=-4)
+        self._record(Raised(self.world.loop.now_us, self.machine.node, text))
+        self.world.stopped = True
+
+    def _schedule_tick(self) -> None:
+        if self.node is None or not self.process.alive:
+            return
+        due_us = max(self.life.clock.world_us(self.node.deadline_us), self.world.loop.now_us + 1)
+        if self._tick_us is None or due_us < self._tick_us:
+            self._tick_us = due_us
+            self.world.loop.at(due_us, self.world.loop.deliver, self.process, self._tick, due_us)
+
+    def _tick(self, due_us: int) -> None:
+        if self._tick_us != due_us:
+            return  # an earlier one was scheduled since
+        self._tick_us = None
+        assert self.node is not None
+        if self.node.deadline_us <= self.now_us():
+            self.step(inputs.Tick())
+        else:
+            self._schedule_tick()
+
+    def _carry_out(self, wanted: list[effects.Effect]) -> None:
+        for position, effect in enumerate(wanted):
+            if not self.process.running:  # a fault in the middle of carrying them out
+                self.world.loop.deliver(self.process, self._carry_out, wanted[position:])
+                return
+            self._carry[type(effect)](effect)
+
+    def _carriers(self) -> dict[type, Callable[[Any], None]]:
+        store = self._store
+        return {
+            effects.ReadStrip: self._read_strip,
+            effects.WriteClaim: store.submit,
+            effects.WriteView: store.submit,
+            effects.WriteMarks: store.submit,
+            effects.ReadJournal: store.submit,
+            effects.WriteCheckpoint: store.submit,
+            effects.AppendFrame: store.submit,
+            effects.Send: self._send,
+            effects.Notify: self._notify,
+            effects.RunCommand: self._run,
+            effects.Reply: self._reply,
+            effects.Committed: self._committed,
+            effects.Elected: self._elected,
+            effects.Left: self._left,
+            effects.Panic: self._panic,
+            effects.Trace: self._trace,
+        }
+
+    def _record(self, observation: Any) -> None:
+        self.world.history.append(observation)
+
+    def _read_strip(self, effect: effects.ReadStrip) -> None:
+        def answer(strip: Strip | None, started_us: int, finished_us: int) -> None:
+            if strip is None:
+                self.step(inputs.StripUnread(effect.read, "the store does not answer"))
+            else:
+                self.step(inputs.StripRead(effect.read, strip, started_us, finished_us))
+
+        self._store.read_strip(answer)
+
+    def _send(self, effect: effects.Send) -> None:
+        message = effect.message
+        if isinstance(message, Append):
+            for entry in message.entries:
+                if entry.index not in self._told:
+                    self._told.add(entry.index)
+                    self._record(Told(self.world.loop.now_us, self.machine.node, message.term, entry))
+        if self.endpoint is not None:
+            self.world.network.send(self.endpoint, effect.to, message)
+
+    def _notify(self, effect: effects.Notify) -> None:
+        world, life = self.world, self.life
+        step = (effect.transition, effect.level, effect.barrier)
+        self._record(
+            Notified(
+                world.loop.now_us, self.machine.node, life.incarnation, effect.level, effect.transition, effect.node,
+                effect.incarnation, effect.kind, effect.barrier, effect.vector,
+            )
+        )  # fmt: skip
+        world.point(self.machine.node, "notify", "begun")
+        if step in life.acknowledged:  # answered from memory (SPEC 3.4)
+            world.loop.deliver_after(100, self.process, self._acknowledge, step)
+            return
+        self.machine.work(effect.level, lambda: world.loop.deliver(self.process, self._acknowledge, step))
+
+    def _acknowledge(self, step: tuple[int, int, int]) -> None:
+        transition, level, barrier = step
+        if step not in self.life.acknowledged:
+            self.life.acknowledged.add(step)
+            self._record(
+                LevelAcknowledged(
+                    self.world.loop.now_us, self.machine.node, self.life.incarnation, level, transition, barrier
+                )
+            )
+        self.world.point(self.machine.node, "acknowledge", "begun")
+        self.step(inputs.Acknowledged(transition, level, barrier))
+
+    def _run(self, effect: effects.RunCommand) -> None:
+        self.life.runner.request(effect)
+        self.world.point(self.machine.node, "command", "begun")
+
+    def _reply(self, effect: effects.Reply) -> None:
+        self._record(
+            Replied(
+                self.world.loop.now_us, self.machine.node, effect.identity, effect.refused, effect.outcome, effect.index
+            )
+        )
+        self.world.answered(effect.identity)
+
+    def _committed(self, _effect: effects.Committed) -> None:
+        assert self.node is not None
+        if self.node.database.index != self._index:
+            self._record_state()
+        self.world.point(self.machine.node, "commit", "begun")
+
+    def _record_state(self) -> None:
+        assert self.node is not None
+        database = self.node.database
+        self._index = database.index
+        state = ReplicaState(
+            dict(database.members), dict(database.transitions), dict(database.services), dict(database.operations),
+            {node: config.name for node, config in database.nodes.items()},
+        )  # fmt: skip
+        now_us, life = self.world.loop.now_us, self.life
+        self._record(Applied(now_us, self.machine.node, life.incarnation, database.index, database.term, state))
+
+    def _elected(self, effect: effects.Elected) -> None:
+        assert self.node is not None
+        term = Term(effect.number, effect.node)
+        self._record(
+            Elected(
+                self.world.loop.now_us, self.machine.node, self.life.incarnation, term, self.node.database.index
+            )
+        )
+        self._record_state()  # an adoption commits what it adopts (SPEC 2.6)
+        self.world.point(self.machine.node, "elected", "begun")
+
+    def _left(self, _effect: effects.Left) -> None:
+        self._tell_guard("leave", "")
+
+    def _panic(self, effect: effects.Panic) -> None:
+        self._trace(effects.Trace("panic", effect.cause))
+        self._tell_guard("panic", effect.cause)
+
+    def _tell_guard(self, what: str, cause: str) -> None:
+        guard = self.machine.guard
+        if guard is not None and guard.life is self.life:
+            action = guard.leave if what == "leave" else guard.panic
+            self.world.loop.deliver_after(100, guard.process, action, *(() if what == "leave" else (cause,)))
+
+    def _trace(self, effect: effects.Trace) -> None:
+        self._record(Logged(self.world.loop.now_us, self.machine.node, f"{effect.event}: {effect.detail}"))
+
+
+class StoreQueue:
+    """The daemon's access to the store: store effects one at a time, in order; reads of the strip beside them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._access = daemon.machine.access
+        self._waiting: deque[StoreEffect] = deque()
+        self._current: StoreEffect | None = None
+        self._last: dict[RegisterKind, Register | None] = {}
+
+    def remember(self, strip: Strip) -> None:
+        """The own registers as they were found: the next writes must find them unchanged (SPEC 1.5)."""
+        node = self._daemon.machine.node
+        self._last = {
+            RegisterKind.CLAIM: strip.claims[node],
+            RegisterKind.VIEW: strip.views[node],
+            RegisterKind.MARKS: strip.marks[node],
+        }
+
+    def read_strip(self, answer: Callable[[Strip | None, int, int], None]) -> None:
+        """Read all registers; `answer(strip or None, started, finished)`, in local time."""
+        loop = self._daemon.world.loop
+        loop.after(self._access.latency_us(), self._strip_ends, answer, loop.now_us)
+
+    def _strip_ends(self, answer: Callable[[Strip | None, int, int], None], started_us: int) -> None:
+        access, daemon = self._access, self._daemon
+        if not daemon.process.alive:
+            return
+        strip = None if access.fails() else access.store.sampled(started_us, access.unknown())
+        local_us = daemon.life.clock.local_us
+        loop = daemon.world.loop
+        # The times are those at which the daemon itself looked: a pause in between is part of the read.
+        loop.deliver(daemon.process, lambda: answer(strip, local_us(started_us), daemon.now_us()))
+
+    def read_half(self, owner: int, mark: Any, answer: Callable[[Any], None]) -> None:
+        """Read a journal: as it is at some moment during the read."""
+        loop = self._daemon.world.loop
+
+        def sample() -> None:
+            half = self._access.store.halves[owner][mark.half]
+            image = None if self._access.fails() else half.read(mark)
+            loop.deliver_after(self._access.latency_us(), self._daemon.process, answer, image)
+
+        loop.after(self._access.latency_us(), sample)
+
+    def submit(self, effect: StoreEffect) -> None:
+        """Carry out a store effect when those before it are done."""
+        self._waiting.append(effect)
+        if self._current is None:
+            self._next()
+
+    def _next(self) -> None:
+        if not self._waiting:
+            self._current = None
+            return
+        effect = self._current = self._waiting.popleft()
+        if isinstance(effect, effects.ReadJournal):
+            self.read_half(effect.owner, effect.mark, self._journal_read)
+            return
+        delay_us = 100  # the own register is read before it is written (SPEC 1.5)
+        self._daemon.world.loop.deliver_after(delay_us, self._daemon.process, self._write, effect)
+
+    def _journal_read(self, image: tuple[bytes, tuple[bytes, ...]] | None) -> None:
+        effect = self._current
+        assert effect is not None
+        if image is None:
+            self._answer(inputs.StoreRefused(effect.operation, "unreadable", "the journal cannot be read whole"))
+        else:
+            self._answer(inputs.JournalRead(effect.operation, *image))
+
+    def _write(self, effect: StoreEffect) -> None:
+        node, store = self._daemon.machine.node, self._access.store
+        kind, what, target = self._target(effect)
+        if store.cells[kind][node].current != self._last.get(kind):
+            self._refuse(effect, "foreign", f"the own {kind.name.lower()} register was written by somebody else")
+            return
+        if target is None:
+            self._refuse(effect, "full", "the journal half is full")
+            return
+        TwoCopyWrite(self._access, self._daemon.process, what, target, lambda done: self._written(effect, done))
+
+    def _target(self, effect: StoreEffect) -> tuple[RegisterKind, str, Target | None]:
+        """(register that must be unchanged, name, what to write; `None` if it does not fit)."""
+        node, store = self._daemon.machine.node, self._access.store
+        match effect:
+            case effects.WriteClaim(claim=value):
+                return RegisterKind.CLAIM, "claim", RegisterTarget(store, store.cells[RegisterKind.CLAIM][node], value)
+            case effects.WriteView(view=value):
+                return RegisterKind.VIEW, "view", RegisterTarget(store, store.cells[RegisterKind.VIEW][node], value)
+            case effects.WriteMarks(marks=value):
+                return RegisterKind.MARKS, "marks", RegisterTarget(store, store.cells[RegisterKind.MARKS][node], value)
+            case effects.WriteCheckpoint(mark=mark, checkpoint=checkpoint):
+                half = store.halves[node][mark.half]
+                fits = len(checkpoint) <= store.half_bytes
+                target = CheckpointTarget(half, mark, checkpoint) if fits else None
+                return RegisterKind.CLAIM, "checkpoint", target
+            case effects.AppendFrame(mark=mark, number=number, frame=frame):
+                half = store.halves[node][mark.half]
+                fits = half.used_bytes(mark, number) + len(frame) <= store.half_bytes
+                return RegisterKind.CLAIM, "frame", FrameTarget(half, mark, number, frame) if fits else None
+            case _:
+                raise AssertionError(f"{effect} writes nothing")
+
+    def _written(self, effect: StoreEffect, succeeded: bool) -> None:
+        if not succeeded:
+            self._settle(effect)
+            self._refuse(effect, "failed", "input/output error")
+            return
+        self._settle(effect)
+        if isinstance(effect, effects.WriteClaim):
+            daemon = self._daemon
+            daemon.world.history.append(
+                ClaimWritten(daemon.world.loop.now_us, daemon.machine.node, effect.claim)
+            )
+        self._answer(inputs.StoreDone(effect.operation))
+
+    def _settle(self, effect: StoreEffect) -> None:
+        """What the own register holds now; after a failure the engine looks instead of guessing."""
+        if isinstance(effect, effects.WriteClaim | effects.WriteView | effects.WriteMarks):
+            kind = self._target(effect)[0]
+            self._last[kind] = self._access.store.cells[kind][self._daemon.machine.node].current
+
+    def _refuse(self, effect: StoreEffect, kind: str, error: str) -> None:
+        self._answer(inputs.StoreRefused(effect.operation, kind, error))
+
+    def _answer(self, answer: inputs.Input) -> None:
+        # The next effect of the queue begins before the node hears of this one, as in a queue of its own thread.
+        self._next()
+        self._daemon.step(answer)

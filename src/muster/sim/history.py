@@ -1,0 +1,265 @@
+"""What an observer outside the cluster sees of a run: the only thing that the checkers are given (STYLE: Jepsen).
+
+Each observation is something that leaves the core: a state that a replica shows its clients, a message, a notification,
+a command, a register on the store; or something of the world itself: a node that starts, the moment at which nothing
+of an incarnation runs any more. Nothing in here comes from inside a machine of the core.
+"""
+
+import zlib
+from typing import NamedTuple
+
+from muster.records.messages import OperationRequest
+from muster.records.registers import Claim
+from muster.records.state import Entry, Member, NodeState, Operation, Service, Transition, TransitionKind
+from muster.records.terms import Term
+
+
+class ReplicaState(NamedTuple):
+    """The database of one node at one commit index; the records in it never change."""
+
+    members: dict[int, Member]
+    transitions: dict[int, Transition]
+    services: dict[str, Service]
+    operations: dict[str, Operation]
+    names: dict[int, str]  # node -> configured name
+
+
+class LifeBegan(NamedTuple):
+    """An incarnation of a node begins to run things."""
+
+    at_us: int
+    node: int
+    incarnation: int
+
+
+class LifeEnded(NamedTuple):
+    """Nothing of this incarnation runs any more, and nothing ever will."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    cause: str
+
+
+class DaemonStarted(NamedTuple):
+    """A daemon has loaded its first replica, at this index and term."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    index: int
+    term: Term
+
+
+class ClaimWritten(NamedTuple):
+    """A claim register was written (durable in both copies)."""
+
+    at_us: int
+    node: int
+    claim: Claim
+
+
+class Elected(NamedTuple):
+    """A node says that it is master of `term`, with its replica at `index`."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    term: Term
+    index: int
+
+
+class Applied(NamedTuple):
+    """A replica shows a new commit index."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    index: int
+    term: Term
+    state: ReplicaState
+
+
+class Told(NamedTuple):
+    """A master tells others for the first time that `entry` is committed."""
+
+    at_us: int
+    node: int
+    term: Term
+    entry: Entry
+
+
+class Notified(NamedTuple):
+    """A node notifies its subsystem of `level`."""
+
+    at_us: int
+    node: int  # where
+    incarnation: int  # of `node`
+    level: int
+    transition: int
+    about: int
+    about_incarnation: int
+    kind: TransitionKind
+    barrier: int
+    vector: dict[int, NodeState]
+
+
+class LevelAcknowledged(NamedTuple):
+    """A subsystem on `node` has processed one barrier."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    level: int
+    transition: int
+    barrier: int
+
+
+class Asked(NamedTuple):
+    """A client asks a node for an operation; retries have the same identity."""
+
+    at_us: int
+    node: int
+    identity: str
+    operation: OperationRequest
+
+
+class Replied(NamedTuple):
+    """A client gets its answer."""
+
+    at_us: int
+    node: int
+    identity: str
+    refused: bool
+    outcome: str
+    index: int
+
+
+class CommandTaken(NamedTuple):
+    """A runner begins a command of a service."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+    action: str
+
+
+class CommandEnded(NamedTuple):
+    """A runner has ended a command of a service."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+    action: str
+    succeeded: bool
+
+
+class ServiceBegan(NamedTuple):
+    """From now on something of this service (or its recovery) runs on the node."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+
+
+class ServiceEnded(NamedTuple):
+    """Nothing of this service runs on the node any more."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+
+
+class Disturbed(NamedTuple):
+    """A fault or a remedy, in words."""
+
+    at_us: int
+    what: str
+
+
+class Logged(NamedTuple):
+    """What a node wrote to its log; for the reader, no checker looks at it."""
+
+    at_us: int
+    node: int
+    what: str
+
+
+class Raised(NamedTuple):
+    """The core raised: a broken invariant."""
+
+    at_us: int
+    node: int
+    error: str
+
+
+class Healed(NamedTuple):
+    """The last fault is over; from now on progress is demanded."""
+
+    at_us: int
+
+
+class GaveUp(NamedTuple):
+    """The time allowed for progress is over and this is still missing."""
+
+    at_us: int
+    missing: str
+
+
+Observation = (
+    LifeBegan
+    | LifeEnded
+    | DaemonStarted
+    | ClaimWritten
+    | Elected
+    | Applied
+    | Told
+    | Notified
+    | LevelAcknowledged
+    | Asked
+    | Replied
+    | CommandTaken
+    | CommandEnded
+    | ServiceBegan
+    | ServiceEnded
+    | Disturbed
+    | Logged
+    | Raised
+    | Healed
+    | GaveUp
+)
+
+History = list[Observation]
+
+
+def describe(observation: Observation) -> str:
+    """One line for the reader of a failed run."""
+    head = f"{observation.at_us / 1e6:10.6f}"
+    if isinstance(observation, Applied):
+        members = " ".join(f"n{m.node}={m.state}" for m in observation.state.members.values())
+        services = " ".join(f"{s.name}={s.state}@{s.node}" for s in observation.state.services.values())
+        return f"{head}  n{observation.node} applied {observation.index} of {observation.term}: {members} {services}"
+    node = getattr(observation, "node", None)
+    fields = ", ".join(
+        f"{name}={value}"
+        for name, value in observation._asdict().items()
+        if name not in ("at_us", "node", "vector") and value != ""
+    )
+    where = f"n{node} " if node is not None else ""
+    return f"{head}  {where}{type(observation).__name__} {fields}"
+
+
+def fingerprint(history: History) -> str:
+    """Eight hexadecimal digits that two runs of one seed share."""
+    checksum = 0
+    for observation in history:
+        checksum = zlib.crc32(repr(observation).encode(), checksum)
+    return f"{checksum:08x}"

@@ -1,0 +1,245 @@
+"""Random clusters, workloads and faults: everything that a seed stands for.
+
+Faults come singly and in company, at random times and at chosen points: right after a claim was written, half way
+through a frame, at an election, between a command and its result. Those are the moments that the rules are about.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from muster.records.messages import (
+    ApplyServices,
+    DeregisterService,
+    EvictNode,
+    LeaveNode,
+    OperationRequest,
+    RegisterService,
+    TransferService,
+)
+from muster.records.state import Barriers, Definition, Level
+from muster.records.timing import FAST
+from muster.sim import schedule
+from muster.sim.events import US_PER_MS, US_PER_S
+from muster.sim.schedule import Deed, Step, When
+from muster.sim.world import Settings
+
+LEVELS = ((10, "lock manager"), (20, "virtual disks"), (30, "file system"))
+WRITTEN = ("claim", "claim", "claim", "frame", "frame", "checkpoint", "marks", "lease")
+STAGES = ("begun", "half written", "written", "written")
+REACHED = ("elected", "elected", "commit", "notify", "acknowledge", "command")
+Choice = TypeVar("Choice")
+
+
+class Plan(NamedTuple):
+    """One random run."""
+
+    settings: Settings
+    steps: schedule.Schedule
+    calm_us: int  # when the last fault ends
+
+
+def plan(random: Random) -> Plan:
+    """The run of one seed; everything in it is drawn from `random`."""
+    return _Planner(random).plan()
+
+
+class _Planner:
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.nodes = self._pick((2, 3, 3, 3, 3, 3, 4, 5))
+        self.calm_us = int((6 + random.random() * 8) * US_PER_S)
+        self.services = [f"s{number}" for number in range(1 + int(random.random() * 4))]
+        self.steps: schedule.Schedule = []
+        self.asked = 0
+        self.now_us = 0
+        self.faults: tuple[Callable[[], None], ...] = (
+            self._power_cut, self._power_cut, self._kill, self._kill, self._pause, self._pause, self._pause,
+            self._isolate, self._cut, self._split, self._blind, self._slow, self._failing, self._lossy, self._hang,
+            self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point,
+            self._frozen_master, self._frozen_master,
+        )  # fmt: skip
+
+    def plan(self) -> Plan:
+        """See `plan`."""
+        levels = tuple(
+            Level(number, name, Barriers(*(1 + int(self.random.random() * 2.4) for _ in range(3))))
+            for number, name in LEVELS
+            if self.random.random() < 0.6
+        )
+        cursed = frozenset(
+            (service, node) for service in self.services for node in range(self.nodes) if self.random.random() < 0.08
+        )
+        settings = Settings(
+            self.nodes, FAST, levels,
+            half_bytes=self._pick((12_000, 20_000, 1 << 20)),
+            cursed=cursed, flaky=self._pick((0.0, 0.0, 0.1, 0.3)), reboots=self._pick((0.7, 1.0)),
+        )  # fmt: skip
+        self._boot()
+        self._disturb()
+        self.steps.append(Step(self.calm_us, schedule.Calm()))
+        self.steps.sort(key=lambda step: step.at_us)
+        return Plan(settings, self.steps, self.calm_us)
+
+    def _boot(self) -> None:
+        for node in range(self.nodes):
+            late = self.random.random() < 0.2
+            self._step(self._us(0, 3000 if late else 50), schedule.Boot(node))
+        self.now_us = self._us(50, 1500)
+        self._ask(ApplyServices(tuple(self._definition(name) for name in self.services)))
+
+    def _disturb(self) -> None:
+        """Operations and faults until it is calm."""
+        pace_ms = self._pick((150, 300, 600))
+        share = self._pick((0.2, 0.4, 0.7))
+        while True:
+            self.now_us += self._us(10, 2 * pace_ms)
+            if self.now_us >= self.calm_us - 100 * US_PER_MS:
+                return
+            if self.random.random() < share:
+                self._pick(self.faults)()
+            else:
+                self._ask(self._operation())
+
+    # ---- draws ---------------------------------------------------------------------------------------------------
+
+    def _pick(self, choices: Sequence[Choice]) -> Choice:
+        return choices[int(self.random.random() * len(choices))]
+
+    def _us(self, lowest_ms: float, highest_ms: float) -> int:
+        return int((lowest_ms + self.random.random() * (highest_ms - lowest_ms)) * US_PER_MS)
+
+    def _node(self) -> int:
+        return int(self.random.random() * self.nodes)
+
+    def _step(self, at_us: int, deed: Deed | When) -> None:
+        self.steps.append(Step(at_us, deed))
+
+    def _do(self, deed: Deed | When) -> None:
+        self._step(self.now_us, deed)
+
+    def _length_us(self) -> int:
+        """Of a fault: mostly around the bounds that decide something."""
+        return self._us(*self._pick(((20, 200), (200, 500), (400, 800), (600, 1500), (1000, 3000))))
+
+    # ---- workload ------------------------------------------------------------------------------------------------
+
+    def _ask(self, operation: OperationRequest) -> None:
+        self.asked += 1
+        self._do(schedule.Ask(self._node(), f"op{self.asked}", operation))
+
+    def _definition(self, name: str) -> Definition:
+        nodes = [f"n{node}" for node in range(self.nodes)]
+        everywhere = self.random.random() < 0.6
+        allowable = ("*",) if everywhere else tuple(n for n in nodes if self.random.random() < 0.7) or (nodes[0],)
+        ordered = tuple(n for n in reversed(nodes) if self.random.random() < 0.4)
+        refused = tuple(n for n in nodes[1:] if everywhere and self.random.random() < 0.1)
+        has = self.random.random
+        return Definition(
+            name, allowable, refused, ordered,
+            auto_register=has() < 0.85,
+            start_command=("start",) if has() < 0.95 else (),
+            stop_command=("stop",) if has() < 0.8 else (),
+            recovery_command=("recover",) if has() < 0.4 else (),
+            start_timeout_ms=1500, stop_timeout_ms=1500, recovery_timeout_ms=1500,
+        )  # fmt: skip
+
+    def _operation(self) -> OperationRequest:
+        service, draw = self._pick(self.services), self.random.random()
+        if draw < 0.3:
+            return RegisterService(service)
+        if draw < 0.45:
+            return DeregisterService(service)
+        if draw < 0.7:
+            return TransferService(service, f"n{self._node()}" if self.random.random() < 0.5 else "")
+        if draw < 0.8:
+            withdraw = (service,) if self.random.random() < 0.15 else ()
+            return ApplyServices((self._definition(self._pick(self.services)),) if not withdraw else (), withdraw)
+        if draw < 0.93:
+            return LeaveNode(f"n{self._node()}")
+        return EvictNode(f"n{self._node()}", "the operator wants it out")
+
+    # ---- faults --------------------------------------------------------------------------------------------------
+
+    def _power_cut(self) -> None:
+        for _ in range(1 if self.random.random() < 0.8 else 2):
+            node = self._node()
+            self._do(schedule.PowerCut(node))
+            if self.random.random() < 0.5:
+                self._step(self.now_us + self._us(5, 900), schedule.Boot(node))
+
+    def _kill(self) -> None:
+        self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner")), self._node()))
+
+    def _pause(self) -> None:
+        which = self._pick(("daemon", "daemon", "guard", "runner", "all"))
+        self._do(schedule.Pause(which, self._length_us(), self._node()))
+
+    def _isolate(self) -> None:
+        self._do(schedule.Isolate(self._length_us(), self._node()))
+
+    def _cut(self) -> None:
+        source = self._node()
+        to = (source + 1 + int(self.random.random() * (self.nodes - 1))) % self.nodes
+        self._do(schedule.Cut(source, to, self._length_us()))
+
+    def _split(self) -> None:
+        """Two halves that do not hear each other, some pairs only one way."""
+        half = {node for node in range(self.nodes) if self.random.random() < 0.5}
+        for_us = self._length_us()
+        for source in range(self.nodes):
+            for to in range(self.nodes):
+                if (source in half) != (to in half) and self.random.random() < 0.95:
+                    self._do(schedule.Cut(source, to, for_us))
+
+    def _blind(self) -> None:
+        self._do(schedule.Blind(self._us(30, 900), self._node()))
+
+    def _slow(self) -> None:
+        slowness = self._pick((10, 40, 150, 400))
+        self._do(schedule.Weather(slowness, 0.0, 0.0, self._us(100, 1500), self._somewhere()))
+
+    def _failing(self) -> None:
+        failing, unknown = self._pick(((0.3, 0.0), (0.8, 0.0), (0.05, 0.5), (0.0, 0.8)))
+        self._do(schedule.Weather(1, failing, unknown, self._us(100, 1500), self._somewhere()))
+
+    def _somewhere(self) -> int:
+        return schedule.EVERYWHERE if self.random.random() < 0.4 else self._node()
+
+    def _lossy(self) -> None:
+        jitter_us = self._pick((1000, 20_000, 200_000))
+        self._do(schedule.Lossy(self._pick((0.05, 0.3)), 0.2, jitter_us, self._us(300, 4000)))
+
+    def _hang(self) -> None:
+        level, _ = self._pick(LEVELS)
+        self._do(schedule.Hang(level, self._us(200, 2500), self._node()))
+
+    def _at_a_point(self) -> None:
+        """Something happens to a node exactly where it hurts."""
+        if self.random.random() < 0.6:
+            what, stage = self._pick(WRITTEN), self._pick(STAGES)
+        else:
+            what, stage = self._pick(REACHED), "begun"
+        count = 1 + int(self.random.random() * (3 if what in ("claim", "elected") else 12))
+        deed: schedule.PowerCut | schedule.Kill | schedule.Pause | schedule.Isolate
+        match int(self.random.random() * 5):
+            case 0:
+                deed = schedule.PowerCut()
+            case 1:
+                deed = schedule.Kill("daemon")
+            case 2:
+                deed = schedule.Isolate(self._length_us())
+            case _:
+                deed = schedule.Pause(self._pick(("daemon", "daemon", "all")), self._us(100, 1800))
+        self._do(When(what, stage, count, deed))
+        if what in ("claim", "elected"):  # make an election likely
+            self._do(When("commit", "begun", 2, schedule.Kill("daemon")))
+
+    def _frozen_master(self) -> None:
+        """The master stops in the middle of a commit; another takes over; the first one goes on."""
+        stage = self._pick(STAGES)
+        self._do(When("frame", stage, 1, schedule.Pause("daemon", self._us(150, 990))))
+        others_us = self.now_us + self._us(50, 400)
+        self._step(others_us, schedule.Kill("daemon", self._node()))
+        if self.random.random() < 0.5:
+            self._step(self.now_us, When("claim", "written", 1, schedule.Pause("daemon", self._us(100, 900))))

@@ -1,0 +1,178 @@
+"""What is done to a virtual cluster, as plain records: printed when a run fails, replayed, written by hand as a script.
+
+A schedule is a list of `Step`s. Random runs (`random_schedule.py`) and scripted ones use the same records. `HERE` as a
+node means, inside `When`, the node at which the condition came true; elsewhere in weather, every node.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from muster.records.messages import OperationRequest
+
+HERE = -1
+EVERYWHERE = -1
+
+
+class Boot(Struct, frozen=True, tag="boot"):
+    """Switch a node on; nothing if it is on."""
+
+    node: int
+
+
+class PowerCut(Struct, frozen=True, tag="power cut"):
+    """Everything of a node ends at this instant; a write under way may land, tear or vanish."""
+
+    node: int = HERE
+
+
+class Kill(Struct, frozen=True, tag="kill"):
+    """SIGKILL to one process: `daemon`, `guard` or `runner`."""
+
+    process: str
+    node: int = HERE
+
+
+class Pause(Struct, frozen=True, tag="pause"):
+    """SIGSTOP to one process, or to `all` of a node; SIGCONT after `for_us`, or never by itself if that is 0."""
+
+    process: str
+    for_us: int = 0
+    node: int = HERE
+
+
+class Resume(Struct, frozen=True, tag="resume"):
+    """SIGCONT."""
+
+    process: str
+    node: int
+
+
+class Cut(Struct, frozen=True, tag="cut"):
+    """The link carries nothing from `source` to `to`."""
+
+    source: int
+    to: int
+    for_us: int = 0
+
+
+class Isolate(Struct, frozen=True, tag="isolate"):
+    """The node's interconnect is lost, both ways; the store stays reachable."""
+
+    for_us: int = 0
+    node: int = HERE
+
+
+class Blind(Struct, frozen=True, tag="blind"):
+    """The node has lost the store; the interconnect works."""
+
+    for_us: int = 0
+    node: int = HERE
+
+
+class Weather(Struct, frozen=True, tag="weather"):
+    """The store is slow (a factor), fails a share of requests, or reads leave a register unknown."""
+
+    slowness: int
+    failing: float
+    unknown: float
+    for_us: int = 0
+    node: int = EVERYWHERE
+
+
+class Lossy(Struct, frozen=True, tag="lossy"):
+    """All links lose and repeat a share of messages and delay each by up to `jitter_us`, which reorders them."""
+
+    lost: float
+    duplicated: float
+    jitter_us: int
+    for_us: int = 0
+
+
+class Hang(Struct, frozen=True, tag="hang"):
+    """The subsystem of a level on a node acknowledges nothing."""
+
+    level: int
+    for_us: int = 0
+    node: int = HERE
+
+
+class Unhang(Struct, frozen=True, tag="unhang"):
+    """A hung subsystem goes on."""
+
+    level: int
+    node: int
+
+
+class Mend(Struct, frozen=True, tag="mend"):
+    """A node's links and its way to the store work again."""
+
+    node: int
+
+
+class Ask(Struct, frozen=True, tag="ask"):
+    """A client of this node's control socket asks for an operation, and again until it is answered."""
+
+    node: int
+    identity: str
+    operation: OperationRequest
+
+
+class Calm(Struct, frozen=True, tag="calm"):
+    """Every fault is over: everything is resumed, mended and booted, and commands succeed from now on."""
+
+
+Deed = (
+    Boot
+    | PowerCut
+    | Kill
+    | Pause
+    | Resume
+    | Cut
+    | Isolate
+    | Blind
+    | Weather
+    | Lossy
+    | Hang
+    | Unhang
+    | Mend
+    | Ask
+    | Calm
+)
+
+
+class When(Struct, frozen=True, tag="when"):
+    """Do something at a point that only the run itself reaches, when it is reached for the `count`th time.
+
+    `what` is a record being written (`lease`, `claim`, `view`, `marks`, `frame`, `checkpoint`) with a `stage` of
+    `begun`, `half written` or `written`, or `elected`, `commit`, `notify`, `acknowledge`, `command` with stage
+    `begun`.
+    """
+
+    what: str
+    stage: str
+    count: int
+    deed: PowerCut | Kill | Pause | Isolate | Blind | Hang
+    node: int = EVERYWHERE
+
+
+class Step(Struct, frozen=True):
+    """Do `deed` at `at_us` of the virtual world's time."""
+
+    at_us: int
+    deed: Deed | When
+
+
+Schedule = list[Step]
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Step)
+
+
+def encode_step(step: Step) -> str:
+    """A step as one line of JSON."""
+    return _encoder.encode(step).decode()
+
+
+def decode_step(line: str) -> Step:
+    """Inverse of `encode_step`. Raises `msgspec.ValidationError` naming the field that is wrong."""
+    return _decoder.decode(line)

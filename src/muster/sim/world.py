@@ -1,0 +1,261 @@
+"""A virtual cluster: machines, a shared store, an interconnect and clients around the very core that real nodes run.
+
+`World` does what a schedule says, step by step or all at once, and records what an observer would see (`history.py`).
+It judges nothing. A script can drive it too: `perform(deed)`, `run_until(time)`, and look at `history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+
+from muster.core.effects import RunCommand
+from muster.core.inputs import OperationRequested
+from muster.records.registers import Claim, ClaimFlag, Mark, RegisterKind
+from muster.records.state import Cluster, Level, NodeConfig, encode_database, initial_database
+from muster.records.terms import Stamp, Term
+from muster.records.timing import Profile
+from muster.sim import schedule
+from muster.sim.disk import CheckpointTarget, RegisterTarget, VirtualStore
+from muster.sim.events import US_PER_MS, US_PER_S, EventLoop
+from muster.sim.history import Asked, Disturbed, Healed, History
+from muster.sim.machine import Machine
+from muster.sim.network import Network
+from muster.sim.runner import Outcome
+
+ASK_AGAIN_US = 1 * US_PER_S
+MAXIMUM_ASKING = 6  # times that a client repeats a request
+MAXIMUM_EVENTS = 3_000_000  # of one run: more is a loop without progress in virtual time
+FIRST_TERM = Term(1, 0)
+FIRST_MARK = Mark(FIRST_TERM, 0, 1)
+
+
+class Settings(NamedTuple):
+    """What a virtual cluster is made of. `levels` are registered on every node, beside the event manager's."""
+
+    nodes: int
+    profile: Profile
+    levels: tuple[Level, ...] = ()
+    half_bytes: int = 1 << 20  # of one half of a journal
+    cursed: frozenset[tuple[str, int]] = frozenset()  # (service, node): starts that always fail
+    flaky: float = 0.0  # share of commands that fail
+    reboots: float = 1.0  # share of nodes that boot again by themselves after they stopped
+
+
+class World:
+    """One virtual cluster and its time."""
+
+    def __init__(self, settings: Settings, random: Random) -> None:
+        self.settings, self.random, self.profile = settings, random, settings.profile
+        self.levels = settings.levels
+        self.loop = EventLoop()
+        self.history: History = []
+        self.stopped = False  # the core raised: nothing after that means anything
+        self.calm = False  # all faults are over
+        self.store = VirtualStore(self.loop, random, settings.nodes, settings.half_bytes)
+        self.network = Network(self.loop, random, settings.nodes, self.profile.connect_ms * US_PER_MS)
+        self.machines = [Machine(self, node) for node in range(settings.nodes)]
+        self._armed: list[tuple[schedule.When, list[int]]] = []  # with what remains to be counted
+        self._unanswered: set[str] = set()
+        self._perform = self._performers()
+        self._format()
+
+    def _format(self) -> None:
+        """What `muster init` leaves: slot 0 holds the first journal, at index 0."""
+        nodes = tuple(NodeConfig(m.node, m.name, (f"sim:{m.node}",), "") for m in self.machines)
+        database = initial_database(Cluster("sim", "0" * 32, self.profile.name, ""), nodes)
+        for copy in (0, 1):
+            CheckpointTarget(self.store.halves[0][0], FIRST_MARK, encode_database(database)).land(copy)
+            claim = Claim(Stamp(0, 0, FIRST_TERM, 1), ClaimFlag.WITHDRAWN, FIRST_MARK)
+            RegisterTarget(self.store, self.store.cells[RegisterKind.CLAIM][0], claim).land(copy)
+
+    # ---- driving it ----------------------------------------------------------------------------------------------
+
+    def follow(self, steps: schedule.Schedule) -> None:
+        """Plan all steps of a schedule."""
+        for step in steps:
+            self.loop.at(step.at_us, self.perform, step.deed)
+
+    def run_until(self, time_us: int, slice_us: int = 100 * US_PER_MS) -> None:
+        """Let virtual time pass until `time_us`, or until the core raises. Raises `RuntimeError` on an endless loop."""
+        while self.loop.now_us < time_us and not self.stopped:
+            self.loop.run_until(min(time_us, self.loop.now_us + slice_us))
+            if self.loop.events_run > MAXIMUM_EVENTS:
+                raise RuntimeError(
+                    f"{MAXIMUM_EVENTS} events by {self.loop.now_us} us of virtual time: a loop that makes no progress"
+                )
+
+    def perform(self, deed: schedule.Deed | schedule.When) -> None:
+        """Do one deed now."""
+        if isinstance(deed, schedule.When):
+            self._armed.append((deed, [deed.count]))
+            for machine in self.machines:
+                machine.access.observe = machine.point
+            return
+        if not isinstance(deed, schedule.Ask):
+            self.history.append(Disturbed(self.loop.now_us, repr(deed)))
+        self._perform[type(deed)](deed)
+
+    def _performers(self) -> dict[type, Callable[..., None]]:
+        return {
+            schedule.Boot: lambda deed: self.machines[deed.node].boot(),
+            schedule.PowerCut: lambda deed: self.machines[deed.node].power_cut(),
+            schedule.Kill: lambda deed: self.machines[deed.node].kill(deed.process),
+            schedule.Pause: self._pause,
+            schedule.Resume: self._resume,
+            schedule.Cut: self._cut,
+            schedule.Isolate: self._isolate,
+            schedule.Blind: self._blind,
+            schedule.Weather: self._weather,
+            schedule.Lossy: self._lossy,
+            schedule.Hang: self._hang,
+            schedule.Unhang: lambda deed: self.machines[deed.node].unhang(deed.level),
+            schedule.Mend: lambda deed: self._mend(deed.node),
+            schedule.Ask: lambda deed: self._ask(deed, 1),
+            schedule.Calm: self._calm,
+        }
+
+    def point(self, node: int, what: str, stage: str) -> None:
+        """The run has reached a point that a `When` may wait for."""
+        if not self._armed:
+            return
+        for item in list(self._armed):
+            when, remaining = item
+            if when.what == what and when.stage == stage and when.node in (node, schedule.EVERYWHERE):
+                remaining[0] -= 1
+                if remaining[0] == 0:
+                    self._armed.remove(item)
+                    self.perform(_at(when.deed, node))
+
+    # ---- what the world decides for the machines -----------------------------------------------------------------
+
+    def machine_stopped(self, machine: Machine) -> None:
+        """A node has stopped: it may be booted again after a while."""
+        if self.calm:
+            self.loop.after(100 * US_PER_MS, machine.boot)
+        elif self.random.random() < self.settings.reboots:
+            self.loop.after(int((0.1 + self.random.random() * 2.5) * US_PER_S), machine.boot)
+
+    def work_us(self, _level: int) -> int:
+        """How long a subsystem takes for one barrier."""
+        long = not self.calm and self.random.random() < 0.1
+        return int(self.random.random() * (400 if long else 12) * US_PER_MS)
+
+    def decide(self, node: int, command: RunCommand) -> Outcome:
+        """What becomes of a service's command."""
+        random = self.random.random
+        duration_us = int((3 + random() * 150) * US_PER_MS)
+        if self.calm:
+            cursed = command.action == "start" and (command.service, node) in self.settings.cursed
+            return Outcome(duration_us, not cursed)
+        if random() < 0.1:
+            duration_us *= 6
+        if random() < 0.03:  # it never ends by itself
+            return Outcome(command.timeout_ms * US_PER_MS, False)
+        cursed = command.action == "start" and (command.service, node) in self.settings.cursed
+        share = self.settings.flaky * (0.2 if command.action == "stop" else 1.0)
+        return Outcome(duration_us, not cursed and random() >= share)
+
+    def answered(self, identity: str) -> None:
+        """A client has its answer."""
+        self._unanswered.discard(identity)
+
+    # ---- deeds ---------------------------------------------------------------------------------------------------
+
+    def _later(self, for_us: int, deed: schedule.Deed) -> None:
+        if for_us:
+            self.loop.after(for_us, self._remedy, deed)
+
+    def _remedy(self, deed: schedule.Deed) -> None:
+        if not self.calm:
+            self.perform(deed)
+
+    def _pause(self, deed: schedule.Pause) -> None:
+        for process in self.machines[deed.node].processes(deed.process):
+            self.loop.pause(process)
+        self._later(deed.for_us, schedule.Resume(deed.process, deed.node))
+
+    def _resume(self, deed: schedule.Resume) -> None:
+        for process in self.machines[deed.node].processes(deed.process):
+            self.loop.resume(process)
+
+    def _cut(self, deed: schedule.Cut) -> None:
+        self.network.cut(deed.source, deed.to)
+        if deed.for_us:
+            self.loop.after(deed.for_us, self._join_link, deed.source, deed.to)
+
+    def _join_link(self, source: int, to: int) -> None:
+        self.network.links[source, to].up = True
+
+    def _isolate(self, deed: schedule.Isolate) -> None:
+        for other in range(self.settings.nodes):
+            if other != deed.node:
+                self._cut(schedule.Cut(deed.node, other, deed.for_us))
+                self._cut(schedule.Cut(other, deed.node, deed.for_us))
+
+    def _blind(self, deed: schedule.Blind) -> None:
+        access = self.machines[deed.node].access
+        access.isolated = True
+        if deed.for_us:
+            self.loop.after(deed.for_us, setattr, access, "isolated", False)
+
+    def _weather(self, deed: schedule.Weather) -> None:
+        everyone = deed.node == schedule.EVERYWHERE
+        weather = self.store.weather if everyone else self.machines[deed.node].access.weather
+        weather.slowness, weather.failing, weather.unknown = deed.slowness, deed.failing, deed.unknown
+        if deed.for_us:
+            self.loop.after(deed.for_us, weather.calm)
+
+    def _lossy(self, deed: schedule.Lossy) -> None:
+        for link in self.network.links.values():
+            link.lost, link.duplicated, link.jitter_us = deed.lost, deed.duplicated, deed.jitter_us
+        if deed.for_us:
+            self._later(deed.for_us, schedule.Lossy(0.0, 0.0, 150))
+
+    def _hang(self, deed: schedule.Hang) -> None:
+        self.machines[deed.node].hung.add(deed.level)
+        self._later(deed.for_us, schedule.Unhang(deed.level, deed.node))
+
+    def _mend(self, node: int) -> None:
+        access = self.machines[node].access
+        access.isolated = False
+        access.weather.calm()
+        for (source, to), link in self.network.links.items():
+            if node in (source, to):
+                link.calm()
+
+    def _ask(self, deed: schedule.Ask, times: int) -> None:
+        if times == 1:
+            self._unanswered.add(deed.identity)
+            self.history.append(Asked(self.loop.now_us, deed.node, deed.identity, deed.operation))
+        if deed.identity not in self._unanswered or (self.calm and times > 1):
+            return
+        node = (deed.node + times // 3) % self.settings.nodes  # a client that gets no answer tries another node
+        daemon = self.machines[node].daemon
+        if daemon is not None:
+            daemon.request(OperationRequested(deed.identity, deed.operation))
+        if times < MAXIMUM_ASKING:
+            self.loop.after(ASK_AGAIN_US, self._ask, deed, times + 1)
+
+    def _calm(self, _deed: schedule.Calm) -> None:
+        self.calm = True
+        self._armed.clear()
+        self.network.calm()
+        self.store.weather.calm()
+        for machine in self.machines:
+            machine.access.observe = None
+            self._mend(machine.node)
+            for level in list(machine.hung):
+                machine.unhang(level)
+            for process in machine.processes("all"):
+                self.loop.resume(process)
+            machine.boot()
+        self.history.append(Healed(self.loop.now_us))
+
+
+def _at(deed: schedule.Deed, node: int) -> schedule.Deed:
+    """The deed, at this node if it does not name one."""
+    return msgspec.structs.replace(deed, node=node) if deed.node == schedule.HERE else deed

@@ -1,0 +1,110 @@
+"""The command `muster`: its commands, each imported only when it is used, so that a query starts quickly (SPEC 8.1)."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from muster.ui.connection import EXIT_INTERRUPTED, Settings, connection_options
+
+_COMMANDS = {
+    "init": "muster.ui.store:init",
+    "status": "muster.ui.screen:status",
+    "services": "muster.ui.services:services",
+    "transitions": "muster.ui.screen:transitions",
+    "apply": "muster.ui.services:apply",
+    "node": "muster.ui.nodes:node",
+    "service": "muster.ui.services:service",
+    "store": "muster.ui.store:store",
+    "dev": "muster.ui.development:dev",
+    "sim": "muster.ui.simulation:sim",
+    "demo": "muster.ui.demonstration:demo",
+    "completion": "muster.ui.command_line:completion",
+}
+
+
+class LateGroup(click.Group):
+    """A group whose commands are named here and imported when one is used."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """In the order in which a newcomer meets them."""
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """The command, or None where there is no such one."""
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{_COMMANDS[name]} is no command")
+        return command
+
+
+@click.command(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="muster", message="%(prog)s %(version)s")
+@connection_options
+@click.pass_context
+def muster(context: click.Context) -> None:
+    """Machines that share storage, run as one: who is a member, and what runs where.
+
+    \b
+    Examples:
+      muster demo                                        see it work, in a minute
+      muster dev up --nodes 3 --dir /tmp/try             a cluster of real daemons on this machine
+      muster apply services.toml --dir /tmp/try --dry-run
+      muster status --dir /tmp/try --watch
+      muster service transfer web n2 --dir /tmp/try
+
+    \b
+    Exit codes:
+      0  done
+      1  refused, or what was asked for did not come about
+      2  the command line, or a file named on it, is wrong
+      3  no node answers
+      130  interrupted
+    """
+    context.ensure_object(Settings)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell.
+
+    \b
+    Examples:
+      muster completion bash > ~/.local/share/bash-completion/completions/muster
+      muster completion zsh > "${fpath[1]}/_muster"
+      muster completion fish > ~/.config/fish/completions/muster.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"this release of click has no completion for {shell}")
+    click.echo(kind(muster, {}, "muster", "_MUSTER_COMPLETE").source())
+
+
+def main() -> None:
+    """Entry point of the command `muster`."""
+    try:
+        # see https://no-color.org; None lets click look whether the output is a terminal
+        muster(prog_name="muster", standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
+    except click.exceptions.Abort:
+        click.echo("muster: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except BrokenPipeError:
+        # the reader of our output has gone, as `| head` does; nothing is wrong, and nothing more can be said
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

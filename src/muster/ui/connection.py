@@ -1,0 +1,287 @@
+"""Which node a command talks to, and how it ends: options, sockets, exit codes (SPEC 8.1).
+
+A command finds its node by, in this order: `--socket`, `--dir` (a development cluster) with or without `--node`, and
+the socket of the machine's own node. Each option has an environment variable and may stand before or after the
+command's name.
+
+Without `--node`, the first node that answers and is `joined` is asked; one that answers but is not joined may hold an
+old state of the cluster, and is taken only if nobody else answers.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from muster.ui.client import ControlClient, MusterError
+
+EXIT_REFUSED = 1  # the cluster or the command refused, or what was asked for did not come about
+EXIT_USAGE = 2  # the command line or a file on it is wrong
+EXIT_UNREACHABLE = 3  # no node answers
+EXIT_INTERRUPTED = 130
+
+LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
+CLUSTER_FILE = "cluster.json"
+SOCKET_FILE = "control.sock"
+PROBE_TIMEOUT_S = 2.0
+
+Document = dict[str, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Unreachable(MusterError):
+    """No node answers; exit code 3."""
+
+
+class Mistaken(MusterError):
+    """The command line, or a file named on it, is wrong; exit code 2."""
+
+
+def exit_code(error: MusterError) -> int:
+    """The documented exit code of an error."""
+    if isinstance(error, Unreachable):
+        return EXIT_UNREACHABLE
+    return EXIT_USAGE if isinstance(error, Mistaken) else EXIT_REFUSED
+
+
+class Settings:
+    """What the options of the command line say about the node to talk to; one a command line."""
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self.node: str | None = None
+        self.socket: Path | None = None
+        self.timeout_s = 30.0
+
+    def connection(self) -> "Connection":
+        """The connection that the options describe. Raises `Mistaken`."""
+        return Connection(self.sockets(), self.timeout_s)
+
+    def sockets(self) -> dict[str, Path]:
+        """Control sockets to try, by node name, in this order. Raises `Mistaken`."""
+        if self.socket is not None:
+            return {self.node or str(self.socket): self.socket}
+        if self.directory is None:
+            if self.node is not None:
+                raise Mistaken(
+                    "--node needs the directory of a development cluster",
+                    f"--node {self.node}",
+                    "add --dir DIR; without it, commands talk to this machine's own node",
+                )
+            return {"this machine's node": LOCAL_SOCKET}
+        homes = development_homes(self.directory)
+        if self.node is None:
+            return {name: home / SOCKET_FILE for name, home in homes.items()}
+        if self.node not in homes:
+            raise unknown_node(self.node, self.directory, list(homes))
+        return {self.node: homes[self.node] / SOCKET_FILE}
+
+
+def unknown_node(name: str, directory: Path, known: list[str]) -> Mistaken:
+    """The error for a node that a development cluster does not have."""
+    return Mistaken(
+        f"there is no node {name!r}", f"development cluster {directory}", "its nodes are " + ", ".join(known)
+    )
+
+
+def development_homes(directory: Path) -> dict[str, Path]:
+    """Each node's home in a development cluster. Raises `Mistaken` where there is none."""
+    try:
+        described = json.loads((directory / CLUSTER_FILE).read_text())
+        return {str(node["name"]): directory.resolve() / "nodes" / str(node["name"]) for node in described["nodes"]}
+    except FileNotFoundError:
+        what = "there is no development cluster"
+        next_step = f"make one: muster dev up --dir {directory}"
+    except PermissionError:
+        what, next_step = "the directory is not readable", "run the command as the user who made the cluster"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{CLUSTER_FILE} cannot be read: {error}"
+        next_step = "remove the directory and bring the cluster up anew"
+    raise Mistaken(what, str(directory), next_step)
+
+
+class Connection:
+    """Talks to the first node that answers."""
+
+    def __init__(self, sockets: dict[str, Path], timeout_s: float) -> None:
+        self._sockets = sockets
+        self._timeout_s = timeout_s
+        self._chosen: Path | None = None
+
+    def query(self, query: str, /, **arguments: str | int) -> Document:
+        """The answer to a query. Raises `Unreachable`, or `MusterError` when the node refuses it."""
+        if len(self._sockets) == 1:
+            (socket,) = self._sockets.values()
+            return self._ask(socket, self._timeout_s, query, arguments)
+        fallback: Document | None = None
+        failures: list[str] = []
+        for node, socket in self._sockets.items():
+            try:
+                found = self._ask(socket, min(PROBE_TIMEOUT_S, self._timeout_s), query, arguments)
+            except Unreachable as error:
+                failures.append(f"{node}: {error.what}")
+                continue
+            if found.get("node_state", "joined") == "joined":
+                return found
+            fallback = fallback or found
+        if fallback is not None:
+            return fallback
+        raise Unreachable("no node answers", "; ".join(failures), _how_to_see())
+
+    def operate(self, operation: str, /, **arguments: object) -> Document:
+        """Carry out an operation; returns when it is committed. Raises as `query`."""
+        client = ControlClient(self._operator(), self._timeout_s)
+        try:
+            answer: Document = client.operate(operation, **arguments)
+        except MusterError as error:
+            raise _classified(error) from error
+        return answer
+
+    def _operator(self) -> Path:
+        """The socket of a joined node that answers, or of one that answers, found once."""
+        if self._chosen is None:
+            if len(self._sockets) == 1:
+                (self._chosen,) = self._sockets.values()
+            else:
+                answered = self.query("status")
+                self._chosen = self._sockets[str(answered["node"])]
+        return self._chosen
+
+    def _ask(self, socket: Path, timeout_s: float, name: str, arguments: dict[str, str | int]) -> Document:
+        try:
+            answer: Document = ControlClient(socket, timeout_s).query(name, **arguments)
+        except MusterError as error:
+            raise _classified(error) from error
+        return answer
+
+
+def _classified(error: MusterError) -> MusterError:
+    """`Unreachable` where there was no answer: the client has kinds of its own for that, a refusal is a plain error."""
+    silent = type(error) is not MusterError or isinstance(error.__cause__, MusterError)
+    return Unreachable(error.what, error.where, error.next_step) if silent else error
+
+
+def _how_to_see() -> str:
+    return "see what runs: muster dev ls --dir DIR, or on a real machine: systemctl status musterd"
+
+
+def show_error(error: MusterError) -> None:
+    """What, where, next, on standard error."""
+    click.secho(f"muster: {error.what}", err=True, fg="red", bold=True)
+    if error.where:
+        click.echo(f"  where: {error.where}", err=True)
+    if error.next_step:
+        click.echo(f"  next:  {error.next_step}", err=True)
+
+
+def print_json(document: object) -> None:
+    """One document on standard output, indented for people and stable for programs."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def settings() -> Settings:
+    """The settings of the command line at work."""
+    return click.get_current_context().ensure_object(Settings)
+
+
+def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def callback(context: click.Context, _parameter: click.Parameter, value: object) -> object:
+        if value is not None:
+            setattr(context.ensure_object(Settings), attribute, value)
+        return value
+
+    return callback
+
+
+def connection_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The options `--dir`, `--node`, `--socket` and `--timeout`, for the whole command line and for each command."""
+    for option in reversed(
+        (
+            click.option(
+                "--dir",
+                type=click.Path(path_type=Path),
+                envvar="MUSTER_DIR",
+                expose_value=False,
+                callback=_remember("directory"),
+                metavar="DIR",
+                help="Talk to the development cluster in DIR.",
+            ),
+            click.option(
+                "--node",
+                envvar="MUSTER_NODE",
+                expose_value=False,
+                callback=_remember("node"),
+                metavar="NAME",
+                shell_complete=complete_nodes,
+                help="Talk to this node of it; without, any that answers.",
+            ),
+            click.option(
+                "--socket",
+                type=click.Path(path_type=Path),
+                envvar="MUSTER_SOCKET",
+                expose_value=False,
+                callback=_remember("socket"),
+                metavar="PATH",
+                help=f"Talk to the node with this control socket [{LOCAL_SOCKET}].",
+            ),
+            click.option(
+                "--timeout",
+                type=click.FloatRange(min=0.05, max=86_400),
+                expose_value=False,
+                callback=_remember("timeout_s"),
+                metavar="SECONDS",
+                help="Wait this long for an answer [30].",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def json_option(function: Callable[P, R]) -> Callable[P, R]:
+    """The option `--json` of every query."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
+
+
+def reporting(function: Callable[P, R]) -> Callable[P, R]:
+    """A command whose `MusterError` becomes a message and the documented exit code."""
+
+    @wraps(function)
+    def wrapper(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return function(*arguments, **keywords)
+        except MusterError as error:
+            show_error(error)
+            raise SystemExit(exit_code(error)) from error
+
+    return wrapper
+
+
+def complete_nodes(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of nodes for the shell's completion: from the development cluster's file, or from a node that answers."""
+    return _complete(context, "nodes", incomplete)
+
+
+def complete_services(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of services for the shell's completion."""
+    return _complete(context, "services", incomplete)
+
+
+def _complete(context: click.Context, kind: str, incomplete: str) -> list[str]:
+    found = context.find_object(Settings) or Settings()
+    directory = context.params.get("dir") or os.environ.get("MUSTER_DIR")
+    found.directory = found.directory or (Path(directory) if directory else None)
+    found.timeout_s = 1.0  # a person waits at the prompt
+    try:
+        if kind == "nodes" and found.directory is not None:
+            names = list(development_homes(found.directory))
+        else:
+            names = list(found.connection().query("status")[kind])
+    except MusterError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]

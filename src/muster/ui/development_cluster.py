@@ -1,0 +1,368 @@
+"""A cluster of real daemons on this machine, all of it under one directory (SPEC 8.3).
+
+    DIR/cluster.json     what this is: names and addresses; also the claim of the directory
+    DIR/store            the store, scope `host`
+    DIR/nodes/authority  the cluster's authority
+    DIR/nodes/n0/        home of a node: key.pem, certificate.pem, control.sock, log, guard.json, lock ...
+
+A node is started in a session of its own, so that it outlives the command that started it. Whether it runs is found
+from processes, never from files: a file may be left from a power cut (`node_processes`).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+from muster.ui import node_processes
+from muster.ui.client import MusterError
+from muster.ui.connection import (
+    CLUSTER_FILE,
+    PROBE_TIMEOUT_S,
+    SOCKET_FILE,
+    Connection,
+    Document,
+    Mistaken,
+    Unreachable,
+    development_homes,
+    unknown_node,
+)
+from muster.ui.initialisation import ClusterPlan, NodePlan, initialise
+
+LOG_FILE = "log"
+STORE_FILE = "store"
+NODES_FOLDER = "nodes"
+LOOPBACK = "127.0.0.1"
+MAXIMUM_NODES = 40
+LOG_TAIL_LINES = 15
+GRACE_S = 3.0  # from SIGQUIT to SIGKILL
+KILL_TIMEOUT_S = 10.0
+_POLL_S = 0.03
+_LOWEST_PORT = 10_000
+
+Progress = Callable[[str], None]
+
+
+class DevelopmentCluster:
+    """The development cluster in a directory. Make one with `create` or `open_cluster`."""
+
+    def __init__(self, directory: Path, described: Document) -> None:
+        self.directory = directory
+        self._described = described
+        self.names: list[str] = [str(node["name"]) for node in described["nodes"]]
+        self._children: dict[str, subprocess.Popen[bytes]] = {}  # those that this very process started
+
+    def home(self, name: str) -> Path:
+        """A node's home. Raises `Mistaken` for an unknown node."""
+        if name not in self.names:
+            raise unknown_node(name, self.directory, self.names)
+        return self.directory / NODES_FOLDER / name
+
+    def socket(self, name: str) -> Path:
+        """A node's control socket."""
+        return self.home(name) / SOCKET_FILE
+
+    def log(self, name: str) -> Path:
+        """A node's log."""
+        return self.home(name) / LOG_FILE
+
+    def connection(self, timeout_s: float = 30.0) -> Connection:
+        """A connection to whichever node answers."""
+        return Connection({name: self.socket(name) for name in self.names}, timeout_s)
+
+    def connection_to(self, name: str, timeout_s: float = PROBE_TIMEOUT_S) -> Connection:
+        """A connection to this node only."""
+        return Connection({name: self.socket(name)}, timeout_s)
+
+    def start(self, name: str) -> None:
+        """Start a node, detached. Raises `MusterError` if it runs already, or cannot be started."""
+        home = self.home(name)
+        if found := node_processes.processes_of(home):
+            next_step = f"to cut its power: muster dev kill {name} --dir {self.directory}"
+            raise MusterError(f"{name} already runs, as process {found[0].pid}", str(home), next_step)
+        command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
+        command += ["--node", name, "--home", str(home)]
+        try:
+            with self.log(name).open("ab") as log:
+                self._children[name] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | {node_processes.COOKIE: str(home)},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            next_step = "make room or mend the permissions, and boot it again"
+            raise MusterError(f"{name} cannot be started: {error.strerror or error}", str(home), next_step) from error
+
+    def ended(self, name: str) -> int | None:
+        """How a node that this process started has ended: its status, negative for a signal; None while it runs."""
+        child = self._children.get(name)
+        return child.poll() if child else None
+
+    def running(self) -> list[str]:
+        """Names of the nodes that run anything."""
+        return [name for name in self.names if node_processes.is_running(self.home(name))]
+
+    def wait_joined(self, names: list[str], timeout_s: float, progress: Progress) -> None:
+        """Wait until all `names` are joined. Raises `MusterError` when one ends early, or with what is missing."""
+        deadline = time.monotonic() + timeout_s
+        connection = self.connection(PROBE_TIMEOUT_S)
+        said = ""
+        while True:
+            for name in names:
+                if (status := self.ended(name)) is not None:
+                    raise self._ended_early(name, status)
+            states = self.states(connection)
+            if all(states.get(name) == "joined" for name in names):
+                return
+            text = ", ".join(f"{name} {states.get(name) or 'booting'}" for name in names)
+            if text != said:
+                progress(text)
+                said = text
+            if time.monotonic() > deadline:
+                laggard = next(name for name in names if states.get(name) != "joined")
+                what = f"after {timeout_s:g} s: {text}"
+                raise MusterError(what, f"{self.log(laggard)}\n{self.log_tail(laggard)}", "read that node's log")
+            time.sleep(_POLL_S)
+
+    def states(self, connection: Connection | None = None) -> dict[str, str]:
+        """Each node's state as a node that answers sees it; empty when none answers."""
+        try:
+            found = (connection or self.connection(PROBE_TIMEOUT_S)).query("status")
+        except MusterError:
+            return {}
+        return {name: str(node["state"]) for name, node in found["nodes"].items()}
+
+    def wait_ended(self, name: str, timeout_s: float) -> bool:
+        """Wait until the node runs nothing; False after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        home = self.home(name)
+        while node_processes.is_running(home):
+            self.ended(name)  # reaps it, if this process is its parent
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        self.ended(name)
+        return True
+
+    def kill(self, name: str) -> bool:
+        """Power cut: SIGKILL to everything the node runs. False if it ran nothing. Raises `MusterError`."""
+        home = self.home(name)
+        ran = node_processes.is_running(home)
+        left = _permitted(lambda: node_processes.kill_all(home, KILL_TIMEOUT_S), home)
+        self.ended(name)
+        if left:
+            pids = ", ".join(str(process.pid) for process in left)
+            what = f"SIGKILL has not ended processes {pids} of {name}"
+            raise MusterError(what, str(home), "they wait for a device: see /proc/PID/wchan; reboot if they never end")
+        return ran
+
+    def hang(self, name: str) -> int:
+        """SIGSTOP to everything the node runs; how many processes. Raises `MusterError` if it runs nothing."""
+        home = self.home(name)
+        found = _permitted(lambda: node_processes.stop_all(home), home)
+        if not found:
+            next_step = f"boot it first: muster dev boot {name} --dir {self.directory}"
+            raise MusterError(f"{name} runs nothing that could be hung", str(home), next_step)
+        return len(found)
+
+    def resume(self, name: str) -> int:
+        """SIGCONT to everything the node runs; how many processes are left of it."""
+        home = self.home(name)
+        return len(_permitted(lambda: node_processes.continue_all(home), home))
+
+    def leave(self, name: str, timeout_s: float, progress: Progress) -> None:
+        """Graceful leave; returns when the node's last process has ended. Raises `MusterError`."""
+        home = self.home(name)
+        if not node_processes.is_running(home):
+            raise MusterError(f"{name} does not run", str(home), f"see muster dev ls --dir {self.directory}")
+        try:
+            answer = self.connection_to(name, timeout_s).operate("leave", node=name)
+            progress(str(answer["outcome"]))
+        except Unreachable:
+            # it may have left before it could answer, or hangs; its end tells which
+            progress(f"{name} does not answer; waiting for its end")
+        if not self.wait_ended(name, timeout_s):
+            what = f"{name} has not ended {timeout_s:g} s after it was asked to leave"
+            next_step = "see `muster transitions` for who holds it up; `muster dev kill` cuts its power"
+            raise MusterError(what, f"{self.log(name)}\n{self.log_tail(name)}", next_step)
+
+    def stop_everything(self) -> None:
+        """End every node at once: SIGQUIT to its guard, SIGKILL to what is left after a grace. Raises `MusterError`."""
+        for name in self.names:
+            found = node_processes.processes_of(self.home(name))
+            if found:
+                guard = found[0]
+                _permitted(lambda guard=guard: node_processes.send(guard, signal.SIGQUIT), self.home(name))  # type: ignore[misc]
+                if any(process.stopped for process in found):
+                    node_processes.continue_all(self.home(name))  # a stopped guard cannot obey
+        deadline = time.monotonic() + GRACE_S
+        for name in self.names:
+            if not self.wait_ended(name, max(0.0, deadline - time.monotonic())):
+                self.kill(name)
+
+    def remove(self) -> None:
+        """Remove what was made in the directory, and the directory if it was made too. Nothing may run."""
+        shutil.rmtree(self.directory / NODES_FOLDER, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.directory / STORE_FILE).unlink(missing_ok=True)
+            (self.directory / CLUSTER_FILE).unlink(missing_ok=True)  # last: until now it is a cluster, half removed
+            if self._described.get("made_directory"):
+                self.directory.rmdir()  # only if nobody else has put anything there
+
+    def listing(self) -> list[Document]:
+        """What `muster dev ls` prints: for each node `name`, `state`, `pids` (guard first) and `socket`."""
+        processes = {name: node_processes.processes_of(self.home(name)) for name in self.names}
+        awake = [name for name, found in processes.items() if found and not any(one.stopped for one in found)]
+        sockets = {name: self.socket(name) for name in awake}
+        states = self.states(Connection(sockets, PROBE_TIMEOUT_S)) if sockets else {}
+        return [
+            {
+                "name": name,
+                "state": _state(processes[name], states.get(name)),
+                "pids": [process.pid for process in processes[name]],
+                "socket": str(self.socket(name)),
+            }
+            for name in self.names
+        ]
+
+    def log_tail(self, name: str, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines of a node's log."""
+        try:
+            with self.log(name).open(errors="replace") as file:
+                return "".join(deque(file, maxlen=lines)).rstrip()
+        except OSError as error:
+            return f"(no log: {error.strerror})"
+
+    def _ended_early(self, name: str, status: int) -> MusterError:
+        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        where = f"{self.log(name)}\n{self.log_tail(name)}"
+        return MusterError(f"{name} ended {how} before it had joined", where, "mend what its log says, and try again")
+
+
+def _state(processes: list[node_processes.NodeProcess], seen: str | None) -> str:
+    """`stopped` and `hung` by what processes show; else what the cluster says, or `booting`."""
+    if not processes:
+        return "stopped"
+    return "hung" if any(process.stopped for process in processes) else seen or "booting"
+
+
+def _permitted(action: Callable[[], Any], home: Path) -> Any:  # returns what the action returns
+    try:
+        return action()
+    except PermissionError as error:
+        raise MusterError(
+            "another user's processes run here", str(home), "run it as the user who started them"
+        ) from error
+
+
+def open_cluster(directory: Path) -> DevelopmentCluster:
+    """The development cluster in `directory`. Raises `Mistaken` where there is none."""
+    development_homes(directory)  # says what is wrong with the file
+    return DevelopmentCluster(directory.resolve(), json.loads((directory / CLUSTER_FILE).read_text()))
+
+
+def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> DevelopmentCluster:
+    """Claim `directory`, and make a store and keys for n0, n1, ... in it. Raises `MusterError`, leaving nothing."""
+    directory = directory.resolve()
+    made_directory = _claimable(directory)
+    plan = [NodePlan(f"n{number}", (address,)) for number, address in enumerate(free_addresses(nodes))]
+    described: Document = {
+        "format": 1,
+        "name": name,
+        "profile": profile,
+        "made_directory": made_directory,
+        "nodes": [{"name": node.name, "address": node.addresses[0]} for node in plan],
+    }
+    try:
+        with (directory / CLUSTER_FILE).open("x") as file:  # exclusive: of two commands at once, one gets the directory
+            json.dump(described, file, indent=2)
+    except FileExistsError as error:
+        raise _in_use(directory) from error
+    cluster = DevelopmentCluster(directory, described)
+    try:
+        cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots=max(16, nodes))
+        initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)
+    except BaseException:
+        cluster.remove()
+        raise
+    return cluster
+
+
+def _claimable(directory: Path) -> bool:
+    """Make the directory or find it empty; whether it was made. Raises `MusterError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        made = False
+    except OSError as error:
+        what = f"the directory cannot be made: {error.strerror or error}"
+        raise MusterError(what, str(directory), "name one that you may write, with --dir") from error
+    else:
+        made = True
+    if made:
+        return True
+    if not directory.is_dir():
+        raise MusterError("this is no directory", str(directory), "name another with --dir")
+    if (directory / CLUSTER_FILE).exists():
+        raise _in_use(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise MusterError("the directory is not writable", str(directory), "name one that you may write, with --dir")
+    if found := sorted(path.name for path in directory.iterdir())[:3]:
+        what = f"the directory is not empty (it has {', '.join(found)}), and no development cluster made it"
+        raise MusterError(what, str(directory), "name a new or empty directory with --dir")
+    return False
+
+
+def _in_use(directory: Path) -> MusterError:
+    next_step = f"look: muster dev ls --dir {directory}; end it: muster dev down --dir {directory}"
+    return MusterError("there is a development cluster here already", str(directory), next_step)
+
+
+def free_addresses(count: int) -> list[str]:
+    """Loopback addresses whose ports nobody listens on, below the range that the kernel hands out by itself.
+
+    So no outgoing connection takes the port of a node that is down for a moment, and two clusters hardly ever choose
+    the same one.
+    """
+    with contextlib.ExitStack() as held:
+        addresses: list[str] = []
+        for port in _candidate_ports():
+            if len(addresses) == count:
+                break
+            probe = held.enter_context(socket.socket())
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue  # in use
+            addresses.append(f"{LOOPBACK}:{port}")
+        else:
+            raise MusterError(f"there are no {count} free ports", LOOPBACK, "end what listens there: see ss -ltn")
+        return addresses
+
+
+def _candidate_ports() -> Iterator[int]:
+    try:
+        lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest_ephemeral = 32_768
+    highest = lowest_ephemeral if lowest_ephemeral > _LOWEST_PORT + 1000 else 60_000
+    yield from SystemRandom().sample(range(_LOWEST_PORT, highest), 2000 if highest > 20_000 else 900)
+
+
+def check_count(nodes: int) -> None:
+    """Raise `Mistaken` for a number of nodes that a development cluster cannot have."""
+    if not 0 < nodes <= MAXIMUM_NODES:
+        raise Mistaken(f"a development cluster cannot have {nodes} nodes", "--nodes", f"choose 1 to {MAXIMUM_NODES}")

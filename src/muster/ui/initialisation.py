@@ -1,0 +1,208 @@
+"""Making a cluster: its identity, authority, certificates, first database and store (SPEC 1.4, 1.6, 9.1).
+
+The keys are on disk before the store exists: whatever interrupts this, there is never a store whose keys nobody has.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from muster.records.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
+from muster.records.registers import MAXIMUM_SLOTS
+from muster.records.state import Cluster, NodeConfig, encode_database, initial_database
+from muster.records.timing import PROFILES
+from muster.ui.client import MusterError
+from muster.ui.connection import Mistaken
+
+if TYPE_CHECKING:
+    from muster.drivers.certificates import Credentials
+
+KEY_FILE = "key.pem"
+CERTIFICATE_FILE = "certificate.pem"
+AUTHORITY_FOLDER = "authority"
+MAXIMUM_LINKS = 8  # addresses of one node
+NAME_RULE = "1 to 64 characters of a-z, A-Z, 0-9, dot, underscore and hyphen, a letter or digit first"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):(\d{1,5})")
+
+
+class NodePlan(NamedTuple):
+    """One node of a cluster to be made."""
+
+    name: str
+    addresses: tuple[str, ...]  # HOST:PORT, one a link
+
+
+class ClusterPlan(NamedTuple):
+    """A cluster to be made."""
+
+    name: str
+    nodes: tuple[NodePlan, ...]
+    profile: str
+    scope: str  # host or shared
+    slots: int = DEFAULT_SLOTS
+    store_bytes: int | None = None  # None: what suits the scope
+
+
+def parse_nodes(text: str) -> tuple[NodePlan, ...]:
+    """Nodes from `n0=HOST:PORT,n1=HOST:PORT`; several links of one node are joined by `+`. Raises `Mistaken`."""
+    plans: list[NodePlan] = []
+    for part in text.split(","):
+        name, equals, addresses = part.strip().partition("=")
+        where = f"--nodes, {part.strip()!r}"
+        if not equals:
+            raise Mistaken("a node has no address", where, "write NAME=HOST:PORT, as n0=10.0.0.1:7700")
+        _check_name("a node's name", name, where)
+        plans.append(NodePlan(name, tuple(_address(address, where) for address in addresses.split("+"))))
+    return tuple(plans)
+
+
+def _address(text: str, where: str) -> str:
+    found = _ADDRESS.fullmatch(text.strip())
+    if found is None or not 0 < int(found.group(2)) < 65536:
+        next_step = "write HOST:PORT with a port from 1 to 65535, an IPv6 address in brackets"
+        raise Mistaken(f"{text.strip()!r} is no address", where, next_step)
+    return text.strip()
+
+
+def _check_name(what: str, name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Mistaken(f"{what} cannot be {name!r}", where, f"a name has {NAME_RULE}")
+
+
+def check_plan(plan: ClusterPlan) -> None:
+    """Raise `Mistaken` for a plan that makes no cluster."""
+    _check_name("the cluster's name", plan.name, "--name")
+    if plan.profile not in PROFILES:
+        raise Mistaken(f"there is no profile {plan.profile!r}", "--profile", "choose one of " + ", ".join(PROFILES))
+    if not 0 < plan.slots <= MAXIMUM_SLOTS:
+        raise Mistaken(f"a store cannot have {plan.slots} slots", "--slots", f"choose 1 to {MAXIMUM_SLOTS}")
+    if not 0 < len(plan.nodes) <= plan.slots:
+        next_step = f"name 1 to {plan.slots} nodes, or make more room with --slots (at most {MAXIMUM_SLOTS})"
+        raise Mistaken(f"{len(plan.nodes)} nodes do not fit", "--nodes", next_step)
+    names: set[str] = set()
+    addresses: dict[str, str] = {}
+    for node in plan.nodes:
+        if node.name == AUTHORITY_FOLDER:
+            raise Mistaken(f"a node cannot be called {node.name!r}", "--nodes", "the authority's keys have that name")
+        if node.name in names:
+            raise Mistaken(f"two nodes are called {node.name!r}", "--nodes", "give each node a name of its own")
+        if len(node.addresses) > MAXIMUM_LINKS:
+            raise Mistaken(
+                f"{node.name} has {len(node.addresses)} links", "--nodes", f"at most {MAXIMUM_LINKS} are used"
+            )
+        names.add(node.name)
+        for address in node.addresses:
+            if address in addresses:
+                what = f"{addresses[address]} and {node.name} have the same address {address}"
+                raise Mistaken(what, "--nodes", "give each node an address and port of its own")
+            addresses[address] = node.name
+
+
+def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False) -> str:
+    """Make the store at `path` and the private keys under `keys`, one folder a node; returns the cluster's identity.
+
+    Raises `Mistaken` for a plan that makes no cluster, and `MusterError` where the store or the keys cannot be made;
+    without `force`, nothing that exists is overwritten.
+    """
+    from muster.drivers.certificates import create_authority, issue
+    from muster.drivers.disk_store import create_store, plan_header
+    from muster.drivers.store import StoreFailed
+
+    check_plan(plan)
+    _refuse_overwriting(path, keys, force=force)
+    identity = secrets.token_bytes(16)
+    authority = create_authority(plan.name, identity.hex())
+    credentials = [issue(authority, number, node.name, identity.hex()) for number, node in enumerate(plan.nodes)]
+    database = initial_database(
+        Cluster(plan.name, identity.hex(), plan.profile, authority.certificate_pem),
+        tuple(
+            NodeConfig(number, node.name, node.addresses, credentials[number].certificate_pem)
+            for number, node in enumerate(plan.nodes)
+        ),
+    )
+    scope = Scope[plan.scope.upper()]
+    names = [node.name for node in plan.nodes]
+    with _keys_in_place(keys, {AUTHORITY_FOLDER: authority, **dict(zip(names, credentials, strict=True))}):
+        try:
+            size = plan.store_bytes
+            header = plan_header(str(path), identity, plan.name, scope, slots=plan.slots, store_bytes=size)
+            create_store(str(path), header, encode_database(database), overwrite=force)
+        except InvalidGeometry as error:
+            raise Mistaken(str(error), str(path), "choose other values for --slots and --size") from error
+        except (StoreFailed, OSError) as error:
+            raise MusterError(f"the store could not be made: {error}", str(path), _next_step(error)) from error
+    return identity.hex()
+
+
+def _next_step(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "run it as a user who may write there"
+    return "mend what it says, and run muster init again; a half-made store needs --force"
+
+
+def _refuse_overwriting(path: Path, keys: Path, *, force: bool) -> None:
+    from muster.drivers.store_inspection import what_is_on
+
+    if not path.parent.is_dir():
+        raise Mistaken("the directory of the store does not exist", str(path.parent), "make it first, or name another")
+    if force:
+        return
+    if path.exists():
+        found = what_is_on(str(path))
+        if not found.startswith("nothing"):
+            what = f"it already holds {found}"
+            next_step = "name another place, or destroy what is there with --force (no node may be using it)"
+            raise MusterError(what, str(path), next_step)
+    if keys.exists() and (not keys.is_dir() or any(keys.iterdir())):
+        what = "there is something where the keys would go"
+        raise MusterError(what, str(keys), "name another directory with --keys, or replace them with --force")
+
+
+@contextlib.contextmanager
+def _keys_in_place(keys: Path, owners: "dict[str, Credentials]") -> Iterator[None]:
+    """Write the keys, and take them away again if what follows fails."""
+    made: list[Path] = []
+    existed = keys.exists()
+    try:
+        keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, credentials in owners.items():
+            folder = keys / name
+            folder.mkdir(mode=0o700, exist_ok=True)
+            made.append(folder)
+            _write_private(folder / KEY_FILE, credentials.key_pem)
+            _write_private(folder / CERTIFICATE_FILE, credentials.certificate_pem)
+    except OSError as error:
+        _take_away(keys, made, existed=existed)
+        what = f"the keys cannot be written: {error.strerror or error}"
+        raise MusterError(what, str(keys), "name a directory that you may write with --keys") from error
+    try:
+        yield
+    except BaseException:
+        _take_away(keys, made, existed=existed)
+        raise
+
+
+def _take_away(keys: Path, made: list[Path], *, existed: bool) -> None:
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not existed:
+        with contextlib.suppress(OSError):
+            keys.rmdir()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A file that only its owner may read, durable, whole or not there."""
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w") as file:  # of a descriptor
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,126 @@
+"""Commands about nodes: list, leave, evict (SPEC 3.4, 3.12)."""
+
+import time
+
+import click
+
+from muster.ui.client import MusterError
+from muster.ui.connection import (
+    Connection,
+    Document,
+    Unreachable,
+    complete_nodes,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+_POLL_S = 0.05
+
+
+@click.group()
+@connection_options
+def node() -> None:
+    """List nodes, take one out of the cluster, or force one out."""
+
+
+@node.command("list")
+@json_option
+@connection_options
+@reporting
+def list_nodes(as_json: bool) -> None:
+    """Every configured node: its state, address, and what is known of its last end."""
+    answer = settings().connection().query("nodes")
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.screen import show_nodes
+
+    show_nodes(answer)
+
+
+@node.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@click.option("--no-wait", is_flag=True, help="Return when the leave is committed, not when it is complete.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@connection_options
+@reporting
+def leave(name: str, no_wait: bool, wait_s: float) -> None:
+    """Take NODE out gracefully: its services move elsewhere first, and every level leaves in order.
+
+    \b
+    Example:
+      muster node leave n1 --dir /tmp/try
+    """
+    connection = settings().connection()
+    incarnation = _incarnation(connection, name)
+    answer = connection.operate("leave", node=name)
+    click.echo(answer["outcome"])
+    if not no_wait:
+        wait_until_inactive(connection, name, incarnation, wait_s)
+        click.echo(f"{name} is inactive")
+
+
+@node.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@click.option("--cause", default="an operator's decision", show_default=True, help="Why; shown in status and history.")
+@click.option(
+    "--confirmed-dead",
+    is_flag=True,
+    help="You vouch that the machine has stopped, and its services are recovered at once. If it has not, "
+    "two nodes may touch the same data: look at the machine first.",
+)
+@connection_options
+@reporting
+def evict(name: str, cause: str, confirmed_dead: bool) -> None:
+    """Force NODE out: it stops everything at once, and its services are recovered when it is proven to have stopped.
+
+    \b
+    Examples:
+      muster node evict n1 --cause "burning"
+      muster node evict n1 --confirmed-dead
+    """
+    answer = settings().connection().operate("evict", node=name, cause=cause, confirmed_dead=confirmed_dead)
+    click.echo(answer["outcome"])
+
+
+def _incarnation(connection: Connection, name: str) -> int | None:
+    found = connection.query("nodes")["nodes"].get(name)
+    return int(found["incarnation"]) if found else None  # an unknown one: the cluster's refusal says so best
+
+
+def wait_until_inactive(connection: Connection, name: str, incarnation: int | None, wait_s: float) -> None:
+    """Wait, saying what it waits for, until `incarnation` of the node is no member. Raises `MusterError`."""
+    deadline = time.monotonic() + wait_s
+    said = ""
+    while True:
+        try:
+            answer = connection.query("status")
+        except Unreachable:
+            return  # the last node has left: with it the cluster is down, as asked
+        found = answer["nodes"].get(name)
+        if found is None or found["state"] == "inactive" or found["incarnation"] != incarnation:
+            return
+        progress = leave_progress(answer, name)
+        if progress != said:
+            click.echo(progress, err=True)
+            said = progress
+        if time.monotonic() > deadline:
+            raise MusterError(
+                f"{name} is still {found['state']} after {wait_s:g} s: {progress}",
+                f"cluster {answer['cluster']}",
+                "the leave goes on; see `muster transitions` for who holds it up, or wait longer with --wait",
+            )
+        time.sleep(_POLL_S)
+
+
+def leave_progress(status: Document, name: str) -> str:
+    """In words, how far a node's transition has come."""
+    for transition in status["transitions"]:
+        if transition["node"] == name:
+            waiting = ", ".join(transition["waiting_for"]) or "the next step"
+            level = f"level {transition['level']} {transition['level_name']}".rstrip()
+            return f"{name} {transition['kind']}: {level}, barrier {transition['barrier']}, waiting for {waiting}"
+    return f"{name} is {status['nodes'][name]['state']}"

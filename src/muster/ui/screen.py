@@ -1,0 +1,210 @@
+"""What people see of a cluster: tables, and the same tables live. Imported only when a person looks."""
+
+import json
+import time
+from collections.abc import Callable
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from muster.ui.connection import (
+    Document,
+    Unreachable,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+_STYLES = {
+    "joined": "green",
+    "registered": "green",
+    "joining": "yellow",
+    "leaving": "yellow",
+    "starting": "yellow",
+    "stopping": "yellow",
+    "recovering": "magenta",
+    "forced-leaving": "red",
+    "inactive": "dim",
+    "de-registered": "dim",
+}
+_WATCH_S = 0.25
+_watch_option = click.option("--watch", is_flag=True, help="Stay, and show every change; Ctrl-C ends it.")
+
+
+@click.command()
+@json_option
+@_watch_option
+@connection_options
+@reporting
+def status(as_json: bool, watch: bool) -> None:
+    """The whole cluster: master, nodes, services, transitions.
+
+    \b
+    Examples:
+      muster status --dir /tmp/try --watch
+      muster status --json | jq .master
+    """
+    _show("status", status_page, as_json=as_json, watch=watch)
+
+
+@click.command()
+@json_option
+@_watch_option
+@connection_options
+@reporting
+def transitions(as_json: bool, watch: bool) -> None:
+    """Transitions in progress, and who holds each one up."""
+    _show("transitions", transitions_page, as_json=as_json, watch=watch)
+
+
+def _show(query: str, page: Callable[[Document], RenderableType], *, as_json: bool, watch: bool) -> None:
+    if watch:
+        _watch(query, page, as_json=as_json)
+        return
+    answer = settings().connection().query(query)
+    print_json(answer) if as_json else console().print(page(answer))
+
+
+def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: bool) -> None:
+    """Poll until interrupted. On a terminal a live page; elsewhere one page, or one line of JSON, for each change."""
+    connection = settings().connection()
+    screen = console()
+    last: Document | None = None
+    live = Live(console=screen, auto_refresh=False) if screen.is_terminal and not as_json else None
+    if live:
+        live.start()
+    try:
+        while True:
+            try:
+                answer = connection.query(query)
+            except Unreachable as error:
+                answer = {"unreachable": error.where}
+            if answer != last:
+                last = answer
+                if as_json:
+                    click.echo(json.dumps(answer, ensure_ascii=False))
+                elif live:
+                    live.update(_page_or_silence(page, answer), refresh=True)
+                else:
+                    screen.print(_page_or_silence(page, answer))
+            time.sleep(_WATCH_S)
+    finally:
+        if live:
+            live.stop()
+
+
+def _page_or_silence(page: Callable[[Document], RenderableType], answer: Document) -> RenderableType:
+    if "unreachable" in answer:
+        return Text(f"no node answers: {answer['unreachable']}", style="red")
+    return page(answer)
+
+
+def console() -> Console:
+    """Standard output; coloured on terminals only, never with NO_COLOR."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _state(word: str | None) -> Text:
+    return Text(word or "", style=_STYLES.get(word or "", ""))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _heading(answer: Document) -> Text:
+    text = Text.assemble((answer["cluster"], "bold"), "  master ", (answer["master"] or "none", "bold cyan"))
+    text.append(f"  term {answer['term']}  index {answer['index']}  (as {answer['node']} sees it)")
+    if answer["node_state"] != "joined":
+        text.append(f"\n{answer['node']} is {answer['node_state']}: what it shows may be old", style="yellow")
+    return text
+
+
+def status_page(answer: Document) -> RenderableType:
+    """The page of `muster status`."""
+    parts: list[RenderableType] = [_heading(answer), Text(), nodes_table(answer)]
+    if answer["services"]:
+        parts += [Text(), services_table(answer)]
+    if answer["transitions"]:
+        parts += [Text(), transitions_page(answer)]
+    return Group(*parts)
+
+
+def nodes_table(answer: Document) -> Table:
+    """One row a node."""
+    table = _table("NODE", "STATE", "LEASE", "LINK", "SERVICES", "CAUSE")
+    for name, node in answer["nodes"].items():
+        shown = Text(name, style="bold cyan") if name == answer.get("master") else Text(name)
+        services = ", ".join(node["services"][:6]) + (" ..." if len(node["services"]) > 6 else "")
+        lease = Text("live", style="green") if node["live"] else Text("silent", style="dim")
+        link = Text("up", style="green") if node["link"] else Text("down", style="dim")
+        table.add_row(shown, _state(node["state"]), lease, link, services, node["cause"])
+    return table
+
+
+def services_table(answer: Document) -> Table:
+    """One row a service."""
+    table = _table("SERVICE", "STATE", "FLAGS", "NODE", "CAUSE")
+    for name, service in answer["services"].items():
+        table.add_row(name, _state(service["state"]), ",".join(service["flags"]), service["node"], service["cause"])
+    return table
+
+
+def transitions_page(answer: Document) -> RenderableType:
+    """One row a transition, and who holds it up."""
+    if not answer["transitions"]:
+        return Text("no transition in progress")
+    table = _table("TRANSITION", "NODE", "KIND", "LEVEL", "BARRIER", "WAITING FOR", "CAUSE")
+    for found in answer["transitions"]:
+        level = f"{found['level']} {found['level_name']}".rstrip()
+        waiting = ", ".join(found["waiting_for"])
+        identity, barrier = str(found["id"]), str(found["barrier"])
+        table.add_row(identity, found["node"], _state(found["kind"]), level, barrier, waiting, found["cause"])
+    return table
+
+
+def show_nodes(answer: Document) -> None:
+    """The page of `muster node list`."""
+    table = _table("NODE", "STATE", "INCARNATION", "ADDRESSES", "LEVELS", "LAST PROOF OF DEATH")
+    for name, node in answer["nodes"].items():
+        levels = ", ".join(f"{level['level']} {level['name']}" for level in node["levels"])
+        proof = node["last_proof"]
+        evidence = f"{proof['kind']}: {proof['detail']}" if proof else ""
+        state = _state(node["state"])
+        table.add_row(name, state, str(node["incarnation"]), ", ".join(node["addresses"]), levels, evidence)
+    console().print(table)
+
+
+def show_services(answer: Document) -> None:
+    """The page of `muster services`."""
+    if answer["services"]:
+        console().print(services_table(answer))
+    else:
+        click.echo("no service is defined; define some: muster apply FILE")
+
+
+def show_service(answer: Document) -> None:
+    """The page of `muster service show`."""
+    found = answer["service"]
+    table = _table("", "")
+    for key in ("state", "node", "wanted", "cause", "reason", "flags", "origin", "target", "previous", "failed", "uid"):
+        _row(table, key, found[key])
+    for key, value in found["definition"].items():
+        _row(table, key, value)
+    console().print(Text(found["name"], style="bold"))
+    console().print(table)
+
+
+def _row(table: Table, key: str, value: object) -> None:
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if value not in {None, ""}:
+        table.add_row(key.replace("_", " "), _state(str(value)) if key == "state" else str(value))

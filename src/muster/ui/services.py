@@ -1,0 +1,185 @@
+"""Commands about services: apply a file, register, deregister, transfer, withdraw, show (SPEC 6.2, 6.8, 6.9)."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muster.ui.connection import (
+    Document,
+    Mistaken,
+    complete_nodes,
+    complete_services,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+
+@click.command()
+@json_option
+@connection_options
+@reporting
+def services(as_json: bool) -> None:
+    """Every service: its state, where it is, and what keeps it from being elsewhere."""
+    answer = settings().connection().query("services")
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.screen import show_services
+
+    show_services(answer)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@json_option
+@connection_options
+@reporting
+def apply(file: Path, dry_run: bool, as_json: bool) -> None:
+    """Define or change the services in FILE; others stay as they are.
+
+    Every problem in the file is named with its line, and nothing is applied before there is none.
+
+    \b
+    Example of a service file:
+      [[service]]
+      name = "web"
+      start_command = "/usr/sbin/nginx -c /srv/web.conf"
+      stop_command = "/usr/sbin/nginx -s quit"
+      start_timeout = "10s"
+      node_preferences = {ordered = ["n0", "n1"]}
+    """
+    import msgspec
+
+    from muster.ui.service_file import missing_programs
+
+    definitions = read_service_file(file)  # what is wrong with the text alone is said without asking any node
+    connection = settings().connection()
+    current = connection.query("services")
+    definitions = read_service_file(file, tuple(_node_names(connection.query("nodes"))))
+    documents = [msgspec.to_builtins(definition) for definition in definitions]
+    changes = [_change(document, current["services"].get(document["name"])) for document in documents]
+    if dry_run:
+        warnings = missing_programs(definitions)
+        for warning in warnings:
+            click.secho(f"warning: {warning}", err=True, fg="yellow")
+        if as_json:
+            print_json({"changes": changes, "warnings": warnings, "index": current["index"]})
+        else:
+            _show_changes(changes)
+        return
+    answer = connection.operate("apply", definitions=documents, withdraw=[])
+    print_json(answer | {"changes": changes}) if as_json else click.echo(
+        f"{answer['outcome']} (index {answer['index']})"
+    )
+
+
+def read_service_file(path: Path, nodes: tuple[str, ...] | None = None) -> tuple[Any, ...]:
+    """The definitions in a service file. Raises `Mistaken` with every problem, a line each."""
+    from muster.ui.service_file import ServiceFileError, read
+
+    try:
+        return read(path, nodes)
+    except ServiceFileError as error:
+        count = len(error.problems)
+        what = f"the service file has {count} problem{'s' if count > 1 else ''}; nothing was applied"
+        where = "\n         ".join(map(str, error.problems))
+        raise Mistaken(what, where, "mend them, and look with --dry-run first") from error
+
+
+def _node_names(answer: Document) -> list[str]:
+    return list(answer["nodes"])
+
+
+def _change(document: Document, current: Document | None) -> Document:
+    """What applying one definition changes: `change` is `new`, `changed` or `unchanged`; `keys` {key: [old, new]}."""
+    name = document["name"]
+    if current is None:
+        return {"service": name, "change": "new", "keys": {}}
+    old = current["definition"]
+    # both as JSON has them: a list and a tuple are the same there
+    keys = {key: [old.get(key), list(value) if isinstance(value, tuple) else value] for key, value in document.items()}
+    keys = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+    return {"service": name, "change": "changed" if keys or current.get("removed") else "unchanged", "keys": keys}
+
+
+def _show_changes(changes: list[Document]) -> None:
+    signs = {"new": ("+", "green"), "changed": ("~", "yellow"), "unchanged": ("=", None)}
+    for change in changes:
+        sign, colour = signs[change["change"]]
+        click.secho(f"{sign} {change['service']}: {change['change']}", fg=colour)
+        for key, (old, new) in change["keys"].items():
+            click.echo(f"    {key}: {old!r} -> {new!r}")
+    counts = {kind: sum(change["change"] == kind for change in changes) for kind in signs}
+    click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; nothing was changed (dry run)")
+
+
+@click.group()
+@connection_options
+def service() -> None:
+    """Register, de-register, move, withdraw or show one service."""
+
+
+_service_argument = click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+
+
+def _operate(operation: str, **arguments: object) -> None:
+    answer = settings().connection().operate(operation, **arguments)
+    click.echo(f"{answer['outcome']} (index {answer['index']})")
+
+
+@service.command()
+@_service_argument
+@connection_options
+@reporting
+def register(name: str) -> None:
+    """Have SERVICE run, on the best allowable node."""
+    _operate("register", service=name)
+
+
+@service.command()
+@_service_argument
+@connection_options
+@reporting
+def deregister(name: str) -> None:
+    """Stop SERVICE; it stays down until it is registered again."""
+    _operate("deregister", service=name)
+
+
+@service.command()
+@_service_argument
+@click.argument("target", metavar="[NODE]", default="", shell_complete=complete_nodes)
+@connection_options
+@reporting
+def transfer(name: str, target: str) -> None:
+    """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
+    _operate("transfer", service=name, target=target)
+
+
+@service.command()
+@_service_argument
+@connection_options
+@reporting
+def withdraw(name: str) -> None:
+    """Stop SERVICE and forget its definition."""
+    _operate("apply", definitions=[], withdraw=[name])
+
+
+@service.command()
+@_service_argument
+@json_option
+@connection_options
+@reporting
+def show(name: str, as_json: bool) -> None:
+    """Everything known of SERVICE: state, cause, definition."""
+    answer = settings().connection().query("service", name=name)
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.screen import show_service
+
+    show_service(answer)

@@ -1,0 +1,91 @@
+"""Where the keys of a valid TOML text stand, which `tomllib` does not tell.
+
+The walk knows only what it must to tell a key from the inside of a value: strings of all four kinds, comments, and
+brackets that keep a value open over several lines. It is used on texts that `tomllib` has accepted, and only for the
+line numbers in error messages: where it is lost, a message has no line.
+"""
+
+import re
+
+Place = tuple[str | int, ...]  # path of a key: ("service", 0, "name"); an array of tables contributes a position
+
+_STRING = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}(?!")' r"|'''.*?'{3,5}(?!')" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'",
+    re.DOTALL,
+)
+_KEY_PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*(\.)?""")
+
+
+def key_lines(text: str) -> dict[Place, int]:
+    """The line, counted from 1, of every table and key of `text`."""
+    lines: dict[Place, int] = {}
+    counts: dict[Place, int] = {}
+    table: Place = ()
+    for line, statement in _statements(text):
+        if statement.startswith("["):
+            is_array = statement.startswith("[[")
+            table = _resolve(_parts(statement.lstrip("[")), counts, is_array=is_array)
+            lines.setdefault(table[:-1] if is_array else table, line)
+            place = table
+        else:
+            place = table + _parts(statement)
+        for length in range(len(table) + 1, len(place) + 1):  # a dotted key also defines what is before its dots
+            lines.setdefault(place[:length], line)
+        lines.setdefault(place, line)
+    return lines
+
+
+def _resolve(path: Place, counts: dict[Place, int], *, is_array: bool) -> Place:
+    """The table's place, with the position in each array of tables on the way to it."""
+    place: Place = ()
+    for part in path[:-1]:
+        place = (*place, part)
+        if place in counts:
+            place = (*place, counts[place])
+    place = place + path[-1:]
+    if is_array:
+        counts[place] = counts.get(place, -1) + 1
+        place = (*place, counts[place])
+    return place
+
+
+def _parts(statement: str) -> Place:
+    """The parts of the dotted key at the beginning of a statement."""
+    parts: list[str] = []
+    position = 0
+    while found := _KEY_PART.match(statement, position):
+        parts.append(next(part for part in found.groups()[:3] if part is not None))
+        position = found.end()
+        if not found.group(4):
+            break
+    return tuple(parts)
+
+
+def _statements(text: str) -> list[tuple[int, str]]:
+    """(line, beginning of the statement) of each table header and key; bounded by the text's length."""
+    found: list[tuple[int, str]] = []
+    position, line, depth, fresh = 0, 1, 0, True
+    while position < len(text):
+        character = text[position]
+        if fresh and not character.isspace() and character != "#":
+            end = text.find("\n", position)
+            found.append((line, text[position : end if end >= 0 else len(text)]))
+            fresh = False
+        if character == "#":
+            end = text.find("\n", position)
+            position = end if end >= 0 else len(text)
+            continue
+        string = _STRING.match(text, position) if character in "\"'" else None
+        if string:
+            line += string.group().count("\n")
+            position = string.end()
+            continue
+        if character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        elif character == "\n":
+            line += 1
+            fresh = depth <= 0
+        position += 1
+    return found

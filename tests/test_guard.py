@@ -1,0 +1,473 @@
+"""The processes of a node, real ones: guard, lease writer, init, runner, keepers (SPEC 7.1-7.3, 3.12)."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_node import DEADLINE_S, PROFILE, SOURCE, RealNode, make_store, wait_for
+
+from muster.core.lease import LeaseKeeper, LeaseWatch, Renewal, Stop, next_incarnation
+from muster.drivers.deadman import boottime_us, choose_deadman, read_boot_id
+from muster.drivers.disk_store import DiskStore
+from muster.drivers.guard import EXIT_PANIC, EXIT_REFUSED, EXIT_USAGE, Options, guard_command, parse_options
+from muster.drivers.guard_store import GuardStore
+from muster.drivers.process_tree import send
+from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind, blank_register
+from muster.records.terms import NO_TERM, Stamp
+
+MODES = ("pid-namespace", "process-tree")
+NODES = ("muster-guard", "muster-lease", "muster-init", "muster-runner")
+
+# A service that records every 5 ms that it runs; its second, detached half does the same in a session of its own, with
+# no environment, as a child of nobody.
+TICKING = """
+import os, sys, time
+def tick(path):
+    file = open(path, "a", buffering=1)
+    while True:
+        file.write(f"{time.clock_gettime_ns(7) // 1000}\\n")
+        time.sleep(0.005)
+path = sys.argv[1]
+if len(sys.argv) > 2:
+    tick(path)
+if os.fork() == 0:
+    tick(path + ".child")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve(sys.executable, [sys.executable, "-c", os.environ["PROGRAM"], path + ".detached", "alone"], {})
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path that every user may enter."""
+    path = Path(tempfile.mkdtemp(prefix="muster-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def make_node(folder: Path) -> Iterator[Callable[..., RealNode]]:
+    """Makes nodes on one store; all are ended afterwards."""
+    nodes: list[RealNode] = []
+    store = make_store(folder)
+
+    def make(node: int = 0, deadman: str = "auto", **how: object) -> RealNode:
+        if deadman == "pid-namespace" and choose_deadman() is not Deadman.PID_NAMESPACE:
+            pytest.skip("not applicable: the kernel refuses PID namespaces to this user")
+        nodes.append(RealNode(store, folder, node, deadman, **how))  # type: ignore[arg-type]
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.close()
+
+
+def start_ticking(node: RealNode, generation: int = 1) -> Path:
+    """Start the ticking service; the path of its record."""
+    path = node.home / "ticks"
+    command = ("/usr/bin/env", f"PROGRAM={TICKING}", sys.executable, "-c", TICKING, str(path))
+    result = node.run(generation, "start", *command)
+    assert result["succeeded"], result["detail"]
+    for half in (".child", ".detached"):
+        wait_for(f"ticks{half}", lambda half=half: ticks(path, half))  # type: ignore[misc]
+    return path
+
+
+def ticks(path: Path, half: str) -> list[int]:
+    """When (us) a half of the service ran."""
+    try:
+        text = path.with_name(path.name + half).read_text()
+    except FileNotFoundError:
+        return []
+    return [int(line) for line in text.split("\n")[:-1]]
+
+
+def prove_stopped(node: RealNode, incarnation: int) -> int:
+    """Watch the node's lease as another node would, until there is proof; when (us) there was."""
+    watch = LeaseWatch(PROFILE.gap_ms)
+
+    def probe() -> bool:
+        started_us = boottime_us()
+        watch.observe(node.lease(), started_us, boottime_us())
+        return watch.evidence(incarnation) is not None
+
+    wait_for(f"proof that {node.name} has stopped", probe)
+    return boottime_us()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whichever_process_is_killed_or_stopped_nothing_runs_once_there_is_proof(
+    mode: str, make_node: Callable[..., RealNode]
+) -> None:
+    faults = [(signal.SIGKILL, name) for name in (*NODES, "all")] + [(signal.SIGSTOP, name) for name in NODES]
+    faults += [(signal.SIGSTOP, "daemon"), (signal.SIGSTOP, "node processes")]
+    if mode == "pid-namespace":  # what a tree cannot promise; see deadman.py
+        faults.append((signal.SIGKILL, "node processes"))
+    nodes = [make_node(number, mode) for number in range(len(faults))]
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.up()
+    paths = [start_ticking(node) for node in nodes]
+    states = [node.up() for node in nodes]
+    for node, (number, name), state in zip(nodes, faults, states, strict=True):
+        processes = node.processes()
+        if name == "daemon":
+            victims = [state["daemon_pid"]]
+        elif name == "all":
+            victims = list(processes)
+        elif name == "node processes":
+            victims = [pid for pid, found in processes.items() if found.startswith("muster-")]
+        else:
+            victims = [pid for pid, found in processes.items() if found == name]
+        assert victims, (name, processes)
+        send(victims, number)
+    for node, path, fault, state in zip(nodes, paths, faults, states, strict=True):
+        proven_us = prove_stopped(node, state["incarnation"])
+        if mode == "process-tree" and fault == (signal.SIGSTOP, "node processes"):
+            send(node.processes(), signal.SIGCONT)
+        node.gone()
+        if mode == "process-tree" and fault == (signal.SIGSTOP, "node processes"):
+            continue  # all that could end its services was stopped itself; it ends them as soon as it wakes
+        last_us = max(ticks(path, ".child") + ticks(path, ".detached"))
+        assert last_us < proven_us, f"{fault}: ran {last_us - proven_us} us after the proof"
+
+
+def test_a_killed_daemon_is_started_again_and_its_services_do_not_notice(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    before = node.up()
+    path = start_ticking(node)
+    service = {pid for pid, name in node.processes().items() if not name.startswith("muster-")} - {before["daemon_pid"]}
+    for count in (2, 3):
+        os.kill(node.state()["daemon_pid"], signal.SIGKILL)
+        wait_for("another daemon", lambda count=count: len(node.heard("daemon")) == count)  # type: ignore[misc]
+    after = wait_for("its pid", lambda: node.state() if node.state()["daemon_pid"] else None)
+    assert after["incarnation"] == before["incarnation"] == int(node.heard("daemon")[2]["incarnation"])
+    assert (after["runner_pid"], after["init_pid"]) == (before["runner_pid"], before["init_pid"])
+    assert after["daemon_pid"] != before["daemon_pid"]
+    node.order("runner", json.dumps({"do": "inventory", "request": 7}))
+    answers = wait_for("inventory", lambda: [item for item in node.heard("runner") if "inventory" in item["text"]])
+    (command,) = json.loads(answers[0]["text"])["commands"]
+    assert (command["generation"], command["finished"], command["succeeded"]) == (1, True, True)
+    assert service <= set(node.processes())
+    seen = len(ticks(path, ".child"))
+    wait_for("more ticks", lambda: len(ticks(path, ".child")) > seen)
+    assert "was killed by SIGKILL; it is started again" in node.log()
+
+
+def test_a_mark_for_its_own_incarnation_ends_a_node_and_one_for_another_does_not(
+    make_node: Callable[..., RealNode],
+) -> None:
+    node = make_node(1)
+    node.start()
+    incarnation = node.up()["incarnation"]
+    beat = node.lease().stamp.sequence
+
+    async def publish(*condemned: tuple[int, int]) -> None:
+        store = DiskStore(str(node.store), 0)
+        marks = (await store.read_strip()).marks[0]
+        assert marks is not None
+        stamp = Stamp(0, 1, NO_TERM, marks.stamp.sequence + 1)
+        await store.write_marks(Marks(stamp, condemned))
+        await store.close()
+
+    asyncio.run(publish((1, incarnation - 1), (2, incarnation)))
+    wait_for("renewals that have read the marks", lambda: node.lease().stamp.sequence >= beat + 4)
+    assert node.guard is not None and node.guard.poll() is None
+    asyncio.run(publish((1, incarnation)))
+    assert node.ended() == EXIT_PANIC
+    lease = node.lease()
+    assert (lease.state, lease.cause) == (LeaseState.PANICKED, "node 0 forced it out")
+    assert lease.stamp.incarnation == incarnation
+    node.gone()
+
+
+def test_what_it_did_not_write_in_its_own_register_ends_a_node_and_is_left_alone(
+    make_node: Callable[..., RealNode],
+) -> None:
+    node = make_node()
+    node.start()
+    node.up()
+    lease = node.lease()
+    stamp = lease.stamp._replace(incarnation=lease.stamp.incarnation + 1, sequence=lease.stamp.sequence + 1000)
+    store = GuardStore(str(node.store), 0)
+    store.write_lease(lease._replace(stamp=stamp))
+    store.close()
+    assert node.ended() == EXIT_PANIC
+    node.gone()
+    assert node.lease().stamp == stamp
+    assert "a second node runs under this name" in node.log()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clean_tombstone_is_written_only_after_everything_has_ended(
+    mode: str, make_node: Callable[..., RealNode]
+) -> None:
+    node = make_node(0, mode)
+    node.start()
+    incarnation = node.up()["incarnation"]
+    start_ticking(node)
+    node.order("guard", "leave")
+    while (lease := node.lease()).state is LeaseState.LIVE:
+        pass
+    left = {pid: name for pid, name in node.processes().items() if name != "muster-guard"}
+    assert (lease.state, lease.stamp.incarnation) == (LeaseState.CLEAN, incarnation)
+    assert not left
+    assert node.ended() == 0
+    node.gone()
+    assert not node.state()
+
+
+def test_a_panic_asked_for_by_the_daemon_leaves_a_tombstone_with_its_cause(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    node.up()
+    node.order("guard", "panic the journal disagrees with itself")
+    assert node.ended() == EXIT_PANIC
+    assert (node.lease().state, node.lease().cause) == (LeaseState.PANICKED, "the journal disagrees with itself")
+    assert "musterd n0: panic: the journal disagrees with itself" in node.log()
+    node.gone()
+
+
+def test_sigterm_asks_the_daemon_to_leave_and_a_second_one_stops_the_node(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    node.up()
+    assert node.guard is not None
+    node.guard.terminate()
+    wait_for("term", lambda: [item for item in node.heard("guard") if item["text"] == "term"])
+    assert node.guard.poll() is None
+    node.guard.terminate()
+    assert node.ended() == EXIT_PANIC
+    assert node.lease().cause == "it was told to stop at once (SIGTERM)"
+    node.gone()
+
+
+def test_the_same_node_started_twice_is_refused_with_the_pid_that_runs(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    first = node.up()
+    running = node.guard
+    assert running is not None
+    try:
+        node.start()
+        assert node.ended() == EXIT_REFUSED
+    finally:
+        node.guard = running
+    assert f"held by process {first['pid']}" in node.log()
+    assert node.state() == first
+    assert running.poll() is None
+
+
+def test_an_advancing_beat_under_its_own_name_refuses_the_start(make_node: Callable[..., RealNode]) -> None:
+    node, clone = make_node(), make_node()
+    node.start()
+    first = node.up()
+    elsewhere = node.home.with_name("elsewhere")
+    elsewhere.mkdir()
+    clone.start(home=elsewhere)
+    assert clone.ended() == EXIT_REFUSED
+    assert "another host runs under this name" in clone.log()
+    assert node.guard is not None and node.guard.poll() is None
+    assert node.lease().stamp.incarnation == first["incarnation"]
+
+
+def test_after_a_power_cut_the_next_incarnation_waits_for_the_proof(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    before = node.up()
+    path = start_ticking(node)
+    watch = LeaseWatch(PROFILE.gap_ms)
+    assert node.guard is not None
+    node.guard.kill()
+    node.guard.wait(DEADLINE_S)
+    node.start()
+    evidence = None
+    while (lease := node.lease()).stamp.incarnation == before["incarnation"]:
+        started_us = boottime_us()
+        watch.observe(node.lease(), started_us, boottime_us())
+        evidence = watch.evidence(before["incarnation"]) or evidence
+        time.sleep(0.005)
+    proven_us = boottime_us()
+    assert watch.silent_us() >= (PROFILE.lease_ms - PROFILE.gap_ms) * 1000  # the guard began to watch a moment earlier
+    assert lease.stamp.incarnation > before["incarnation"]
+    after = node.up()
+    assert after["incarnation"] > before["incarnation"]
+    assert max(ticks(path, ".child") + ticks(path, ".detached")) < proven_us
+
+
+def test_silence_without_a_deadman_proves_nothing_until_the_operator_vouches(
+    make_node: Callable[..., RealNode],
+) -> None:
+    node = make_node()
+    store = GuardStore(str(node.store), 0)
+    stamp = Stamp(0, next_incarnation(0, 5), NO_TERM, 1)
+    store.write_lease(Lease(stamp, LeaseState.LIVE, Deadman.NONE, 200, 50, read_boot_id(), ""))
+    store.close()
+    node.start()
+    assert node.ended() == EXIT_REFUSED
+    assert "start once with --predecessor-stopped" in node.log()
+    assert node.lease().stamp == stamp
+    node.start(predecessor_stopped=True)
+    assert node.up()["incarnation"] > stamp.incarnation
+
+
+def test_a_cycle_that_cannot_read_all_marks_does_not_renew(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.start()
+    node.up()
+    store = GuardStore(str(node.store), 0)
+    with node.store.open("r+b") as file:
+        for copy in range(2):
+            file.seek(store.header.register_offset(RegisterKind.MARKS, 5, copy))
+            file.write(b"\xaa" * store.header.sector_bytes)
+    store.close()
+    assert node.ended() == EXIT_PANIC
+    assert node.lease().state is LeaseState.PANICKED
+    assert "its lease could not be renewed: no copy of the marks register of node 5" in node.lease().cause
+    node.gone()
+
+
+def test_a_daemon_that_cannot_be_executed_ends_the_node_and_is_named(make_node: Callable[..., RealNode]) -> None:
+    node = make_node(profile=PROFILE._replace(restart_ms=1500))
+    node.start("/nowhere/musterd")
+    assert node.ended() == EXIT_PANIC
+    assert "cannot execute the daemon /nowhere/musterd: No such file or directory" in node.log()
+    assert node.lease().cause == "its daemon gave no sign of life in time"
+    node.gone()
+
+
+def test_a_store_that_is_missing_refuses_the_start(make_node: Callable[..., RealNode]) -> None:
+    node = make_node()
+    node.store.rename(node.store.with_name("moved"))
+    node.start()
+    assert node.ended() == EXIT_REFUSED
+    assert "does not exist" in node.log()
+
+
+def may_run(interpreter: str, source: Path, identity: dict[str, Any]) -> bool:
+    """Whether this user may run a guard with this interpreter."""
+    check = [interpreter, "-c", "import muster.drivers.guard"]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    try:
+        return subprocess.run(check, env=environment, capture_output=True, check=False, **identity).returncode == 0
+    except PermissionError:
+        return False
+
+
+def test_an_ordinary_user_runs_a_node(make_node: Callable[..., RealNode], folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not applicable: the other tests of this file run as an ordinary user already")
+    user = 65534
+    identity = {"user": user, "group": user, "extra_groups": []}
+    source = folder / "src"  # a checkout below the superuser's home is closed to others
+    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    interpreter = next((path for path in (sys.executable, "/usr/bin/python3") if may_run(path, source, identity)), None)
+    if interpreter is None:
+        pytest.skip("not applicable: there is no Python 3.11 or newer here that an ordinary user may run")
+    node = make_node()
+    for path in (node.store, node.home):
+        os.chown(path, user, user)
+    node.start(interpreter=interpreter, source=source, **identity)
+    state = node.up()
+    assert Path(f"/proc/{state['init_pid']}").stat().st_uid == user
+    start_ticking(node)
+    assert node.guard is not None
+    node.guard.kill()
+    prove_stopped(node, state["incarnation"])
+    node.gone()
+
+
+def test_the_deadman_ends_a_stopped_process() -> None:
+    program = (
+        "import os, signal; from muster.drivers.deadman import DeadmanTimer, boottime_us; "
+        "timer = DeadmanTimer(); timer.arm(boottime_us() + 1); timer.disarm(); "
+        "timer.arm(boottime_us() + 10**12); timer.arm(boottime_us() + 200_000); os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    try:
+        assert process.wait(DEADLINE_S) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_guard_that_is_pid_1_is_refused_because_no_timer_could_kill_it() -> None:
+    if choose_deadman() is not Deadman.PID_NAMESPACE:
+        pytest.skip("not applicable: the kernel refuses PID namespaces to this user")
+    program = (
+        "import os; from muster.drivers.deadman import *\n"
+        "enter_pid_namespace()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n        DeadmanTimer()\n"
+        "    except DeadmanFailed as error:\n        print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    assert "not as PID 1" in done.stdout
+
+
+def test_a_renewal_that_seemed_to_fail_but_arrived_is_its_own_and_its_beat_is_not_used_again() -> None:
+    blank = blank_register(RegisterKind.LEASE, 3)
+    assert isinstance(blank, Lease)
+    keeper = LeaseKeeper(3, next_incarnation(0, 9), blank, PROFILE, Deadman.PID_NAMESPACE, bytes(16))
+    first = keeper.begin(0, blank, ())
+    assert isinstance(first, Renewal)
+    arrived = keeper.begin(1000, first.lease, ())  # `renewed` was never called: the write seemed to fail
+    assert isinstance(arrived, Renewal)
+    assert arrived.lease.stamp.sequence == first.lease.stamp.sequence + 1
+    assert keeper.renewed(arrived.lease, 1000, 2000) is None
+    assert isinstance(keeper.begin(3000, first.lease, ()), Stop)  # now it is older than what was durable
+    assert keeper.tombstone(True, "").stamp.sequence > arrived.lease.stamp.sequence
+
+
+def test_the_options_of_a_guard_survive_its_command_line() -> None:
+    options = Options("/s t", 3, "n 3", os.path.realpath("/h"), PROFILE, ("a", "--home", "b"), "process-tree", True)
+    assert parse_options(guard_command(options)[3:]) == options
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ([], "missing: --store"),
+        (["--store"], "'--store' is unknown or has no value"),
+        (["--colour", "red"], "'--colour' is unknown"),
+        (["--deadman", "none"], "--deadman is 'none'"),
+        (["--profile", "{}"], "--profile or --node-id"),
+        (["--profile", json.dumps(PROFILE._replace(renew_ms=5000)._asdict())], "3 * renew_ms <="),
+    ],
+)
+def test_wrong_options_are_named(words: list[str], what: str) -> None:
+    good = guard_command(Options("s", 0, "n", "h", PROFILE, ("d",)))[3:-2]
+    command = words if len(words) < 2 else [*good, *words, "--daemon", "d"]
+    with pytest.raises(ValueError, match="^[^\n]+$") as raised:
+        parse_options(command)
+    assert what in str(raised.value)
+
+
+def test_a_guard_with_wrong_options_says_so_and_ends() -> None:
+    command = [sys.executable, "-m", "muster.drivers.guard", "--colour", "red"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == EXIT_USAGE
+    assert "'--colour' is unknown" in done.stderr
