@@ -1,7 +1,7 @@
 """A guarded node for tests: real guard, namespace, runner and store; only the daemon is a small program of the tests.
 
-The daemon of these tests pulses, carries out orders that a test appends to HOME/orders, and appends all that it hears to
-HOME/heard, a JSON object a line.
+The daemon of these tests pulses, carries out orders that a test appends to HOME/orders, and appends all that it hears
+to HOME/heard, a JSON object a line.
 """
 
 import json
@@ -175,10 +175,11 @@ class RealNode:
     def processes(self) -> dict[int, str]:
         """Everything that this node runs now, the guard included: pid and name. Zombies are nothing any more."""
         found = {}
-        home = os.fsencode(self.home)
+        home, inside = os.fsencode(self.home), os.fsencode(self.home) + b"/"
         for pid in read_parents():
             words = read_command_line(pid)
-            if read_environment(pid).get(NODE_HOME.encode()) == home or any(word.startswith(home) for word in words):
+            named = any(word == home or word.startswith(inside) for word in words)
+            if named or read_environment(pid).get(NODE_HOME.encode()) == home:
                 found[pid] = read_name(pid)
         return found
 

@@ -21,6 +21,7 @@ from conftest import CommandLine
 from muster.ui import node_processes
 from muster.ui.client import MusterError
 from muster.ui.connection import Connection, Unreachable
+from muster.ui.demonstration import phases
 from muster.ui.development_cluster import free_addresses
 from muster.ui.initialisation import ClusterPlan, NodePlan, check_plan, parse_nodes
 
@@ -348,3 +349,20 @@ def test_without_any_node_the_error_names_each_that_was_tried(tmp_path: Path) ->
         connection.query("status")
     assert "n0: " in caught.value.where
     assert "n1: " in caught.value.where
+
+
+# ---- the demonstration's arithmetic ----------------------------------------------------------------------------------
+
+
+def test_the_phases_of_an_outage_add_up_to_it() -> None:
+    events = [
+        {"at_us": 1_020, "event": "link lost"},
+        {"at_us": 1_600, "event": "proof of death"},
+        {"at_us": 1_610, "event": "transition opened"},
+        {"at_us": 1_640, "event": "transition done"},
+        {"at_us": 1_700, "event": "service registered"},
+    ]
+    expected = [("detection", 20), ("proof", 580), ("levels", 40), ("start", 60), ("answer", 5)]
+    assert phases(1_000, 1_705, events) == expected
+    assert phases(1_000, 1_690, events) == [*expected[:3], ("start", 50)]  # answered before the start was committed
+    assert phases(1_000, 1_500, []) == [("start", 500)]

@@ -168,9 +168,10 @@ def test_the_demonstration_measures_the_outage_and_leaves_nothing(dev_cluster: D
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "words", [["status"], ["services"], ["transitions"], ["node", "list"], ["dev", "ls"], ["dev", "logs"]]
-)
+QUERIES = [["status"], ["services"], ["transitions"], ["node", "list"], ["dev", "ls"]]
+
+
+@pytest.mark.parametrize("words", [*QUERIES, ["dev", "logs"]], ids=" ".join)
 def test_every_query_has_a_page_for_people(shared_cluster: DevCluster, words: list[str]) -> None:
     page = shared_cluster.succeed(*words)
     assert page.strip()

@@ -2,12 +2,13 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from disk_trials import SLOTS, begin, damage, new_store, read_bytes, run_with, writes_fail_from
-from muster.drivers.disk_file import open_store
+from muster.drivers.disk_file import DiskFile, open_store
 from muster.drivers.disk_journal import CHECKPOINT_SHARE_PERCENT, scan_journal
 from muster.drivers.disk_store import INITIAL_MARK, DiskStore, open_header
 from muster.drivers.store import JournalFull, JournalUnreadable, StoreFailed
@@ -259,6 +260,98 @@ def test_a_failed_append_may_be_repeated_or_replaced(path: Path) -> None:
         assert await store.read_journal(1, mark) == (b"checkpoint", (b"zero", b"one"))
         await store.append_frame(mark, 2, b"two")
         assert await store.read_journal(1, mark) == (b"checkpoint", (b"zero", b"one", b"two"))
+
+    run_with(path, 1, scenario)
+
+
+def test_behind_the_last_frame_there_are_zeros_in_both_copies(path: Path) -> None:
+    header = open_header(str(path))
+
+    async def scenario(store: DiskStore) -> None:
+        mark = await begin(store, 1, 0, b"checkpoint")
+        await store.append_frame(mark, 0, b"x" * 1900)
+        await store.append_frame(mark, 0, b"y")
+        for copy in range(2):
+            used = store._journal._next_offset
+            rest = read_bytes(path, header.region_offset(1, 0, copy) + used, header.region_bytes - used)
+            assert rest.count(0) == len(rest)
+
+    run_with(path, 1, scenario)
+
+
+def crashes(before: bytes, writes: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """What the device may hold if the machine stops anywhere in these writes: any sectors of the last one landed."""
+    content = bytearray(before)
+    for offset, data in writes:
+        sectors = range(0, len(data), 512)
+        for landed in (sectors[:0], sectors[:1], sectors[1:], sectors[::2], sectors[-1:], sectors):
+            torn = bytearray(content)
+            for at in landed:
+                torn[offset + at : offset + at + 512] = data[at : at + 512]
+            yield bytes(torn)
+        content[offset : offset + len(data)] = data
+
+
+def test_a_crash_anywhere_in_an_append_leaves_the_frames_before_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when other contents were begun before under the same number and reached a part of copy B."""
+    header = open_header(str(path))
+    area = header.region_offset(1, 0, 0)
+    length = 2 * header.region_bytes
+    writes: list[tuple[int, bytes]] = []
+    write = DiskFile.write
+
+    def recorded(self: DiskFile, offset: int, data: bytes) -> None:
+        writes.append((offset - area, data))
+        write(self, offset, data)
+
+    async def scenario(store: DiskStore) -> None:
+        mark = await begin(store, 1, 0, b"checkpoint")
+        await store.append_frame(mark, 0, b"zero")
+        place_b = header.region_offset(1, 0, 1) + store._journal._next_offset
+        with writes_fail_from(place_b + 512), pytest.raises(StoreFailed):
+            await store.append_frame(mark, 1, b"x" * 1700)
+        before = read_bytes(path, area, length)
+        assert before[header.region_bytes + store._journal._next_offset] != 0  # a part of it is in copy B
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskFile, "write", recorded)
+            await store.append_frame(mark, 1, b"y" * 1200)
+        tried = 0
+        for content in crashes(before, writes):
+            damage(path, area, content)
+            assert frames_read(path, mark) in (1, 2)
+            tried += 1
+        assert tried == 18  # six outcomes for each of: wiping copy B, copy A, copy B
+        damage(path, area, content)
+        assert frames_read(path, mark) == 2
+
+    run_with(path, 1, scenario)
+
+
+def test_a_crash_anywhere_in_a_checkpoint_leaves_the_marked_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPEC 2.6: the older journal counts until the mark is written, last."""
+    header = open_header(str(path))
+    start, length = header.region_offset(1, 0, 0), 4 * header.region_bytes
+    writes: list[tuple[int, bytes]] = []
+    write = DiskFile.write
+
+    def recorded(self: DiskFile, offset: int, data: bytes) -> None:
+        writes.append((offset - start, data))
+        write(self, offset, data)
+
+    async def scenario(store: DiskStore) -> None:
+        mark = await begin(store, 1, 0, b"checkpoint")
+        await store.append_frame(mark, 0, b"zero")
+        await begin(store, 1, 1, b"second" * 300, number=3, generation=2)
+        mark = await begin(store, 1, 0, b"third", number=4, generation=3)
+        before = read_bytes(path, start, length)
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskFile, "write", recorded)
+            await store.write_checkpoint(Mark(Term(5, 1), 1, 4), b"fourth")
+        for content in crashes(before, writes):
+            damage(path, start, content)
+            assert frames_read(path, mark) == 0
 
     run_with(path, 1, scenario)
 

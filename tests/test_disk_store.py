@@ -4,10 +4,12 @@ import asyncio
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from disk_trials import (
     damage,
     lease_of,
     new_store,
+    read_bytes,
     run_with,
     small_header,
     writes_fail_from,
@@ -160,6 +163,17 @@ def test_a_store_of_another_format_is_refused(path: Path) -> None:
     assert refusal_of(path) is Refusal.OTHER_FORMAT
 
 
+def test_a_store_written_by_a_later_release_is_told_from_a_damaged_one(path: Path) -> None:
+    for copy in range(2):
+        later = bytearray(read_bytes(path, copy * BLOCK_BYTES, BLOCK_BYTES))
+        later[8:16] = struct.pack("<HBBI", 2, 16, 0, 0)
+        later[12:16] = struct.pack("<I", zlib.crc32(later))
+        damage(path, copy * BLOCK_BYTES, bytes(later))
+    with pytest.raises(StoreUnusable, match="disk format 2"):
+        open_header(str(path))
+    assert refusal_of(path) is Refusal.OTHER_FORMAT
+
+
 def test_an_interrupted_creation_is_recognised_wherever_it_stopped(tmp_path: Path) -> None:
     """Let the kernel stop the creation at different places, as a power cut would."""
     target = tmp_path / "store"
@@ -246,6 +260,17 @@ def test_a_store_for_one_machine_works_without_direct_io(buffered_folder: Path) 
     target = buffered_folder / "store"
     create_store(str(target), small_header(target), DATABASE)
     assert not exercise(target).direct
+
+
+def test_a_read_only_store_is_refused_for_writing_and_can_be_looked_at(buffered_folder: Path) -> None:
+    target = buffered_folder / "store"
+    create_store(str(target), small_header(target), DATABASE)
+    subprocess.run(["mount", "-o", "remount,ro", buffered_folder], check=True)
+    for engine in (DiskStore, GuardStore):
+        with pytest.raises(StoreUnusable, match="read-only") as caught:
+            engine(target, 0)
+        assert caught.value.refusal is Refusal.READ_ONLY
+    assert open_header(str(target)).cluster_name == "trial"
 
 
 def test_a_shared_store_is_refused_without_direct_io(buffered_folder: Path) -> None:

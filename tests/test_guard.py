@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_node import DEADLINE_S, PROFILE, SOURCE, RealNode, make_store, wait_for
 
 from muster.core.lease import LeaseKeeper, LeaseWatch, Renewal, Stop, next_incarnation
 from muster.drivers.deadman import boottime_us, choose_deadman, read_boot_id
@@ -24,6 +23,7 @@ from muster.drivers.guard_store import GuardStore
 from muster.drivers.process_tree import send
 from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind, blank_register
 from muster.records.terms import NO_TERM, Stamp
+from real_node import DEADLINE_S, PROFILE, SOURCE, RealNode, make_store, wait_for
 
 MODES = ("pid-namespace", "process-tree")
 NODES = ("muster-guard", "muster-lease", "muster-init", "muster-runner")
@@ -77,10 +77,10 @@ def make_node(folder: Path) -> Iterator[Callable[..., RealNode]]:
         node.close()
 
 
-def start_ticking(node: RealNode, generation: int = 1) -> Path:
+def start_ticking(node: RealNode, generation: int = 1, interpreter: str = sys.executable) -> Path:
     """Start the ticking service; the path of its record."""
     path = node.home / "ticks"
-    command = ("/usr/bin/env", f"PROGRAM={TICKING}", sys.executable, "-c", TICKING, str(path))
+    command = ("/usr/bin/env", f"PROGRAM={TICKING}", interpreter, "-c", TICKING, str(path))
     result = node.run(generation, "start", *command)
     assert result["succeeded"], result["detail"]
     for half in (".child", ".detached"):
@@ -97,17 +97,21 @@ def ticks(path: Path, half: str) -> list[int]:
     return [int(line) for line in text.split("\n")[:-1]]
 
 
-def prove_stopped(node: RealNode, incarnation: int) -> int:
-    """Watch the node's lease as another node would, until there is proof; when (us) there was."""
-    watch = LeaseWatch(PROFILE.gap_ms)
+def prove_stopped(incarnations: dict[RealNode, int]) -> dict[RealNode, int]:
+    """Watch the nodes' leases as another node would, until there is proof of each; when (us) there was."""
+    watches = {node: LeaseWatch(PROFILE.gap_ms) for node in incarnations}
+    proven_us: dict[RealNode, int] = {}
 
     def probe() -> bool:
-        started_us = boottime_us()
-        watch.observe(node.lease(), started_us, boottime_us())
-        return watch.evidence(incarnation) is not None
+        for node, watch in watches.items():
+            started_us = boottime_us()
+            watch.observe(node.lease(), started_us, boottime_us())
+            if watch.evidence(incarnations[node]) is not None:
+                proven_us.setdefault(node, boottime_us())
+        return len(proven_us) == len(watches)
 
-    wait_for(f"proof that {node.name} has stopped", probe)
-    return boottime_us()
+    wait_for(f"proof that {', '.join(node.name for node in watches)} have stopped", probe)
+    return proven_us
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -137,15 +141,15 @@ def test_whichever_process_is_killed_or_stopped_nothing_runs_once_there_is_proof
             victims = [pid for pid, found in processes.items() if found == name]
         assert victims, (name, processes)
         send(victims, number)
-    for node, path, fault, state in zip(nodes, paths, faults, states, strict=True):
-        proven_us = prove_stopped(node, state["incarnation"])
+    proven_us = prove_stopped({node: state["incarnation"] for node, state in zip(nodes, states, strict=True)})
+    for node, path, fault in zip(nodes, paths, faults, strict=True):
         if mode == "process-tree" and fault == (signal.SIGSTOP, "node processes"):
             send(node.processes(), signal.SIGCONT)
         node.gone()
         if mode == "process-tree" and fault == (signal.SIGSTOP, "node processes"):
             continue  # all that could end its services was stopped itself; it ends them as soon as it wakes
         last_us = max(ticks(path, ".child") + ticks(path, ".detached"))
-        assert last_us < proven_us, f"{fault}: ran {last_us - proven_us} us after the proof"
+        assert last_us < proven_us[node], f"{fault}: ran {last_us - proven_us[node]} us after the proof"
 
 
 def test_a_killed_daemon_is_started_again_and_its_services_do_not_notice(make_node: Callable[..., RealNode]) -> None:
@@ -375,7 +379,7 @@ def test_an_ordinary_user_runs_a_node(make_node: Callable[..., RealNode], folder
     if os.geteuid() != 0:
         pytest.skip("not applicable: the other tests of this file run as an ordinary user already")
     user = 65534
-    identity = {"user": user, "group": user, "extra_groups": []}
+    identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []}
     source = folder / "src"  # a checkout below the superuser's home is closed to others
     shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
     interpreter = next((path for path in (sys.executable, "/usr/bin/python3") if may_run(path, source, identity)), None)
@@ -387,10 +391,10 @@ def test_an_ordinary_user_runs_a_node(make_node: Callable[..., RealNode], folder
     node.start(interpreter=interpreter, source=source, **identity)
     state = node.up()
     assert Path(f"/proc/{state['init_pid']}").stat().st_uid == user
-    start_ticking(node)
+    start_ticking(node, interpreter=interpreter)
     assert node.guard is not None
     node.guard.kill()
-    prove_stopped(node, state["incarnation"])
+    prove_stopped({node: state["incarnation"]})
     node.gone()
 
 
@@ -460,7 +464,7 @@ def test_the_options_of_a_guard_survive_its_command_line() -> None:
 def test_wrong_options_are_named(words: list[str], what: str) -> None:
     good = guard_command(Options("s", 0, "n", "h", PROFILE, ("d",)))[3:-2]
     command = words if len(words) < 2 else [*good, *words, "--daemon", "d"]
-    with pytest.raises(ValueError, match="^[^\n]+$") as raised:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
         parse_options(command)
     assert what in str(raised.value)
 

@@ -143,6 +143,19 @@ def test_the_recorded_bytes_of_format_1_still_decode() -> None:
     assert decode_register(RegisterKind.CLAIM, record.stamp, record.payload) == expected
 
 
+def test_a_store_is_laid_out_as_documented() -> None:
+    """The figures of docs/DISK_FORMAT.md: 16 slots, small sectors."""
+    header = new_header(CLUSTER, "x", Scope.HOST)
+    assert (header.row_bytes, header.strip_bytes, header.region_bytes) == (8192, 65536, 1020 * 1024)
+    assert header.register_offset(RegisterKind.LEASE, 3, 0) == 8192 + 3 * 512
+    assert header.register_offset(RegisterKind.MARKS, 3, 1) == 8192 + 7 * 8192 + 3 * 512
+    assert header.journals_offset == 8192 + 65536 + 16 * 4096
+    assert header.region_offset(2, 1, 1) == header.journals_offset + 11 * header.region_bytes
+    data = encode_header(header._replace(complete=True), 1)
+    assert data[88:122] == struct.pack("<BBHHHIIQQH", 1, 1, 1, 1, 16, 512, 4096, 1020 * 1024, header.total_bytes, 1)
+    assert data[122:124] == b"x\0"
+
+
 outcomes = st.one_of(
     st.sampled_from(Problem),
     st.builds(

@@ -13,9 +13,10 @@ import itertools
 
 import msgspec
 
-from muster.core import history, mastership, membership, operations, service, transition
+from muster.core import history, mastership, membership
 from muster.core.connectivity import Candidate, surviving_set
-from muster.core.draft import Draft, Facts, StopEvidence, counts
+from muster.core.decisions import all_have_reported, bytes_of_services, decide
+from muster.core.draft import Facts, counts
 from muster.core.effects import (
     Committed,
     Effect,
@@ -48,9 +49,10 @@ from muster.core.inputs import (
     StripUnread,
     Tick,
 )
-from muster.core.lease import US_PER_MS, Evidence, LeaseWatch
+from muster.core.lease import US_PER_MS, Evidence
 from muster.core.links import Links
 from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
+from muster.core.observer import Observer
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.tenure import Outcome, Tenure, Trouble
 from muster.records.messages import (
@@ -66,13 +68,14 @@ from muster.records.messages import (
     Response,
     Snapshot,
 )
-from muster.records.registers import ClaimFlag, Marks, ProofKind, Strip, View
+from muster.records.registers import Marks, ProofKind, Strip, View
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
     Database,
     Entry,
     Level,
     NodeState,
+    Operation,
     decode_database,
     encode_entry,
 )
@@ -110,8 +113,7 @@ class Node:
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
         self._numbers = itertools.count(1)  # of store operations and reads
         self._tenure = Tenure(own_claim, setup.incarnation, setup.profile.read_ms * US_PER_MS, self._numbers)
-        self._strip = strip
-        self._watches = [LeaseWatch(setup.profile.gap_ms) for _ in strip.leases]
+        self._observer = Observer(self.me, setup.incarnation, setup.profile, strip)
         self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
@@ -124,8 +126,6 @@ class Node:
         view = strip.views[self.me]
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._clients = Clients()
-        self._fenced: dict[tuple[int, int], Evidence] = {}
-        self._known_dead: set[tuple[int, int]] = set()
         self._last_report: Report | None = None
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
@@ -163,7 +163,7 @@ class Node:
         if self.is_master:
             return self.me
         holder = self._holder()
-        return holder[0] if holder is not None and self._watches[holder[0]].is_live() else None
+        return holder.node if holder is not None and self._observer.is_live(holder.node) else None
 
     @property
     def term(self) -> Term:
@@ -196,7 +196,7 @@ class Node:
 
     def is_live(self, node: int) -> bool:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
-        return node == self.me or (node < len(self._watches) and self._watches[node].is_live())
+        return self._observer.is_live(node)
 
     def acknowledged(self) -> dict[int, frozenset[int]]:
         """On the master: who is known to have acknowledged the present step of each transition."""
@@ -259,7 +259,7 @@ class Node:
             case OperationRequested(identity=identity, operation=operation):
                 self._requested(identity, operation)
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
-                self._fenced[node, incarnation] = Evidence(ProofKind.FENCE_AGENT, incarnation, detail)
+                self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
                 pass
 
@@ -269,7 +269,7 @@ class Node:
         match answer:
             case StripRead(read=read) if self._tenure.awaits_read(read):
                 self._observe(answer)
-                self._tenure.read(answer.strip, self._is_dead, self._now_us)
+                self._tenure.read(answer.strip, self._observer.is_dead, self._now_us)
             case StripRead(read=read) if read == self._periodic_read:
                 self._strip_read(answer)
             case StripUnread(read=read) if self._tenure.awaits_read(read):
@@ -277,8 +277,7 @@ class Node:
             case StripUnread(read=read) if read == self._periodic_read:
                 self._periodic_read = 0
                 self._next_read_us = self._now_us + self._profile.read_ms * US_PER_MS
-                for watch in self._watches:
-                    watch.observe(None, self._now_us, self._now_us)
+                self._observer.lose_sight(self._now_us)
             case JournalRead(operation=operation) if self._tenure.awaits(operation):
                 self._tenure.journal_read(answer, self._now_us)
             case StoreDone(operation=operation):
@@ -299,22 +298,8 @@ class Node:
         self._find_master()
 
     def _observe(self, read: StripRead) -> None:
-        self._strip = read.strip
-        for node, lease in enumerate(read.strip.leases):
-            watch = self._watches[node]
-            watch.observe(lease, read.started_us, read.finished_us)
-            if watch.lease is None or node == self.me:
-                continue
-            member = self.database.member(node)
-            incarnation = member.incarnation if counts(member) else watch.lease.stamp.incarnation
-            if (node, incarnation) in self._known_dead or not counts(member):
-                continue
-            evidence = self._evidence(node, incarnation)
-            if evidence is not None:
-                self._known_dead.add((node, incarnation))
-                self._trace(
-                    "proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
-                )
+        for node, evidence in self._observer.observe(read, self.database):
+            self._trace("proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}")
 
     def _store_done(self, operation: int) -> None:
         if self._tenure.awaits(operation):
@@ -359,41 +344,22 @@ class Node:
                 self._claimable_since_us = None
                 self._claim_not_before_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
 
-    def _is_dead(self, node: int, incarnation: int) -> bool:
-        return self._evidence(node, incarnation) is not None
-
-    def _evidence(self, node: int, incarnation: int) -> Evidence | None:
-        """Proof that an incarnation has stopped (SPEC 7.1); there is never one of this node's own life."""
-        if node == self.me and incarnation >= self.setup.incarnation:
-            return None
-        return self._fenced.get((node, incarnation)) or self._watches[node].evidence(incarnation)
-
     def _consider_claim(self) -> None:
         """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.8)."""
         if not self._tenure.is_idle or self._leave_done or self._now_us < self._claim_not_before_us:
             return
-        if not mastership.may_claim(self._strip, self.me, self._is_dead):
+        if not mastership.may_claim(self._observer.strip, self.me, self._observer.is_dead):
             self._claimable_since_us = None
             return
         if self._claimable_since_us is None:
             self._claimable_since_us = self._now_us
         waited_us = self._now_us - self._claimable_since_us
-        if waited_us < self._candidate_rank() * self._profile.claim_stagger_ms * US_PER_MS or not self._may_lead():
+        turn_us = self._observer.rank(self.database) * self._profile.claim_stagger_ms * US_PER_MS
+        if waited_us < turn_us or not self._may_lead():
             return
         self._claimable_since_us = None
-        self._trace("claiming", f"above term {max(c.stamp.term for c in self._strip.claims if c is not None)}")
-        self._tenure.claim(self._strip, self._now_us)
-
-    def _candidate_rank(self) -> int:
-        """Place among the live nodes: joined ones first, then by id. Only spares duels; safety does not need it."""
-        preference = (NodeState.JOINED, NodeState.JOINING, NodeState.LEAVING, NodeState.INACTIVE)
-
-        def order(node: int) -> tuple[int, int]:
-            state = self.database.member(node).state
-            return (preference.index(state) if state in preference else len(preference), node)
-
-        live = sorted((node for node in self.database.nodes if self.is_live(node)), key=order)
-        return live.index(self.me) if self.me in live else len(live)
+        self._trace("claiming", f"above term {self._observer.highest_term()}")
+        self._tenure.claim(self._observer.strip, self._now_us)
 
     def _may_lead(self) -> bool:
         """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""
@@ -450,14 +416,14 @@ class Node:
     # ---- the links -----------------------------------------------------------------------------------------------
 
     def _link_candidates(self) -> dict[int, Candidate]:
-        return self._links.candidates(self.database, self._strip, self.is_live, self._now_us)
+        return self._links.candidates(self.database, self._observer.strip, self.is_live, self._now_us)
 
     def _watch_links(self) -> None:
         """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
         if not self.is_master:
             return
         nodes = len(self.database.nodes)
-        outside = self._links.judge(self._link_candidates(), self._strip, nodes, self._now_us)
+        outside = self._links.judge(self._link_candidates(), self._observer.strip, nodes, self._now_us)
         self._unreachable = {}
         if self.me in outside:
             self._trace("abdicating", "its links failed; the surviving set goes on without it")
@@ -579,7 +545,7 @@ class Node:
         if self.is_master:
             self._request(self.me, request)
         elif holder is not None:
-            self._send(holder[0], request)
+            self._send(holder.node, request)
 
     def _request(self, sender: int, request: Request) -> None:
         if not self.is_master:
@@ -676,7 +642,7 @@ class Node:
         if self.is_master:
             return
         holder = self._holder()
-        receiver = to if to is not None else holder[0] if holder is not None else None
+        receiver = to if to is not None else holder.node if holder is not None else None
         if receiver is None or receiver == self.me:
             return
         self._subsystems.settle(self.database)
@@ -689,21 +655,11 @@ class Node:
         report = self._own_report()
         return bool(report.wish or report.acknowledgements or report.commands or report.term != self._claimed_term())
 
-    def _holder(self) -> tuple[int, Term] | None:
-        """The node and term of the highest mastership in force, by the store and by what was accepted."""
-        best: tuple[int, Term] | None = None
-        for claim in self._strip.claims:
-            if claim is not None and claim.flag is ClaimFlag.MASTER and (best is None or claim.stamp.term > best[1]):
-                best = (claim.stamp.owner, claim.stamp.term)
-        if self._confirmed and self._accepted.number and (best is None or self._accepted > best[1]):
-            claim = self._strip.claims[self._accepted.node]
-            gone = claim is not None and claim.stamp.term >= self._accepted and claim.flag is ClaimFlag.WITHDRAWN
-            return best if gone else (self._accepted.node, self._accepted)
-        return best
+    def _holder(self) -> Term | None:
+        return self._observer.holder(self._accepted if self._confirmed else NO_TERM)
 
     def _claimed_term(self) -> Term:
-        holder = self._holder()
-        return holder[1] if holder is not None else NO_TERM
+        return self._holder() or NO_TERM
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
@@ -715,13 +671,10 @@ class Node:
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
         while self._tenure.is_free and not self._ended and not self._leave_done:
-            draft, facts = Draft(self.database), self._facts()
-            responses = self._carry_out_requests(draft, facts)
-            membership.admit(draft, facts)  # first: who joins now takes part in the forced leaves opened with it
-            membership.force_out_the_dead(draft, facts)
-            membership.condemn_the_unreachable(draft, facts)
-            transition.advance(draft, facts)
-            service.advance(draft, facts)
+            asked = list(self._requests.values())
+            self._requests = {}
+            draft, answers = decide(self.database, self._facts(), [request for _, request in asked])
+            responses = self._responses([sender for sender, _ in asked], answers)
             if not draft.changes:
                 return
             cause = "; ".join(draft.causes)[:2000]
@@ -735,42 +688,26 @@ class Node:
         own = self._own_report()
         reports = {**self._followers.reports, self.me: msgspec.structs.replace(own, term=self._accepted)}
         facts = Facts(
-            self._now_us, self.me, reports, self._stop_evidence, self.is_live, self._unreachable,
+            self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
             self._services_open, self._free_bytes,
         )  # fmt: skip
         if not self._services_open:
-            self._services_open = facts.services_open = self._all_have_reported(facts)
+            self._services_open = facts.services_open = all_have_reported(self.database, facts)
         return facts
 
-    def _stop_evidence(self, node: int, incarnation: int) -> StopEvidence | None:
-        return self._evidence(node, incarnation)
-
-    def _all_have_reported(self, facts: Facts) -> bool:
-        """Whether every member of this term has shown its inventory, is condemned, or is dead (P6.2)."""
-        return all(
-            facts.report(member) is not None or member.eviction is not None
-            for member in self.database.members.values()
-            if member.state in (NodeState.JOINED, NodeState.LEAVING)
-        )
-
     def _free_bytes(self) -> int:
-        used = sum(len(msgspec.msgpack.encode(record)) for record in self.database.services.values())
-        return self.setup.definitions_limit_bytes - used
+        return self.setup.definitions_limit_bytes - bytes_of_services(self.database)
 
-    def _carry_out_requests(self, draft: Draft, facts: Facts) -> list[tuple[int, Response]]:
-        """Carry out what was asked; refusals are answered at once, the rest when it is committed (P9.1)."""
-        responses = []
-        requests, self._requests = self._requests, {}
-        for sender, request in requests.values():
-            operation = operations.carry_out(request, draft, facts)
-            response = Response(
-                operation.identity, self._accepted, operation.index, operation.refused, operation.outcome
-            )
-            if operation.refused:
+    def _responses(self, senders: list[int], answers: list[Operation]) -> list[tuple[int, Response]]:
+        """What to say once the entry is committed; refusals change nothing and are said at once (P9.1)."""
+        waiting = []
+        for sender, done in zip(senders, answers, strict=True):
+            response = Response(done.identity, self._accepted, done.index, done.refused, done.outcome)
+            if done.refused:
                 self._respond(sender, response)
             else:
-                responses.append((sender, response))
-        return responses
+                waiting.append((sender, response))
+        return waiting
 
     # ---- time ----------------------------------------------------------------------------------------------------
 

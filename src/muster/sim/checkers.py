@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from muster.records.registers import Claim
-from muster.records.state import Entry, Member, NodeState, Transition, TransitionKind
+from muster.records.state import Entry, Member, NodeState, ServiceState, Transition, TransitionKind
 from muster.records.terms import NO_TERM, Term
 from muster.sim.history import (
     Applied,
@@ -198,6 +198,21 @@ class NewerCommandsOnly:
             self._highest[key] = max(seen.generation, self._highest.get(key, 0))
 
 
+class AllowableNodesOnly:
+    """SPEC 6.2: a service is started only on a node that its definition allows at that time."""
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Applied):
+            for service in seen.state.services.values():
+                if service.generation != seen.index or service.state is not ServiceState.STARTING:
+                    continue
+                name, definition = seen.state.names.get(service.node, ""), service.definition
+                allowed = "*" in definition.allowable_nodes or name in definition.allowable_nodes
+                if not allowed or name in definition.disallowable_nodes:
+                    yield f"{service.name} is started on {name}, which its definition does not allow"
+
+
 class LevelsInOrder:
     """SPEC 3.4, 3.5: one barrier and one level after the other, each acknowledged by every node concerned."""
 
@@ -368,6 +383,7 @@ Checker = (
     | ProofFirst
     | OneNodeAtATime
     | NewerCommandsOnly
+    | AllowableNodesOnly
     | LevelsInOrder
     | Soundness
 )
@@ -378,6 +394,7 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     ProofFirst,
     OneNodeAtATime,
     NewerCommandsOnly,
+    AllowableNodesOnly,
     LevelsInOrder,
     Soundness,
 )
@@ -457,12 +474,7 @@ class Progress:
             expected = "registered" if service.wanted else "de-registered"
             if word != expected:
                 return f"{name} is {word}, not {expected}"
-            definition = service.definition
-            where = state.names.get(service.node, "")
-            allowable = "*" in definition.allowable_nodes or where in definition.allowable_nodes
-            if service.wanted and (not allowable or where in definition.disallowable_nodes):
-                return f"{name} is registered on {where or 'no node'}, which is not allowable"
             runs_on = self._running.get(name, -1)
-            if definition.start_command and runs_on != service.node:
+            if service.definition.start_command and runs_on != service.node:
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
         return ""

@@ -15,7 +15,7 @@ from muster.core import effects, inputs
 from muster.core.node import Node, Setup
 from muster.core.tenure import newest_journal, restore
 from muster.records.messages import Append, CommandState, Message
-from muster.records.registers import Register, RegisterKind, Strip
+from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
 from muster.records.state import Database
 from muster.records.terms import Term
 from muster.sim.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from muster.sim.guard import Life
 
 LOAD_RETRY_US = 50 * US_PER_MS
+CLAIM_POINTS = {ClaimFlag.WITHDRAWN: "withdrawal", ClaimFlag.CLAIMING: "claim", ClaimFlag.MASTER: "mark"}
 StoreEffect = (
     effects.WriteClaim
     | effects.WriteView
@@ -393,7 +394,8 @@ class StoreQueue:
         node, store = self._daemon.machine.node, self._access.store
         match effect:
             case effects.WriteClaim(claim=value):
-                return RegisterKind.CLAIM, "claim", RegisterTarget(store, store.cells[RegisterKind.CLAIM][node], value)
+                what = CLAIM_POINTS[value.flag]
+                return RegisterKind.CLAIM, what, RegisterTarget(store, store.cells[RegisterKind.CLAIM][node], value)
             case effects.WriteView(view=value):
                 return RegisterKind.VIEW, "view", RegisterTarget(store, store.cells[RegisterKind.VIEW][node], value)
             case effects.WriteMarks(marks=value):

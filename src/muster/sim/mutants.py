@@ -6,13 +6,155 @@ faults are too kind or a checker sleeps.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from muster.core import lease, mastership
-MUTANTS: dict[str, Any] = {}
+from muster.core import executor, lease, mastership, membership, service, transition
+from muster.core.draft import Draft, Facts
+from muster.core.mastership import Action, IsDead, Mastership
+from muster.records.registers import Claim, Mark, ProofKind, Strip
+from muster.records.state import Member, Proof, Service, Transition
+from muster.records.terms import NO_TERM, Term
+
+
+class Mutant(NamedTuple):
+    """An error: `replace(original)` gives the function that takes the place of `module.function`."""
+
+    sentence: str
+    module: ModuleType
+    function: str
+    replace: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _skip_proof(original: Callable[..., Proof | None]) -> Callable[..., Proof | None]:
+    def proof_of_death(member: Member, facts: Facts) -> Proof | None:
+        if member.node in facts.unreachable:
+            return Proof(ProofKind.LEASE_EXPIRED, member.node, member.incarnation, "nobody hears it")
+        return original(member, facts)
+
+    return proof_of_death
+
+
+def _short_lease(_original: Callable[[int], int]) -> Callable[[int], int]:
+    def with_drift_ms(duration_ms: int) -> int:
+        return duration_ms // 2
+
+    return with_drift_ms
+
+
+def _ignore_dead_term(
+    original: Callable[..., tuple[Mastership, Action]],
+) -> Callable[..., tuple[Mastership, Action]]:
+    def read(state: Mastership, strip: Strip, is_dead: IsDead) -> tuple[Mastership, Action]:
+        def forget(claim: Claim | None) -> Claim | None:
+            if claim is None or claim.stamp.owner == state.node:
+                return claim
+            dead = is_dead(claim.stamp.owner, claim.stamp.incarnation)
+            return claim._replace(stamp=claim.stamp._replace(term=NO_TERM)) if dead else claim
+
+        return original(state, strip._replace(claims=tuple(forget(claim) for claim in strip.claims)), is_dead)
+
+    return read
+
+
+def _ignore_withdrawn_term(_original: Callable[..., bool]) -> Callable[..., bool]:
+    def higher_term(state: Mastership, strip: Strip) -> bool:
+        return any(
+            seen is not None and seen.flag is not mastership.ClaimFlag.WITHDRAWN and seen.stamp.term > state.term
+            for seen in strip.claims
+        )
+
+    return higher_term
+
+
+def _lower_term(_original: Callable[..., Term]) -> Callable[..., Term]:
+    def withdrawn_term(state: Mastership) -> Term:
+        return min(state.term, state.claim.mark.term)
+
+    return withdrawn_term
+
+
+def _adopt_oldest(_original: Callable[..., tuple[int, Mark]]) -> Callable[..., tuple[int, Mark]]:
+    def newest_mark(strip: Strip) -> tuple[int, Mark]:
+        written = [claim for claim in strip.claims if claim is not None and claim.mark.term > NO_TERM]
+        chosen = min(written, key=lambda claim: (claim.mark.term, claim.mark.generation))
+        return chosen.stamp.owner, chosen.mark
+
+    return newest_mark
+
+
+def _stale_start(_original: Callable[[int, int], bool]) -> Callable[[int, int], bool]:
+    def is_newer(_generation: int, _highest: int) -> bool:
+        return True
+
+    return is_newer
+
+
+def _early_level(_original: Callable[..., bool]) -> Callable[..., bool]:
+    def all_acknowledged(transition_: Transition, draft: Draft, facts: Facts) -> bool:
+        """One acknowledgement is enough."""
+        for node in transition_.participants:
+            report = facts.report(draft.member(node))
+            step = (transition_.identity, transition_.level, transition_.barrier)
+            for done in report.acknowledgements if report is not None else ():
+                if (done.transition, done.level, done.barrier) == step:
+                    return True
+        return not transition_.participants
+
+    return all_acknowledged
+
+
+def _lost_when_condemned(original: Callable[..., bool]) -> Callable[..., bool]:
+    def is_lost(service_: Service, draft: Draft) -> bool:
+        condemned = service_.node >= 0 and draft.member(service_.node).eviction is not None
+        return condemned or original(service_, draft)
+
+    return is_lost
+
+
+MUTANTS: dict[str, Mutant] = {
+    "skip-proof": Mutant(
+        "a node that nobody hears counts as stopped (against SPEC 7.1)", membership, "proof_of_death", _skip_proof
+    ),
+    "short-lease": Mutant(
+        "an observer counts half the lease (against SPEC 7.1)", lease, "with_drift_ms", _short_lease
+    ),
+    "ignore-dead-term": Mutant(
+        "a higher term of a dead node is ignored (against SPEC 2.6)", mastership, "read", _ignore_dead_term
+    ),
+    "ignore-withdrawn-term": Mutant(
+        "flags are compared instead of terms (against SPEC 2.6)", mastership, "_higher_term", _ignore_withdrawn_term
+    ),
+    "lower-term": Mutant(
+        "a withdrawal lowers the term in the register (against SPEC 2.6)", mastership, "withdrawn_term", _lower_term
+    ),
+    "adopt-oldest": Mutant(
+        "the oldest journal is adopted (against SPEC 2.6)", mastership, "newest_mark", _adopt_oldest
+    ),
+    "stale-start": Mutant(
+        "node and runner accept a generation that is not newer (against SPEC 7.7)", executor, "is_newer", _stale_start
+    ),
+    "early-level": Mutant(
+        "the first acknowledgement of a level is enough (against SPEC 3.4)",
+        transition, "all_acknowledged", _early_level,
+    ),
+    "lost-when-condemned": Mutant(
+        "the services of a condemned node are started elsewhere at once (against SPEC 7.1)",
+        service, "is_lost", _lost_when_condemned,
+    ),
+}  # fmt: skip
 
 
 @contextmanager
 def mutated(name: str | None) -> Iterator[None]:
-    """Put the mutant `name` in force; none for `None`."""
-    yield
+    """Put the mutant `name` in force; none for `None`. Raises `KeyError` for an unknown one."""
+    if name is None:
+        yield
+        return
+    mutant = MUTANTS[name]
+    original = getattr(mutant.module, mutant.function)
+    setattr(mutant.module, mutant.function, mutant.replace(original))
+    try:
+        yield
+    finally:
+        setattr(mutant.module, mutant.function, original)

@@ -25,7 +25,8 @@ from muster.sim.schedule import Deed, Step, When
 from muster.sim.world import Settings
 
 LEVELS = ((10, "lock manager"), (20, "virtual disks"), (30, "file system"))
-WRITTEN = ("claim", "claim", "claim", "frame", "frame", "checkpoint", "marks", "lease")
+WRITTEN = ("claim", "claim", "mark", "withdrawal", "frame", "frame", "checkpoint", "marks", "lease")
+RARE = ("claim", "mark", "withdrawal", "checkpoint", "marks", "elected")  # points that a run reaches a few times
 STAGES = ("begun", "half written", "written", "written")
 REACHED = ("elected", "elected", "commit", "notify", "acknowledge", "command")
 Choice = TypeVar("Choice")
@@ -57,7 +58,7 @@ class _Planner:
             self._power_cut, self._power_cut, self._kill, self._kill, self._pause, self._pause, self._pause,
             self._isolate, self._cut, self._split, self._blind, self._slow, self._failing, self._lossy, self._hang,
             self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point,
-            self._frozen_master, self._frozen_master,
+            self._frozen_master, self._slow_claimer, self._slow_claimer,
         )  # fmt: skip
 
     def plan(self) -> Plan:
@@ -220,7 +221,7 @@ class _Planner:
             what, stage = self._pick(WRITTEN), self._pick(STAGES)
         else:
             what, stage = self._pick(REACHED), "begun"
-        count = 1 + int(self.random.random() * (3 if what in ("claim", "elected") else 12))
+        count = 1 + int(self.random.random() * (2 if what in RARE else 12))
         deed: schedule.PowerCut | schedule.Kill | schedule.Pause | schedule.Isolate
         match int(self.random.random() * 5):
             case 0:
@@ -232,7 +233,7 @@ class _Planner:
             case _:
                 deed = schedule.Pause(self._pick(("daemon", "daemon", "all")), self._us(100, 1800))
         self._do(When(what, stage, count, deed))
-        if what in ("claim", "elected"):  # make an election likely
+        if what in RARE:  # make an election likely
             self._do(When("commit", "begun", 2, schedule.Kill("daemon")))
 
     def _frozen_master(self) -> None:
@@ -243,3 +244,12 @@ class _Planner:
         self._step(others_us, schedule.Kill("daemon", self._node()))
         if self.random.random() < 0.5:
             self._step(self.now_us, When("claim", "written", 1, schedule.Pause("daemon", self._us(100, 900))))
+
+    def _slow_claimer(self) -> None:
+        """One claims slowly; another overtakes it with a higher term and is gone again when the first one reads."""
+        self._do(When("frame", "begun", 1, schedule.Kill("daemon")))
+        stage = self._pick(("begun", "begun", "half written"))
+        self._do(When("claim", stage, 1, schedule.Pause("daemon", self._us(500, 990))))
+        gone: schedule.Kill | schedule.PowerCut = schedule.Kill(self._pick(("runner", "daemon")))
+        self._do(When("commit", "begun", 3 + int(self.random.random() * 6), gone))
+        self._ask(RegisterService(self._pick(self.services)))

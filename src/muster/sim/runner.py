@@ -8,6 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+from muster.core import executor
 from muster.core.effects import RunCommand
 from muster.records.messages import CommandState
 from muster.sim.events import US_PER_MS, EventLoop, Process
@@ -59,7 +60,7 @@ class Runner:
 
     def _take(self, command: RunCommand) -> None:
         known = self._commands.get(command.service)
-        if known is not None and command.generation <= known.generation:
+        if known is not None and not executor.is_newer(command.generation, known.generation):
             self._refuse(command, known)
             return
         self._commands[command.service] = CommandState(command.service, command.generation, command.action, False)

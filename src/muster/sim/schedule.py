@@ -143,9 +143,9 @@ Deed = (
 class When(Struct, frozen=True, tag="when"):
     """Do something at a point that only the run itself reaches, when it is reached for the `count`th time.
 
-    `what` is a record being written (`lease`, `claim`, `view`, `marks`, `frame`, `checkpoint`) with a `stage` of
-    `begun`, `half written` or `written`, or `elected`, `commit`, `notify`, `acknowledge`, `command` with stage
-    `begun`.
+    `what` is a record being written (`lease`, `view`, `marks`, `frame`, `checkpoint`, or the claim register as a
+    `claim`, `mark` or `withdrawal`) with a `stage` of `begun`, `half written` or `written`; or `elected`, `commit`,
+    `notify`, `acknowledge`, `command` with stage `begun`.
     """
 
     what: str

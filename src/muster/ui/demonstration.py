@@ -216,16 +216,20 @@ _PHASES = (  # name of the phase, the event that ends it, whether it is the firs
 
 
 def phases(began_us: int, served_us: int, events: list[Document]) -> list[tuple[str, int]]:
-    """The outage cut into phases, (name, microseconds), one after the other, none negative; the rest is `answer`."""
+    """The outage cut into phases, (name, microseconds), one after the other, none negative; their sum is the outage.
+
+    The service may answer before its start is committed; then the start ends with the answer.
+    """
     found: list[tuple[str, int]] = []
     reached = began_us
     for name, phrase, choose in _PHASES:
         times = [int(event["at_us"]) for event in events if event["event"] == phrase and event["at_us"] <= served_us]
-        if times:
-            end = max(reached, choose(times))
+        if times or name == "start":
+            end = max(reached, choose(times)) if times else served_us
             found.append((name, end - reached))
             reached = end
-    found.append(("answer", max(0, served_us - reached)))
+    if reached < served_us:
+        found.append(("answer", served_us - reached))
     return found
 
 

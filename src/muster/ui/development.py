@@ -102,7 +102,7 @@ def up(nodes: int | None, profile: str, service_file: Path | None, wait_s: float
         if not existed:
             cluster.remove()
         raise
-    click.echo(f"{len(cluster.names)} nodes are joined: {', '.join(cluster.names)}")
+    click.echo(f"all nodes are joined: {', '.join(cluster.names)}")
     click.echo(f"  muster status --dir {directory}", err=True)
 
 

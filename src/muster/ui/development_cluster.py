@@ -124,26 +124,37 @@ class DevelopmentCluster:
             for name in names:
                 if (status := self.ended(name)) is not None:
                     raise self._ended_early(name, status)
-            states = self.states(connection)
-            if all(states.get(name) == "joined" for name in names):
+            found = self._members(connection)
+            states = {name: self._state_of_this_life(name, found.get(name)) for name in names}
+            if all(state == "joined" for state in states.values()):
                 return
-            text = ", ".join(f"{name} {states.get(name) or 'booting'}" for name in names)
+            text = ", ".join(f"{name} {state}" for name, state in states.items())
             if text != said:
                 progress(text)
                 said = text
             if time.monotonic() > deadline:
-                laggard = next(name for name in names if states.get(name) != "joined")
+                laggard = next(name for name, state in states.items() if state != "joined")
                 what = f"after {timeout_s:g} s: {text}"
                 raise MusterError(what, f"{self.log(laggard)}\n{self.log_tail(laggard)}", "read that node's log")
             time.sleep(_POLL_S)
 
     def states(self, connection: Connection | None = None) -> dict[str, str]:
         """Each node's state as a node that answers sees it; empty when none answers."""
+        return {name: str(node["state"]) for name, node in self._members(connection).items()}
+
+    def _members(self, connection: Connection | None = None) -> Document:
         try:
-            found = (connection or self.connection(PROBE_TIMEOUT_S)).query("status")
+            found: Document = (connection or self.connection(PROBE_TIMEOUT_S)).query("status")["nodes"]
         except MusterError:
             return {}
-        return {name: str(node["state"]) for name, node in found["nodes"].items()}
+        return found
+
+    def _state_of_this_life(self, name: str, member: Document | None) -> str:
+        """The state of the node's present incarnation: what the cluster still holds of the last one does not count."""
+        incarnation = node_processes.recorded_incarnation(self.home(name))
+        if member is None or incarnation is None or member["incarnation"] != incarnation:
+            return "booting"
+        return str(member["state"])
 
     def wait_ended(self, name: str, timeout_s: float) -> bool:
         """Wait until the node runs nothing; False after `timeout_s`."""
@@ -227,11 +238,11 @@ class DevelopmentCluster:
         processes = {name: node_processes.processes_of(self.home(name)) for name in self.names}
         awake = [name for name, found in processes.items() if found and not any(one.stopped for one in found)]
         sockets = {name: self.socket(name) for name in awake}
-        states = self.states(Connection(sockets, PROBE_TIMEOUT_S)) if sockets else {}
+        members = self._members(Connection(sockets, PROBE_TIMEOUT_S)) if sockets else {}
         return [
             {
                 "name": name,
-                "state": _state(processes[name], states.get(name)),
+                "state": _state(processes[name]) or self._state_of_this_life(name, members.get(name)),
                 "pids": [process.pid for process in processes[name]],
                 "socket": str(self.socket(name)),
             }
@@ -252,11 +263,11 @@ class DevelopmentCluster:
         return MusterError(f"{name} ended {how} before it had joined", where, "mend what its log says, and try again")
 
 
-def _state(processes: list[node_processes.NodeProcess], seen: str | None) -> str:
-    """`stopped` and `hung` by what processes show; else what the cluster says, or `booting`."""
+def _state(processes: list[node_processes.NodeProcess]) -> str:
+    """`stopped` or `hung`, as the processes show; empty where they show neither."""
     if not processes:
         return "stopped"
-    return "hung" if any(process.stopped for process in processes) else seen or "booting"
+    return "hung" if any(process.stopped for process in processes) else ""
 
 
 def _permitted(action: Callable[[], Any], home: Path) -> Any:  # returns what the action returns

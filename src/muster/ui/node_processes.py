@@ -41,7 +41,7 @@ def processes_of(home: Path) -> list[NodeProcess]:
     """Everything that the node with directory `home` runs, its guard first, then in the order of descent."""
     processes = _all_processes()
     mark = f"{COOKIE}={home}".encode()
-    guard = _recorded_guard(home)
+    guard = _recorded(home).get("pid", 0)
     own = {pid for pid in processes if mark in _read(pid, "environ").split(b"\0")}
     if guard in processes and str(home).encode() in _read(guard, "cmdline").split(b"\0"):
         own.add(guard)
@@ -61,12 +61,6 @@ def processes_of(home: Path) -> list[NodeProcess]:
 def is_running(home: Path) -> bool:
     """Whether the node with directory `home` runs anything at all."""
     return bool(processes_of(home))
-
-
-def guard_pid(home: Path) -> int | None:
-    """The pid of the node's live guard: the first of its processes, whether or not it has written `guard.json` yet."""
-    found = processes_of(home)
-    return found[0].pid if found else None
 
 
 def kill_all(home: Path, timeout_s: float) -> list[NodeProcess]:
@@ -132,12 +126,22 @@ def _is_alive(process: NodeProcess) -> bool:
     return now is not None and now.started == process.started
 
 
-def _recorded_guard(home: Path) -> int:
+def recorded_incarnation(home: Path) -> int | None:
+    """The incarnation that the node's live guard has recorded; None while it has not, or does not run."""
+    recorded = _recorded(home)
+    found = processes_of(home)
+    return recorded.get("incarnation") if found and found[0].pid == recorded.get("pid") else None
+
+
+def _recorded(home: Path) -> dict[str, int]:
+    """The numbers in the guard's file; none where there is no such file, or a power cut has torn it."""
     try:
         recorded = json.loads((home / GUARD_FILE).read_text())
-        return int(recorded["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0  # none recorded yet, or torn by a power cut: descent and environment must do
+    except (OSError, ValueError):
+        return {}
+    return (
+        {key: value for key, value in recorded.items() if isinstance(value, int)} if isinstance(recorded, dict) else {}
+    )
 
 
 def _all_processes() -> dict[int, NodeProcess]:

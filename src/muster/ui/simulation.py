@@ -128,11 +128,12 @@ def _tell(seeds: int, first: int, mutant: str | None) -> None:
 
 def _search(nodes: int, *, as_json: bool) -> None:
     from muster.sim import exhaustive
+    from muster.sim.mastership_model import Mode
 
     bounds = exhaustive.DEFAULT_BOUNDS[nodes]
     broken = False
     outcomes = []
-    for mode in exhaustive.Mode:
+    for mode in Mode:
         result = exhaustive.run(nodes, bounds, mode, _search_progress(mode.value))
         broken = broken or bool(result.violations)
         if as_json:
