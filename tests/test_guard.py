@@ -1,6 +1,7 @@
 """The processes of a node, real ones: guard, lease writer, init, runner, keepers (SPEC 7.1-7.3, 3.12)."""
 
 import asyncio
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from muster.core.lease import LeaseKeeper, LeaseWatch, Renewal, Stop, next_incarnation
-from muster.drivers.deadman import boottime_us, choose_deadman, read_boot_id
+from muster.drivers.deadman import boottime_us, read_boot_id
 from muster.drivers.disk_store import DiskStore
 from muster.drivers.guard import EXIT_PANIC, EXIT_REFUSED, EXIT_USAGE, Options, guard_command, parse_options
 from muster.drivers.guard_store import GuardStore
@@ -51,6 +52,15 @@ os.wait()
 """
 
 
+@functools.cache
+def has_namespaces() -> bool:
+    """Whether a guard of this user finds PID namespaces; asked in a process without threads."""
+    program = "from muster.drivers.deadman import choose_deadman; print(choose_deadman().name)"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip() == Deadman.PID_NAMESPACE.name
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path that every user may enter."""
@@ -67,7 +77,7 @@ def make_node(folder: Path) -> Iterator[Callable[..., RealNode]]:
     store = make_store(folder)
 
     def make(node: int = 0, deadman: str = "auto", **how: object) -> RealNode:
-        if deadman == "pid-namespace" and choose_deadman() is not Deadman.PID_NAMESPACE:
+        if deadman == "pid-namespace" and not has_namespaces():
             pytest.skip("not applicable: the kernel refuses PID namespaces to this user")
         nodes.append(RealNode(store, folder, node, deadman, **how))  # type: ignore[arg-type]
         return nodes[-1]
@@ -150,6 +160,43 @@ def test_whichever_process_is_killed_or_stopped_nothing_runs_once_there_is_proof
             continue  # all that could end its services was stopped itself; it ends them as soon as it wakes
         last_us = max(ticks(path, ".child") + ticks(path, ".detached"))
         assert last_us < proven_us[node], f"{fault}: ran {last_us - proven_us[node]} us after the proof"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", MODES)
+def test_faults_at_any_moment_of_a_nodes_life_leave_nothing_running_once_there_is_proof(
+    mode: str, make_node: Callable[..., RealNode]
+) -> None:
+    chance = random.Random(mode)
+    nodes = [make_node(number, mode) for number in range(6)]
+    for round_number in range(20):
+        for node in nodes:
+            node.forget()
+            node.start()
+        moments = sorted((boottime_us() + chance.randrange(4_000_000), node) for node in nodes)
+        orders = {node: False for node in nodes}
+        incarnations: dict[RealNode, int] = {}
+        while moments:
+            for node in nodes:
+                if not orders[node] and node.state().get("daemon_pid"):
+                    orders[node] = True
+                    node.ask(1, "start", *ticking(node))
+            if boottime_us() >= moments[0][0]:
+                _moment_us, node = moments.pop(0)
+                incarnations[node] = node.lease().stamp.incarnation
+                forked = [pid for pid, name in node.processes().items() if name.startswith("muster-")]
+                number = chance.choice((signal.SIGKILL, signal.SIGSTOP))
+                send(forked if mode == "pid-namespace" and chance.random() < 0.3 else [chance.choice(forked)], number)
+        for node in nodes:
+            if node.guard is not None and chance.random() < 0.3:
+                node.guard.send_signal(signal.SIGQUIT)
+        proven_us = prove_stopped({node: incarnation for node, incarnation in incarnations.items() if incarnation})
+        for node in nodes:
+            path = node.home / "ticks"
+            last_us = max([0, *ticks(path, ".child"), *ticks(path, ".detached")])
+            assert last_us < proven_us.get(node, boottime_us()), (round_number, node.name)
+        for node in nodes:
+            node.halt()
 
 
 def test_a_killed_daemon_is_started_again_and_its_services_do_not_notice(make_node: Callable[..., RealNode]) -> None:
@@ -413,7 +460,7 @@ def test_the_deadman_ends_a_stopped_process() -> None:
 
 
 def test_a_guard_that_is_pid_1_is_refused_because_no_timer_could_kill_it() -> None:
-    if choose_deadman() is not Deadman.PID_NAMESPACE:
+    if not has_namespaces():
         pytest.skip("not applicable: the kernel refuses PID namespaces to this user")
     program = (
         "import os; from muster.drivers.deadman import *\n"

@@ -4,6 +4,8 @@ Each either puts records into the draft and says what will happen, or refuses wi
 changes nothing.
 """
 
+import zlib
+
 import msgspec
 from msgspec.structs import replace
 
@@ -68,7 +70,7 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
 
 
 def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
-    size = len(msgspec.msgpack.encode(operation.definitions)) * 2
+    size = 2 * len(zlib.compress(msgspec.msgpack.encode(operation.definitions), level=1))
     free_bytes = facts.free_bytes()
     if size > free_bytes:
         raise Refused(

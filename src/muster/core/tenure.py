@@ -148,7 +148,7 @@ class Tenure:
         """The operation that it waited for failed: compact, give the adoption up, withdraw, or try again."""
         self._operation = 0
         phase, full = self.state.phase, refused.kind == "full"
-        if full and phase is Phase.COMMIT_WRITE:
+        if full and phase is Phase.COMMIT_WRITE and self.state.frame_number > 0:
             self._step(mastership.full(self.state), now_us)
         elif phase is Phase.LOADING or (full and phase is Phase.ADOPT_CHECKPOINT):
             self._give_up(refused.error, now_us)

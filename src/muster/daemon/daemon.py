@@ -7,7 +7,7 @@ through one queue, one at a time; reads of the strip run beside them. The clock 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 
 from muster.core.effects import (
     AppendFrame,
@@ -65,11 +65,9 @@ def boottime_us() -> int:
 class Daemon:
     """Drives one node until it leaves or panics."""
 
-    def __init__(
-        self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, fatal: Callable[[str], None]
-    ) -> None:
+    def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder) -> None:
         self.node, self.recorder = node, recorder
-        self._store, self._guard, self._fatal = store, guard, fatal
+        self._store, self._guard = store, guard
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
         self._store_queue: asyncio.Queue[StoreEffect] = asyncio.Queue()
@@ -255,8 +253,8 @@ class Daemon:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._fatal(f"the daemon has failed: {task.exception()!r}")
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "a task of the daemon failed", "exception": error})
 
 
 def _kind(error: StoreFailed) -> str:

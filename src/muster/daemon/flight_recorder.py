@@ -40,10 +40,10 @@ class FlightRecorder:
         line = " ".join(f"{key}={json.dumps(value)}" for key, value in {**fields, "detail": detail}.items())
         print(line, file=self._log, flush=True)
 
-    def since(self, number: int) -> list[dict[str, object]]:
-        """The events after `number`, oldest first, ready for JSON."""
+    def since(self, index: int) -> list[dict[str, object]]:
+        """The events since the replica was at commit index `index`, oldest first, ready for JSON."""
         return [
             {**event._asdict(), "term": event.term.number, "term_node": event.term.node}
             for event in self._events
-            if event.number > number
+            if event.commit_index >= index
         ]

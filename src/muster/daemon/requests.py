@@ -49,9 +49,7 @@ class Requests:
         if name == "timeline":
             since = arguments.get("since", 0)
             if not isinstance(since, int):
-                raise ControlRefused(
-                    "`since` must be a number", "query timeline", "send the number of the last event seen"
-                )
+                raise ControlRefused("`since` must be a number", "query timeline", "send a commit index")
             return {"events": self._daemon.recorder.since(since)}
         return self._answer(name, arguments)
 

@@ -9,7 +9,9 @@ import asyncio
 import os
 import socket
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -76,7 +78,8 @@ async def serve(
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
         setup = Setup(config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE)
         node = Node(setup, database, strip, commands, boottime_us())
-        daemon = Daemon(node, store, guard, recorder, lambda cause: _fatal(guard, cause))
+        daemon = Daemon(node, store, guard, recorder)
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, context))
         await _serve(daemon, config, runner, guard, home, lost)
     finally:
         pulse.cancel()
@@ -143,8 +146,14 @@ async def _boot_record(store: DiskStore) -> tuple[Strip, Database]:
         await asyncio.sleep(0.1)
 
 
-def _fatal(guard: GuardChannel, cause: str) -> None:
-    guard.panic(cause)
+def _broken(guard: GuardChannel, context: dict[str, Any]) -> None:
+    """An exception that nobody expected: a broken invariant stops the node, a lost connection does not."""
+    error = context.get("exception")
+    print(f"musterd: {context.get('message')}: {error!r}", file=sys.stderr, flush=True)
+    if error is not None:
+        traceback.print_exception(error, file=sys.stderr)
+    if error is not None and not isinstance(error, OSError):
+        guard.panic(f"the daemon has failed: {error!r}")
 
 
 if __name__ == "__main__":

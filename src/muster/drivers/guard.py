@@ -192,10 +192,15 @@ def empty_home(home: str) -> None:
 
 
 def _belongs_to(pid: int, home: str) -> bool:
-    if read_environment(pid).get(NODE_HOME.encode()) == os.fsencode(home):
-        return True
     words = read_command_line(pid)
-    return read_name(pid) in _FORKED_NAMES and os.fsencode(home) in words and b"muster.drivers.guard" in words
+    forked = read_name(pid) in _FORKED_NAMES and os.fsencode(home) in words and b"muster.drivers.guard" in words
+    if not forked and read_environment(pid).get(NODE_HOME.encode()) != os.fsencode(home):
+        return False
+    try:
+        # A container that is visible from here may have a home of the same name, and it is not this one.
+        return os.path.samestat(os.stat(f"/proc/{pid}/root{home}"), os.stat(home))
+    except OSError:
+        return False  # it has just ended, or is not this user's to end
 
 
 class _Panicked(Exception):

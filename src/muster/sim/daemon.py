@@ -59,7 +59,7 @@ class Daemon:
         self.process = Process("daemon")
         self.node: Node | None = None
         self.endpoint: Endpoint | None = None
-        self._index = 0  # of the last state that was recorded
+        self._index = -1  # of the last state that was recorded; the first is not confirmed yet
         self._told: set[int] = set()
         self._tick_us: int | None = None  # when the next tick is scheduled, in world time
         self._stepping = False
@@ -95,7 +95,6 @@ class Daemon:
     def _start(self, database: Database, strip: Strip) -> None:
         world, node, life = self.world, self.machine.node, self.life
         self._store.remember(strip)
-        self._index = database.index
         self._record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
         setup = Setup(node, self.machine.name, life.incarnation, world.profile)
         self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
