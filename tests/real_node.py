@@ -148,12 +148,16 @@ class RealNode:
         with (self.home / "orders").open("a") as file:
             file.write(json.dumps({"to": to, "text": text}) + "\n")
 
-    def run(self, generation: int, action: str, *command: str, timeout_ms: int = 20_000) -> dict[str, Any]:
+    def run(self, generation: int, action: str, *command: str) -> dict[str, Any]:
         """Have the runner run a command of service `s`; its result."""
-        request = {"do": "run", "service": "s", "uid": 1, "generation": generation, "action": action}
-        rest = {"command": command, "timeout_ms": timeout_ms, "environment": {}}
-        self.order("runner", json.dumps({**request, **rest}))
+        self.ask(generation, action, *command)
         return wait_for(f"{action} {generation}", lambda: self.result(generation))
+
+    def ask(self, generation: int, action: str, *command: str) -> None:
+        """Have the runner run a command of service `s`."""
+        request = {"do": "run", "service": "s", "uid": 1, "generation": generation, "action": action}
+        rest = {"command": command, "timeout_ms": 20_000, "environment": {}}
+        self.order("runner", json.dumps({**request, **rest}))
 
     def result(self, generation: int) -> dict[str, Any] | None:
         """The result of a command, if the daemon has heard it."""
@@ -198,11 +202,21 @@ class RealNode:
         """Wait until nothing of the node is left."""
         wait_for(f"{self.name} is gone", lambda: not self.processes())
 
+    def forget(self) -> None:
+        """Remove what earlier lives of the node recorded."""
+        for path in self.home.iterdir():
+            if path.name != "log":
+                path.unlink()
+
     def close(self) -> None:
         """End everything."""
+        self.halt()
+        self._register.close()
+
+    def halt(self) -> None:
+        """End every process of the node."""
         if self.guard is not None:
             if self.guard.poll() is None:
                 self.guard.send_signal(signal.SIGKILL)
                 self.guard.wait(DEADLINE_S)
             empty_home(str(self.home))
-        self._register.close()

@@ -412,9 +412,7 @@ def test_a_packet_that_is_no_request_is_refused_with_the_reason(packet: object, 
         ("environment", {"A": 1}, "environment must map names"),
     ],
 )
-def test_a_request_with_a_wrong_part_is_refused_by_name(
-    key: str, value: object, says: str, runner: RealRunner
-) -> None:
+def test_a_request_with_a_wrong_part_is_refused_by_name(key: str, value: object, says: str, runner: RealRunner) -> None:
     good = {"do": "run", "service": "s", "uid": 1, "generation": 1, "action": "stop", "command": []}
     runner.send({**good, "timeout_ms": 100, "environment": {}, key: value})
     assert says in runner.take(lambda heard: heard["say"] == "refused")["detail"]
@@ -517,7 +515,8 @@ def test_a_command_too_long_for_the_channel_fails_with_its_size(runner: RealRunn
 
 def test_the_end_of_the_runner_is_told_to_whoever_waits_for_it(runner: RealRunner) -> None:
     async def wait() -> None:
-        client = RunnerClient(runner.daemon.dup(), [].append)
+        finished: list[CommandState] = []
+        client = RunnerClient(runner.daemon.dup(), finished.append)
         os.kill(runner.process.pid, signal.SIGSTOP)
         waiting = asyncio.ensure_future(client.inventory())
         await asyncio.sleep(0)

@@ -3,9 +3,10 @@
 Theory of operation. Each node has one claim register (the highest term it ever claimed, a flag, and the mark of its
 journal). To become master a node writes `claiming, T` with T above every term that it has read, then reads all claims
 (P2.2). A higher term anywhere: it withdraws (P2.3). A lower claim of a node that may still act: it waits until that
-one withdraws or is proven dead (P2.4). Then it adopts: it loads the journal with the newest mark, writes its contents
-as a checkpoint into the half that its own mark does not name, and writes the mark last (P2.5). The mark counts as the
-term's first commit: another read of all claims follows it.
+one withdraws or is proven dead (P2.4). Then it adopts: it loads the journal with the newest mark, reads all claims
+again to be sure that what it loaded was whole (P2.8), writes its contents as a checkpoint into the half that its own
+mark does not name, and writes the mark last (P2.5). The mark counts as the term's first commit: another read of all
+claims follows it.
 
 A change is committed once its frame is durable in the master's journal and a read of all claims that began after that
 shows no higher term (P2.6). Whoever claims writes first and reads afterwards; whoever commits writes first and reads
@@ -33,14 +34,15 @@ class Phase(IntEnum):
     CLAIM_WRITE = 2
     CLAIM_READ = 3
     LOADING = 4
-    ADOPT_CHECKPOINT = 5
-    ADOPT_MARK = 6
-    ADOPT_CHECK = 7
-    MASTER = 8  # nothing: master
-    COMMIT_WRITE = 9
-    COMMIT_CHECK = 10
-    COMPACT_CHECKPOINT = 11
-    COMPACT_MARK = 12
+    ADOPT_VERIFY = 5
+    ADOPT_CHECKPOINT = 6
+    ADOPT_MARK = 7
+    ADOPT_CHECK = 8
+    MASTER = 9  # nothing: master
+    COMMIT_WRITE = 10
+    COMMIT_CHECK = 11
+    COMPACT_CHECKPOINT = 12
+    COMPACT_MARK = 13
 
 
 class Mastership(NamedTuple):
@@ -52,6 +54,7 @@ class Mastership(NamedTuple):
     frame_number: int = 0  # of the next frame in the own journal
     frame: bytes = b""  # the frame in flight
     abdicating: bool = False  # withdraw as soon as the frame in flight is decided
+    blob: bytes = b""  # the database being adopted, until it is known to be whole
 
     @property
     def node(self) -> int:
@@ -196,6 +199,8 @@ def read(state: Mastership, strip: Strip, is_dead: IsDead) -> tuple[Mastership, 
                 return state, Read(again=True)
             owner, mark = newest_mark(strip)
             return state._replace(phase=Phase.LOADING), Load(owner, mark)
+        case Phase.ADOPT_VERIFY:
+            return state._replace(phase=Phase.ADOPT_CHECKPOINT, blob=b""), Checkpoint(state.next_mark, state.blob)
         case Phase.ADOPT_CHECK:
             return state._replace(phase=Phase.MASTER), Became(state.term)
         case Phase.COMMIT_CHECK:
@@ -206,10 +211,13 @@ def read(state: Mastership, strip: Strip, is_dead: IsDead) -> tuple[Mastership, 
 
 
 def loaded(state: Mastership, blob: bytes) -> tuple[Mastership, Action]:
-    """The newest journal was read whole; `blob` is the database that it amounts to. Copy it (P2.5)."""
+    """The newest journal was read; `blob` is the database that it amounts to (P2.5).
+
+    The half that was read can only have been rewritten meanwhile under a term above this one that was durable before:
+    a read of all claims that begins now and shows none proves that what was read was whole (P2.8).
+    """
     assert state.phase is Phase.LOADING
-    mark = _other_half(state)
-    return state._replace(phase=Phase.ADOPT_CHECKPOINT, next_mark=mark), Checkpoint(mark, blob)
+    return state._replace(phase=Phase.ADOPT_VERIFY, next_mark=_other_half(state), blob=blob), Read()
 
 
 def failed(state: Mastership) -> tuple[Mastership, Action]:
@@ -225,8 +233,14 @@ def propose(state: Mastership, frame: bytes) -> tuple[Mastership, Action]:
 
 
 def full(state: Mastership) -> tuple[Mastership, Action]:
-    """The frame does not fit behind the others: start the other half with a checkpoint (P2.7)."""
+    """The frame does not fit behind the others: start the other half with a checkpoint (P2.7).
+
+    A frame that does not even fit behind a fresh checkpoint never will; and two compactions without a read of the
+    claims between them would overwrite what a reader may still trust (P2.8).
+    """
     assert state.phase is Phase.COMMIT_WRITE
+    if state.frame_number == 0:
+        return withdraw(state)
     return state._replace(phase=Phase.COMPACT_CHECKPOINT), Compact()
 
 
@@ -253,7 +267,7 @@ def observe(state: Mastership, strip: Strip) -> tuple[Mastership, Action | None]
 
 def withdraw(state: Mastership) -> tuple[Mastership, Action]:
     """Write WITHDRAWN beside the term; the term and the mark stay (P2.1)."""
-    return _write(state._replace(phase=Phase.SETTLING), ClaimFlag.WITHDRAWN, withdrawn_term(state), state.claim.mark)
+    return _write(state._replace(phase=Phase.SETTLING, blob=b""), ClaimFlag.WITHDRAWN, withdrawn_term(state), state.claim.mark)
 
 
 def withdrawn_term(state: Mastership) -> Term:

@@ -83,6 +83,9 @@ from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
 
 
+NEVER_US = 1 << 62
+
+
 class Setup(msgspec.Struct, frozen=True):
     """What a node is told at boot. `definitions_limit_bytes`: what the journal can take of service definitions."""
 
@@ -182,7 +185,9 @@ class Node:
 
     @property
     def deadline_us(self) -> int:
-        """When the next `Tick` is due."""
+        """When the next `Tick` is due; never, once the node has ended."""
+        if self._ended:
+            return NEVER_US
         times = [self._next_heartbeat_us, self._links.next_view_us]
         if not self._periodic_read:
             times.append(self._next_read_us)
@@ -345,7 +350,7 @@ class Node:
                 self._claim_not_before_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
 
     def _consider_claim(self) -> None:
-        """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.8)."""
+        """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.10)."""
         if not self._tenure.is_idle or self._leave_done or self._now_us < self._claim_not_before_us:
             return
         if not mastership.may_claim(self._observer.strip, self.me, self._observer.is_dead):
@@ -359,7 +364,7 @@ class Node:
             return
         self._claimable_since_us = None
         self._trace("claiming", f"above term {self._observer.highest_term()}")
-        self._tenure.claim(self._observer.strip, self._now_us)
+        self._tenure.claim(self._observer.strip, self._observer.read_started_us, self._now_us)
 
     def _may_lead(self) -> bool:
         """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""
@@ -500,6 +505,8 @@ class Node:
             self._trace("snapshot refused", str(error))
             return
         if not accepts(self._accepted, self._confirmed, self.database.index, snapshot.term, database.index):
+            if snapshot.term == self._accepted:
+                self._send_report(force=True)  # the master repeats it because our last report was lost
             return
         if self._confirmed and database.index < self.database.index:
             self._panic(f"term {snapshot.term} has lost committed entries after index {database.index}")

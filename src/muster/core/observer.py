@@ -27,13 +27,14 @@ class Observer:
     def __init__(self, me: int, incarnation: int, profile: Profile, strip: Strip) -> None:
         self._me, self._incarnation = me, incarnation
         self.strip = strip
+        self.read_started_us = 0  # of the read that gave `strip`
         self._watches = [LeaseWatch(profile.gap_ms) for _ in strip.leases]
         self._confirmed: dict[tuple[int, int], Evidence] = {}  # by fence agents
         self._told: set[tuple[int, int]] = set()
 
     def observe(self, read: StripRead, database: Database) -> list[tuple[int, Evidence]]:
         """Take a read in; returns the members that it is the first to prove dead."""
-        self.strip = read.strip
+        self.strip, self.read_started_us = read.strip, read.started_us
         for watch, lease in zip(self._watches, read.strip.leases, strict=True):
             watch.observe(lease, read.started_us, read.finished_us)
         found = []
@@ -84,7 +85,7 @@ class Observer:
         return max(terms, default=None)
 
     def rank(self, database: Database) -> int:
-        """This node's place among the live candidates (P2.8). Only spares duels; safety does not need it."""
+        """This node's place among the live candidates (P2.10). Only spares duels; safety does not need it."""
 
         def order(node: int) -> tuple[int, int]:
             return (PREFERENCE.index(database.member(node).state), node)

@@ -54,6 +54,7 @@ class Tenure:
         self._retry_after_us = retry_after_us
         self._numbers = numbers
         self._read = self._operation = 0  # what it waits for; 0 is nothing
+        self._written_us = 0  # when the last own write was known to be durable
         self._effects: list[Effect] = []
         self._outcomes: list[Outcome] = []
 
@@ -82,8 +83,10 @@ class Tenure:
         """Withdraw whatever an earlier life of this node claimed (P2.1)."""
         self._do(self._action, 0)
 
-    def claim(self, strip: Strip, now_us: int) -> None:
-        """Claim mastership (P2.2); the node has found `may_claim`."""
+    def claim(self, strip: Strip, read_started_us: int, now_us: int) -> None:
+        """Claim mastership (P2.2); the node has found `may_claim` in a read that began at `read_started_us`."""
+        if read_started_us <= self._written_us:
+            return  # the read may show the own register as it was before its last write
         if strip.claims[self.state.node] != self.state.claim:
             cause = "its own claim register holds what it did not write: a second node runs under this name"
             self._outcomes.append(Halt(cause))
@@ -132,6 +135,7 @@ class Tenure:
     def done(self, now_us: int) -> None:
         """The write that it waited for is durable."""
         self._operation = 0
+        self._written_us = now_us
         self._step(mastership.written(self.state), now_us)
 
     def journal_read(self, journal: JournalRead, now_us: int) -> None:
@@ -148,7 +152,9 @@ class Tenure:
         """The operation that it waited for failed: compact, give the adoption up, withdraw, or try again."""
         self._operation = 0
         phase, full = self.state.phase, refused.kind == "full"
-        if full and phase is Phase.COMMIT_WRITE and self.state.frame_number > 0:
+        if full and phase is Phase.COMMIT_WRITE:
+            if self.state.frame_number == 0:
+                self._outcomes.append(Trouble("journal full", refused.error))
             self._step(mastership.full(self.state), now_us)
         elif phase is Phase.LOADING or (full and phase is Phase.ADOPT_CHECKPOINT):
             self._give_up(refused.error, now_us)

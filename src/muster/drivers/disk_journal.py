@@ -95,6 +95,7 @@ class OwnJournal:
         self._mark = None
         stamp = Stamp(self._slot, incarnation, mark.term, 0)
         record = Record(RecordKind.CHECKPOINT, stamp, payload, mark.generation, packing)
+        self._behead(mark.half)
         self._wipe_behind(mark.half, size)
         self._write_copies(mark.half, 0, record, size)
         self._mark, self._count, self._next_offset = mark, 0, size
@@ -143,6 +144,15 @@ class OwnJournal:
             self._used_bytes[half] = max(self._used_bytes[half] or 0, offset + len(data))
             self._file.write(place, data + bytes(max(0, least_bytes - len(data))))
 
+    def _behead(self, half: int) -> None:
+        """Make both heads of a half invalid before anything else in it is touched (PROTOCOL P2.9).
+
+        Whoever still reads the old journal finds it unreadable from now on, never merely shorter.
+        """
+        for copy in range(COPIES):
+            start = self._header.region_offset(self._slot, half, copy)
+            self._file.write(start, bytes(self._header.sector_bytes))
+
     def _wipe_behind(self, half: int, offset: int) -> None:
         """Zero both regions of a half from `offset` on, reading first where it is not known what is there."""
         used = self._used_bytes[half]
@@ -186,6 +196,10 @@ class _Region:
         self._file, self.start, self._region_bytes = file, start, region_bytes
         self._content = bytearray()
 
+    def forget(self) -> None:
+        """Read anew from now on."""
+        self._content = bytearray()
+
     def get(self, offset: int, length: int) -> bytes:
         """The bytes from `offset` on, fewer at the end of the region."""
         end = min(offset + length, self._region_bytes)
@@ -220,7 +234,15 @@ class _Scanner:
                 break
             frames.append(self._content(found, offset))
             offset += self._size(found)
+        if not self._still_there():
+            raise self._unreadable(0, "it was replaced while it was read")
         return JournalScan(JournalImage(checkpoint, tuple(frames)), tuple(self._damages), offset)
+
+    def _still_there(self) -> bool:
+        """Whether a head still is the one that was read: then nothing behind it had been touched (PROTOCOL P2.9)."""
+        for region in self._regions:
+            region.forget()
+        return any(isinstance(self._copy(copy, 0, RecordKind.CHECKPOINT, 0), Record) for copy in range(COPIES))
 
     def _record(self, offset: int, kind: RecordKind, number: int) -> Record | None:
         """The record at `offset` from whichever copy is valid. Copy A is the newer where they differ."""

@@ -53,6 +53,7 @@ from muster.drivers.lease_writer import (
     write_tombstone,
 )
 from muster.drivers.process_tree import (
+    descendants,
     drain,
     end_everything_below,
     explain_status,
@@ -116,7 +117,7 @@ def become_guard(options: Options) -> NoReturn:
     """Replace this process by the guard. Raises `OSError`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, guard_command(options))  # noqa: S606 - no shell is wanted
+    os.execv(sys.executable, guard_command(options))
 
 
 def parse_options(words: list[str]) -> Options:
@@ -179,16 +180,29 @@ def lock_home(home: str) -> int:
 def empty_home(home: str) -> None:
     """End what an earlier incarnation of this node left on this machine (SPEC 7.1). Raises `StartRefused`.
 
-    With a PID namespace there is nothing to find. The caller holds the lock on `home`.
+    With a PID namespace there is nothing to find. In a process tree a service's detached process may be known only by
+    its keeper, so none is killed before everything below it has been found and stopped. The caller holds the lock on
+    `home`.
     """
     give_up_us = boottime_us() + _EMPTY_HOME_US
-    while left := [pid for pid in read_parents() if pid != os.getpid() and _belongs_to(pid, home)]:
+    stopped: set[int] = set()
+    while left := _find_left(home):
+        if boottime_us() < give_up_us and not left <= stopped:
+            send(left - stopped, signal.SIGSTOP)
+            stopped |= left
+            continue
         send(left, signal.SIGKILL)
         if boottime_us() >= give_up_us:
             names = ", ".join(f"{pid} ({read_name(pid)})" for pid in left[:5])
             text = f"processes of an earlier run of the node in {home} do not end even after SIGKILL: {names}"
             raise StartRefused(f"{text}; restart this machine")
         time.sleep(0.01)
+
+
+def _find_left(home: str) -> set[int]:
+    parents = read_parents()
+    own = [pid for pid in parents if pid != os.getpid() and _belongs_to(pid, home)]
+    return {*own, *descendants(own, parents)} - {os.getpid()}
 
 
 def _belongs_to(pid: int, home: str) -> bool:

@@ -177,7 +177,7 @@ class _Init:
                 INCARNATION: str(setup.incarnation),
                 NODE_HOME: setup.home,
             }
-            os.execvpe(setup.daemon[0], setup.daemon, environment)  # noqa: S606 - no shell is wanted
+            os.execvpe(setup.daemon[0], setup.daemon, environment)
         except OSError as error:
             say(f"muster init process: cannot execute the daemon {setup.daemon[0]}: {error.strerror}; install it")
         os._exit(_NOT_EXECUTED)

@@ -94,7 +94,7 @@ def _execute(launch: Launch, status_fd: int, output_fd: int, leash: Leash, keepe
         resource.setrlimit(resource.RLIMIT_NOFILE, launch.open_files)
         restore_default_signals()
         environment = {"PATH": DEFAULT_PATH, **launch.environment}
-        os.execvpe(launch.command[0], launch.command, environment)  # noqa: S606 - no shell is wanted
+        os.execvpe(launch.command[0], launch.command, environment)
     except OSError as error:
         os.write(status_fd, b"E%d\n" % (error.errno or 0))
     os._exit(_NOT_EXECUTED)

@@ -138,7 +138,7 @@ def only_wake(_number: int, _frame: object) -> None:
 def say(text: str) -> None:
     """Write a line to standard error, or drop it where that would wait: nothing here may hang on a full log pipe."""
     if select.select((), (2,), (), 0)[1]:
-        os.write(2, f"{text}\n".encode()[:select.PIPE_BUF])
+        os.write(2, f"{text}\n".encode()[: select.PIPE_BUF])
 
 
 def close_descriptors_except(kept: Iterable[int]) -> None:

@@ -62,6 +62,7 @@ class Daemon:
         self._index = -1  # of the last state that was recorded; the first is not confirmed yet
         self._told: set[int] = set()
         self._tick_us: int | None = None  # when the next tick is scheduled, in world time
+        self._ended = False  # the node has asked its guard to end it: it takes nothing in any more
         self._stepping = False
         self._inputs: deque[inputs.Input] = deque()
         self._store = StoreQueue(self)
@@ -156,7 +157,7 @@ class Daemon:
         self.world.stopped = True
 
     def _schedule_tick(self) -> None:
-        if self.node is None or not self.process.alive:
+        if self.node is None or self._ended or not self.process.alive:
             return
         due_us = max(self.life.clock.world_us(self.node.deadline_us), self.world.loop.now_us + 1)
         if self._tick_us is None or due_us < self._tick_us:
@@ -298,6 +299,7 @@ class Daemon:
         self._tell_guard("panic", effect.cause)
 
     def _tell_guard(self, what: str, cause: str) -> None:
+        self._ended = True
         guard = self.machine.guard
         if guard is not None and guard.life is self.life:
             action = guard.leave if what == "leave" else guard.panic

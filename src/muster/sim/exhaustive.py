@@ -7,6 +7,7 @@ searches all modes and prints the number of states; a violation is printed as th
 
 import argparse
 import sys
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ def run(
     progress: Progress | None = None,
     *,
     check_progress: bool = False,
-    truncates: bool = False,
+    truncates: bool = True,
 ) -> Result:
     """Search all runs of `nodes` nodes (2 to 4) within `bounds`, breadth first: a counterexample is a shortest one.
 
@@ -88,28 +89,34 @@ def _check_progress(model: Model, states: dict[int, int], progress: Progress | N
     """
     model.judges_histories = False
     origins = {model.resting(state): state for state in states}
-    sources: dict[int, list[int]] = {state: [] for state in origins}
-    pending = list(origins)
-    transitions = 0
-    while pending:
-        state = pending.pop()
+    numbers = {state: number for number, state in enumerate(origins)}
+    order = list(origins)
+    # Edges, backwards, as linked lists in flat arrays: millions of small lists would take most of the time and memory.
+    last_edge, edge_from, edge_before = array("q", [-1]) * len(order), array("q"), array("q")
+    for number, state in enumerate(order):  # grows while it is walked
         for successor in model.successors(state):
-            transitions += 1
-            if successor not in sources:
-                sources[successor] = []
-                pending.append(successor)
-            sources[successor].append(state)
+            target = numbers.setdefault(successor, len(order))
+            if target == len(order):
+                order.append(successor)
+                last_edge.append(-1)
+            edge_before.append(last_edge[target])
+            last_edge[target] = len(edge_from)
+            edge_from.append(number)
     if progress is not None:
-        progress(len(sources), transitions, 0)
-    pending = [state for state in sources if model.has_master(state)]
-    good = set(pending)
+        progress(len(order), len(edge_from), 0)
+    pending = [number for number, state in enumerate(order) if model.has_master(state)]
+    good = bytearray(len(order))
+    for number in pending:
+        good[number] = 1
     while pending:
-        for source in sources[pending.pop()]:
-            if source not in good:
-                good.add(source)
+        edge = last_edge[pending.pop()]
+        while edge >= 0:
+            source, edge = edge_from[edge], edge_before[edge]
+            if not good[source]:
+                good[source] = 1
                 pending.append(source)
-    for state, origin in origins.items():
-        if state not in good:
+    for number, origin in enumerate(origins.values()):
+        if not good[number]:
             problem = "from here no node can become master, whatever the scheduler does"
             raise Violated(origin, problem, problem)
 
@@ -126,31 +133,51 @@ def _trace(model: Model, parents: dict[int, int], violated: Violated) -> tuple[s
     return tuple(f"{number:3}. {line}" for number, line in enumerate(reversed(lines), 1))
 
 
-DEFAULT_BOUNDS = {
-    2: Bounds(claims=3, frames=2, crashes=1, compactions=1, withdrawals=1),
-    3: Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0),
+# What is searched by default: several bounds, because each reaches what the others cannot afford.
+SUITES = {
+    2: (
+        Bounds(claims=2, frames=2, crashes=1, compactions=1, withdrawals=1, stale_claims=1),
+        Bounds(claims=2, frames=2, crashes=2, compactions=1, withdrawals=0, stale_claims=0),
+        Bounds(claims=3, frames=2, crashes=1, compactions=1, withdrawals=0, stale_claims=0),
+        Bounds(claims=4, frames=2, crashes=0, compactions=1, withdrawals=0, stale_claims=0),
+    ),
+    3: (
+        Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+        Bounds(claims=2, frames=2, crashes=1, compactions=1, withdrawals=0, stale_claims=0),
+        Bounds(claims=2, frames=1, crashes=0, compactions=0, withdrawals=1, stale_claims=1),
+    ),
 }
+CLONE_SUITE = (
+    Bounds(claims=2, frames=2, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+    Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+)
+
+
+def suite(nodes: int, mode: Mode) -> tuple[Bounds, ...]:
+    """The bounds that are searched by default, one after the other."""
+    return CLONE_SUITE if mode is Mode.CLONE else SUITES[nodes]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m muster.sim.exhaustive`; exit status 1 if a property does not hold."""
     parser = argparse.ArgumentParser(prog="python -m muster.sim.exhaustive", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--nodes", type=int, default=2, choices=(2, 3))
+    parser.add_argument("--nodes", type=int, default=2, choices=sorted(SUITES))
     parser.add_argument("--mode", action="append", choices=[mode.value for mode in Mode], help="default: all")
-    parser.add_argument("--progress", action="store_true", help="also check that a master can always be found")
     for field in Bounds._fields:
-        parser.add_argument(f"--{field}", type=int, metavar="N", help=f"at most N {field} (default: see the source)")
+        option = f"--{field.replace('_', '-')}"
+        parser.add_argument(option, type=int, metavar="N", help=f"at most N {field} instead of the default")
     options = parser.parse_args(arguments)
     given = {field: value for field in Bounds._fields if (value := getattr(options, field)) is not None}
-    bounds = DEFAULT_BOUNDS[options.nodes]._replace(**given)
     status = 0
     for mode in Mode:
         if options.mode and mode.value not in options.mode:
             continue
-        result = run(options.nodes, bounds, mode, _report, check_progress=options.progress and mode is not Mode.CLONE)
-        sys.stdout.write(f"{options.nodes} nodes, {mode.value}, {bounds}: {result}\n")
-        sys.stdout.flush()
-        status |= bool(result.violations)
+        for bounds in dict.fromkeys(bounds._replace(**given) for bounds in suite(options.nodes, mode)):
+            progress = options.nodes == 2 and mode is not Mode.CLONE
+            result = run(options.nodes, bounds, mode, _report, check_progress=progress)
+            sys.stdout.write(f"{options.nodes} nodes, {mode.value}, {bounds}: {result}\n")
+            sys.stdout.flush()
+            status |= bool(result.violations)
     return status
 
 

@@ -9,7 +9,8 @@ store, the processes and the scheduler, each as hostile as its contract allows (
   reader saw; a reader may also find the register unknown. A crash leaves the write under way: it may be seen or not
   for as long as its writer is down, and the next boot of that writer settles it either way.
 * A half into which a checkpoint is being written is the old journal or unreadable; a crash may leave the old one, an
-  unreadable one or the new one. A frame under way is there for a reader or is not.
+  unreadable one or the new one. A frame under way is there for a reader or is not. If `truncates`, the engine is
+  worse than its contract: a half that is partly overwritten may also pass for its old journal with fewer frames.
 * Between any two steps a process may crash, a crashed one restart (as the same incarnation after a crash of the daemon,
   as a new one after a crash of the node), a claimer or master withdraw, a master propose a frame, compact or abdicate.
 
@@ -147,7 +148,7 @@ class _Interner:
 class Model:
     """The nodes, their store, and every step that can be taken."""
 
-    def __init__(self, nodes: int, bounds: Bounds, mode: Mode, *, truncates: bool = False) -> None:
+    def __init__(self, nodes: int, bounds: Bounds, mode: Mode, *, truncates: bool = True) -> None:
         self.nodes = nodes
         self.mode = mode
         self._truncates = truncates
@@ -369,7 +370,7 @@ class Model:
     def _completions(self, slot: _Slot, position: int, process: _Process, machine: Mastership) -> Iterator[_Move]:
         """The write that the process waits for becomes durable, or is refused by the engine."""
         action = process.awaits
-        name = f"n{slot.node}"
+        name = _name(slot, position)
         if not isinstance(action, mastership.Write) and not _writes_journal(action):
             return
         if process.known != slot.register:  # the engine looks at the own register before it writes (SPEC 1.5)
@@ -404,7 +405,7 @@ class Model:
 
     def _choices(self, slot: _Slot, position: int, process: _Process, machine: Mastership) -> Iterator[_Move]:
         """What a process does of its own accord, and reads of its own journal."""
-        name = f"n{slot.node}"
+        name = _name(slot, position)
         phase = machine.phase
         if phase is Phase.MASTER and machine.abdicating:
             yield self._follow(slot, position, process, mastership.withdraw(machine), f"{name}: abdicates as decided")
@@ -462,7 +463,9 @@ class Model:
             claims[other.node] = claim
             state, action = mastership.observe(process.machine, _strip(tuple(claims)))
             if action is not None:
-                yield self._follow(slot, position, process, (state, action), f"n{slot.node}: notices {_said(claim)}")
+                yield self._follow(
+                    slot, position, process, (state, action), f"{_name(slot, position)}: notices {_said(claim)}"
+                )
 
     def _read_step(self, slot: _Slot, position: int, other: _Slot, is_dead: mastership.IsDead) -> Iterator[_Move]:
         """Read one register; the last one completes the read of all claims, and the machine goes on."""
@@ -471,7 +474,7 @@ class Model:
         assert machine is not None, "only a running process reads"
         for claim in (*_visible_claims(other), None):
             found = "nothing valid" if claim is None else _said(claim)
-            words = f"n{slot.node}: reads the claim of n{other.node}: {found}"
+            words = f"{_name(slot, position)}: reads the claim of n{other.node}: {found}"
             seen = self._with_own(slot, (*self._with_own(slot, process.seen), claim))
             if len(seen) < self.nodes:
                 yield self.intern(_with_process(slot, position, process._replace(seen=seen)), words)
@@ -496,11 +499,11 @@ class Model:
         assert isinstance(action, mastership.Load), "the caller looked"
         for half in _visible_halves(other, action.mark.half, truncates=self._truncates):
             if half is None or half.mark != action.mark:
-                words = f"n{slot.node}: finds {_named(action.mark)} unreadable"
+                words = f"{_name(slot, position)}: finds {_named(action.mark)} unreadable"
                 yield self._follow(slot, position, process, mastership.failed(machine), words)
             else:
                 blob = half.checkpoint + b"".join(half.frames)
-                words = f"n{slot.node}: loads {_named(action.mark)}: {_words_of(blob)}"
+                words = f"{_name(slot, position)}: loads {_named(action.mark)}: {_words_of(blob)}"
                 ready = process._replace(database=blob)
                 yield self._follow(slot, position, ready, mastership.loaded(machine, blob), words)
 
@@ -626,6 +629,8 @@ def _visible_halves(slot: _Slot, index: int, *, truncates: bool) -> list[_Half |
     half = slot.halves[index]
     found: list[_Half | None] = [half]
     for process in slot.processes:
+        if process.known != slot.register:
+            continue
         match process.awaits:
             case mastership.Checkpoint(mark=mark) if mark.half == index:
                 found += _torn(half, truncates=truncates)
@@ -694,6 +699,10 @@ def _pack_budget(bounds: Bounds) -> int:
     if not all(0 <= limit <= largest for limit in limits):
         raise ValueError(f"{bounds}: each bound must be between 0 and {largest}")
     return sum(limit * _unit(field) for field, limit in enumerate(limits))
+
+
+def _name(slot: _Slot, position: int) -> str:
+    return f"n{slot.node}'s clone" if position else f"n{slot.node}"
 
 
 def _said(claim: Claim) -> str:

@@ -73,7 +73,7 @@ class _Planner:
         )
         settings = Settings(
             self.nodes, FAST, levels,
-            half_bytes=self._pick((12_000, 20_000, 1 << 20)),
+            half_bytes=self._pick((9_000, 14_000, 1 << 20)),
             cursed=cursed, flaky=self._pick((0.0, 0.0, 0.1, 0.3)), reboots=self._pick((0.7, 1.0)),
         )  # fmt: skip
         self._boot()
@@ -250,6 +250,8 @@ class _Planner:
         self._do(When("frame", "begun", 1, schedule.Kill("daemon")))
         stage = self._pick(("begun", "begun", "half written"))
         self._do(When("claim", stage, 1, schedule.Pause("daemon", self._us(500, 990))))
-        gone: schedule.Kill | schedule.PowerCut = schedule.Kill(self._pick(("runner", "daemon")))
-        self._do(When("commit", "begun", 3 + int(self.random.random() * 6), gone))
-        self._ask(RegisterService(self._pick(self.services)))
+        gone = schedule.Kill(self._pick(("runner", "runner", "runner", "daemon")))
+        self._do(When("elected", "begun", 1, gone, delay_us=self._us(10, 200)))
+        for _ in range(4):
+            self._ask(RegisterService(self._pick(self.services)))
+            self.now_us += self._us(50, 200)

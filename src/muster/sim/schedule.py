@@ -153,6 +153,7 @@ class When(Struct, frozen=True, tag="when"):
     count: int
     deed: PowerCut | Kill | Pause | Isolate | Blind | Hang
     node: int = EVERYWHERE
+    delay_us: int = 0  # from the point to the deed
 
 
 class Step(Struct, frozen=True):

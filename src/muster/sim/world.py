@@ -128,7 +128,11 @@ class World:
                 remaining[0] -= 1
                 if remaining[0] == 0:
                     self._armed.remove(item)
-                    self.perform(_at(when.deed, node))
+                    deed = _at(when.deed, node)
+                    if when.delay_us:
+                        self.loop.after(when.delay_us, self._unless_calm, deed)
+                    else:
+                        self.perform(deed)
 
     # ---- what the world decides for the machines -----------------------------------------------------------------
 
@@ -167,9 +171,9 @@ class World:
 
     def _later(self, for_us: int, deed: schedule.Deed) -> None:
         if for_us:
-            self.loop.after(for_us, self._remedy, deed)
+            self.loop.after(for_us, self._unless_calm, deed)
 
-    def _remedy(self, deed: schedule.Deed) -> None:
+    def _unless_calm(self, deed: schedule.Deed) -> None:
         if not self.calm:
             self.perform(deed)
 
