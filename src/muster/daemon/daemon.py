@@ -96,8 +96,15 @@ class Daemon:
     # ---- what happens ---------------------------------------------------------------------------------------------
 
     def feed(self, happened: Input) -> None:
-        """Give the node an input and carry out what follows."""
-        self._carry_out(self.node.step(happened, boottime_us()))
+        """Give the node an input and carry out what follows.
+
+        Raises `AssertionError` where the system refuses an effect that no driver has an answer for: what the node
+        believes to have done would not be so, and an `OSError` may pass for a lost connection on its way up.
+        """
+        try:
+            self._carry_out(self.node.step(happened, boottime_us()))
+        except OSError as error:
+            raise AssertionError(f"what follows from {type(happened).__name__} cannot be done: {error}") from error
         self._rearm()
 
     def on_message(self, sender: int, message: Message) -> None:

@@ -1,13 +1,15 @@
 """The node's bounded memory of what happened, and its log (SPEC 9.4).
 
 Every event goes to the log as one line `key=value`, and into a ring that the control socket's `timeline` query reads.
+A log that takes no more (a full disk, a pipe that nobody reads) loses lines, which are counted, and disturbs nothing.
 """
 
 import json
-import sys
 from collections import deque
-from typing import NamedTuple, TextIO
+from collections.abc import Callable
+from typing import NamedTuple
 
+from muster.drivers.process_tree import say
 from muster.records.terms import Term
 
 CAPACITY = 4096
@@ -27,8 +29,10 @@ class Event(NamedTuple):
 class FlightRecorder:
     """Keeps the last `CAPACITY` events and writes each to the log."""
 
-    def __init__(self, node: str, log: TextIO = sys.stderr) -> None:
-        self._node, self._log = node, log
+    def __init__(self, node: str, write: Callable[[str], bool] = say) -> None:
+        """`write` puts one line into the log; False if the line was lost. It neither waits nor raises."""
+        self._node, self._write = node, write
+        self._lost = 0
         self._events: deque[Event] = deque(maxlen=CAPACITY)
         self._number = 0
 
@@ -38,7 +42,10 @@ class FlightRecorder:
         self._events.append(Event(self._number, at_us, event, detail, term, index))
         fields = {"at": f"{at_us / 1e6:.6f}", "node": self._node, "term": str(term), "index": index, "event": event}
         line = " ".join(f"{key}={json.dumps(value)}" for key, value in {**fields, "detail": detail}.items())
-        print(line, file=self._log, flush=True)
+        if self._lost:
+            # a line break first: the last line may have been lost in its middle
+            line = f"\n({self._lost} lines could not be written to the log)\n{line}"
+        self._lost = 0 if self._write(line) else self._lost + 1
 
     def since(self, index: int) -> list[dict[str, object]]:
         """The events since the replica was at commit index `index`, oldest first, ready for JSON."""

@@ -3,30 +3,12 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
-
 from muster.daemon import queries
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
-from muster.records.messages import (
-    ApplyServices,
-    DeregisterService,
-    EvictNode,
-    LeaveNode,
-    OperationRequest,
-    RegisterService,
-    TransferService,
-)
+from muster.daemon.operations import read_operation
 
 OPERATION_TIMEOUT_S = 20.0
-OPERATIONS: dict[str, type[OperationRequest]] = {
-    "apply": ApplyServices,
-    "register": RegisterService,
-    "deregister": DeregisterService,
-    "transfer": TransferService,
-    "leave": LeaveNode,
-    "evict": EvictNode,
-}
 
 Document = dict[str, Any]
 
@@ -86,18 +68,8 @@ class Requests:
         )
 
     async def _operate(self, name: str, identity: str, arguments: Document) -> Document:
-        kind = OPERATIONS.get(name)
+        operation = read_operation(name, arguments)
         where = f"operation {name}"
-        if kind is None:
-            known = ", ".join(OPERATIONS)
-            raise ControlRefused(f"there is no operation {name!r}", "control socket", f"use one of: {known}")
-        unknown = sorted(arguments.keys() - set(kind.__struct_fields__))
-        if unknown:
-            raise ControlRefused(f"unknown argument {unknown[0]!r}", where, f"use {', '.join(kind.__struct_fields__)}")
-        try:
-            operation = _convert(kind, arguments)
-        except (msgspec.ValidationError, TypeError) as error:
-            raise ControlRefused(str(error), where, "correct that argument and ask again") from error
         reply = await self._daemon.operate(identity, operation, OPERATION_TIMEOUT_S)
         if reply is None:
             raise ControlRefused(
@@ -108,9 +80,3 @@ class Requests:
         if reply.refused:
             raise ControlRefused(reply.outcome, where, "see `muster status`")
         return {"outcome": reply.outcome, "index": reply.index}
-
-
-def _convert(kind: type[OperationRequest], arguments: Document) -> OperationRequest:
-    """The operation from its JSON arguments. Raises `msgspec.ValidationError` or `TypeError`."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    return kind(**{name: msgspec.convert(value, fields[name].type) for name, value in arguments.items()})

@@ -26,6 +26,7 @@ from muster.daemon.requests import Requests
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
 from muster.drivers.interconnect import Interconnect, InterconnectRefused
+from muster.drivers.process_tree import say
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
@@ -142,16 +143,17 @@ async def _boot_record(store: DiskStore) -> tuple[Strip, Database]:
                 image = await store.read_journal(*newest)
                 return strip, restore(image.checkpoint, image.frames)
             except (JournalUnreadable, msgspec.DecodeError, ValueError) as error:
-                print(f"musterd: the newest journal cannot be read yet: {error}", file=sys.stderr, flush=True)
+                say(f"musterd: the newest journal cannot be read yet: {error}")
         await asyncio.sleep(0.1)
 
 
 def _broken(guard: GuardChannel, context: dict[str, Any]) -> None:
     """An exception that nobody expected: a broken invariant stops the node, a lost connection does not."""
     error = context.get("exception")
-    print(f"musterd: {context.get('message')}: {error!r}", file=sys.stderr, flush=True)
+    say(f"musterd: {context.get('message')}: {error!r}")
     if error is not None:
-        traceback.print_exception(error, file=sys.stderr)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            say(line)
     if error is not None and not isinstance(error, OSError):
         guard.panic(f"the daemon has failed: {error!r}")
 

@@ -135,10 +135,18 @@ def only_wake(_number: int, _frame: object) -> None:
     """A signal handler for signals that matter only because they interrupt a wait."""
 
 
-def say(text: str) -> None:
-    """Write a line to standard error, or drop it where that would wait: nothing here may hang on a full log pipe."""
-    if select.select((), (2,), (), 0)[1]:
-        os.write(2, f"{text}\n".encode()[: select.PIPE_BUF])
+def say(text: str) -> bool:
+    """Write a line to standard error; False where it was lost.
+
+    A log that nobody reads, on a full disk or closed, must neither hold up nor end the process that writes to it.
+    """
+    line = f"{text}\n".encode(errors="backslashreplace")
+    if len(line) > select.PIPE_BUF:
+        line = line[: select.PIPE_BUF - 1] + b"\n"
+    try:
+        return bool(select.select((), (2,), (), 0)[1]) and os.write(2, line) == len(line)
+    except (OSError, ValueError):
+        return False
 
 
 def close_descriptors_except(kept: Iterable[int]) -> None:

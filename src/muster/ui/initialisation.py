@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from muster.records.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
+from muster.records.limits import NAME, NAME_RULE
 from muster.records.registers import MAXIMUM_SLOTS
 from muster.records.state import Cluster, NodeConfig, encode_database, initial_database
 from muster.records.timing import PROFILES
@@ -26,8 +27,6 @@ KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.pem"
 AUTHORITY_FOLDER = "authority"
 MAXIMUM_LINKS = 8  # addresses of one node
-NAME_RULE = "1 to 64 characters of a-z, A-Z, 0-9, dot, underscore and hyphen, a letter or digit first"
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):(\d{1,5})")
 
 
@@ -71,7 +70,7 @@ def _address(text: str, where: str) -> str:
 
 
 def _check_name(what: str, name: str, where: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise Mistaken(f"{what} cannot be {name!r}", where, f"a name has {NAME_RULE}")
 
 

@@ -15,18 +15,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from muster.records.limits import (
+    ANY_NODE,
+    MAXIMUM_SERVICES,
+    MAXIMUM_TIMEOUT_MS,
+    NAME,
+    NAME_RULE,
+    command_problem,
+    shown,
+)
 from muster.records.state import Definition
 from muster.ui.toml_lines import Place, key_lines
 
 MAXIMUM_FILE_BYTES = 4 * 1024 * 1024
-MAXIMUM_SERVICES = 10_000
-MAXIMUM_COMMAND_BYTES = 32 * 1024
-MAXIMUM_TIMEOUT_MS = 24 * 60 * 60 * 1000
-ANY_NODE = "*"
 PLACEMENT_POLICIES = ("register_on_one",)
 
-_NAME = re.compile(r"[a-zA-Z0-9._-]{1,64}")
-_NAME_RULE = "1 to 64 characters of a-z, A-Z, 0-9, dot, underscore and hyphen"
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
@@ -194,24 +197,19 @@ def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {close[0]!r}?" if close else otherwise
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 Nodes = Collection[str] | None
 Reader = Callable[[Any, Nodes], dict[str, Any]]
 
 
 def _name(value: object, _nodes: Nodes) -> dict[str, Any]:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise _Wrong(f"is {_shown(value)}", f"a name has {_NAME_RULE}")
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise _Wrong(f"is {shown(value)}", f"a name has {NAME_RULE}")
     return {"name": value}
 
 
 def _node_list(key: str, value: object, nodes: Nodes, *, wildcard: bool = False) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(node, str) for node in value):
-        raise _Wrong(f"is {_shown(value)}", f'a list of node names, as {key} = ["n0", "n1"]')
+        raise _Wrong(f"is {shown(value)}", f'a list of node names, as {key} = ["n0", "n1"]')
     if len(set(value)) < len(value):
         twice = next(node for node in value if value.count(node) > 1)
         raise _Wrong(f"names {twice!r} twice", "name each node once")
@@ -238,7 +236,7 @@ def _disallowable(value: object, nodes: Nodes) -> dict[str, Any]:
 def _preferences(value: object, nodes: Nodes) -> dict[str, Any]:
     example = 'write node_preferences = {ordered = ["n0", "n1"]}'
     if not isinstance(value, dict):
-        raise _Wrong(f"is {_shown(value)}", example)
+        raise _Wrong(f"is {shown(value)}", example)
     for key in value:
         if key != "ordered":
             raise _Wrong(f"has the unknown key {key!r}", _nearest(key, ("ordered",), example), (key,))
@@ -247,13 +245,13 @@ def _preferences(value: object, nodes: Nodes) -> dict[str, Any]:
 
 def _auto_register(value: object, _nodes: Nodes) -> dict[str, Any]:
     if value not in {"auto", "manual"} if isinstance(value, str) else True:
-        raise _Wrong(f"is {_shown(value)}", 'allowed are "auto" (the default) and "manual"')
+        raise _Wrong(f"is {shown(value)}", 'allowed are "auto" (the default) and "manual"')
     return {"auto_register": value == "auto"}
 
 
 def _placement_policy(value: object, _nodes: Nodes) -> dict[str, Any]:
     if value not in PLACEMENT_POLICIES if isinstance(value, str) else True:
-        raise _Wrong(f"is {_shown(value)}", f'this release places with "{PLACEMENT_POLICIES[0]}" only')
+        raise _Wrong(f"is {shown(value)}", f'this release places with "{PLACEMENT_POLICIES[0]}" only')
     return {}
 
 
@@ -270,13 +268,12 @@ def _command(key: str) -> Reader:
         elif isinstance(value, list) and all(isinstance(word, str) for word in value):
             words = list(value)
         else:
-            raise _Wrong(f"is {_shown(value)}", example)
+            raise _Wrong(f"is {shown(value)}", example)
         if not words or not words[0].strip():
             raise _Wrong("is empty", f"leave {key} out for no command")
-        if any("\0" in word for word in words):
-            raise _Wrong("contains a NUL character", "no program can be given one")
-        if sum(len(word.encode()) + 1 for word in words) > MAXIMUM_COMMAND_BYTES:
-            raise _Wrong(f"is longer than {MAXIMUM_COMMAND_BYTES} bytes", "put it into a script and name that")
+        if problem := command_problem(tuple(words)):
+            what, _, allowed = problem.partition(": ")
+            raise _Wrong(what, allowed)
         return {key: tuple(words)}
 
     return read_command
@@ -293,10 +290,10 @@ def duration_ms(value: object) -> int:
     """Milliseconds of a duration as `"500ms"`, `"60s"`, `"2m"` or `"1h"`."""
     found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
-        raise _Wrong(f"is {_shown(value)}", 'a duration with its unit, as "500ms", "60s", "2m" or "1h"')
+        raise _Wrong(f"is {shown(value)}", 'a duration with its unit, as "500ms", "60s", "2m" or "1h"')
     milliseconds = round(float(found.group(1)) * _UNIT_MS[found.group(2)])
     if not 0 < milliseconds <= MAXIMUM_TIMEOUT_MS:
-        raise _Wrong(f"is {_shown(value)}", "more than nothing, and at most 24h")
+        raise _Wrong(f"is {shown(value)}", "more than nothing, and at most 24h")
     return milliseconds
 
 

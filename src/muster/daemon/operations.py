@@ -1,0 +1,83 @@
+"""Operations as the control socket takes them: JSON arguments into a checked record (SPEC 7.8, 8.1).
+
+The core may rely on it: every text and number is bounded before it is put into an entry, sent or run. Whether what an
+operation names exists, and whether it is possible now, is the master's to say.
+"""
+
+from typing import Any
+
+import msgspec
+
+from muster.daemon.control import ControlRefused
+from muster.records.limits import MAXIMUM_SERVICES, problem_of, shown
+from muster.records.messages import (
+    ApplyServices,
+    DeregisterService,
+    EvictNode,
+    LeaveNode,
+    OperationRequest,
+    RegisterService,
+    TransferService,
+)
+
+OPERATIONS: dict[str, type[OperationRequest]] = {
+    "apply": ApplyServices,
+    "register": RegisterService,
+    "deregister": DeregisterService,
+    "transfer": TransferService,
+    "leave": LeaveNode,
+    "evict": EvictNode,
+}
+MAXIMUM_TEXT_CHARACTERS = 200  # a name that may not exist, a cause: it comes back in messages and stays in records
+
+
+def read_operation(name: str, arguments: dict[str, Any]) -> OperationRequest:
+    """The operation `name` with its JSON arguments. Raises `ControlRefused`."""
+    kind = OPERATIONS.get(name)
+    where = f"operation {shown(name)[1:-1]}"
+    if kind is None:
+        known = ", ".join(OPERATIONS)
+        raise ControlRefused(f"there is no operation {shown(name)}", "control socket", f"use one of: {known}")
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    unknown = sorted(arguments.keys() - fields.keys())
+    if unknown:
+        raise ControlRefused(f"unknown argument {shown(unknown[0])}", where, f"use {', '.join(fields)}")
+    missing = [key for key, field in fields.items() if field.required and key not in arguments]
+    if missing:
+        raise ControlRefused(f"argument {missing[0]!r} is missing", where, f"use {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for key, value in arguments.items():
+        try:
+            values[key] = msgspec.convert(value, fields[key].type)
+        except msgspec.ValidationError as error:
+            raise ControlRefused(f"argument {key!r}: {error}", where, "correct it and ask again") from error
+    operation = kind(**values)
+    problem = _problem_of_apply(operation) if isinstance(operation, ApplyServices) else _problem_of_texts(values)
+    if problem:
+        raise ControlRefused(problem, where, "correct it and ask again")
+    return operation
+
+
+def _problem_of_apply(operation: ApplyServices) -> str:
+    count = len(operation.definitions) + len(operation.withdraw)
+    if count > MAXIMUM_SERVICES:
+        return f"it is about {count} services; at most {MAXIMUM_SERVICES} are allowed in one operation"
+    names: set[str] = set()
+    for position, definition in enumerate(operation.definitions):
+        if problem := problem_of(definition):
+            return f"service {shown(definition.name)} (number {position + 1}): {problem}"
+        if definition.name in names:
+            return f"service {definition.name!r} is defined twice"
+        names.add(definition.name)
+    for name in operation.withdraw:
+        if name in names:
+            return f"service {shown(name)} is named twice, to be withdrawn and otherwise"
+        names.add(name)
+    return _problem_of_texts({"withdraw": name for name in operation.withdraw if len(name) > MAXIMUM_TEXT_CHARACTERS})
+
+
+def _problem_of_texts(values: dict[str, Any]) -> str:
+    for key, value in values.items():
+        if isinstance(value, str) and len(value) > MAXIMUM_TEXT_CHARACTERS:
+            return f"argument {key!r} has {len(value)} characters; at most {MAXIMUM_TEXT_CHARACTERS} are allowed"
+    return ""
