@@ -121,7 +121,6 @@ class Node:
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
         self._subsystems = Subsystems(self.me, setup.incarnation)
-        self._subsystems.register(EVENT_MANAGER_LEVEL)
         self._effects: list[Effect] = []
         self._now_us = now_us
         self._started_us = now_us
@@ -603,6 +602,7 @@ class Node:
             if own.state is NodeState.INACTIVE:
                 self._leave()
                 return
+        self._begin_second_step()
         self._effects.extend(self._subsystems.due(self.database))
         self._subsystems.settle(self.database)
         self._effects.extend(self._executor.due(self.database))
@@ -642,7 +642,21 @@ class Node:
         )
 
     def _levels(self) -> list[Level]:
+        """The registered levels: the event manager's from the second step of the boot on (SPEC 3.10)."""
+        self._begin_second_step()
         return [self._subsystems.levels[number] for number in sorted(self._subsystems.levels)]
+
+    def _begin_second_step(self) -> None:
+        levels = self._subsystems.levels
+        if EVENT_MANAGER_LEVEL.number in levels:
+            return
+        own = self.database.member(self.me)
+        mine = self._confirmed and own.incarnation == self.setup.incarnation
+        join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
+        parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
+        nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
+        if nothing_below or parked or (mine and own.state is not NodeState.JOINING):
+            self._subsystems.register(EVENT_MANAGER_LEVEL)
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
@@ -656,7 +670,7 @@ class Node:
         report = self._own_report()
         if force or report != self._last_report:
             self._last_report = report
-            self._send(receiver, report)
+            self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()

@@ -80,6 +80,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     levels: tuple[Level, ...]
     acknowledgements: tuple[Acknowledgement, ...] = ()
     commands: tuple[CommandState, ...] = ()
+    sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):

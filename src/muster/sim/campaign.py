@@ -85,9 +85,7 @@ def run(
     return Summary(done, first, tuple(failures), events, virtual_us, settled_us)
 
 
-def _results(
-    seeds: int, first: int, mutant: str | None, processes: int | None
-) -> Iterator[tuple[Run, Failure | None]]:
+def _results(seeds: int, first: int, mutant: str | None, processes: int | None) -> Iterator[tuple[Run, Failure | None]]:
     tasks = [(seed, mutant) for seed in range(first, first + seeds)]
     workers = min(processes or os.cpu_count() or 1, seeds)
     if workers <= 1:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from muster.records.registers import Claim
-from muster.records.state import Entry, Member, NodeState, ServiceState, Transition, TransitionKind
-from muster.records.terms import NO_TERM, Term
+from muster.records.state import Entry, Member, NodeState, Service, ServiceState, Transition, TransitionKind
+from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.sim.history import (
     Applied,
     ClaimWritten,
+    CommandEnded,
     CommandTaken,
     DaemonStarted,
     Elected,
@@ -21,11 +22,12 @@ from muster.sim.history import (
     LevelAcknowledged,
     LifeBegan,
     LifeEnded,
+    MarksWritten,
     Notified,
     Observation,
     Raised,
-    Replied,
     ReplicaState,
+    Replied,
     ServiceBegan,
     ServiceEnded,
     Told,
@@ -68,10 +70,10 @@ class OneHistory:
         before = self._entries.setdefault(index, seen.entry)
         if before != seen.entry:
             yield f"n{seen.node} tells of another entry {index} (term {seen.entry.term}) than before ({before.term})"
-        for near, wrong in ((index - 1, lambda t: t > seen.entry.term), (index + 1, lambda t: t < seen.entry.term)):
-            beside = self._entries.get(near)
-            if beside is not None and wrong(beside.term):
-                yield f"entries {near} and {index} have terms {beside.term} and {seen.entry.term}: not in order"
+        for earlier, later in ((index - 1, index), (index, index + 1)):
+            first, second = self._entries.get(earlier), self._entries.get(later)
+            if first is not None and second is not None and first.term > second.term:
+                yield f"entries {earlier} and {later} have terms {first.term} and {second.term}: not in order"
 
 
 class NothingLost:
@@ -178,16 +180,39 @@ class OneNodeAtATime:
             if (seen.node, seen.incarnation) in self._ended:
                 yield f"{seen.service} starts on n{seen.node} after that has stopped"
             self._running[seen.service] = (seen.node, seen.incarnation)
-        elif isinstance(seen, ServiceEnded):
-            if self._running.get(seen.service) == (seen.node, seen.incarnation):
-                del self._running[seen.service]
+        elif isinstance(seen, ServiceEnded) and self._running.get(seen.service) == (seen.node, seen.incarnation):
+            del self._running[seen.service]
+
+
+class MarkAfterCommit:
+    """SPEC 7.2: nobody is marked to be forced out before that decision is committed."""
+
+    def __init__(self) -> None:
+        self._decided: set[tuple[int, int]] = set()
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if isinstance(seen, Applied):
+            self._decided |= {
+                (member.node, member.eviction.incarnation)
+                for member in seen.state.members.values()
+                if member.eviction is not None
+            }
+        elif isinstance(seen, MarksWritten):
+            for node, incarnation in seen.condemned:
+                if (node, incarnation) not in self._decided:
+                    yield f"n{seen.node} marks incarnation {incarnation} of n{node} without a committed decision"
 
 
 class NewerCommandsOnly:
-    """SPEC 7.7: a node runs no command whose generation is not newer than all it has seen of that service."""
+    """SPEC 7.7: a node runs no command whose generation is not newer than all it has seen of that service.
+
+    The fencing token never falls from one command of a service to the next.
+    """
 
     def __init__(self) -> None:
         self._highest: dict[tuple[int, int, str], int] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # service -> (generation, epoch)
 
     def see(self, seen: Observation) -> Findings:
         """See `Checker`."""
@@ -196,21 +221,68 @@ class NewerCommandsOnly:
             if seen.generation <= self._highest.get(key, 0):
                 yield f"n{seen.node} runs {seen.action} {seen.generation} of {seen.service} after {self._highest[key]}"
             self._highest[key] = max(seen.generation, self._highest.get(key, 0))
+            generation, epoch = self._last.get(seen.service, (0, 0))
+            if seen.generation > generation and seen.epoch < epoch:
+                yield f"{seen.action} {seen.generation} of {seen.service} has epoch {seen.epoch}, after {epoch}"
+            self._last[seen.service] = max((generation, epoch), (seen.generation, seen.epoch))
 
 
-class AllowableNodesOnly:
-    """SPEC 6.2: a service is started only on a node that its definition allows at that time."""
+class ServiceRules:
+    """SPEC 6.2, 6.7, 6.9: the states of a service follow each other as they may, on nodes that may have it."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._services: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
         """See `Checker`."""
-        if isinstance(seen, Applied):
-            for service in seen.state.services.values():
-                if service.generation != seen.index or service.state is not ServiceState.STARTING:
-                    continue
-                name, definition = seen.state.names.get(service.node, ""), service.definition
-                allowed = "*" in definition.allowable_nodes or name in definition.allowable_nodes
-                if not allowed or name in definition.disallowable_nodes:
-                    yield f"{service.name} is started on {name}, which its definition does not allow"
+        if not isinstance(seen, Applied) or seen.index <= self._index:
+            return
+        for service in seen.state.services.values():
+            before = self._services.get(service.name)
+            if before is not None and before.uid == service.uid and seen.index == self._index + 1:
+                yield from _followed(before, service)
+            if service.generation == seen.index and service.state in COMMANDED and service.node != NO_NODE:
+                yield from _commanded(service, seen.state)
+        self._index, self._services = seen.index, seen.state.services
+
+
+COMMANDED = (ServiceState.STARTING, ServiceState.STOPPING, ServiceState.RECOVERING)
+MAY_FOLLOW = {
+    ServiceState.DEREGISTERED: (ServiceState.STARTING, ServiceState.REGISTERED),
+    ServiceState.STARTING: (ServiceState.REGISTERED, ServiceState.DEREGISTERED, ServiceState.STOPPING),
+    ServiceState.REGISTERED: (ServiceState.STOPPING, ServiceState.DEREGISTERED, ServiceState.RECOVERING),
+    ServiceState.STOPPING: (ServiceState.DEREGISTERED, ServiceState.RECOVERING),
+    ServiceState.RECOVERING: (ServiceState.DEREGISTERED,),
+}
+
+
+def _followed(before: Service, after: Service) -> Findings:
+    if after.state is not before.state and after.state not in MAY_FOLLOW[before.state]:
+        yield f"{after.name} goes from {before.state} to {after.state}"
+    if after.generation < before.generation:
+        yield f"{after.name} goes back from generation {before.generation} to {after.generation}"
+    moved = (after.node, after.incarnation) != (before.node, before.incarnation) and after.node != NO_NODE
+    if moved and after.generation <= before.generation:
+        yield f"{after.name} moves to n{after.node} without a new generation"
+    held = before.node != NO_NODE and before.state in (ServiceState.STARTING, ServiceState.REGISTERED)
+    if moved and held and after.state is not ServiceState.RECOVERING:
+        yield f"{after.name} moves from n{before.node} to n{after.node} in one step"
+
+
+def _commanded(service: Service, state: ReplicaState) -> Findings:
+    """A start or recovery goes to an allowable node that is up; a stop to where the service is."""
+    member = state.members.get(service.node, Member(service.node))
+    if member.incarnation != service.incarnation or member.state not in WAITED_FOR:
+        yield f"{service.name} is {service.state} on n{service.node}, which is {member.state}"
+    if service.state is ServiceState.STOPPING:
+        return
+    name, definition = state.names.get(service.node, ""), service.definition
+    allowed = "*" in definition.allowable_nodes or name in definition.allowable_nodes
+    if not allowed or name in definition.disallowable_nodes:
+        yield f"{service.name} is {service.state} on {name}, which its definition does not allow"
+    if member.state is not NodeState.JOINED:
+        yield f"{service.name} is {service.state} on {name}, which is {member.state}: not up"
 
 
 class LevelsInOrder:
@@ -302,7 +374,7 @@ class LevelsInOrder:
         if step not in self._steps:
             yield f"level {seen.level} on n{seen.node} is told of step {step}, which was not committed"
         if seen.vector.get(seen.about) != NodeState(seen.kind.value):
-            yield f"level {seen.level} on n{seen.node} is told {seen.kind} of n{seen.about}, but the vector says otherwise"
+            yield f"level {seen.level} on n{seen.node} is told {seen.kind} of n{seen.about} against the vector"
 
 
 def _name(transition: Transition) -> str:
@@ -383,7 +455,8 @@ Checker = (
     | ProofFirst
     | OneNodeAtATime
     | NewerCommandsOnly
-    | AllowableNodesOnly
+    | MarkAfterCommit
+    | ServiceRules
     | LevelsInOrder
     | Soundness
 )
@@ -394,7 +467,8 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     ProofFirst,
     OneNodeAtATime,
     NewerCommandsOnly,
-    AllowableNodesOnly,
+    MarkAfterCommit,
+    ServiceRules,
     LevelsInOrder,
     Soundness,
 )
@@ -422,6 +496,7 @@ class Progress:
         self._lives: dict[int, int] = {}
         self._latest: dict[int, Applied] = {}
         self._running: dict[str, int] = {}
+        self._started: dict[str, int] = {}  # service -> generation of the last start command that succeeded
 
     def missing(self) -> str:
         """What is not yet as it should be, or nothing."""
@@ -448,6 +523,8 @@ class Progress:
                     del self._lives[seen.node]
             case Applied():
                 self._latest[seen.node] = seen
+            case CommandEnded(action="start", succeeded=True):
+                self._started[seen.service] = seen.generation
             case ServiceBegan():
                 self._running[seen.service] = seen.node
             case ServiceEnded():
@@ -474,7 +551,8 @@ class Progress:
             expected = "registered" if service.wanted else "de-registered"
             if word != expected:
                 return f"{name} is {word}, not {expected}"
-            runs_on = self._running.get(name, -1)
-            if service.definition.start_command and runs_on != service.node:
+            runs_on = self._running.get(name, NO_NODE)
+            by_command = self._started.get(name) == service.generation
+            if runs_on != service.node and (by_command or runs_on != NO_NODE):
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
         return ""

@@ -1,7 +1,7 @@
 """The daemon of one node in the virtual world: the same core, carried by the world instead of by asyncio.
 
-It decides nothing: it takes inputs to `core.node.Node`, begins the effects in their order, carries out store effects one
-at a time, and answers each (see `core.effects`). What it sees of the core goes into the history.
+It decides nothing: it takes inputs to `core.node.Node`, begins the effects in their order, carries out store
+effects one at a time, and answers each (see `core.effects`). What it sees of the core goes into the history.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from muster.sim.history import (
     Elected,
     LevelAcknowledged,
     Logged,
+    MarksWritten,
     Notified,
     Raised,
-    Replied,
     ReplicaState,
+    Replied,
     Told,
 )
 from muster.sim.network import Endpoint
@@ -128,6 +129,12 @@ class Daemon:
         if self.node is not None:
             self.world.loop.deliver(self.process, self.step, asked)
 
+    def fence_confirmed(self, node: int, incarnation: int) -> None:
+        """A fence agent has stopped this incarnation."""
+        if self.node is not None:
+            confirmed = inputs.FenceConfirmed(node, incarnation, "the fence agent cut its power")
+            self.world.loop.deliver(self.process, self.step, confirmed)
+
     def _received(self, sender: int, message: Message) -> None:
         self.step(inputs.MessageReceived(sender, message))
 
@@ -146,7 +153,7 @@ class Daemon:
                     break
                 self._carry_out(self.node.step(self._inputs.popleft(), self.now_us()))
             self._schedule_tick()
-        except Exception:  # a broken invariant of the core is a finding of this run, not a crash of the simulator
+        except Exception:  # noqa: BLE001  # a broken invariant of the core is a finding of this run, not the simulator's end
             self._raised()
         finally:
             self._stepping = False
@@ -284,9 +291,7 @@ class Daemon:
         assert self.node is not None
         term = Term(effect.number, effect.node)
         self._record(
-            Elected(
-                self.world.loop.now_us, self.machine.node, self.life.incarnation, term, self.node.database.index
-            )
+            Elected(self.world.loop.now_us, self.machine.node, self.life.incarnation, term, self.node.database.index)
         )
         self._record_state()  # an adoption commits what it adopts (SPEC 2.6)
         self.world.point(self.machine.node, "elected", "begun")
@@ -419,11 +424,11 @@ class StoreQueue:
             self._refuse(effect, "failed", "input/output error")
             return
         self._settle(effect)
+        history, now_us = self._daemon.world.history, self._daemon.world.loop.now_us
         if isinstance(effect, effects.WriteClaim):
-            daemon = self._daemon
-            daemon.world.history.append(
-                ClaimWritten(daemon.world.loop.now_us, daemon.machine.node, effect.claim)
-            )
+            history.append(ClaimWritten(now_us, self._daemon.machine.node, effect.claim))
+        elif isinstance(effect, effects.WriteMarks):
+            history.append(MarksWritten(now_us, self._daemon.machine.node, effect.marks.condemned))
         self._answer(inputs.StoreDone(effect.operation))
 
     def _settle(self, effect: StoreEffect) -> None:

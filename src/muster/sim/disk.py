@@ -1,4 +1,4 @@
-"""The virtual shared store: registers and journals of two copies each, written and read by nodes that may stop anywhere.
+"""The virtual shared store: registers and journals of two copies each; its readers and writers may stop anywhere.
 
 A record is written to one copy, then to the other, each of which takes time and is torn while it is under way; a
 writer that dies in between leaves what it leaves. The copy that is torn, or else the older one, is written first, so a
@@ -344,4 +344,3 @@ class TwoCopyWrite:
         else:
             self._observe("written")
             loop.deliver(process, self._done, True)
-

@@ -6,7 +6,9 @@ of an incarnation runs any more. Nothing in here comes from inside a machine of 
 """
 
 import zlib
-from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from muster.records.messages import OperationRequest
 from muster.records.registers import Claim
@@ -14,7 +16,7 @@ from muster.records.state import Entry, Member, NodeState, Operation, Service, T
 from muster.records.terms import Term
 
 
-class ReplicaState(NamedTuple):
+class ReplicaState(Struct, frozen=True):
     """The database of one node at one commit index; the records in it never change."""
 
     members: dict[int, Member]
@@ -24,7 +26,7 @@ class ReplicaState(NamedTuple):
     names: dict[int, str]  # node -> configured name
 
 
-class LifeBegan(NamedTuple):
+class LifeBegan(Struct, frozen=True):
     """An incarnation of a node begins to run things."""
 
     at_us: int
@@ -32,7 +34,7 @@ class LifeBegan(NamedTuple):
     incarnation: int
 
 
-class LifeEnded(NamedTuple):
+class LifeEnded(Struct, frozen=True):
     """Nothing of this incarnation runs any more, and nothing ever will."""
 
     at_us: int
@@ -41,7 +43,7 @@ class LifeEnded(NamedTuple):
     cause: str
 
 
-class DaemonStarted(NamedTuple):
+class DaemonStarted(Struct, frozen=True):
     """A daemon has loaded its first replica, at this index and term."""
 
     at_us: int
@@ -51,7 +53,7 @@ class DaemonStarted(NamedTuple):
     term: Term
 
 
-class ClaimWritten(NamedTuple):
+class ClaimWritten(Struct, frozen=True):
     """A claim register was written (durable in both copies)."""
 
     at_us: int
@@ -59,7 +61,15 @@ class ClaimWritten(NamedTuple):
     claim: Claim
 
 
-class Elected(NamedTuple):
+class MarksWritten(Struct, frozen=True):
+    """A marks register was written (durable in both copies)."""
+
+    at_us: int
+    node: int
+    condemned: tuple[tuple[int, int], ...]
+
+
+class Elected(Struct, frozen=True):
     """A node says that it is master of `term`, with its replica at `index`."""
 
     at_us: int
@@ -69,7 +79,7 @@ class Elected(NamedTuple):
     index: int
 
 
-class Applied(NamedTuple):
+class Applied(Struct, frozen=True):
     """A replica shows a new commit index."""
 
     at_us: int
@@ -80,7 +90,7 @@ class Applied(NamedTuple):
     state: ReplicaState
 
 
-class Told(NamedTuple):
+class Told(Struct, frozen=True):
     """A master tells others for the first time that `entry` is committed."""
 
     at_us: int
@@ -89,7 +99,7 @@ class Told(NamedTuple):
     entry: Entry
 
 
-class Notified(NamedTuple):
+class Notified(Struct, frozen=True):
     """A node notifies its subsystem of `level`."""
 
     at_us: int
@@ -104,7 +114,7 @@ class Notified(NamedTuple):
     vector: dict[int, NodeState]
 
 
-class LevelAcknowledged(NamedTuple):
+class LevelAcknowledged(Struct, frozen=True):
     """A subsystem on `node` has processed one barrier."""
 
     at_us: int
@@ -115,7 +125,7 @@ class LevelAcknowledged(NamedTuple):
     barrier: int
 
 
-class Asked(NamedTuple):
+class Asked(Struct, frozen=True):
     """A client asks a node for an operation; retries have the same identity."""
 
     at_us: int
@@ -124,7 +134,7 @@ class Asked(NamedTuple):
     operation: OperationRequest
 
 
-class Replied(NamedTuple):
+class Replied(Struct, frozen=True):
     """A client gets its answer."""
 
     at_us: int
@@ -135,7 +145,7 @@ class Replied(NamedTuple):
     index: int
 
 
-class CommandTaken(NamedTuple):
+class CommandTaken(Struct, frozen=True):
     """A runner begins a command of a service."""
 
     at_us: int
@@ -144,9 +154,10 @@ class CommandTaken(NamedTuple):
     service: str
     generation: int
     action: str
+    epoch: int  # the fencing token that it was given
 
 
-class CommandEnded(NamedTuple):
+class CommandEnded(Struct, frozen=True):
     """A runner has ended a command of a service."""
 
     at_us: int
@@ -158,7 +169,7 @@ class CommandEnded(NamedTuple):
     succeeded: bool
 
 
-class ServiceBegan(NamedTuple):
+class ServiceBegan(Struct, frozen=True):
     """From now on something of this service (or its recovery) runs on the node."""
 
     at_us: int
@@ -168,7 +179,7 @@ class ServiceBegan(NamedTuple):
     generation: int
 
 
-class ServiceEnded(NamedTuple):
+class ServiceEnded(Struct, frozen=True):
     """Nothing of this service runs on the node any more."""
 
     at_us: int
@@ -178,14 +189,14 @@ class ServiceEnded(NamedTuple):
     generation: int
 
 
-class Disturbed(NamedTuple):
+class Disturbed(Struct, frozen=True):
     """A fault or a remedy, in words."""
 
     at_us: int
     what: str
 
 
-class Logged(NamedTuple):
+class Logged(Struct, frozen=True):
     """What a node wrote to its log; for the reader, no checker looks at it."""
 
     at_us: int
@@ -193,7 +204,7 @@ class Logged(NamedTuple):
     what: str
 
 
-class Raised(NamedTuple):
+class Raised(Struct, frozen=True):
     """The core raised: a broken invariant."""
 
     at_us: int
@@ -201,13 +212,13 @@ class Raised(NamedTuple):
     error: str
 
 
-class Healed(NamedTuple):
+class Healed(Struct, frozen=True):
     """The last fault is over; from now on progress is demanded."""
 
     at_us: int
 
 
-class GaveUp(NamedTuple):
+class GaveUp(Struct, frozen=True):
     """The time allowed for progress is over and this is still missing."""
 
     at_us: int
@@ -219,6 +230,7 @@ Observation = (
     | LifeEnded
     | DaemonStarted
     | ClaimWritten
+    | MarksWritten
     | Elected
     | Applied
     | Told
@@ -250,7 +262,7 @@ def describe(observation: Observation) -> str:
     node = getattr(observation, "node", None)
     fields = ", ".join(
         f"{name}={value}"
-        for name, value in observation._asdict().items()
+        for name, value in msgspec.structs.asdict(observation).items()
         if name not in ("at_us", "node", "vector") and value != ""
     )
     where = f"n{node} " if node is not None else ""

@@ -20,11 +20,9 @@ covers every wrong proof at any time. In the mode *clone* a second process runs 
 register and journal, and every node counts as dead. The engine's comparison with the last own write is made in the same
 step as the write (`ForeignWrite`); what a clone can do that is stopped between the two, only the lease prevents.
 
-What is checked is listed in docs/PROTOCOL.md, section "Mastership and the commit rule", and in `_problem_of` below.
-
-Compactness. A node's step changes only its own slot (register, journal, processes), so slots are interned and a state
-is one integer: the ids of the slots, of the decided history, and the budgets that are left. The steps of a slot, and of
-a slot together with what it reads, are computed once and remembered.
+What is checked is listed in docs/PROTOCOL.md, section "Mastership and the commit rule". A node's step
+changes only its own slot (register, journal, processes), so slots are interned and a state is one number: the ids of the
+slots, of the decided history, and the budgets that are left. Steps are computed once and remembered.
 
 Four kinds of steps are left out because each is equal to another order of steps that is explored:
 (a) a process's read of its own register (except beside a clone): only it writes it, and nothing is in flight;
@@ -119,30 +117,21 @@ _FIELD_BITS = 4
 _FREE, _CLAIM, _FRAME, _CRASH, _COMPACTION, _WITHDRAWAL, _STALE_CLAIM, _REBOOT = -1, 0, 1, 2, 3, 4, 5, 6
 _BUDGET_BITS = 28
 _BUDGET_MASK = (1 << _BUDGET_BITS) - 1
-_HISTORY_BITS = 18
-_HISTORY_MASK = (1 << _HISTORY_BITS) - 1
-_SLOT_BITS = 24
-_SLOT_MASK = (1 << _SLOT_BITS) - 1
+_SLOT_BITS = _HISTORY_BITS = 24
+_SLOT_MASK = _HISTORY_MASK = (1 << _SLOT_BITS) - 1
 _NO_SLOT = -1
 
 
-class _Interner:
+class _Interner(dict[Hashable, int]):
     """Numbers for values, in order of first appearance."""
-
-    def __init__(self, limit: int) -> None:
-        self._numbers: dict[Hashable, int] = {}
-        self._limit = limit
 
     def number(self, value: Hashable) -> tuple[int, bool]:
         """The number of `value`, and whether it is new. Raises `SearchTooLarge`."""
-        number = self._numbers.get(value)
-        if number is not None:
-            return number, False
-        number = len(self._numbers)
-        if number >= self._limit:
-            raise SearchTooLarge(f"more than {self._limit} distinct parts of a state: lower the bounds of the search")
-        self._numbers[value] = number
-        return number, True
+        count = len(self)
+        number = self.setdefault(value, count)
+        if number >> _SLOT_BITS:
+            raise SearchTooLarge(f"more than {count} distinct parts of a state: lower the bounds of the search")
+        return number, number == count
 
 
 class Model:
@@ -155,8 +144,8 @@ class Model:
         self.shifts = [_BUDGET_BITS + _HISTORY_BITS + node * _SLOT_BITS for node in range(nodes)]
         self.slots: list[_Slot] = []
         self.reached: set[str] = set()
-        self._slot_numbers = _Interner(1 << _SLOT_BITS)
-        self._views = _Interner(1 << _SLOT_BITS)
+        self._slot_numbers = _Interner()
+        self._views = _Interner()
         self._register_views: list[int] = []  # by slot: what others can see of the register, as a number
         self._journal_views: list[int] = []
         self._lives: list[int] = []
@@ -164,7 +153,7 @@ class Model:
         self._steps: list[tuple[tuple[_Move, ...], tuple[tuple[int, bool], ...]] | None] = []
         self._remote_steps: dict[tuple[int, int, int], tuple[_Move, ...]] = {}
         self._commits: list[tuple[Term, bytes]] = [(NO_TERM, b"")]
-        self._commit_numbers = _Interner(1 << _HISTORY_BITS)
+        self._commit_numbers = _Interner()
         self._commit_numbers.number(self._commits[0])
         self._histories: dict[tuple[int, int], int] = {}
         self._single_master = mode is Mode.TRUE_PROOFS
@@ -178,9 +167,8 @@ class Model:
             register = _blank(node)
             halves: tuple[_Half | None, _Half | None] = (None, None)
             if node == 0:
-                first = Term(1, 0)
-                mark = Mark(first, 0, 1)
-                register = register._replace(stamp=register.stamp._replace(term=first), mark=mark)
+                mark = Mark(Term(1, 0), 0, 1)
+                register = register._replace(stamp=register.stamp._replace(term=mark.term), mark=mark)
                 halves = (_Half(mark, b"", ()), None)
             booted, _ = mastership.written(mastership.boot(register, 1)[0])
             process = _Process(_cleared(booted._replace(claim=register)), None, (), register, b"")
@@ -249,10 +237,9 @@ class Model:
         return found
 
     def _check_single_master(self, state: int, slots: list[int], node: int, words: str) -> None:
-        for other, slot in enumerate(slots):
-            if other != node and self._masters[slot]:
-                problem = f"n{node} becomes master while n{other} acts as master and runs (SPEC 2.3)"
-                raise Violated(state, problem, words)
+        if any(self._masters[slot] for other, slot in enumerate(slots) if other != node):
+            problem = f"n{node} becomes master while another node acts as master and runs (SPEC 2.3)"
+            raise Violated(state, problem, words)
 
     def _commit(self, state: int, history: int, commit: int, words: str) -> int:
         """The decided history after `commit` is told. All that was ever decided is one chain (SPEC 2.6).
@@ -286,8 +273,9 @@ class Model:
             self.slots.append(slot)
             self._steps.append(None)
             self._register_views.append(self._views.number((slot.node, _visible_claims(slot)))[0])
-            left = tuple(process.awaits for process in slot.processes if _writes_journal(process.awaits))
-            self._journal_views.append(self._views.number((slot.node, slot.halves, left))[0])
+            able = (process.awaits for process in slot.processes if process.known == slot.register)
+            under_way = tuple(action for action in able if _writes_journal(action))
+            self._journal_views.append(self._views.number((slot.node, slot.halves, under_way))[0])
             self._lives.append(slot.incarnation << 1 | slot.gone)
             running = [process.machine for process in slot.processes if process.machine is not None]
             self._masters.append(any(machine.is_master for machine in running))
@@ -318,7 +306,7 @@ class Model:
             elif target == slot.node and loads:
                 moves += self._load_step(slot, position, slot)
             elif target == slot.node:
-                moves += self._read_step(slot, position, slot, _anybody)
+                moves += self._read_step(slot, position, slot, lambda _node, _incarnation: True)
             elif target >= 0:
                 targets.add((target, loads))
         return tuple(moves), tuple(sorted(targets))
@@ -608,10 +596,6 @@ def _blank(node: int) -> Claim:
     return Claim(Stamp(node, 1, NO_TERM, 0), ClaimFlag.WITHDRAWN, NO_MARK)
 
 
-def _anybody(_node: int, _incarnation: int) -> bool:
-    return True
-
-
 def _writes_journal(action: Action | None) -> bool:
     return isinstance(action, mastership.Checkpoint | mastership.Append)
 
@@ -682,7 +666,7 @@ def _without_sequence(claim: Claim) -> Claim:
 
 def _cleared(machine: Mastership) -> Mastership:
     """Without what a later claim overwrites before it is looked at."""
-    return machine._replace(next_mark=machine.claim.mark, frame_number=0, frame=b"", abdicating=False)
+    return machine._replace(next_mark=machine.claim.mark, frame_number=0, frame=b"", blob=b"", abdicating=False)
 
 
 def _strip(claims: tuple[Claim | None, ...]) -> Strip:

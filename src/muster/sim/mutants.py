@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from muster.core import executor, lease, mastership, membership, service, transition
 from muster.core.draft import Draft, Facts
 from muster.core.mastership import Action, IsDead, Mastership
-from muster.records.registers import Claim, Mark, ProofKind, Strip
+from muster.records.registers import Claim, ClaimFlag, Mark, ProofKind, Strip
 from muster.records.state import Member, Proof, Service, Transition
 from muster.records.terms import NO_TERM, Term
 
@@ -60,7 +60,7 @@ def _ignore_dead_term(
 def _ignore_withdrawn_term(_original: Callable[..., bool]) -> Callable[..., bool]:
     def higher_term(state: Mastership, strip: Strip) -> bool:
         return any(
-            seen is not None and seen.flag is not mastership.ClaimFlag.WITHDRAWN and seen.stamp.term > state.term
+            seen is not None and seen.flag is not ClaimFlag.WITHDRAWN and seen.stamp.term > state.term
             for seen in strip.claims
         )
 

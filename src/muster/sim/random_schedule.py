@@ -55,8 +55,9 @@ class _Planner:
         self.asked = 0
         self.now_us = 0
         self.faults: tuple[Callable[[], None], ...] = (
-            self._power_cut, self._power_cut, self._kill, self._kill, self._pause, self._pause, self._pause,
-            self._isolate, self._cut, self._split, self._blind, self._slow, self._failing, self._lossy, self._hang,
+            self._power_cut, self._power_cut, self._fence, self._kill, self._kill, self._pause, self._pause,
+            self._pause, self._isolate, self._cut, self._split, self._blind, self._slow, self._failing, self._lossy,
+            self._hang,
             self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point,
             self._frozen_master, self._slow_claimer, self._slow_claimer,
         )  # fmt: skip
@@ -168,6 +169,9 @@ class _Planner:
             self._do(schedule.PowerCut(node))
             if self.random.random() < 0.5:
                 self._step(self.now_us + self._us(5, 900), schedule.Boot(node))
+
+    def _fence(self) -> None:
+        self._do(schedule.Fence(self._node()))
 
     def _kill(self) -> None:
         self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner")), self._node()))

@@ -66,9 +66,10 @@ class Runner:
         self._commands[command.service] = CommandState(command.service, command.generation, command.action, False)
         self.history.append(
             CommandTaken(
-                self.loop.now_us, self.node, self.incarnation, command.service, command.generation, command.action
+                self.loop.now_us, self.node, self.incarnation, command.service, command.generation, command.action,
+                int(command.environment["MUSTER_EPOCH"]),
             )
-        )
+        )  # fmt: skip
         if command.action == "recovery":
             self.end_service(command.service)
         if command.action != "stop":

@@ -25,6 +25,12 @@ class PowerCut(Struct, frozen=True, tag="power cut"):
     node: int = HERE
 
 
+class Fence(Struct, frozen=True, tag="fence"):
+    """A fence agent cuts a node's power, and says so to the daemons that run a little later."""
+
+    node: int
+
+
 class Kill(Struct, frozen=True, tag="kill"):
     """SIGKILL to one process: `daemon`, `guard` or `runner`."""
 
@@ -124,6 +130,7 @@ class Calm(Struct, frozen=True, tag="calm"):
 Deed = (
     Boot
     | PowerCut
+    | Fence
     | Kill
     | Pause
     | Resume
@@ -140,6 +147,9 @@ Deed = (
 )
 
 
+Here = PowerCut | Kill | Pause | Isolate | Blind | Hang
+
+
 class When(Struct, frozen=True, tag="when"):
     """Do something at a point that only the run itself reaches, when it is reached for the `count`th time.
 
@@ -151,7 +161,7 @@ class When(Struct, frozen=True, tag="when"):
     what: str
     stage: str
     count: int
-    deed: PowerCut | Kill | Pause | Isolate | Blind | Hang
+    deed: Here
     node: int = EVERYWHERE
     delay_us: int = 0  # from the point to the deed
 

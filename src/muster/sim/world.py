@@ -103,6 +103,7 @@ class World:
         return {
             schedule.Boot: lambda deed: self.machines[deed.node].boot(),
             schedule.PowerCut: lambda deed: self.machines[deed.node].power_cut(),
+            schedule.Fence: self._fence,
             schedule.Kill: lambda deed: self.machines[deed.node].kill(deed.process),
             schedule.Pause: self._pause,
             schedule.Resume: self._resume,
@@ -176,6 +177,19 @@ class World:
     def _unless_calm(self, deed: schedule.Deed) -> None:
         if not self.calm:
             self.perform(deed)
+
+    def _fence(self, deed: schedule.Fence) -> None:
+        fenced = self.machines[deed.node]
+        incarnations = [life.incarnation for life in fenced.lives]
+        fenced.power_cut()
+        for machine in self.machines:
+            for incarnation in incarnations:
+                delay_us = int((25 + self.random.random() * 300) * US_PER_MS)
+                self.loop.after(delay_us, self._confirm_fence, machine, deed.node, incarnation)
+
+    def _confirm_fence(self, machine: Machine, node: int, incarnation: int) -> None:
+        if machine.daemon is not None:
+            machine.daemon.fence_confirmed(node, incarnation)
 
     def _pause(self, deed: schedule.Pause) -> None:
         for process in self.machines[deed.node].processes(deed.process):
@@ -260,6 +274,6 @@ class World:
         self.history.append(Healed(self.loop.now_us))
 
 
-def _at(deed: schedule.Deed, node: int) -> schedule.Deed:
+def _at(deed: schedule.Here, node: int) -> schedule.Here:
     """The deed, at this node if it does not name one."""
     return msgspec.structs.replace(deed, node=node) if deed.node == schedule.HERE else deed
