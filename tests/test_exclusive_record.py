@@ -1,4 +1,4 @@
-"""The judge of the services' own record catches what it is for: with lines as they would be, and with real processes."""
+"""The judge of the services' own record catches what it is for: with made lines, and with real processes."""
 
 import os
 import signal

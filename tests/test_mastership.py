@@ -1,5 +1,6 @@
 """Mastership and the commit rule: the rules P2.x one by one, the exhaustive search, and machines it must reject."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -279,7 +280,7 @@ def search(
         line = f"{nodes} nodes, {mode.value}, {bounds}: {str(result).splitlines()[0]}"
         record_property("exhaustive", line)
         with capfd.disabled():
-            print(f"\nexhaustive search, {line}")
+            sys.stderr.write(f"\nexhaustive search, {line}\n")
         assert not result.violations, f"\n{result}"
         reached |= result.reached
     assert {phase.name for phase in Phase} - reached <= (

@@ -219,6 +219,17 @@ def test_of_a_node_stopped_as_a_whole_nothing_is_left_to_continue(cluster: Fault
     cluster.await_end(hit)
 
 
+def test_a_start_whose_keeper_is_killed_leaves_nothing_when_it_has_failed(cluster: FaultyCluster) -> None:
+    cluster.operate("n0", "deregister", service="slow")
+    starts = cluster.record.judge.starts("slow")
+    cluster.operate("n0", "register", service="slow")
+    cluster.wait("its start", lambda: cluster.record.judge.starts("slow") > starts)
+    hit = strike_the_node_of(cluster, "slow", signal.SIGKILL, "keeper")  # its start command takes a while yet
+    cluster.settle()
+    assert all(is_same(process) for process, role in hit.processes.items() if role in CORE_ROLES)
+    cluster.await_end(hit)
+
+
 def test_survivors_of_the_master_agree_and_run_its_services_exactly_once() -> None:
     with faulty_cluster(5) as cluster:
         (master,) = {view["master"] for view in cluster.settle().values()}

@@ -203,7 +203,7 @@ def test_what_a_failed_start_left_is_ended_before_the_failure_is_reported(runner
 def test_a_command_that_never_ends_is_ended_at_its_time_limit(runner: RealRunner) -> None:
     command = shell("trap '' TERM; echo waiting; sleep 1000 & while :; do wait; done")
     result = runner.run(1, "start", *command, timeout_ms=300)
-    assert not result["succeeded"]
+    assert not result["succeeded"], result
     assert result["detail"] == "did not end within 300 ms; it wrote: waiting"
     assert not runner.below()
 
@@ -225,7 +225,7 @@ def test_a_command_that_cannot_be_executed_is_named_with_the_reason(
         program.write_text(content)
         program.chmod(mode)
     result = runner.run(1, "start", str(program), "--now")
-    assert not result["succeeded"]
+    assert not result["succeeded"], result
     assert f"cannot execute {program}: {says}" in result["detail"]
 
 
@@ -358,7 +358,7 @@ def test_a_command_whose_keeper_is_killed_has_failed(runner: RealRunner) -> None
     (keeper,) = wait_for("keeper", lambda: runner.keepers() if runner.below() else None)
     os.kill(keeper, signal.SIGKILL)
     result = runner.result(1, "start")
-    assert not result["succeeded"]
+    assert not result["succeeded"], result
     assert not runner.below()
 
 

@@ -267,7 +267,9 @@ def observe(state: Mastership, strip: Strip) -> tuple[Mastership, Action | None]
 
 def withdraw(state: Mastership) -> tuple[Mastership, Action]:
     """Write WITHDRAWN beside the term; the term and the mark stay (P2.1)."""
-    return _write(state._replace(phase=Phase.SETTLING, blob=b""), ClaimFlag.WITHDRAWN, withdrawn_term(state), state.claim.mark)
+    return _write(
+        state._replace(phase=Phase.SETTLING, blob=b""), ClaimFlag.WITHDRAWN, withdrawn_term(state), state.claim.mark
+    )
 
 
 def withdrawn_term(state: Mastership) -> Term:

@@ -82,7 +82,6 @@ from muster.records.state import (
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
 
-
 NEVER_US = 1 << 62
 
 

@@ -75,7 +75,7 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
     if size > free_bytes:
         raise Refused(
             f"the definitions need {size} bytes and the store has {max(0, free_bytes)} left for them: "
-            "withdraw services, or make a store with a larger journal (muster init --journal-size)"
+            "withdraw services, or make a new store with a larger --size (muster init)"
         )
     known = {config.name for config in draft.database.nodes.values()}
     for definition in operation.definitions:

@@ -18,6 +18,7 @@ from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, InconsistentProfile, check
 
 EXIT_REFUSED = 3
+_GUARD_WORDS = 3  # of the guard's command line: interpreter, -m, module
 KEY_FILE = "key.pem"
 
 
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     try:
         command = prepare(options.store, options.node, options.home)
+        command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
+        if options.predecessor_stopped:
+            command.insert(_GUARD_WORDS, "--predecessor-stopped")
     except (BootRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
         print(f"musterd: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
@@ -43,6 +47,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", required=True, metavar="PATH", help="the membership database: file or block device")
     parser.add_argument("--node", required=True, metavar="NAME", help="this node's name in the cluster")
     parser.add_argument("--home", required=True, metavar="DIR", help=f"this node's directory; holds {KEY_FILE}")
+    parser.add_argument(
+        "--deadman",
+        choices=("auto", "pid-namespace", "process-tree"),
+        default="auto",
+        help="how the kernel ties everything that the node runs to its guard [auto: a PID namespace where allowed]",
+    )
+    parser.add_argument(
+        "--predecessor-stopped",
+        action="store_true",
+        help="you vouch that this node's last incarnation has stopped; needed only if it ran without a deadman",
+    )
     return parser.parse_args(arguments)
 
 

@@ -193,7 +193,7 @@ def empty_home(home: str) -> None:
             continue
         send(left, signal.SIGKILL)
         if boottime_us() >= give_up_us:
-            names = ", ".join(f"{pid} ({read_name(pid)})" for pid in left[:5])
+            names = ", ".join(f"{pid} ({read_name(pid)})" for pid in sorted(left)[:5])
             text = f"processes of an earlier run of the node in {home} do not end even after SIGKILL: {names}"
             raise StartRefused(f"{text}; restart this machine")
         time.sleep(0.01)

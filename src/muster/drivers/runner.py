@@ -524,7 +524,7 @@ class Runner:
         send((run.keeper for run in runs), signal.SIGCONT)
 
     def _reap(self) -> None:
-        killed: list[Service] = []
+        bereaved: list[Service] = []  # whose processes may have become children of the runner
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -536,12 +536,14 @@ class Runner:
                 service, run = self._keepers.pop(pid)
                 self._bury(service, run)
                 if status != 0:
-                    killed.append(service)
+                    bereaved.append(service)
             else:
                 for service in self._services.values():
-                    service.strays.discard(pid)
-        if killed:
-            self._adopt_strays(killed)
+                    if pid in service.strays:
+                        service.strays.discard(pid)
+                        bereaved.append(service)  # what it leaves behind has no keeper either
+        if bereaved:
+            self._adopt_strays(bereaved)
 
     def _bury(self, service: Service, run: Run) -> None:
         """The keeper has gone: nothing of the run is left, unless the keeper was killed."""
@@ -553,15 +555,15 @@ class Runner:
         self._close_output(run)
         service.runs.remove(run)
 
-    def _adopt_strays(self, killed: list[Service]) -> None:
-        """Processes whose keeper was killed are children of the runner now; find whose they are."""
+    def _adopt_strays(self, bereaved: list[Service]) -> None:
+        """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
         known = set(self._keepers).union(*(service.strays for service in self._services.values()))
         for pid, parent in read_parents().items():
             if parent != os.getpid() or pid in known:
                 continue
             name = read_environment(pid).get(b"MUSTER_SERVICE", b"").decode(errors="replace")
-            owners = [service for service in killed if service.name == name]
-            for service in owners or killed:  # in doubt it is of each of them: ended too early rather than never
+            owners = [service for service in bereaved if service.name == name]
+            for service in owners or bereaved:  # in doubt it is of each of them: ended too early rather than never
                 service.strays.add(pid)
 
     def _read_status(self, run: Run) -> None:

@@ -21,6 +21,9 @@ COOKIE = "MUSTER_DEVELOPMENT_HOME"
 GUARD_FILE = "guard.json"
 _PASSES = 50  # a pass that finds no new process ends the search; processes that fork can delay it only so long
 _PAUSE_S = 0.005
+_EXEC_LOOKS = 20
+_EXEC_PAUSE_S = 0.002
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD
 
 
 class NodeProcess(NamedTuple):
@@ -30,11 +33,17 @@ class NodeProcess(NamedTuple):
     parent: int
     state: str  # one letter, see proc(5); T is stopped
     started: int  # clock ticks since boot
+    flags: int = 0  # of the kernel
 
     @property
     def stopped(self) -> bool:
         """Whether SIGSTOP holds it."""
         return self.state in "Tt"
+
+    @property
+    def is_kernel_thread(self) -> bool:
+        """Whether it is the kernel's own, which has no environment."""
+        return bool(self.flags & _KERNEL_THREAD)
 
 
 def processes_of(home: Path) -> list[NodeProcess]:
@@ -42,7 +51,7 @@ def processes_of(home: Path) -> list[NodeProcess]:
     processes = _all_processes()
     mark = f"{COOKIE}={home}".encode()
     guard = _recorded(home).get("pid", 0)
-    own = {pid for pid in processes if mark in _read(pid, "environ").split(b"\0")}
+    own = {pid for pid, process in processes.items() if mark in _environment(process).split(b"\0")}
     if guard in processes and str(home).encode() in _read(guard, "cmdline").split(b"\0"):
         own.add(guard)
     children: dict[int, list[int]] = {}
@@ -155,7 +164,21 @@ def _process(pid: int) -> NodeProcess | None:
     if len(fields) < 20:
         return None
     state = fields[0].decode()
-    return None if state in "ZX" else NodeProcess(pid, int(fields[1]), state, int(fields[19]))
+    return None if state in "ZX" else NodeProcess(pid, int(fields[1]), state, int(fields[19]), int(fields[6]))
+
+
+def _environment(process: NodeProcess) -> bytes:
+    """The environment of a process.
+
+    A process in the midst of exec shows neither environment nor command line for a moment: without a second look, a
+    node whose guard is just being executed would pass for one that runs nothing.
+    """
+    for _ in range(_EXEC_LOOKS):
+        found = _read(process.pid, "environ")
+        if found or process.is_kernel_thread or _read(process.pid, "cmdline") or not _is_alive(process):
+            return found
+        time.sleep(_EXEC_PAUSE_S)
+    return b""
 
 
 def _read(pid: int, name: str) -> bytes:
