@@ -22,7 +22,7 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     membership.admit(draft, facts)
     registration.follow_reports(draft, facts)
     membership.force_out_the_dead(draft, facts)
-    membership.condemn_the_unreachable(draft, facts)
+    membership.condemn_the_unfit(draft, facts)
     transition.advance(draft, facts)
     service.advance(draft, facts)
     return draft, answers

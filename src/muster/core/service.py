@@ -14,7 +14,7 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from muster.core.draft import Draft, Facts, is_up
+from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.placement import choose, is_allowable, load_of
 from muster.core.transition import EVENT_MANAGER, reached
 from muster.records.messages import CommandState
@@ -126,7 +126,7 @@ def _unwanted(service: Service, round_: Round) -> tuple[Event, str] | None:
     if service.state not in (STARTING, REGISTERED):
         return None
     member = round_.draft.member(service.node)
-    if round_.facts.report(member) is None:
+    if round_.facts.report(member) is None or not counts(member):
         return None
     if not service.wanted:
         return Event.UNWANTED, "de-registered by an operator"
@@ -161,6 +161,7 @@ def _lost_while_starting(service: Service, round_: Round, detail: str) -> None:
 
 def _lost(service: Service, round_: Round, detail: str) -> None:
     """From registered, stopping or recovering: recover first if the service has a command for it (SPEC 6.6)."""
+    service = replace(service, launched=False)
     if service.definition.recovery_command:
         previous = service.previous if service.state is RECOVERING else service.node
         waiting = replace(
@@ -204,9 +205,8 @@ def _stop(service: Service, round_: Round, detail: str) -> None:
     """Leave the node: with transfer intent, unless it is not wanted any more (SPEC 6.7)."""
     intent = service.wanted
     origin = service.node if intent else NO_NODE
-    definition = service.definition
     leaving = replace(service, intent=intent, origin=origin, cause="", reason=detail)
-    if not definition.stop_command and not definition.start_command:
+    if not service.definition.stop_command and not service.launched:
         round_.put(_released(leaving), detail)  # nothing of ours can be running (SPEC 6.7)
         return
     stopping = _assigned(leaving, round_, STOPPING, service.node, detail)
@@ -238,7 +238,7 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
     if service.definition.start_command:
         starting = _assigned(service, round_, STARTING, node, service.reason or "registered")
-        round_.put(starting, f"starting on {round_.name(node)}")
+        round_.put(replace(starting, launched=True), f"starting on {round_.name(node)}")
     else:
         _started(_assigned(service, round_, REGISTERED, node, ""), round_, "")
 
@@ -252,7 +252,7 @@ def _assigned(service: Service, round_: Round, state: ServiceState, node: int, r
 
 def _released(service: Service, **fields: object) -> Service:
     """The record de-registered; what it keeps is the caller's word."""
-    base = {"state": DEREGISTERED, "node": NO_NODE, "incarnation": 0, "previous": service.node}
+    base = {"state": DEREGISTERED, "node": NO_NODE, "incarnation": 0, "previous": service.node, "launched": False}
     return replace(service, **(base | fields))
 
 

@@ -132,7 +132,7 @@ def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool
 
 
 def _resume(draft: Draft, transition: Transition) -> None:
-    """Go on with a join that waits for a level of its own node: registered now, or a leave was asked for (SPEC 3.10)."""
+    """Go on with a join that waited for a level of its own node, or for nothing since a leave is wanted (SPEC 3.10)."""
     member = draft.member(transition.node)
     if member.leave_asked:
         _turn(draft, transition)
@@ -161,7 +161,9 @@ def _include_new_levels(draft: Draft, transition: Transition) -> None:
         ahead = sorted(level for level in everywhere if level > transition.level)
     else:
         told_level = draft.member(transition.node).told_level
-        ahead = sorted((level for level in everywhere if level < transition.level and level <= told_level), reverse=True)
+        ahead = sorted(
+            (level for level in everywhere if level < transition.level and level <= told_level), reverse=True
+        )
     kept = {level for level in transition.levels if level not in taken} | set(ahead)
     levels = (*taken, *sorted(kept, reverse=transition.kind is TransitionKind.LEAVING))
     if levels != transition.levels:
@@ -242,7 +244,8 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
 
 def _must_await(draft: Draft, transition: Transition, level: int) -> bool:
     """Whether a join stops before `level`: the event manager of the joining node registers in the second step of its
-    boot, when everything below it has joined (SPEC 3.10)."""
+    boot, when everything below it has joined (SPEC 3.10).
+    """
     if transition.kind is not TransitionKind.JOINING or transition.late or level < EVENT_MANAGER:
         return False
     return all(entry.number != EVENT_MANAGER for entry in draft.member(transition.node).levels)

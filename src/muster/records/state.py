@@ -182,6 +182,7 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     reason: str = ""  # why the last command was given; in the command's environment
     cause: str = ""  # why it is stuck, in words; empty when it is not
     removed: bool = False  # its definition was withdrawn: forget it once it is de-registered
+    launched: bool = False  # a start command of it has been given on `node`, whatever its definition says by now
 
     @property
     def name(self) -> str:
