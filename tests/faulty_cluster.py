@@ -87,6 +87,7 @@ class FaultyCluster:
     def __init__(self, dev: DevCluster, nodes: int = 3) -> None:
         self.names = tuple(f"n{number}" for number in range(nodes))
         self.told: list[str] = []
+        self._started: set[str] = set()  # nodes of which this very process started the guard
         self._dev = dev
         self._folder = dev.directory.with_name("services")
         self._folder.mkdir()
@@ -253,10 +254,12 @@ class FaultyCluster:
 
     def boot(self, name: str) -> bool:
         """Start a node if nothing of it runs; whether it was started."""
-        self.cluster.ended(name)
+        if name in self._started and self.cluster.ended(name) is None:
+            return False  # its guard may be on its way out, when it shows nothing any more
         if node_processes.is_running(self.cluster.home(name)):
             return False
         self.cluster.start(name)
+        self._started.add(name)
         self.told.append(f"{now_us()}: boot {name}")
         return True
 

@@ -305,7 +305,7 @@ def test_from_every_state_of_two_nodes_a_master_can_be_found(mode: Mode) -> None
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("mode", [Mode.TRUE_PROOFS, Mode.FALSE_PROOFS], ids=lambda mode: mode.value)
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.value)
 def test_every_run_of_three_nodes_is_safe(
     mode: Mode, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
@@ -489,7 +489,7 @@ MUTANTS: list[tuple[Patch, Mode, str]] = [
 def test_the_search_rejects_a_machine(mutant: Patch, mode: Mode, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     result: Result | None = None
-    for bounds in exhaustive.CLONE_SUITE if mode is Mode.CLONE else BUSY:
+    for bounds in exhaustive.suite(2, mode) if mode is Mode.CLONE else BUSY:
         result = run(2, bounds, mode, check_progress=mode is Mode.TRUE_PROOFS)
         if result.violations:
             break

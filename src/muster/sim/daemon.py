@@ -342,7 +342,7 @@ class StoreQueue:
         access, daemon = self._access, self._daemon
         if not daemon.process.alive:
             return
-        strip = None if access.fails() else access.store.sampled(started_us, access.unknown())
+        strip = None if access.fails() else access.sampled(started_us)
         local_us = daemon.life.clock.local_us
         loop = daemon.world.loop
         # The times are those at which the daemon itself looked: a pause in between is part of the read.

@@ -187,7 +187,7 @@ class FrameTarget(NamedTuple):
 class StoreWeather:
     """How the store answers: everyone, or one node."""
 
-    __slots__ = ("failing", "slowness", "unknown")
+    __slots__ = ("failing", "slowness", "unknown", "unreadable")
 
     def __init__(self) -> None:
         self.calm()
@@ -196,7 +196,8 @@ class StoreWeather:
         """No faults."""
         self.slowness = 1
         self.failing = 0.0  # share of requests that fail
-        self.unknown = 0.0  # share of strip reads that miss a register
+        self.unknown = 0.0  # share of strip reads that miss the register `unreadable`
+        self.unreadable = 0  # its place in the strip
 
 
 class VirtualStore:
@@ -225,12 +226,23 @@ class VirtualStore:
             self._strip = _strip([cell.current for cell in self._all_cells])
         return self._strip
 
-    def sampled(self, started_us: int, unknown: float = 0.0) -> Strip:
-        """The registers as a read shows them that began at `started_us` and ends now: each at another instant."""
+    def unreadable(self) -> int:
+        """The place of a register for bad weather: often that of the newest journal's claim, where it matters most."""
+        slots, random = len(self.halves), self.random.random
+        if random() < 0.5:
+            return int(random() * len(self._all_cells))
+        claims = [(claim.mark, owner) for owner, claim in enumerate(self.newest().claims) if claim is not None]
+        return slots + max(claims)[1]
+
+    def sampled(self, started_us: int, missing: int | None = None) -> Strip:
+        """The registers as a read shows them that began at `started_us` and ends now: each at another instant.
+
+        `missing` is the place in the strip of a register that this read could not make out.
+        """
         random = self.random.random
-        if unknown and random() < unknown:
+        if missing is not None:
             values = [cell.current for cell in self._all_cells]
-            values[int(random() * len(values))] = None
+            values[missing] = None
             return _strip(values)
         if self._changed_us < started_us:
             return self.newest()
@@ -279,9 +291,12 @@ class StoreAccess:
         share = max(self.weather.failing, self.store.weather.failing)
         return self.isolated or (share > 0 and self.store.random.random() < share)
 
-    def unknown(self) -> float:
-        """Share of strip reads that miss a register."""
-        return max(self.weather.unknown, self.store.weather.unknown)
+    def sampled(self, started_us: int) -> Strip:
+        """The strip as a read of this node shows it that began at `started_us` and ends now."""
+        for weather in (self.weather, self.store.weather):
+            if weather.unknown and self.store.random.random() < weather.unknown:
+                return self.store.sampled(started_us, weather.unreadable)
+        return self.store.sampled(started_us)
 
 
 class TwoCopyWrite:

@@ -142,20 +142,25 @@ SUITES = {
         Bounds(claims=4, frames=2, crashes=0, compactions=1, withdrawals=0, stale_claims=0),
     ),
     3: (
-        Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+        Bounds(claims=3, frames=2, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
         Bounds(claims=2, frames=2, crashes=1, compactions=1, withdrawals=0, stale_claims=0),
         Bounds(claims=2, frames=1, crashes=0, compactions=0, withdrawals=1, stale_claims=1),
     ),
 }
-CLONE_SUITE = (
-    Bounds(claims=2, frames=2, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
-    Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
-)
+CLONE_SUITES = {
+    2: (
+        Bounds(claims=2, frames=2, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+        Bounds(claims=3, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),
+    ),
+    3: (Bounds(claims=2, frames=1, crashes=1, compactions=0, withdrawals=0, stale_claims=0),),
+}
+# One search that covers something of everything, affordable in every mode.
+DEFAULT_BOUNDS = {2: SUITES[2][2], 3: CLONE_SUITES[3][0]}
 
 
 def suite(nodes: int, mode: Mode) -> tuple[Bounds, ...]:
     """The bounds that are searched by default, one after the other."""
-    return CLONE_SUITE if mode is Mode.CLONE else SUITES[nodes]
+    return (CLONE_SUITES if mode is Mode.CLONE else SUITES)[nodes]
 
 
 def main(arguments: list[str] | None = None) -> int:

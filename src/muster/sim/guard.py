@@ -136,7 +136,7 @@ class Guard:
         lease: Lease | None = None
         marks: AllMarks | None = None
         if not access.fails():
-            strip = access.store.sampled(started_us, access.unknown())
+            strip = access.sampled(started_us)
             lease = strip.leases[self.machine.node]
             marks = None if any(register is None for register in strip.marks) else strip.marks
         self.world.loop.deliver(self.process, then, lease, marks, self.clock.local_us(started_us))

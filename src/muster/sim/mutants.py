@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 
 from muster.core import executor, lease, mastership, membership, service, transition
 from muster.core.draft import Draft, Facts
-from muster.core.mastership import Action, IsDead, Mastership
-from muster.records.registers import Claim, ClaimFlag, Mark, ProofKind, Strip
+from muster.core.mastership import Action, Decided, IsDead, Mastership, Phase
+from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, ProofKind, Strip
 from muster.records.state import Member, Proof, Service, Transition
-from muster.records.terms import NO_TERM, Term
+from muster.records.terms import NO_TERM, Stamp, Term
 
 
 class Mutant(NamedTuple):
     """An error: `replace(original)` gives the function that takes the place of `module.function`."""
 
     sentence: str
+    caught_by: tuple[str, ...]  # the checkers whose rule it breaks
     module: ModuleType
     function: str
     replace: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -112,35 +113,68 @@ def _lost_when_condemned(original: Callable[..., bool]) -> Callable[..., bool]:
     return is_lost
 
 
+def _unknown_is_empty(
+    original: Callable[..., tuple[Mastership, Action]],
+) -> Callable[..., tuple[Mastership, Action]]:
+    def read(state: Mastership, strip: Strip, is_dead: IsDead) -> tuple[Mastership, Action]:
+        claims = tuple(
+            claim if claim is not None else Claim(Stamp(owner, 0, NO_TERM, 0), ClaimFlag.WITHDRAWN, NO_MARK)
+            for owner, claim in enumerate(strip.claims)
+        )
+        return original(state, strip._replace(claims=claims), is_dead)
+
+    return read
+
+
+def _tell_early(_original: Callable[..., tuple[Mastership, Action]]) -> Callable[..., tuple[Mastership, Action]]:
+    def append(state: Mastership) -> tuple[Mastership, Action]:
+        return state._replace(phase=Phase.MASTER, frame=b""), Decided(state.frame)
+
+    return append
+
+
+HISTORY = ("OneHistory", "NothingGoesBack", "NothingLost")
+PROOF = ("ProofFirst", "OneNodeAtATime")
 MUTANTS: dict[str, Mutant] = {
     "skip-proof": Mutant(
-        "a node that nobody hears counts as stopped (against SPEC 7.1)", membership, "proof_of_death", _skip_proof
+        "a node that nobody hears counts as stopped (against SPEC 7.1)",
+        PROOF, membership, "proof_of_death", _skip_proof,
     ),
     "short-lease": Mutant(
-        "an observer counts half the lease (against SPEC 7.1)", lease, "with_drift_ms", _short_lease
-    ),
-    "ignore-dead-term": Mutant(
-        "a higher term of a dead node is ignored (against SPEC 2.6)", mastership, "read", _ignore_dead_term
-    ),
-    "ignore-withdrawn-term": Mutant(
-        "flags are compared instead of terms (against SPEC 2.6)", mastership, "_higher_term", _ignore_withdrawn_term
-    ),
-    "lower-term": Mutant(
-        "a withdrawal lowers the term in the register (against SPEC 2.6)", mastership, "withdrawn_term", _lower_term
-    ),
-    "adopt-oldest": Mutant(
-        "the oldest journal is adopted (against SPEC 2.6)", mastership, "newest_mark", _adopt_oldest
-    ),
-    "stale-start": Mutant(
-        "node and runner accept a generation that is not newer (against SPEC 7.7)", executor, "is_newer", _stale_start
-    ),
-    "early-level": Mutant(
-        "the first acknowledgement of a level is enough (against SPEC 3.4)",
-        transition, "all_acknowledged", _early_level,
+        "an observer counts half the lease (against SPEC 7.1)", PROOF, lease, "with_drift_ms", _short_lease
     ),
     "lost-when-condemned": Mutant(
         "the services of a condemned node are started elsewhere at once (against SPEC 7.1)",
-        service, "is_lost", _lost_when_condemned,
+        PROOF, service, "is_lost", _lost_when_condemned,
+    ),
+    "ignore-dead-term": Mutant(
+        "a higher term of a dead node is ignored (against SPEC 2.6)", HISTORY, mastership, "read", _ignore_dead_term
+    ),
+    "ignore-withdrawn-term": Mutant(
+        "flags are compared instead of terms (against SPEC 2.6)",
+        HISTORY, mastership, "_higher_term", _ignore_withdrawn_term,
+    ),
+    "lower-term": Mutant(
+        "a withdrawal lowers the term in the register (against SPEC 2.6)",
+        HISTORY, mastership, "withdrawn_term", _lower_term,
+    ),
+    "adopt-oldest": Mutant(
+        "the oldest journal is adopted (against SPEC 2.6)", HISTORY, mastership, "newest_mark", _adopt_oldest
+    ),
+    "unknown-is-empty": Mutant(
+        "a claim that cannot be read counts as none (against SPEC 1.5)",
+        HISTORY, mastership, "read", _unknown_is_empty,
+    ),
+    "tell-early": Mutant(
+        "a change is told before it is durable (against SPEC 2.6)", HISTORY, mastership, "_append", _tell_early
+    ),
+    "stale-start": Mutant(
+        "node and runner accept a generation that is not newer (against SPEC 7.7)",
+        ("NewerCommandsOnly", "OneNodeAtATime"), executor, "is_newer", _stale_start,
+    ),
+    "early-level": Mutant(
+        "the first acknowledgement of a level is enough (against SPEC 3.4)",
+        ("LevelsInOrder",), transition, "all_acknowledged", _early_level,
     ),
 }  # fmt: skip
 

@@ -59,7 +59,7 @@ class _Planner:
             self._pause, self._isolate, self._cut, self._split, self._blind, self._slow, self._failing, self._lossy,
             self._hang,
             self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point, self._at_a_point,
-            self._frozen_master, self._slow_claimer, self._slow_claimer,
+            self._frozen_master, self._slow_claimer, self._slow_claimer, self._unreadable_claim,
         )  # fmt: skip
 
     def plan(self) -> Plan:
@@ -207,6 +207,12 @@ class _Planner:
     def _failing(self) -> None:
         failing, unknown = self._pick(((0.3, 0.0), (0.8, 0.0), (0.05, 0.5), (0.0, 0.8)))
         self._do(schedule.Weather(1, failing, unknown, self._us(100, 1500), self._somewhere()))
+
+    def _unreadable_claim(self) -> None:
+        """A register cannot be read while somebody wants to be master."""
+        self._do(schedule.Weather(1, 0.0, self._pick((0.5, 0.9)), self._us(300, 1200)))
+        self._do(When("frame", "begun", 1, schedule.Kill("daemon")))
+        self._ask(RegisterService(self._pick(self.services)))
 
     def _somewhere(self) -> int:
         return schedule.EVERYWHERE if self.random.random() < 0.4 else self._node()

@@ -76,7 +76,7 @@ class Blind(Struct, frozen=True, tag="blind"):
 
 
 class Weather(Struct, frozen=True, tag="weather"):
-    """The store is slow (a factor), fails a share of requests, or reads leave a register unknown."""
+    """The store is slow (a factor), fails a share of requests, or a share of reads miss one register."""
 
     slowness: int
     failing: float

@@ -224,6 +224,7 @@ class World:
         everyone = deed.node == schedule.EVERYWHERE
         weather = self.store.weather if everyone else self.machines[deed.node].access.weather
         weather.slowness, weather.failing, weather.unknown = deed.slowness, deed.failing, deed.unknown
+        weather.unreadable = self.store.unreadable() if deed.unknown else 0
         if deed.for_us:
             self.loop.after(deed.for_us, weather.calm)
 

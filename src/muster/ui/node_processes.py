@@ -171,12 +171,17 @@ def _environment(process: NodeProcess) -> bytes:
     """The environment of a process.
 
     A process in the midst of exec shows neither environment nor command line for a moment: without a second look, a
-    node whose guard is just being executed would pass for one that runs nothing.
+    node whose guard is just being executed would pass for one that runs nothing. One that twice shows a command line
+    and no environment has none.
     """
+    bare = 0
     for _ in range(_EXEC_LOOKS):
         found = _read(process.pid, "environ")
-        if found or process.is_kernel_thread or _read(process.pid, "cmdline") or not _is_alive(process):
+        if found or process.is_kernel_thread or not _is_alive(process):
             return found
+        bare += bool(_read(process.pid, "cmdline"))
+        if bare == 2:
+            return b""
         time.sleep(_EXEC_PAUSE_S)
     return b""
 
