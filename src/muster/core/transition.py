@@ -123,12 +123,17 @@ def advance(draft: Draft, facts: Facts) -> None:
 
 def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool:
     """Whether every participant has acknowledged the present level and barrier (P3.3)."""
-    wanted = Acknowledgement(transition.identity, transition.level, transition.barrier)
+    wanted = step_of(transition)
     for node in transition.participants:
         report = facts.report(draft.member(node))
         if report is None or wanted not in report.acknowledgements:
             return False
     return True
+
+
+def step_of(transition: Transition) -> Acknowledgement:
+    """The present step of a transition, as it is acknowledged."""
+    return Acknowledgement(transition.identity, transition.level, transition.barrier)
 
 
 def _resume(draft: Draft, transition: Transition) -> None:
@@ -171,11 +176,12 @@ def _include_new_levels(draft: Draft, transition: Transition) -> None:
 
 
 def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
-    """Whether a leaving node's subsystem still works at this level for another node's transition (P3.7).
+    """Whether a leaving node's subsystem still has work at this level for another node's transition (P3.7).
 
-    It is deregistered with its last acknowledgement (SPEC 3.11), so it must first finish what it was asked.
+    It is deregistered with its last acknowledgement (SPEC 3.11), so it must first finish what it has begun: every
+    barrier of a level in which it takes part.
     """
-    if transition.kind is not TransitionKind.LEAVING:
+    if transition.kind is not TransitionKind.LEAVING or transition.barrier + 1 < transition.barriers:
         return False
     report = facts.report(draft.member(transition.node))
     done = report.acknowledgements if report is not None else ()
@@ -183,7 +189,7 @@ def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
         other.identity != transition.identity
         and other.level == transition.level
         and transition.node in other.participants
-        and Acknowledgement(other.identity, other.level, other.barrier) not in done
+        and (other.barrier + 1 < other.barriers or step_of(other) not in done)
         for other in draft.transitions.values()
     )
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from muster.core.draft import counts
 from muster.core.lease import US_PER_MS
+from muster.core.transition import step_of
 from muster.records.messages import Acknowledgement, Report
 from muster.records.state import Database, Level, Transition
 
@@ -28,11 +29,6 @@ class Straggler(Struct, frozen=True):
         """Whether its level's deadline is over."""
         deadline_ms = self.level.deadline_ms
         return deadline_ms > 0 and self.elapsed_us > deadline_ms * US_PER_MS
-
-
-def step_of(transition: Transition) -> Acknowledgement:
-    """The present step of a transition, as it is acknowledged."""
-    return Acknowledgement(transition.identity, transition.level, transition.barrier)
 
 
 def missing(transition: Transition, reports: Mapping[int, Report]) -> tuple[int, ...]:
