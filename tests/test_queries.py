@@ -122,11 +122,11 @@ def test_a_node_to_be_forced_out_shows_the_cause_and_what_is_waited_for() -> Non
 def test_transitions_name_who_has_not_acknowledged() -> None:
     transition = Transition(5, 2, 9, TransitionKind.FORCED_LEAVING, (0, 40), 1, 0, (0, 1), cause="died")
     database = database_with(Member(0, NodeState.JOINED, 7, LEVELS), transition)
-    (shown,) = ask("transitions", database, view(acknowledged={5: frozenset({0})}))["transitions"]
+    (shown,) = ask("transitions", database, view(waited_for={5: ((1,), 2_500_000)}))["transitions"]
     assert (shown["id"], shown["node"], shown["kind"], shown["cause"]) == (5, "n2", "forced-leaving", "died")
     assert (shown["level"], shown["level_name"], shown["barrier"]) == (40, EVENT_MANAGER_LEVEL.name, 0)
     assert shown["participants"] == ["n0", "n1"]
-    assert shown["waiting_for"] == ["n1"]
+    assert (shown["waiting_for"], shown["elapsed_ms"]) == (["n1"], 2500)
     (unknown,) = ask("status", database)["transitions"]
     assert unknown["waiting_for"] == ["n0", "n1"]
 

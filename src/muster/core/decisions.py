@@ -9,7 +9,7 @@ import zlib
 
 import msgspec
 
-from muster.core import membership, operations, service, transition
+from muster.core import membership, operations, registration, service, transition
 from muster.core.draft import Draft, Facts
 from muster.records.messages import Request
 from muster.records.state import Database, NodeState, Operation
@@ -20,8 +20,9 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     draft = Draft(database)
     answers = [operations.carry_out(request, draft, facts) for request in requests]
     membership.admit(draft, facts)
+    registration.follow_reports(draft, facts)
     membership.force_out_the_dead(draft, facts)
-    membership.condemn_the_unreachable(draft, facts)
+    membership.condemn_the_unfit(draft, facts)
     transition.advance(draft, facts)
     service.advance(draft, facts)
     return draft, answers

@@ -44,6 +44,7 @@ class Facts(msgspec.Struct):
     evidence: Callable[[int, int], StopEvidence | None]  # (node, incarnation) -> proof that it has stopped
     alive: Callable[[int], bool]  # node -> its lease is being renewed at this moment
     unreachable: dict[int, str]  # node -> why the surviving set goes on without it
+    hung: dict[int, str]  # node -> which of its subsystems is hung, where the level's policy is to force it out
     services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
     free_bytes: Callable[[], int]  # what the journal can still take of new definitions
 

@@ -7,7 +7,7 @@ repeated or reordered messages, a restarted daemon and a new master all come to 
 from muster.core.effects import Notify, RunCommand
 from muster.core.transition import EVENT_MANAGER
 from muster.records.messages import Acknowledgement, CommandState
-from muster.records.state import Database, Level, Service, ServiceState, Transition, TransitionKind
+from muster.records.state import Database, Level, NodeState, Service, ServiceState, Transition, TransitionKind
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
 
@@ -102,6 +102,7 @@ class Subsystems:
             if step.level == EVENT_MANAGER:
                 continue  # the event manager is part of the node: see `settle`
             vector = {member.node: member.state for member in database.members.values()}
+            vector[transition.node] = NodeState(transition.kind.value)  # also where the node joined before the level
             notifications.append(
                 Notify(
                     step.level, transition.identity, transition.node, transition.incarnation, transition.kind,

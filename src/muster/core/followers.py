@@ -26,6 +26,9 @@ class Followers:
 
     def reported(self, node: int, report: Report) -> bool:
         """Take a report in; False if the node has not accepted this term and must be sent the database."""
+        last = self.reports.get(node)
+        if last is not None and last.incarnation == report.incarnation and report.sent_us < last.sent_us:
+            return True  # overtaken by a later one
         if report.term != self.term:
             self.reports.pop(node, None)
             return False

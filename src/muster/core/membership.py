@@ -33,9 +33,11 @@ def proof_of_death(member: Member, facts: Facts) -> Proof | None:
     return Proof(evidence.kind, member.node, member.incarnation, evidence.detail)
 
 
-def condemn_the_unreachable(draft: Draft, facts: Facts) -> None:
-    """Commit the eviction of live members outside the surviving set (P4.3)."""
-    for node, cause in facts.unreachable.items():
+def condemn_the_unfit(draft: Draft, facts: Facts) -> None:
+    """Commit the eviction of live members outside the surviving set, and of those with a hung subsystem whose level
+    is registered with that policy (P4.3, P3.10).
+    """
+    for node, cause in (*facts.unreachable.items(), *facts.hung.items()):
         member = draft.member(node)
         if counts(member) and member.eviction is None:
             condemn(draft, member, cause)

@@ -55,6 +55,7 @@ from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.tenure import Outcome, Tenure, Trouble
+from muster.core.waiting import Straggler, Waiting, missing
 from muster.records.messages import (
     Abdicated,
     Acknowledgement,
@@ -120,7 +121,6 @@ class Node:
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
         self._subsystems = Subsystems(self.me, setup.incarnation)
-        self._subsystems.register(EVENT_MANAGER_LEVEL)
         self._effects: list[Effect] = []
         self._now_us = now_us
         self._started_us = now_us
@@ -128,6 +128,7 @@ class Node:
         view = strip.views[self.me]
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._clients = Clients()
+        self._waiting = Waiting()
         self._last_report: Report | None = None
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
@@ -202,16 +203,17 @@ class Node:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
         return self._observer.is_live(node)
 
-    def acknowledged(self) -> dict[int, frozenset[int]]:
-        """On the master: who is known to have acknowledged the present step of each transition."""
+    def waited_for(self) -> dict[int, tuple[tuple[int, ...], int]]:
+        """Who has not acknowledged the present step of each transition, and for how long it has been at work (us).
+
+        The master knows; the others know what it told them last, and before that take all participants.
+        """
+        reports = self._reports() if self.is_master else {}
         found = {}
         for record in self.database.transitions.values():
-            step = Acknowledgement(record.identity, record.level, record.barrier)
-            reports = self._followers.reports.items()
-            done = {node for node, report in reports if step in report.acknowledgements}
-            if step in self._subsystems.acknowledged(self.database):
-                done.add(self.me)
-            found[record.identity] = frozenset(done)
+            nodes = missing(record, reports) if self.is_master else self._waiting.told.get(record.identity)
+            elapsed_us = self._waiting.elapsed_us(record, self._now_us)
+            found[record.identity] = (record.participants if nodes is None else nodes, elapsed_us)
         return found
 
     def start(self, now_us: int) -> list[Effect]:
@@ -478,6 +480,8 @@ class Node:
         match message:
             case Heartbeat(term=term, index=index):
                 self._followers.is_at(sender, term, index)
+                if term == self._accepted and term.node == sender:
+                    self._waiting.told = dict(message.waiting)
             case Snapshot():
                 self._snapshot(message)
             case Append():
@@ -577,7 +581,10 @@ class Node:
         self._effects.extend(self._clients.due(self.database.index))
 
     def _heartbeat(self, node: int) -> None:
-        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index))
+        waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
+        if self.is_master:
+            waiting = tuple((t.identity, missing(t, self._reports())) for t in self.database.transitions.values())
+        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting))
 
     def _send(self, node: int, message: Message) -> None:
         if node in self._links.connected:
@@ -602,6 +609,8 @@ class Node:
             if own.state is NodeState.INACTIVE:
                 self._leave()
                 return
+        self._waiting.follow(self.database, self._now_us)
+        self._begin_second_step()
         self._effects.extend(self._subsystems.due(self.database))
         self._subsystems.settle(self.database)
         self._effects.extend(self._executor.due(self.database))
@@ -641,7 +650,21 @@ class Node:
         )
 
     def _levels(self) -> list[Level]:
+        """The registered levels: the event manager's from the second step of the boot on (SPEC 3.10)."""
+        self._begin_second_step()
         return [self._subsystems.levels[number] for number in sorted(self._subsystems.levels)]
+
+    def _begin_second_step(self) -> None:
+        levels = self._subsystems.levels
+        if EVENT_MANAGER_LEVEL.number in levels:
+            return
+        own = self.database.member(self.me)
+        mine = self._confirmed and own.incarnation == self.setup.incarnation
+        join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
+        parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
+        nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
+        if nothing_below or parked or (mine and own.state is not NodeState.JOINING):
+            self._subsystems.register(EVENT_MANAGER_LEVEL)
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
@@ -655,11 +678,13 @@ class Node:
         report = self._own_report()
         if force or report != self._last_report:
             self._last_report = report
-            self._send(receiver, report)
+            self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()
-        return bool(report.wish or report.acknowledgements or report.commands or report.term != self._claimed_term())
+        unregistered = set(report.levels) - set(self.database.member(self.me).levels)
+        pending = report.wish or report.acknowledgements or report.commands or unregistered
+        return bool(pending) or report.term != self._claimed_term()
 
     def _holder(self) -> Term | None:
         return self._observer.holder(self._accepted if self._confirmed else NO_TERM)
@@ -690,16 +715,33 @@ class Node:
             self._settle_tenure()
 
     def _facts(self) -> Facts:
-        self._subsystems.settle(self.database)
-        own = self._own_report()
-        reports = {**self._followers.reports, self.me: msgspec.structs.replace(own, term=self._accepted)}
+        reports = self._reports()
         facts = Facts(
             self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
-            self._services_open, self._free_bytes,
+            self._find_hung(reports), self._services_open, self._free_bytes,
         )  # fmt: skip
         if not self._services_open:
             self._services_open = facts.services_open = all_have_reported(self.database, facts)
         return facts
+
+    def _reports(self) -> dict[int, Report]:
+        """On the master: the reports of this term, the own one included."""
+        self._subsystems.settle(self.database)
+        own = msgspec.structs.replace(self._own_report(), term=self._accepted)
+        return {**self._followers.reports, self.me: own}
+
+    def _find_hung(self, reports: dict[int, Report]) -> dict[int, str]:
+        """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""
+        stragglers = self._waiting.stragglers(self.database, reports, self._now_us)
+        for hung in self._waiting.newly_hung(stragglers):
+            self._trace("subsystem hung", self._describe(hung))
+        return {hung.node: self._describe(hung) for hung in stragglers if hung.is_hung and hung.level.evicts}
+
+    def _describe(self, straggler: Straggler) -> str:
+        level = straggler.level
+        who = f"{self.database.name_of(straggler.node)}: {level.name} (level {level.number})"
+        elapsed_ms = straggler.elapsed_us // US_PER_MS
+        return f"{who} has not acknowledged barrier {straggler.barrier} for {elapsed_ms} ms"
 
     def _free_bytes(self) -> int:
         return self.setup.definitions_limit_bytes - bytes_of_services(self.database)

@@ -162,6 +162,9 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
 def _leave(member: Member, draft: Draft) -> str:
     name = draft.name(member.node)
     match member.state:
+        case NodeState.JOINING | NodeState.JOINED if draft.transition_of(member.node) is not None:
+            draft.put(replace(member, leave_asked="asked to leave"), f"{name}: asked to leave while joining")
+            return f"{name} will leave as soon as the level at work has joined"
         case NodeState.JOINED:
             open_leave(draft, member.node, "asked to leave")
             return f"{name} is leaving"

@@ -66,10 +66,24 @@ def open_joins(draft: Draft, nodes: list[int]) -> None:
         _open(draft, draft.member(node), TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
 
 
+def open_late_join(draft: Draft, node: int, level: int) -> None:
+    """Take a joined node's newly registered level through the node's join, at that level alone (SPEC 3.10)."""
+    member = draft.member(node)
+    identity = draft.index * IDENTITIES_PER_ENTRY + node
+    cause = "a level was registered after it had joined"
+    late = Transition(identity, node, member.incarnation, TransitionKind.JOINING, (level,), cause=cause, late=True)
+    draft.put(late, f"{draft.name(node)}: joining at level {level} opened ({cause})")
+    _enter(draft, late, 0)
+
+
 def open_leave(draft: Draft, node: int, cause: str) -> None:
     """Open the graceful leave of a joined node, top-down (SPEC 3.4)."""
     _check_allowed(draft.member(node), TransitionKind.LEAVING)
-    member = replace(draft.member(node), state=NodeState.LEAVING)
+    _leave(draft, draft.member(node), cause)
+
+
+def _leave(draft: Draft, before: Member, cause: str) -> None:
+    member = replace(before, state=NodeState.LEAVING, leave_asked="")
     draft.put(member)
     everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
     told = tuple(sorted((level for level in everywhere if level <= member.told_level), reverse=True))
@@ -99,14 +113,17 @@ def advance(draft: Draft, facts: Facts) -> None:
     """Move every transition on as far as its acknowledgements allow: one barrier at a time (SPEC 3.4)."""
     for transition in list(draft.transitions.values()):
         _shed_participants(draft, transition)
+        _include_new_levels(draft, draft.transitions[transition.identity])
         current = draft.transitions[transition.identity]
-        if all_acknowledged(current, draft, facts) and not _owes_others(current, draft, facts):
+        if current.awaits:
+            _resume(draft, current)
+        elif all_acknowledged(current, draft, facts) and not _owes_others(current, draft, facts):
             _step(draft, current)
 
 
 def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool:
     """Whether every participant has acknowledged the present level and barrier (P3.3)."""
-    wanted = Acknowledgement(transition.identity, transition.level, transition.barrier)
+    wanted = step_of(transition)
     for node in transition.participants:
         report = facts.report(draft.member(node))
         if report is None or wanted not in report.acknowledgements:
@@ -114,12 +131,57 @@ def all_acknowledged(transition: Transition, draft: Draft, facts: Facts) -> bool
     return True
 
 
-def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
-    """Whether a leaving node's subsystem still works at this level for another node's transition (P3.7).
+def step_of(transition: Transition) -> Acknowledgement:
+    """The present step of a transition, as it is acknowledged."""
+    return Acknowledgement(transition.identity, transition.level, transition.barrier)
 
-    It is deregistered with its last acknowledgement (SPEC 3.11), so it must first finish what it was asked.
+
+def _resume(draft: Draft, transition: Transition) -> None:
+    """Go on with a join that waited for a level of its own node, or for nothing since a leave is wanted (SPEC 3.10)."""
+    member = draft.member(transition.node)
+    if member.leave_asked:
+        _turn(draft, transition)
+    elif any(level.number == transition.awaits for level in member.levels):
+        _enter(draft, replace(transition, awaits=0), transition.position + 1)
+
+
+def _turn(draft: Draft, transition: Transition) -> None:
+    """Between levels, a join becomes a leave of the levels that have joined (SPEC 3.7).
+
+    The subsystems of those levels hold `joined`, so Table 1 allows `leaving` to each of them.
     """
-    if transition.kind is not TransitionKind.LEAVING:
+    member = draft.member(transition.node)
+    draft.forget("transition", str(transition.identity))
+    told_level = member.told_level if transition.late else transition.level
+    _leave(draft, replace(member, told_level=told_level), member.leave_asked)
+
+
+def _include_new_levels(draft: Draft, transition: Transition) -> None:
+    """Levels registered meanwhile that the transition has not passed become part of it (P3.9)."""
+    if transition.late or transition.kind is TransitionKind.FORCED_LEAVING:
+        return
+    everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
+    taken = transition.levels[: transition.position + 1]
+    if transition.kind is TransitionKind.JOINING:
+        ahead = sorted(level for level in everywhere if level > transition.level)
+    else:
+        told_level = draft.member(transition.node).told_level
+        ahead = sorted(
+            (level for level in everywhere if level < transition.level and level <= told_level), reverse=True
+        )
+    kept = {level for level in transition.levels if level not in taken} | set(ahead)
+    levels = (*taken, *sorted(kept, reverse=transition.kind is TransitionKind.LEAVING))
+    if levels != transition.levels:
+        draft.put(replace(transition, levels=levels))
+
+
+def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
+    """Whether a leaving node's subsystem still has work at this level for another node's transition (P3.7).
+
+    It is deregistered with its last acknowledgement (SPEC 3.11), so it must first finish what it has begun: every
+    barrier of a level in which it takes part.
+    """
+    if transition.kind is not TransitionKind.LEAVING or transition.barrier + 1 < transition.barriers:
         return False
     report = facts.report(draft.member(transition.node))
     done = report.acknowledgements if report is not None else ()
@@ -127,7 +189,7 @@ def _owes_others(transition: Transition, draft: Draft, facts: Facts) -> bool:
         other.identity != transition.identity
         and other.level == transition.level
         and transition.node in other.participants
-        and Acknowledgement(other.identity, other.level, other.barrier) not in done
+        and (other.barrier + 1 < other.barriers or step_of(other) not in done)
         for other in draft.transitions.values()
     )
 
@@ -169,15 +231,30 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
     """Enter the first level at or after `position` that has anybody to notify; finish if there is none."""
     while position < len(transition.levels):
         level = transition.levels[position]
+        if _must_await(draft, transition, level):
+            break
         participants = draft.participants(level)
         if transition.kind is TransitionKind.JOINING:
-            draft.put(replace(draft.member(transition.node), told_level=level))
+            member = draft.member(transition.node)
+            draft.put(replace(member, told_level=max(level, member.told_level)))
         if participants:
             entered = replace(transition, position=position, barrier=0, participants=participants)
             draft.put(replace(entered, barriers=_barriers(draft, entered)))
             return
         position += 1
-    _finish(draft, transition)
+    if _must_await(draft, transition, EVENT_MANAGER):
+        draft.put(replace(transition, position=position - 1, participants=(), awaits=EVENT_MANAGER))
+    else:
+        _finish(draft, transition)
+
+
+def _must_await(draft: Draft, transition: Transition, level: int) -> bool:
+    """Whether a join stops before `level`: the event manager of the joining node registers in the second step of its
+    boot, when everything below it has joined (SPEC 3.10).
+    """
+    if transition.kind is not TransitionKind.JOINING or transition.late or level < EVENT_MANAGER:
+        return False
+    return all(entry.number != EVENT_MANAGER for entry in draft.member(transition.node).levels)
 
 
 def _step(draft: Draft, transition: Transition) -> None:
@@ -189,6 +266,9 @@ def _step(draft: Draft, transition: Transition) -> None:
     if transition.kind is TransitionKind.LEAVING:
         _deregister(draft, transition.node, transition.level)
     draft.causes.append(f"{draft.name(transition.node)}: {transition.kind} done at level {transition.level}")
+    if transition.kind is TransitionKind.JOINING and draft.member(transition.node).leave_asked:
+        _turn(draft, transition)
+        return
     _enter(draft, transition, transition.position + 1)
 
 
@@ -225,8 +305,12 @@ def _barriers(draft: Draft, transition: Transition) -> int:
 
 
 def _shed_participants(draft: Draft, transition: Transition) -> None:
-    """Nobody waits for a participant that has been forced out (P3.7, SPEC 3.4)."""
-    remaining = tuple(node for node in transition.participants if counts(draft.member(node)))
+    """Nobody waits for a participant that has been forced out, or whose subsystem is gone (P3.7, SPEC 3.4)."""
+    remaining = tuple(
+        node
+        for node in transition.participants
+        if counts(draft.member(node)) and any(entry.number == transition.level for entry in draft.member(node).levels)
+    )
     if remaining != transition.participants:
         draft.put(replace(transition, participants=remaining))
 

@@ -32,8 +32,8 @@ class NodeView(Struct, frozen=True):
     links: frozenset[int] = frozenset()  # whom it hears on the interconnect
     live: frozenset[int] = frozenset()  # nodes whose lease in the store is being renewed
     running: tuple[str, ...] = ()  # services that its runner holds started
-    acknowledged: dict[int, frozenset[int]] = field(default_factory=dict)
-    """transition -> nodes known to have acknowledged its present level and barrier; the master knows them all"""
+    waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
 
 
 class QueryRefused(ValueError):
@@ -196,8 +196,7 @@ def _transitions(database: Database, view: NodeView) -> list[Document]:
 
 
 def _transition(database: Database, view: NodeView, transition: Transition) -> Document:
-    acknowledged = view.acknowledged.get(transition.identity, frozenset())
-    waiting = [node for node in transition.participants if node not in acknowledged]
+    waiting, elapsed_us = view.waited_for.get(transition.identity, (transition.participants, 0))
     return {
         "id": transition.identity,
         "node": database.name_of(transition.node),
@@ -209,6 +208,8 @@ def _transition(database: Database, view: NodeView, transition: Transition) -> D
         "barrier": transition.barrier,
         "participants": _names(database, transition.participants),
         "waiting_for": _names(database, waiting),
+        "elapsed_ms": elapsed_us // 1000,
+        "awaits_level": transition.awaits or None,
         "cause": transition.cause,
     }
 

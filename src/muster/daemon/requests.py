@@ -64,7 +64,7 @@ class Requests:
             links=node.heard(),
             live=frozenset(config for config in node.database.nodes if node.is_live(config)),
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),
-            acknowledged=node.acknowledged(),
+            waited_for=node.waited_for(),
         )
 
     async def _operate(self, name: str, identity: str, arguments: Document) -> Document:

@@ -25,11 +25,12 @@ class Hello(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=2):
-    """I am here, at this term and commit index."""
+    """I am here, at this term and commit index. A master adds who holds up which transition (SPEC 3.13)."""
 
     incarnation: int
     term: Term
     index: int
+    waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class Append(Struct, frozen=True, array_like=True, tag=3):
@@ -80,6 +81,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     levels: tuple[Level, ...]
     acknowledgements: tuple[Acknowledgement, ...] = ()
     commands: tuple[CommandState, ...] = ()
+    sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):

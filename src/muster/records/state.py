@@ -47,11 +47,18 @@ class Barriers(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A registered subsystem: its place in the global transition order, its name, its barriers (SPEC 3.2)."""
+    """A registered subsystem: its place in the global transition order, its name, its barriers (SPEC 3.2).
+
+    One that has not acknowledged within `deadline_ms` (0: never) is hung; `evicts` is the level's policy then: force
+    its node out, or else wait and alert (SPEC 3.13). One that `vetoes` is asked before a planned change.
+    """
 
     number: int
     name: str
     barriers: Barriers = Barriers()
+    deadline_ms: int = 0
+    evicts: bool = False
+    vetoes: bool = False
 
 
 MEMBERSHIP_LEVEL = Level(0, "membership")
@@ -102,7 +109,8 @@ class Member(Struct, frozen=True, array_like=True, tag="member"):
     told_level: int = 0  # highest level that was ever told of this incarnation's join (SPEC 3.9)
     eviction: Eviction | None = None
     last_proof: Proof | None = None  # of the last incarnation that was forced out
-    refusal: str = ""  # why the last request to join was refused
+    refusal: str = ""  # why the last request to join, or to register a level, was refused
+    leave_asked: str = ""  # a leave asked for while joining, and why: the join turns at the next level (SPEC 3.7)
 
 
 class Transition(Struct, frozen=True, array_like=True, tag="transition"):
@@ -118,11 +126,13 @@ class Transition(Struct, frozen=True, array_like=True, tag="transition"):
     participants: tuple[int, ...] = ()  # who must acknowledge (level, barrier); shrinks when one is forced out
     cause: str = ""
     barriers: int = 1  # of the level at work
+    awaits: int = 0  # level that the joining node itself must register before its join goes on (SPEC 3.10)
+    late: bool = False  # not the node's join, but that of levels which it registered after it had joined (SPEC 3.10)
 
     @property
     def level(self) -> int:
-        """The level at work."""
-        return self.levels[self.position]
+        """The level at work; 0 before the first."""
+        return self.levels[self.position] if 0 <= self.position < len(self.levels) else 0
 
 
 class ServiceState(IntEnum):

@@ -343,7 +343,8 @@ class LevelsInOrder:
 
     def _moved(self, old: Transition, new: Transition, before: ReplicaState, after: ReplicaState) -> Findings:
         name = _name(old)
-        if new.levels != old.levels:
+        taken = old.levels[: old.position + 1]
+        if new.levels[: old.position + 1] != taken or not set(old.levels) <= set(new.levels):
             yield f"{name} changes its levels from {old.levels} to {new.levels}"
         if new.position == old.position and new.barrier == old.barrier + 1:
             yield from self._waited(old, after, f"goes on to barrier {new.barrier}")
