@@ -57,7 +57,11 @@ class Store(Protocol):
         """The journal that `mark` of node `owner` points to. Raises `JournalUnreadable`."""
 
     async def write_checkpoint(self, mark: Mark, checkpoint: bytes) -> None:
-        """Begin the journal `mark` in this node's own area, replacing what that half held. Raises `JournalFull`."""
+        """Begin the journal `mark` in this node's own area, replacing what that half held.
+
+        Reads the node's own claim register first. From its beginning on, whoever still reads what the half held must
+        find that unreadable, never merely shorter (PROTOCOL P2.9). Raises `ForeignWrite`, `JournalFull`.
+        """
 
     async def append_frame(self, mark: Mark, number: int, frame: bytes) -> None:
         """Durably append frame `number` (0, 1, ...) to this node's journal `mark`; a repeated number rewrites it.
