@@ -7,7 +7,7 @@ strip run beside them. A message may be lost; a local notification or command ma
 
 from msgspec import Struct
 
-from muster.records.messages import Message
+from muster.records.messages import Message, OperationRequest
 from muster.records.registers import Claim, Mark, Marks, View
 from muster.records.state import NodeState, TransitionKind
 
@@ -87,6 +87,14 @@ class Notify(Struct, frozen=True):
     epoch: int
 
 
+class AskSubsystem(Struct, frozen=True):
+    """Ask the local subsystem of `level` whether it objects to a planned change; answered by `SubsystemAnswered`."""
+
+    level: int
+    question: str
+    operation: OperationRequest
+
+
 class RunCommand(Struct, frozen=True):
     """Run a service's command; answered by `CommandFinished`.
 
@@ -153,6 +161,7 @@ Effect = (
     | AppendFrame
     | Send
     | Notify
+    | AskSubsystem
     | RunCommand
     | Reply
     | Committed

@@ -86,6 +86,14 @@ class Acknowledged(Struct, frozen=True):
     barrier: int
 
 
+class SubsystemAnswered(Struct, frozen=True):
+    """A subsystem has answered `AskSubsystem`: what it objects, or nothing for consent."""
+
+    question: str
+    level: int
+    objection: str
+
+
 class OperationRequested(Struct, frozen=True):
     """A client of this node's control socket asks for an operation; `identity` is unique to the request."""
 
@@ -117,6 +125,7 @@ Input = (
     | CommandFinished
     | LevelRegistered
     | Acknowledged
+    | SubsystemAnswered
     | OperationRequested
     | FenceConfirmed
     | Tick

@@ -47,6 +47,7 @@ from muster.core.inputs import (
     StoreRefused,
     StripRead,
     StripUnread,
+    SubsystemAnswered,
     Tick,
 )
 from muster.core.lease import US_PER_MS, Evidence
@@ -55,11 +56,13 @@ from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.tenure import Outcome, Tenure, Trouble
+from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, missing
 from muster.records.messages import (
     Abdicated,
     Acknowledgement,
     Append,
+    Ask,
     CommandState,
     Heartbeat,
     Message,
@@ -68,6 +71,7 @@ from muster.records.messages import (
     Request,
     Response,
     Snapshot,
+    Verdict,
 )
 from muster.records.registers import Marks, ProofKind, Strip, View
 from muster.records.state import (
@@ -129,6 +133,7 @@ class Node:
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._clients = Clients()
         self._waiting = Waiting()
+        self._questions = Questions()
         self._last_report: Report | None = None
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
@@ -145,6 +150,7 @@ class Node:
         self._in_flight: tuple[Entry, list[tuple[int, Response]]] | None = None
         self._services_open = False
         self._unreachable: dict[int, str] = {}
+        self._polls = Polls()
 
     def _begin_store(self, strip: Strip) -> None:
         self._periodic_read = 0
@@ -264,6 +270,9 @@ class Node:
                     self._send_report()
             case OperationRequested(identity=identity, operation=operation):
                 self._requested(identity, operation)
+            case SubsystemAnswered(question=question, level=level, objection=objection):
+                self._questions.answered(question, level, objection)
+                self._tell_verdicts()
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
@@ -495,6 +504,11 @@ class Node:
                 self._answer()
             case Abdicated():
                 self._next_read_us = self._now_us
+            case Ask() if sender == self._accepted.node:
+                self._asked(sender, message)
+            case Verdict() if self.is_master:
+                self._polls.answered(sender, message)
+                self._decide_polls()
             case _:
                 pass
 
@@ -564,7 +578,38 @@ class Node:
         if done is not None:
             self._respond(sender, Response(done.identity, self._accepted, done.index, done.refused, done.outcome))
         elif len(self._requests) < MAXIMUM_QUEUED and not self._is_in_flight(request):
+            self._poll(sender, request)
+
+    def _poll(self, sender: int, request: Request) -> None:
+        """Carry the request out, or first ask the subsystems that may object to it (P4.5)."""
+        passes, asks = self._polls.passes(sender, request, self.database, self._now_us)
+        if passes:
             self._requests[request.identity] = (sender, request)
+        for node, ask in asks.items():
+            if node == self.me:
+                self._asked(node, ask)
+            else:
+                self._send(node, ask)
+
+    def _decide_polls(self) -> None:
+        for poll in self._polls.decided(self.database, self._now_us):
+            if poll.objections:
+                text = "; ".join(poll.objections) + "; to do it all the same, repeat it with --override"
+                self._respond(poll.sender, Response(poll.request.identity, self._accepted, 0, True, text))
+            else:
+                self._request(poll.sender, poll.request)
+
+    def _asked(self, asker: int, ask: Ask) -> None:
+        self._effects.extend(self._questions.ask(asker, ask, self._subsystems.levels.values()))
+        self._tell_verdicts()
+
+    def _tell_verdicts(self) -> None:
+        for asker, verdict in self._questions.over():
+            if asker != self.me:
+                self._send(asker, verdict)
+            elif self.is_master:
+                self._polls.answered(self.me, verdict)
+                self._decide_polls()
 
     def _is_in_flight(self, request: Request) -> bool:
         responses = self._in_flight[1] if self._in_flight is not None else []
@@ -777,6 +822,7 @@ class Node:
         for request in self._clients.unanswered():
             self._forward(request)
         if self.is_master:
+            self._decide_polls()
             self._remind()
         elif self._has_something_pending():
             self._send_report(force=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from muster.drivers.certificates import CertificateRefused, client_context, server_context, verify_pair
+from muster.drivers.guard import StartRefused, lock_home
 from muster.drivers.interconnect import InterconnectRefused, check_address
 from muster.drivers.store import StoreFailed
 from muster.drivers.store_inspection import newest_database
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
         if options.predecessor_stopped:
             command.insert(_GUARD_WORDS, "--predecessor-stopped")
-    except (BootRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
+    except (BootRefused, StartRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
         print(f"musterd: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
     sys.stdout.flush()
@@ -71,6 +72,7 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     key = str(directory / KEY_FILE)
     authority = database.cluster.authority
     verify_pair(server_context(config.certificate, key, authority), client_context(config.certificate, key, authority))
+    os.close(lock_home(str(directory.resolve())))  # before its address is found taken, by itself
     for address in config.addresses:
         check_address(address)
     try:

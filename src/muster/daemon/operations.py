@@ -73,7 +73,7 @@ def _problem_of_apply(operation: ApplyServices) -> str:
         if name in names:
             return f"service {shown(name)} is named twice, to be withdrawn and otherwise"
         names.add(name)
-    return _problem_of_texts({"withdraw": name for name in operation.withdraw if len(name) > MAXIMUM_TEXT_CHARACTERS})
+    return _problem_of_texts({f"withdraw[{position}]": name for position, name in enumerate(operation.withdraw)})
 
 
 def _problem_of_texts(values: dict[str, Any]) -> str:

@@ -372,11 +372,21 @@ def _load_own(context: ssl.SSLContext, certificate_pem: str, key_path: str) -> N
         finally:
             os.close(certificate)
     except (ssl.SSLError, OSError, ValueError) as error:
-        what = f"certificate of this node with private key {key_path}"
-        advice = "check that the key is the one made with the certificate that the store holds"
-        raise CertificateRefused(f"{what}: they cannot be used together ({error}); {advice}") from error
+        what = f"private key {key_path}: it does not go with this node's certificate in the store"
+        advice = "put the key there that `muster init` made for this node"
+        raise CertificateRefused(f"{what} ({_key_trouble(error)}); {advice}") from error
     finally:
         os.close(key)
+
+
+def _key_trouble(error: Exception) -> str:
+    """Why a key could not be loaded, in words."""
+    reason = error.reason if isinstance(error, ssl.SSLError) else ""
+    if reason == "KEY_VALUES_MISMATCH":
+        return "it is the key of another certificate"
+    if isinstance(error, ssl.SSLError):
+        return f"it cannot be read as a key: {reason}" if reason else "it cannot be read as a key"
+    return str(error)
 
 
 def _refuse_password() -> str:

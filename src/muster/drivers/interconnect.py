@@ -504,6 +504,14 @@ def _cannot_listen(address: str, port: int, error: OSError) -> str:
     return f"address {address}: cannot listen there: {reason}; {advice}"
 
 
+def _name_of(name: str, arguments: list[str]) -> str:
+    """A process in words: a daemon of ours by its node, which tells at once that a node was started twice."""
+    if "muster.daemon.run" not in arguments:
+        return name
+    given = dict(pairwise(arguments))
+    return f"the daemon of node {given.get('--node', '?')} with home {given.get('--home', '?')}"
+
+
 def _holder_of(port: int) -> str:
     """The process that listens on TCP `port`, in words; other users' processes cannot be seen by all."""
     import psutil  # type: ignore[import-untyped]
@@ -511,7 +519,8 @@ def _holder_of(port: int) -> str:
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+                process = psutil.Process(connection.pid)
+                return f"process {connection.pid} ({_name_of(process.name(), process.cmdline())})"
     except (psutil.Error, OSError):
         pass
     return "another process"

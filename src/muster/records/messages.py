@@ -108,12 +108,14 @@ class TransferService(Struct, frozen=True, array_like=True, tag="transfer"):
 
     service: str
     target: str = ""
+    override: bool = False  # of what subsystems object
 
 
 class LeaveNode(Struct, frozen=True, array_like=True, tag="leave"):
     """Graceful leave of a node (SPEC 3.4)."""
 
     node: str
+    override: bool = False  # of what subsystems object
 
 
 class EvictNode(Struct, frozen=True, array_like=True, tag="evict"):
@@ -150,7 +152,21 @@ class Abdicated(Struct, frozen=True, array_like=True, tag=8):
     term: Term = NO_TERM
 
 
-Message = Hello | Heartbeat | Append | Snapshot | Report | Request | Response | Abdicated
+class Ask(Struct, frozen=True, array_like=True, tag=9):
+    """Master to a node: do its subsystems object to this planned change?"""
+
+    identity: str
+    operation: OperationRequest
+
+
+class Verdict(Struct, frozen=True, array_like=True, tag=10):
+    """Answer to `Ask`: what they object, in words; nothing is consent."""
+
+    identity: str
+    objections: tuple[str, ...]
+
+
+Message = Hello | Heartbeat | Append | Snapshot | Report | Request | Response | Abdicated | Ask | Verdict
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -332,7 +332,7 @@ class LevelsInOrder:
 
     def _closed(self, old: Transition, before: ReplicaState, after: ReplicaState) -> Findings:
         forced = [t for t in after.transitions.values() if t.node == old.node and t.incarnation == old.incarnation]
-        member = after.members[old.node]
+        member = after.members.get(old.node, Member(old.node))
         # A forced leave replaces what it aborts, and may itself have no level to take.
         proof = member.last_proof
         aborted = old.kind is not TransitionKind.FORCED_LEAVING and (
@@ -385,7 +385,7 @@ def _name(transition: Transition) -> str:
 def _barriers(transition: Transition, state: ReplicaState) -> int | None:
     """Barriers that the nodes concerned registered for this level; `None` if nobody has it any more."""
     for node in transition.participants:
-        for level in state.members[node].levels:
+        for level in state.members.get(node, Member(node)).levels:
             if level.number == transition.level:
                 barriers = level.barriers
                 return {
@@ -407,7 +407,7 @@ def _opened(transition: Transition, before: ReplicaState, after: ReplicaState) -
         TransitionKind.LEAVING: (NodeState.JOINED, NodeState.JOINING),
         TransitionKind.FORCED_LEAVING: WAITED_FOR,
     }[transition.kind]
-    proof = after.members[transition.node].last_proof
+    proof = after.members.get(transition.node, Member(transition.node)).last_proof
     # A forced leave that no level takes part in is over at once, and the next incarnation may join with it.
     over = transition.kind is TransitionKind.JOINING and proof is not None and proof.incarnation == member.incarnation
     if member.state not in allowed and not over:

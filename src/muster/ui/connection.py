@@ -10,6 +10,7 @@ old state of the cluster, and is taken only if nobody else answers.
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -96,13 +97,18 @@ def development_homes(directory: Path) -> dict[str, Path]:
         return {str(node["name"]): directory.resolve() / "nodes" / str(node["name"]) for node in described["nodes"]}
     except FileNotFoundError:
         what = "there is no development cluster"
-        next_step = f"make one: muster dev up --dir {directory}"
+        next_step = f"make one: {command_about(directory, 'dev up')}"
     except PermissionError:
         what, next_step = "the directory is not readable", "run the command as the user who made the cluster"
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{CLUSTER_FILE} cannot be read: {error}"
         next_step = "remove the directory and bring the cluster up anew"
     raise Mistaken(what, str(directory), next_step)
+
+
+def command_about(directory: Path, words: str) -> str:
+    """The command line `muster WORDS` about a development cluster, ready to be copied into a shell."""
+    return f"muster {words} --dir {shlex.quote(str(directory))}"
 
 
 class Connection:
@@ -258,6 +264,13 @@ def reporting(function: Callable[P, R]) -> Callable[P, R]:
         except MusterError as error:
             show_error(error)
             raise SystemExit(exit_code(error)) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # of a file or directory that somebody named, or a full disk
+            where = str(error.filename or "the operating system")
+            next_step = "check that path, its permissions, and that there is room"
+            show_error(MusterError(error.strerror or str(error), where, next_step))
+            raise SystemExit(EXIT_REFUSED) from error
 
     return wrapper
 

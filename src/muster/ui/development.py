@@ -1,5 +1,6 @@
 """Commands of development clusters: `muster dev` (SPEC 8.3)."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from muster.ui.connection import (
     CLUSTER_FILE,
     Document,
     Mistaken,
+    command_about,
     complete_nodes,
     connection_options,
     json_option,
@@ -48,7 +50,7 @@ def _directory() -> Path:
     directory = settings().directory
     if directory is None:
         raise Mistaken("no directory is named", "--dir", "add --dir DIR, where the development cluster is or shall be")
-    return directory.resolve()
+    return Path(os.path.realpath(directory))  # unlike `resolve`, it has no error for a loop: what follows says it better
 
 
 def _cluster() -> DevelopmentCluster:
@@ -103,20 +105,20 @@ def up(nodes: int | None, profile: str, service_file: Path | None, wait_s: float
             cluster.remove()
         raise
     click.echo(f"all nodes are joined: {', '.join(cluster.names)}")
-    click.echo(f"  muster status --dir {directory}", err=True)
+    click.echo(f"  {command_about(directory, 'status')}", err=True)
 
 
 def _made_or_kept(
     directory: Path, nodes: int | None, profile: str, service_file: Path | None
 ) -> tuple[DevelopmentCluster, bool]:
     """The cluster to start, and whether it existed already. The service file is checked first. Raises `MusterError`."""
-    if (directory / CLUSTER_FILE).exists():
+    if os.path.exists(directory / CLUSTER_FILE):  # noqa: PTH110 - no error where the path is impossible
         cluster = open_cluster(directory)
         if running := cluster.running():
-            next_step = f"look: muster dev ls --dir {directory}; end it: muster dev down --dir {directory}"
+            next_step = f"look: {command_about(directory, 'dev ls')}; end it: {command_about(directory, 'dev down')}"
             raise MusterError(f"the cluster is already up: {', '.join(running)}", str(directory), next_step)
         if nodes is not None and nodes != len(cluster.names):
-            next_step = f"leave --nodes out, or remove it first: muster dev down --dir {directory}"
+            next_step = f"leave --nodes out, or remove it first: {command_about(directory, 'dev down')}"
             raise MusterError(f"there is a cluster of {len(cluster.names)} nodes already", str(directory), next_step)
         if service_file is not None:
             _definitions(service_file, tuple(cluster.names))
@@ -163,7 +165,8 @@ def resume(name: str) -> None:
     if count := cluster.resume(name):
         click.echo(f"{name} goes on: {count} processes")
     else:
-        click.echo(f"nothing of {name} is left to wake; boot it: muster dev boot {name} --dir {cluster.directory}")
+        boot_it = command_about(cluster.directory, f"dev boot {name}")
+        click.echo(f"nothing of {name} is left to wake; boot it: {boot_it}")
 
 
 @dev.command()

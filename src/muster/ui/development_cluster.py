@@ -34,6 +34,7 @@ from muster.ui.connection import (
     Document,
     Mistaken,
     Unreachable,
+    command_about,
     development_homes,
     unknown_node,
 )
@@ -88,7 +89,7 @@ class DevelopmentCluster:
         """Start a node, detached. Raises `MusterError` if it runs already, or cannot be started."""
         home = self.home(name)
         if found := node_processes.processes_of(home):
-            next_step = f"to cut its power: muster dev kill {name} --dir {self.directory}"
+            next_step = f"to cut its power: {command_about(self.directory, f'dev kill {name}')}"
             raise MusterError(f"{name} already runs, as process {found[0].pid}", str(home), next_step)
         command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
         command += ["--node", name, "--home", str(home)]
@@ -185,7 +186,7 @@ class DevelopmentCluster:
         home = self.home(name)
         found = _permitted(lambda: node_processes.stop_all(home), home)
         if not found:
-            next_step = f"boot it first: muster dev boot {name} --dir {self.directory}"
+            next_step = f"boot it first: {command_about(self.directory, f'dev boot {name}')}"
             raise MusterError(f"{name} runs nothing that could be hung", str(home), next_step)
         return len(found)
 
@@ -198,7 +199,7 @@ class DevelopmentCluster:
         """Graceful leave; returns when the node's last process has ended. Raises `MusterError`."""
         home = self.home(name)
         if not node_processes.is_running(home):
-            raise MusterError(f"{name} does not run", str(home), f"see muster dev ls --dir {self.directory}")
+            raise MusterError(f"{name} does not run", str(home), f"see {command_about(self.directory, 'dev ls')}")
         try:
             answer = self.connection_to(name, timeout_s).operate("leave", node=name)
             progress(str(answer["outcome"]))
@@ -230,8 +231,8 @@ class DevelopmentCluster:
         with contextlib.suppress(OSError):
             (self.directory / STORE_FILE).unlink(missing_ok=True)
             (self.directory / CLUSTER_FILE).unlink(missing_ok=True)  # last: until now it is a cluster, half removed
-            if self._described.get("made_directory"):
-                self.directory.rmdir()  # only if nobody else has put anything there
+            for made in self._described.get("made_directories", []):
+                Path(made).rmdir()  # only if nobody else has put anything there
 
     def listing(self) -> list[Document]:
         """What `muster dev ls` prints: for each node `name`, `state`, `pids` (guard first) and `socket`."""
@@ -288,13 +289,13 @@ def open_cluster(directory: Path) -> DevelopmentCluster:
 def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> DevelopmentCluster:
     """Claim `directory`, and make a store and keys for n0, n1, ... in it. Raises `MusterError`, leaving nothing."""
     directory = directory.resolve()
-    made_directory = _claimable(directory)
+    made_directories = _claimable(directory)
     plan = [NodePlan(f"n{number}", (address,)) for number, address in enumerate(free_addresses(nodes))]
     described: Document = {
         "format": 1,
         "name": name,
         "profile": profile,
-        "made_directory": made_directory,
+        "made_directories": made_directories,  # deepest first
         "nodes": [{"name": node.name, "address": node.addresses[0]} for node in plan],
     }
     try:
@@ -312,8 +313,9 @@ def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> Deve
     return cluster
 
 
-def _claimable(directory: Path) -> bool:
-    """Make the directory or find it empty; whether it was made. Raises `MusterError`."""
+def _claimable(directory: Path) -> list[str]:
+    """Make the directory or find it empty; what was made for it, deepest first. Raises `MusterError`."""
+    missing = [str(path) for path in (directory, *directory.parents) if not os.path.lexists(path)]
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -324,21 +326,21 @@ def _claimable(directory: Path) -> bool:
     else:
         made = True
     if made:
-        return True
-    if not directory.is_dir():
+        return missing
+    if not os.path.isdir(directory):  # noqa: PTH112 - no error where it cannot be looked into
         raise MusterError("this is no directory", str(directory), "name another with --dir")
-    if (directory / CLUSTER_FILE).exists():
+    if os.path.exists(directory / CLUSTER_FILE):  # noqa: PTH110 - the same
         raise _in_use(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise MusterError("the directory is not writable", str(directory), "name one that you may write, with --dir")
     if found := sorted(path.name for path in directory.iterdir())[:3]:
         what = f"the directory is not empty (it has {', '.join(found)}), and no development cluster made it"
         raise MusterError(what, str(directory), "name a new or empty directory with --dir")
-    return False
+    return []
 
 
 def _in_use(directory: Path) -> MusterError:
-    next_step = f"look: muster dev ls --dir {directory}; end it: muster dev down --dir {directory}"
+    next_step = f"look: {command_about(directory, 'dev ls')}; end it: {command_about(directory, 'dev down')}"
     return MusterError("there is a development cluster here already", str(directory), next_step)
 
 

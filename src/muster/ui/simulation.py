@@ -130,10 +130,9 @@ def _search(nodes: int, *, as_json: bool) -> None:
     from muster.sim import exhaustive
     from muster.sim.mastership_model import Mode
 
-    bounds = exhaustive.DEFAULT_BOUNDS[nodes]
     broken = False
     outcomes = []
-    for mode in Mode:
+    for mode, bounds in ((mode, bounds) for mode in Mode for bounds in exhaustive.suite(nodes, mode)):
         result = exhaustive.run(nodes, bounds, mode, _search_progress(mode.value))
         broken = broken or bool(result.violations)
         if as_json:

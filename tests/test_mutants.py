@@ -1,0 +1,33 @@
+"""Deliberate errors in the core are found: the tests of the simulator's faults and checkers (issue 2, item 11)."""
+
+import pytest
+
+from muster.core import executor, mastership, membership
+from muster.sim import campaign
+from muster.sim.mutants import MUTANTS, mutated
+
+SEEDS = 200
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_mutant_is_caught_within_200_seeds(name: str) -> None:
+    """By a checker of the very rule that it breaks."""
+    expected = set(MUTANTS[name].caught_by)
+    for seed in range(SEEDS):
+        result, _ = campaign.run_seed(seed, name)
+        if expected & {violation.rule for violation in result.violations}:
+            return
+    pytest.fail(f"{SEEDS} seeds did not find that {MUTANTS[name].sentence}")
+
+
+def test_a_mutant_is_gone_after_its_run() -> None:
+    """Patches last as long as the run, also when it fails."""
+    originals = (membership.proof_of_death, mastership.withdrawn_term, executor.is_newer)
+    with pytest.raises(RuntimeError, match="in the middle"), mutated("stale-start"):
+        assert executor.is_newer(1, 2)
+        raise RuntimeError("in the middle")
+    for name in MUTANTS:
+        with mutated(name):
+            pass
+    assert originals == (membership.proof_of_death, mastership.withdrawn_term, executor.is_newer)
+    assert not executor.is_newer(1, 2)
