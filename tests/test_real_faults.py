@@ -230,6 +230,22 @@ def test_a_start_whose_keeper_is_killed_leaves_nothing_when_it_has_failed(cluste
     cluster.await_end(hit)
 
 
+def test_services_whose_keepers_are_killed_together_stay_apart_and_can_still_be_stopped(cluster: FaultyCluster) -> None:
+    for service in cluster.services:
+        if cluster.node_of(service) != "n0":
+            cluster.operate("n1", "transfer", service=service, target="n0")
+    cluster.settle()
+    assert {cluster.node_of(service) for service in cluster.services} == {"n0"}
+    hit = cluster.strike(Fault("n0", signal.SIGKILL, ("keeper",)))
+    cluster.hurt.clear()  # no command was at work, so nobody may have to mend anything
+    cluster.wait("their end", lambda: not any(is_same(process) for process in hit.struck))
+    for service in cluster.services:
+        cluster.operate("n1", "transfer", service=service)
+        cluster.settle()
+        assert cluster.node_of(service) != "n0"
+    cluster.await_end(hit)
+
+
 def test_survivors_of_the_master_agree_and_run_its_services_exactly_once() -> None:
     with faulty_cluster(5) as cluster:
         (master,) = {view["master"] for view in cluster.settle().values()}

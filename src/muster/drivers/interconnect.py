@@ -27,6 +27,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from muster.drivers.certificates import (
     CertificateRefused,

@@ -534,12 +534,18 @@ class Progress:
                 pass
 
     def _members_missing(self, state: ReplicaState) -> str:
+        # A leave waits for a service whose stop has failed, and that for its administrator (SPEC 6.6, 6.8).
+        stuck = {service.node for service in state.services.values() if service.cause}
+        held_up = {node for node in stuck if state.members.get(node, Member(node)).state is NodeState.LEAVING}
         for node, incarnation in self._lives.items():
             member = state.members.get(node, Member(node))
+            if node in held_up and member.incarnation == incarnation:
+                continue
             if (member.state, member.incarnation) != (NodeState.JOINED, incarnation) or member.eviction is not None:
                 return f"n{node} is {member.state} with incarnation {member.incarnation}, running {incarnation}"
-        if state.transitions:
-            return f"{_name(next(iter(state.transitions.values())))} is not over"
+        for transition in state.transitions.values():
+            if transition.node not in held_up:
+                return f"{_name(transition)} is not over"
         return ""
 
     def _services_missing(self, state: ReplicaState) -> str:

@@ -94,7 +94,7 @@ def development_homes(directory: Path) -> dict[str, Path]:
     """Each node's home in a development cluster. Raises `Mistaken` where there is none."""
     try:
         described = json.loads((directory / CLUSTER_FILE).read_text())
-        return {str(node["name"]): directory.resolve() / "nodes" / str(node["name"]) for node in described["nodes"]}
+        return {str(node["name"]): absolute(directory) / "nodes" / str(node["name"]) for node in described["nodes"]}
     except FileNotFoundError:
         what = "there is no development cluster"
         next_step = f"make one: {command_about(directory, 'dev up')}"
@@ -104,6 +104,11 @@ def development_homes(directory: Path) -> dict[str, Path]:
         what = f"{CLUSTER_FILE} cannot be read: {error}"
         next_step = "remove the directory and bring the cluster up anew"
     raise Mistaken(what, str(directory), next_step)
+
+
+def absolute(directory: Path) -> Path:
+    """The directory without symbolic links. Unlike `Path.resolve`, it has no error of its own for a loop of them."""
+    return Path(os.path.realpath(directory))
 
 
 def command_about(directory: Path, words: str) -> str:
@@ -252,6 +257,12 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
 def json_option(function: Callable[P, R]) -> Callable[P, R]:
     """The option `--json` of every query."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
+
+
+def override_option(function: Callable[P, R]) -> Callable[P, R]:
+    """The option `--override` of planned changes."""
+    text = "Do it although subsystems object; without, their reasons are shown and nothing changes."
+    return click.option("--override", is_flag=True, help=text)(function)
 
 
 def reporting(function: Callable[P, R]) -> Callable[P, R]:

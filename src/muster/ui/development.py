@@ -14,6 +14,7 @@ from muster.ui.connection import (
     CLUSTER_FILE,
     Document,
     Mistaken,
+    absolute,
     command_about,
     complete_nodes,
     connection_options,
@@ -50,7 +51,7 @@ def _directory() -> Path:
     directory = settings().directory
     if directory is None:
         raise Mistaken("no directory is named", "--dir", "add --dir DIR, where the development cluster is or shall be")
-    return Path(os.path.realpath(directory))  # unlike `resolve`, it has no error for a loop: what follows says it better
+    return absolute(directory)
 
 
 def _cluster() -> DevelopmentCluster:
@@ -112,7 +113,7 @@ def _made_or_kept(
     directory: Path, nodes: int | None, profile: str, service_file: Path | None
 ) -> tuple[DevelopmentCluster, bool]:
     """The cluster to start, and whether it existed already. The service file is checked first. Raises `MusterError`."""
-    if os.path.exists(directory / CLUSTER_FILE):  # noqa: PTH110 - no error where the path is impossible
+    if os.path.exists(directory / CLUSTER_FILE):
         cluster = open_cluster(directory)
         if running := cluster.running():
             next_step = f"look: {command_about(directory, 'dev ls')}; end it: {command_about(directory, 'dev down')}"

@@ -34,6 +34,7 @@ from muster.ui.connection import (
     Document,
     Mistaken,
     Unreachable,
+    absolute,
     command_about,
     development_homes,
     unknown_node,
@@ -283,12 +284,12 @@ def _permitted(action: Callable[[], Any], home: Path) -> Any:  # returns what th
 def open_cluster(directory: Path) -> DevelopmentCluster:
     """The development cluster in `directory`. Raises `Mistaken` where there is none."""
     development_homes(directory)  # says what is wrong with the file
-    return DevelopmentCluster(directory.resolve(), json.loads((directory / CLUSTER_FILE).read_text()))
+    return DevelopmentCluster(absolute(directory), json.loads((directory / CLUSTER_FILE).read_text()))
 
 
 def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> DevelopmentCluster:
     """Claim `directory`, and make a store and keys for n0, n1, ... in it. Raises `MusterError`, leaving nothing."""
-    directory = directory.resolve()
+    directory = absolute(directory)
     made_directories = _claimable(directory)
     plan = [NodePlan(f"n{number}", (address,)) for number, address in enumerate(free_addresses(nodes))]
     described: Document = {
@@ -327,9 +328,9 @@ def _claimable(directory: Path) -> list[str]:
         made = True
     if made:
         return missing
-    if not os.path.isdir(directory):  # noqa: PTH112 - no error where it cannot be looked into
+    if not os.path.isdir(directory):
         raise MusterError("this is no directory", str(directory), "name another with --dir")
-    if os.path.exists(directory / CLUSTER_FILE):  # noqa: PTH110 - the same
+    if os.path.exists(directory / CLUSTER_FILE):
         raise _in_use(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise MusterError("the directory is not writable", str(directory), "name one that you may write, with --dir")

@@ -49,10 +49,10 @@ class NodeProcess(NamedTuple):
 def processes_of(home: Path) -> list[NodeProcess]:
     """Everything that the node with directory `home` runs, its guard first, then in the order of descent."""
     processes = _all_processes()
-    mark = f"{COOKIE}={home}".encode()
+    mark = os.fsencode(f"{COOKIE}={home}")
     guard = _recorded(home).get("pid", 0)
     own = {pid for pid, process in processes.items() if mark in _environment(process).split(b"\0")}
-    if guard in processes and str(home).encode() in _read(guard, "cmdline").split(b"\0"):
+    if guard in processes and os.fsencode(home) in _read(guard, "cmdline").split(b"\0"):
         own.add(guard)
     children: dict[int, list[int]] = {}
     for process in processes.values():

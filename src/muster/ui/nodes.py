@@ -12,6 +12,7 @@ from muster.ui.connection import (
     complete_nodes,
     connection_options,
     json_option,
+    override_option,
     print_json,
     reporting,
     settings,
@@ -45,9 +46,10 @@ def list_nodes(as_json: bool) -> None:
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @click.option("--no-wait", is_flag=True, help="Return when the leave is committed, not when it is complete.")
 @click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@override_option
 @connection_options
 @reporting
-def leave(name: str, no_wait: bool, wait_s: float) -> None:
+def leave(name: str, no_wait: bool, wait_s: float, override: bool) -> None:
     """Take NODE out gracefully: its services move elsewhere first, and every level leaves in order.
 
     \b
@@ -56,7 +58,7 @@ def leave(name: str, no_wait: bool, wait_s: float) -> None:
     """
     connection = settings().connection()
     incarnation = _incarnation(connection, name)
-    answer = connection.operate("leave", node=name)
+    answer = connection.operate("leave", node=name, override=override)
     click.echo(answer["outcome"])
     if not no_wait:
         wait_until_inactive(connection, name, incarnation, wait_s)

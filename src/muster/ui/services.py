@@ -12,6 +12,7 @@ from muster.ui.connection import (
     complete_services,
     connection_options,
     json_option,
+    override_option,
     print_json,
     reporting,
     settings,
@@ -153,11 +154,12 @@ def deregister(name: str) -> None:
 @service.command()
 @_service_argument
 @click.argument("target", metavar="[NODE]", default="", shell_complete=complete_nodes)
+@override_option
 @connection_options
 @reporting
-def transfer(name: str, target: str) -> None:
+def transfer(name: str, target: str, override: bool) -> None:
     """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
-    _operate("transfer", service=name, target=target)
+    _operate("transfer", service=name, target=target, override=override)
 
 
 @service.command()
