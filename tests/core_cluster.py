@@ -1,4 +1,4 @@
-"""Several nodes of the core in memory, every step under the test's control: the rules of docs/PROTOCOL.md are proven so.
+"""Several nodes of the core in memory, every step under the test's control, to prove the rules of docs/PROTOCOL.md.
 
 Theory of operation. The store is four lists of registers and some journals; time is a number; messages, answers of the
 store, subsystems and commands go through one queue, first in, first out. Nothing takes time but what a test holds back:
@@ -105,11 +105,11 @@ class Happened(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What a node's replica showed after it had advanced to `index`."""
+    """What a node's replica showed after it had advanced to `at_index`."""
 
     now_us: int
     node: int
-    index: int
+    at_index: int
     members: dict[int, Member]
     transitions: dict[int, Transition]
     services: dict[str, Service]
@@ -569,7 +569,7 @@ class CoreCluster:
     def steps(self, node: int) -> list[Step]:
         """Every (level, barrier) that the transitions of a node were at, in the order in which they were committed."""
         found: list[tuple[int, Step]] = []
-        for moment in sorted(self.moments, key=lambda moment: moment.index):
+        for moment in sorted(self.moments, key=lambda moment: moment.at_index):
             for each in moment.transitions.values():
                 step = each.identity, Step(node, each.kind, each.level, each.barrier)
                 if each.node == node and each.participants and step not in found:

@@ -95,6 +95,13 @@ class AskSubsystem(Struct, frozen=True):
     operation: OperationRequest
 
 
+class LevelRefused(Struct, frozen=True):
+    """The level that was registered last under this number, here or before its node joined, is not taken (SPEC 3.2)."""
+
+    number: int
+    reason: str
+
+
 class RunCommand(Struct, frozen=True):
     """Run a service's command; answered by `CommandFinished`.
 
@@ -161,6 +168,7 @@ Effect = (
     | AppendFrame
     | Send
     | Notify
+    | LevelRefused
     | AskSubsystem
     | RunCommand
     | Reply

@@ -77,8 +77,11 @@ class Executor:
 class Subsystems:
     """Notifies the local subsystems, each (transition, level, barrier) once, and remembers their acknowledgements."""
 
-    def __init__(self, node: int, incarnation: int) -> None:
+    def __init__(self, node: int, incarnation: int, event_manager_outside: bool = False) -> None:
+        """`event_manager_outside`: that level is notified and acknowledges as any other (a rehearsal, SPEC 8.4)."""
         self._node, self._incarnation = node, incarnation
+        self._event_manager_outside = event_manager_outside
+        self._worked: set[Acknowledgement] = set()  # what an event manager outside has processed
         self.levels: dict[int, Level] = {}
         self._notified: set[Acknowledgement] = set()
         self._acknowledged: set[Acknowledgement] = set()
@@ -89,17 +92,26 @@ class Subsystems:
             raise ValueError(f"level {level.number} is registered already, by {self.levels[level.number].name}")
         self.levels[level.number] = level
 
+    def unregister(self, number: int) -> bool:
+        """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none."""
+        if self.levels.pop(number, None) is None:
+            return False
+        self._notified = {step for step in self._notified if step.level != number}
+        self._acknowledged = {step for step in self._acknowledged if step.level != number}
+        return True
+
     def due(self, database: Database) -> list[Notify]:
         """The notifications to give now; each is returned once. Forgets what is over."""
         current = self._current(database)
         self._notified &= current.keys()
         self._acknowledged &= current.keys()
+        self._worked &= current.keys()
         notifications = []
         for step, transition in current.items():
             if step in self._notified:
                 continue
             self._notified.add(step)
-            if step.level == EVENT_MANAGER:
+            if step.level == EVENT_MANAGER and not self._event_manager_outside:
                 continue  # the event manager is part of the node: see `settle`
             vector = {member.node: member.state for member in database.members.values()}
             vector[transition.node] = NodeState(transition.kind.value)  # also where the node joined before the level
@@ -116,6 +128,8 @@ class Subsystems:
         before = len(self._acknowledged)
         for step, transition in self._current(database).items():
             own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
+            if self._event_manager_outside and step not in self._worked:
+                continue
             if step.level == EVENT_MANAGER and not (own_leave and self._holds_services(database)):
                 self._acknowledged.add(step)
         return len(self._acknowledged) != before
@@ -124,7 +138,7 @@ class Subsystems:
         """A subsystem has processed a notification. False if it was not asked (stale, or never notified)."""
         if step not in self._notified:
             return False
-        self._acknowledged.add(step)
+        (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
         return True
 
     def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:

@@ -73,9 +73,15 @@ class CommandFinished(Struct, frozen=True):
 
 
 class LevelRegistered(Struct, frozen=True):
-    """A subsystem registers on this node (SPEC 3.2)."""
+    """A subsystem registers on this node, at any time (SPEC 3.2, 3.10)."""
 
     level: Level
+
+
+class LevelGone(Struct, frozen=True):
+    """The subsystem of this level has deregistered or died; what it has not acknowledged is dropped (P3.9)."""
+
+    number: int
 
 
 class Acknowledged(Struct, frozen=True):
@@ -124,6 +130,7 @@ Input = (
     | PeerLost
     | CommandFinished
     | LevelRegistered
+    | LevelGone
     | Acknowledged
     | SubsystemAnswered
     | OperationRequested

@@ -13,7 +13,7 @@ import itertools
 
 import msgspec
 
-from muster.core import history, mastership, membership
+from muster.core import history, mastership, membership, registration
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.decisions import all_have_reported, bytes_of_services, decide
 from muster.core.draft import Facts, counts
@@ -22,6 +22,7 @@ from muster.core.effects import (
     Effect,
     Elected,
     Left,
+    LevelRefused,
     Panic,
     ReadStrip,
     Reply,
@@ -38,6 +39,7 @@ from muster.core.inputs import (
     FenceConfirmed,
     Input,
     JournalRead,
+    LevelGone,
     LevelRegistered,
     MessageReceived,
     OperationRequested,
@@ -98,6 +100,7 @@ class Setup(msgspec.Struct, frozen=True):
     incarnation: int
     profile: Profile
     definitions_limit_bytes: int = 1 << 20
+    rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
 
 
 def accepts(accepted: Term, confirmed: bool, index: int, offered: Term, offered_index: int) -> bool:
@@ -124,7 +127,7 @@ class Node:
         self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
-        self._subsystems = Subsystems(self.me, setup.incarnation)
+        self._subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
         self._effects: list[Effect] = []
         self._now_us = now_us
         self._started_us = now_us
@@ -264,7 +267,10 @@ class Node:
                 self._executor.finished(command)
                 self._send_report()
             case LevelRegistered(level=level):
-                self._subsystems.register(level)
+                self._register(level)
+            case LevelGone(number=number):
+                if self._subsystems.unregister(number):
+                    self._send_report()
             case Acknowledged(transition=identity, level=level, barrier=barrier):
                 if self._subsystems.acknowledge(Acknowledgement(identity, level, barrier)):
                     self._send_report()
@@ -655,11 +661,31 @@ class Node:
                 self._leave()
                 return
         self._waiting.follow(self.database, self._now_us)
+        self._refuse_conflicting_levels()
         self._begin_second_step()
         self._effects.extend(self._subsystems.due(self.database))
         self._subsystems.settle(self.database)
         self._effects.extend(self._executor.due(self.database))
         self._answer()
+
+    def _register(self, level: Level) -> None:
+        """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
+        database = self.database if self._confirmed else None
+        reason = registration.refusal(level, self._subsystems.levels, database, self.me, self.setup.incarnation)
+        if reason:
+            self._effects.append(LevelRefused(level.number, reason))
+            return
+        self._subsystems.register(level)
+        if self._confirmed:
+            self._effects.extend(self._subsystems.due(self.database))
+        self._send_report()
+
+    def _refuse_conflicting_levels(self) -> None:
+        """Give up what was registered here while another node registered it differently (P3.4)."""
+        found = registration.conflicts(self._subsystems.levels, self.database, self.me, self.setup.incarnation)
+        for number, reason in found.items():
+            self._subsystems.unregister(number)
+            self._effects.append(LevelRefused(number, reason))
 
     def _leave(self) -> None:
         """The own leave is complete: give up what is left of a mastership, then end (SPEC 3.11)."""
@@ -708,8 +734,9 @@ class Node:
         join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
         parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
         nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
-        if nothing_below or parked or (mine and own.state is not NodeState.JOINING):
-            self._subsystems.register(EVENT_MANAGER_LEVEL)
+        counted = any(level.number == EVENT_MANAGER_LEVEL.number for level in own.levels)  # before a daemon's restart
+        if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
+            self._subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""

@@ -124,7 +124,7 @@ def _register(service: Service, draft: Draft) -> str:
 def _deregister(service: Service, draft: Draft) -> str:
     if service.state is ServiceState.DEREGISTERED and not service.wanted:
         return f"{service.name} is de-registered already"
-    if service.state is ServiceState.STOPPING and service.cause:
+    if service.state is ServiceState.STOPPING and service.cause and counts(draft.member(service.node)):
         retried = replace(service, wanted=False, intent=False, cause="", generation=draft.index)
         draft.put(retried, f"{service.name}: stop tried again")
         return f"{service.name} will be stopped again"

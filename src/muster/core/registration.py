@@ -1,18 +1,57 @@
 """Levels that come and go while the cluster runs (SPEC 3.2, 3.10, 3.13).
 
 Theory of operation. A node's report lists the levels that are registered on it now; its member record lists those that
-the cluster counts with. What is new in the report is committed into the record when no transition is at work at that
-level: from then on the subsystem takes part in everything that reaches its level later, and what has passed it is in
-the state vector of its first notification, so it is told of everything once and misses nothing (P3.9). A joining node's
-new level above the one at work simply becomes part of its join; a joined node's new level is taken through the node's
-join at that level alone, at once. What is missing in the report is struck from the record.
+the cluster counts with. What is new in the report is committed into the record unless a transition is past the first
+barrier of that level: from then on the subsystem takes part in everything that is at its level or reaches it later, and
+what has passed it is in the state vector of its first notification, so it is told of everything once and misses nothing
+(P3.9). A joining node's new level above the one at work simply becomes part of its join; a joined node's new level is
+taken through the node's join at that level alone, at once. What is missing in the report is struck from the record.
 """
+
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
 from muster.core.transition import barrier_conflict, open_late_join
-from muster.records.state import Level, Member, NodeState, TransitionKind
+from muster.records.state import (
+    EVENT_MANAGER_LEVEL,
+    MEMBERSHIP_LEVEL,
+    Database,
+    Level,
+    Member,
+    NodeState,
+    Transition,
+    TransitionKind,
+)
+
+
+def refusal(
+    level: Level, registered: Mapping[int, Level], database: Database | None, node: int, incarnation: int
+) -> str:
+    """Why this node cannot take `level` beside those `registered` on it; empty where it can (SPEC 3.2).
+
+    `database`: the node's replica, if it is confirmed.
+    """
+    for own in (MEMBERSHIP_LEVEL, EVENT_MANAGER_LEVEL):
+        if level.number == own.number:
+            return f"level {own.number} is the {own.name}'s, which is part of Muster: take another one"
+    if level.number < 0:
+        return f"level {level.number} ({level.name}) lies below the lowest: take one above {MEMBERSHIP_LEVEL.number}"
+    if level.number in registered:
+        return f"level {level.number} is registered on this node already, by {registered[level.number].name}"
+    if database is None:
+        return ""
+    return conflicts({level.number: level}, database, node, incarnation).get(level.number, "")
+
+
+def conflicts(registered: Mapping[int, Level], database: Database, node: int, incarnation: int) -> dict[int, str]:
+    """Which of the levels `registered` on this node cannot become part of its record, and why (P3.4, SPEC 3.2)."""
+    own = database.member(node)
+    counted = own.levels if own.incarnation == incarnation else ()
+    waiting = [level for level in registered.values() if level not in counted]
+    found = {level.number: barrier_conflict(Draft(database), node, (level,)) for level in waiting}
+    return {number: reason for number, reason in found.items() if reason}
 
 
 def follow_reports(draft: Draft, facts: Facts) -> None:
@@ -20,16 +59,21 @@ def follow_reports(draft: Draft, facts: Facts) -> None:
     for node in sorted(draft.members):
         member = draft.member(node)
         report = facts.report(member)
-        if report is None or member.state not in (NodeState.JOINING, NodeState.JOINED) or member.eviction is not None:
+        if report is None or not counts(member) or member.eviction is not None:
             continue
         reported = {level.number: level for level in report.levels}
         for level in member.levels:
             if level.number not in reported:
                 _deregister(draft, node, level)
+        if member.state is NodeState.LEAVING:
+            continue  # its levels only become fewer
         registered = {level.number for level in member.levels}
-        for number in sorted(reported.keys() - registered):
-            if _may_register(draft, node, reported[number]):
-                _register(draft, node, reported[number])
+        fresh = [reported[number] for number in sorted(reported.keys() - registered)]
+        if member.refusal and not barrier_conflict(draft, node, tuple(fresh)):
+            draft.put(replace(draft.member(node), refusal=""))  # what was refused has been given up
+        for level in fresh:
+            if _may_register(draft, node, level):
+                _register(draft, node, level)
 
 
 def _deregister(draft: Draft, node: int, level: Level) -> None:
@@ -47,13 +91,17 @@ def _may_register(draft: Draft, node: int, level: Level) -> bool:
         if member.refusal != refusal:
             draft.put(replace(member, refusal=refusal), f"{draft.name(node)}: registration refused ({refusal})")
         return False
-    if any(other.level == level.number and not other.awaits for other in draft.transitions.values()):
-        return False  # who comes in the middle of a level would have missed its first barrier
+    if any(other.barrier > 0 for other in _at_work(draft, level.number)):
+        return False  # who comes in the middle of a level has missed its first barrier
     own = draft.transition_of(node)
     if own is None:
         return True
     joins = own.kind is TransitionKind.JOINING and not own.late
     return joins and (own.awaits == level.number or own.level < level.number)
+
+
+def _at_work(draft: Draft, level: int) -> list[Transition]:
+    return [other for other in draft.transitions.values() if other.level == level and not other.awaits]
 
 
 def _register(draft: Draft, node: int, level: Level) -> None:
@@ -63,6 +111,9 @@ def _register(draft: Draft, node: int, level: Level) -> None:
     draft.put(replace(member, levels=levels, refusal=""), cause)
     for other in list(draft.members.values()):
         _tell(draft, other, level)
+    for transition in _at_work(draft, level.number):
+        participants = tuple(sorted({*transition.participants, node}))
+        draft.put(replace(transition, participants=participants))
     if draft.transition_of(node) is None:
         open_late_join(draft, node, level.number)
 

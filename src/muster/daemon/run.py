@@ -7,6 +7,7 @@ is restarted under the same incarnation finds everything it needs in the same th
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -47,6 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     guard, runner = (_inherited(name) for name in ("MUSTER_GUARD_FD", "MUSTER_RUNNER_FD"))
     incarnation = int(os.environ["MUSTER_INCARNATION"])
+    # Signals for the node go to its guard. Here they come from a service's command that signals all it can.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
     try:
         asyncio.run(serve(options.store, options.node, Path(options.home), incarnation, guard, runner))
     except StoreFailed as error:

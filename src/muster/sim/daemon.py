@@ -98,7 +98,10 @@ class Daemon:
         world, node, life = self.world, self.machine.node, self.life
         self._store.remember(strip)
         self._record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
-        setup = Setup(node, self.machine.name, life.incarnation, world.profile)
+        setup = Setup(
+            node, self.machine.name, life.incarnation, world.profile,
+            rehearsed_event_manager=world.settings.event_manager,
+        )  # fmt: skip
         self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
         for level in world.levels:
             self._carry_out(self.node.step(inputs.LevelRegistered(level), self.now_us()))

@@ -21,7 +21,8 @@ class Machine:
     """A node that can be switched on and off."""
 
     def __init__(self, world: World, node: int) -> None:
-        self.world, self.node, self.name = world, node, f"n{node}"
+        self.world, self.node = world, node
+        self.name = world.settings.names[node] if world.settings.names else f"n{node}"
         self.access = StoreAccess(world.store, node)
         self.guard: Guard | None = None
         self.lives: list[Life] = []  # those that have not ended; an earlier one may still be dying

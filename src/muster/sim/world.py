@@ -43,6 +43,8 @@ class Settings(NamedTuple):
     cursed: frozenset[tuple[str, int]] = frozenset()  # (service, node): starts that always fail
     flaky: float = 0.0  # share of commands that fail
     reboots: float = 1.0  # share of nodes that boot again by themselves after they stopped
+    names: tuple[str, ...] = ()  # of the nodes; empty: n0, n1, ...
+    event_manager: Level | None = None  # a rehearsed event manager, with simulated work (SPEC 8.4)
 
 
 class World:

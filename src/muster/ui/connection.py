@@ -183,11 +183,16 @@ def _how_to_see() -> str:
 
 def show_error(error: MusterError) -> None:
     """What, where, next, on standard error."""
-    click.secho(f"muster: {error.what}", err=True, fg="red", bold=True)
+    click.secho(f"muster: {_harmless(error.what)}", err=True, fg="red", bold=True)
     if error.where:
-        click.echo(f"  where: {error.where}", err=True)
+        click.echo(f"  where: {_harmless(error.where)}", err=True)
     if error.next_step:
-        click.echo(f"  next:  {error.next_step}", err=True)
+        click.echo(f"  next:  {_harmless(error.next_step)}", err=True)
+
+
+def _harmless(text: str) -> str:
+    """The text without what would steer a terminal: it may quote a command's output or a log."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
 def print_json(document: object) -> None:

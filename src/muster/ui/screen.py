@@ -33,6 +33,7 @@ _STYLES = {
     "de-registered": "dim",
 }
 _WATCH_S = 0.25
+_CAUSE_CHARACTERS = 240  # of a cause in a table; it may quote a page of what a command wrote
 _watch_option = click.option("--watch", is_flag=True, help="Stay, and show every change; Ctrl-C ends it.")
 
 
@@ -109,6 +110,19 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
+def _plain(text: str) -> Text:
+    """Text as it is: what looks like markup is none, and what would steer a terminal is left out."""
+    return Text("".join(character if character.isprintable() or character == "\n" else " " for character in text))
+
+
+def _in_short(text: str) -> Text:
+    """The text in one paragraph of bounded length: its beginning and its end, where the advice stands."""
+    words = " ".join(_plain(text).plain.split())
+    if len(words) > _CAUSE_CHARACTERS:
+        words = f"{words[: _CAUSE_CHARACTERS // 2]} ... {words[-_CAUSE_CHARACTERS // 2 :]}"
+    return Text(words)
+
+
 def _state(word: str | None) -> Text:
     return Text(word or "", style=_STYLES.get(word or "", ""))
 
@@ -146,7 +160,7 @@ def nodes_table(answer: Document) -> Table:
         services = ", ".join(node["services"][:6]) + (" ..." if len(node["services"]) > 6 else "")
         lease = Text("live", style="green") if node["live"] else Text("silent", style="dim")
         link = Text("up", style="green") if node["link"] else Text("down", style="dim")
-        table.add_row(shown, _state(node["state"]), lease, link, services, node["cause"])
+        table.add_row(shown, _state(node["state"]), lease, link, _plain(services), _in_short(node["cause"]))
     return table
 
 
@@ -154,7 +168,8 @@ def services_table(answer: Document) -> Table:
     """One row a service."""
     table = _table("SERVICE", "STATE", "FLAGS", "NODE", "CAUSE")
     for name, service in answer["services"].items():
-        table.add_row(name, _state(service["state"]), ",".join(service["flags"]), service["node"], service["cause"])
+        cause = _in_short(service["cause"])
+        table.add_row(_plain(name), _state(service["state"]), ",".join(service["flags"]), service["node"], cause)
     return table
 
 
@@ -167,7 +182,8 @@ def transitions_page(answer: Document) -> RenderableType:
         level = f"{found['level']} {found['level_name']}".rstrip()
         waiting = ", ".join(found["waiting_for"])
         identity, barrier = str(found["id"]), str(found["barrier"])
-        table.add_row(identity, found["node"], _state(found["kind"]), level, barrier, waiting, found["cause"])
+        cause = _in_short(found["cause"])
+        table.add_row(identity, found["node"], _state(found["kind"]), _plain(level), barrier, waiting, cause)
     return table
 
 
@@ -179,7 +195,8 @@ def show_nodes(answer: Document) -> None:
         proof = node["last_proof"]
         evidence = f"{proof['kind']}: {proof['detail']}" if proof else ""
         state = _state(node["state"])
-        table.add_row(name, state, str(node["incarnation"]), ", ".join(node["addresses"]), levels, evidence)
+        addresses = ", ".join(node["addresses"])
+        table.add_row(name, state, str(node["incarnation"]), _plain(addresses), _plain(levels), _in_short(evidence))
     console().print(table)
 
 
@@ -207,4 +224,4 @@ def _row(table: Table, key: str, value: object) -> None:
     if isinstance(value, list):
         value = " ".join(map(str, value))
     if value not in {None, ""}:
-        table.add_row(key.replace("_", " "), _state(str(value)) if key == "state" else str(value))
+        table.add_row(key.replace("_", " "), _state(str(value)) if key == "state" else _plain(str(value)))

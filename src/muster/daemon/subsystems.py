@@ -1,0 +1,439 @@
+"""Programs that take part in transitions: their registrations over the control socket (SPEC 3.2, 3.6, 3.11, 3.13).
+
+Theory of operation. A program registers with the streaming request
+
+    {"query": "subsystem", "arguments": {"name": "cache", "level": 60,
+        "barriers": {"joining": 1, "leaving": 1, "forced_leaving": 1}, "deadline_ms": 30000,
+        "on_hang": "wait" or "evict", "on_loss": "deregister" or "fail"}}
+
+The first line of the answer holds the registration's `token`; each further one is a notification. It acknowledges on
+another connection, `{"operation": "acknowledge", "arguments": {"token", "transition", "barrier"}}`: fetching a
+notification acknowledges nothing, and the next one comes while it works on the last (SPEC 3.6). `deregister_level`
+ends the registration; so does the end of the node's own leave at that level (SPEC 3.11): then the stream ends with its
+closing line. A stream that ends otherwise means that the program has died, or reads no more, and its policy
+`on_loss` decides: the level goes, with an event, or the node fails.
+
+A registration outlives its daemon: it is written to a file beside the control socket before it counts. The next daemon
+of the same incarnation goes on reporting the level, so that no transition passes a program that still works, and
+waits for the program to return with `{"query": "subsystem", "arguments": {"token": ...}}` for as long as a daemon has
+to be restarted. To the program, a notification that is repeated then is the same one: same transition and barrier.
+
+Bounded: registrations of a node, notifications that a program has not fetched, texts, deadlines.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from muster.core.effects import Notify
+from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
+from muster.core.node import Node
+from muster.daemon.control import ControlRefused
+from muster.records.limits import NAME, NAME_RULE, shown
+from muster.records.state import Barriers, Level, NodeState, TransitionKind
+
+MAXIMUM_REGISTRATIONS = 32  # half of the control socket's connections
+MAXIMUM_UNFETCHED = 256  # notifications; each node has one transition at a time
+MAXIMUM_LEVEL = 65_535
+MAXIMUM_BARRIERS = 64
+MAXIMUM_DEADLINE_MS = 24 * 60 * 60 * 1000
+STRIKE_TIMEOUT_S = 10.0  # for the cluster to stop counting with the last program of a level
+FILE_NAME = "subsystems.json"
+WHERE = "query subsystem"
+
+Document = dict[str, Any]
+Step = tuple[int, int]  # transition, barrier
+
+
+class BarrierCounts(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many barriers a level has for each kind of transition."""
+
+    joining: int = 1
+    leaving: int = 1
+    forced_leaving: int = 1
+
+
+class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of a registration."""
+
+    name: str
+    level: int
+    barriers: BarrierCounts = BarrierCounts()
+    deadline_ms: int = 0
+    on_hang: Literal["wait", "evict"] = "wait"
+    on_loss: Literal["deregister", "fail"] = "deregister"
+
+
+class Kept(Struct, frozen=True):
+    """A registration as the next daemon of the same incarnation finds it."""
+
+    token: str
+    level: Level
+    fails: bool
+    pid: int
+
+
+class KeptFile(Struct, frozen=True):
+    """What the file beside the control socket holds."""
+
+    incarnation: int
+    registrations: tuple[Kept, ...]
+
+
+class Registration:
+    """One program, its unfetched notifications and those that it has not acknowledged."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self.stream = 0  # number of the connection that fetches; an earlier one says nothing any more
+        self.attached = False
+        self.counted = False  # the cluster has had it in the node's record
+        self.outstanding: dict[Step, Document] = {}
+        self.acknowledged: set[Step] = set()
+        self.over = False
+        self._refusal: ControlRefused | None = None
+        self._unfetched: deque[Document] = deque()
+        self._arrived = asyncio.Event()
+
+    @property
+    def level(self) -> Level:
+        """The level as the core knows it."""
+        return self.kept.level
+
+    @property
+    def described(self) -> str:
+        """For the log."""
+        return f"{self.level.name} (level {self.level.number})"
+
+    def attach(self, pid: int) -> int:
+        """A connection begins to fetch, from the first notification that is not acknowledged; its number."""
+        self.kept = msgspec.structs.replace(self.kept, pid=pid)
+        self.stream += 1
+        self.attached = True
+        self._unfetched = deque(self.outstanding.values())
+        self._arrived.set()
+        return self.stream
+
+    def offer(self, notification: Document) -> bool:
+        """Queue a notification; False if the program has not fetched too many others."""
+        if len(self._unfetched) >= MAXIMUM_UNFETCHED:
+            return False
+        self.outstanding[notification["transition"], notification["barrier"]] = notification
+        self._unfetched.append(notification)
+        self._arrived.set()
+        return True
+
+    def end(self, refusal: ControlRefused | None = None) -> None:
+        """Nothing more is notified; the stream ends, with an error if there is one."""
+        self.over, self._refusal = True, refusal
+        self._arrived.set()
+
+    async def fetch(self, stream: int) -> Document | None:
+        """The next notification; None at the end. Raises `ControlRefused` if the level was refused meanwhile."""
+        while True:
+            if self.over or stream != self.stream:
+                if self._refusal is not None:
+                    raise self._refusal
+                return None
+            if self._unfetched:
+                return self._unfetched.popleft()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def forget(self, current: set[tuple[int, int, int]]) -> None:
+        """Keep only what belongs to the present steps: (transition, level, barrier)."""
+        number = self.level.number
+        self.outstanding = {s: d for s, d in self.outstanding.items() if (s[0], number, s[1]) in current}
+        self.acknowledged = {s for s in self.acknowledged if (s[0], number, s[1]) in current}
+
+
+class Registrations:
+    """The programs registered on this node. `feed`, `note` and `panic` are the daemon's."""
+
+    def __init__(
+        self,
+        node: Node,
+        path: Path,
+        feed: Callable[[Input], None],
+        note: Callable[[str, str], None],
+        panic: Callable[[str], None],
+    ) -> None:
+        self._node, self._path = node, path
+        self._feed, self._note, self._panic = feed, note, panic
+        self._by_level: dict[int, Registration] = {}
+        self._refused: dict[int, str] = {}  # what the core said while a registration was given to it
+        self._advanced = asyncio.Event()  # the replica has; for those who wait until a level is struck
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    # ---- the daemon's side ----------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take over what the last daemon of this incarnation has left, and wait for its programs to return."""
+        for kept in self._remembered():
+            registration = Registration(kept)
+            registration.counted = True
+            self._by_level[kept.level.number] = registration
+            self._feed(LevelRegistered(kept.level))
+        if self._by_level:
+            grace_s = self._node.setup.profile.restart_ms / 1000
+            self._timer = asyncio.get_running_loop().call_later(grace_s, self._give_up_the_absent)
+
+    def stop(self) -> None:
+        """The daemon ends: its programs' connections end with it, and that says nothing about them."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def notify(self, effect: Notify) -> None:
+        """The core notifies the subsystem of a level (SPEC 3.5)."""
+        registration = self._by_level.get(effect.level)
+        if registration is None:
+            return  # it is gone, and the core hears of it in the same step
+        name_of = self._node.database.name_of
+        self._note("notified", f"{registration.described}: {self._step(effect)}")
+        offered = registration.offer(
+            {
+                "transition": effect.transition,
+                "level": effect.level,
+                "barrier": effect.barrier,
+                "node": name_of(effect.node),
+                "incarnation": effect.incarnation,
+                "kind": str(effect.kind),
+                "vector": {name_of(node): str(effect.vector.get(node, NodeState.INACTIVE)) for node in self._nodes()},
+                "epoch": effect.epoch,
+            }
+        )
+        if not offered:  # not within the core's step
+            cause = f"it has not fetched {MAXIMUM_UNFETCHED} notifications"
+            asyncio.get_running_loop().call_soon(self._lost, registration, cause)
+
+    def refused(self, number: int, reason: str) -> None:
+        """The core gives a level up, or has not taken it (SPEC 3.2)."""
+        self._refused[number] = reason
+        registration = self._by_level.pop(number, None)
+        if registration is None:
+            return
+        self._remember()
+        self._note("subsystem refused", reason)
+        registration.end(_refusal(reason))
+
+    def replica_advanced(self) -> None:
+        """Forget what is over; end the registrations that the node's own leave has completed (SPEC 3.11)."""
+        database, me = self._node.database, self._node.me
+        current = {(t.identity, t.level, t.barrier) for t in database.transitions.values()}
+        own = database.member(me)
+        mine = own.incarnation == self._node.incarnation
+        counted = {level.number for level in own.levels} if mine else set()
+        for number, registration in list(self._by_level.items()):
+            registration.forget(current)
+            if number in counted:
+                registration.counted = True
+            elif registration.counted and mine and own.state in (NodeState.LEAVING, NodeState.INACTIVE):
+                self._drop(registration)
+                self._note("subsystem deregistered", f"{registration.described}: its node leaves")
+        self._advanced.set()
+
+    # ---- the programs' side ---------------------------------------------------------------------------------------
+
+    async def stream(self, arguments: Document, peer: dict[str, int]) -> AsyncIterator[Document]:
+        """Register, or return with a token; then the notifications. Raises `ControlRefused`."""
+        if arguments.keys() == {"token"}:
+            registration = self._with_token(arguments["token"])
+        else:
+            registration = await self._register(_wanted(arguments), peer["pid"])
+        number = registration.attach(peer["pid"])
+        try:
+            node = self._node
+            yield {
+                "token": registration.kept.token,
+                "node": node.database.name_of(node.me),
+                "incarnation": node.incarnation,
+                "level": registration.level.number,
+            }
+            while (notification := await registration.fetch(number)) is not None:
+                yield notification
+        finally:
+            if number == registration.stream:
+                registration.attached = False
+                self._lost(registration, "its connection has ended")
+
+    def acknowledge(self, arguments: Document) -> Document:
+        """A program has processed a notification; `acknowledged` is false for one that is not at work (any more)."""
+        where = "operation acknowledge"
+        values = _checked(arguments, {"token": str, "transition": int, "barrier": int}, where)
+        registration = self._with_token(values["token"], where)
+        step = values["transition"], values["barrier"]
+        if step in registration.outstanding:
+            del registration.outstanding[step]
+            registration.acknowledged.add(step)
+            self._note("acknowledged", f"{registration.described}: transition {step[0]}, barrier {step[1]}")
+            self._feed(Acknowledged(step[0], registration.level.number, step[1]))
+            return {"acknowledged": True}
+        return {"acknowledged": step in registration.acknowledged}
+
+    def deregister(self, arguments: Document) -> Document:
+        """A program ends its registration; `deregistered` is false if there is none (any more)."""
+        token = _checked(arguments, {"token": str}, "operation deregister_level")["token"]
+        found = next((each for each in self._by_level.values() if each.kept.token == token), None)
+        if found is None:
+            return {"deregistered": False}
+        self._drop(found)
+        self._note("subsystem deregistered", f"{found.described}: as it asked")
+        self._feed(LevelGone(found.level.number))
+        return {"deregistered": True}
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    async def _register(self, wanted: Wanted, pid: int) -> Registration:
+        barriers = Barriers(wanted.barriers.joining, wanted.barriers.leaving, wanted.barriers.forced_leaving)
+        level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, wanted.on_hang == "evict")
+        await self._until_struck(level.number)
+        self._refuse_if_impossible(level)
+        kept = Kept(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid)
+        registration = self._by_level[level.number] = Registration(kept)
+        try:
+            self._remember()  # before it counts: a daemon that restarts must know of it
+        except OSError as error:
+            del self._by_level[level.number]
+            what = f"the registration cannot be kept: {error.strerror or error}"
+            raise ControlRefused(what, str(self._path), "see to it that the node's home can be written") from error
+        self._refused.pop(level.number, None)
+        self._note("subsystem registered", f"{registration.described}, process {pid}")
+        self._feed(LevelRegistered(level))
+        if level.number in self._refused:
+            raise _refusal(self._refused[level.number])
+        return registration
+
+    async def _until_struck(self, number: int) -> None:
+        """Wait until the cluster no longer counts with the level's last program: this one is told everything anew."""
+        deadline = asyncio.get_running_loop().time() + STRIKE_TIMEOUT_S
+        while number not in self._by_level and self._counts_with(number):
+            self._advanced.clear()
+            remaining_s = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(self._advanced.wait(), max(0.0, remaining_s))
+            except TimeoutError as error:
+                what = f"the last program of level {number} is gone, but no master has taken note of it"
+                raise ControlRefused(what, WHERE, "see `muster status`, and register again when it has a master") from (
+                    error
+                )
+
+    def _counts_with(self, number: int) -> bool:
+        own = self._node.database.member(self._node.me)
+        return own.incarnation == self._node.incarnation and any(level.number == number for level in own.levels)
+
+    def _refuse_if_impossible(self, level: Level) -> None:
+        own = self._node.database.member(self._node.me)
+        holder = self._by_level.get(level.number)
+        if holder is not None:
+            what = f"level {level.number} is taken on this node, by {holder.level.name} (process {holder.kept.pid})"
+            raise ControlRefused(what, WHERE, "take another level, or deregister that one first")
+        if own.incarnation == self._node.incarnation and own.state in (NodeState.LEAVING, NodeState.FORCED_LEAVING):
+            what = f"{self._node.setup.name} is leaving the cluster"
+            raise ControlRefused(what, WHERE, "register again when it has booted")
+        if len(self._by_level) >= MAXIMUM_REGISTRATIONS:
+            what = f"{MAXIMUM_REGISTRATIONS} subsystems are registered on this node already"
+            raise ControlRefused(what, WHERE, "deregister some of them first")
+
+    def _with_token(self, token: object, where: str = WHERE) -> Registration:
+        for registration in self._by_level.values():
+            if registration.kept.token == token:
+                return registration
+        what = f"there is no registration with token {shown(token)} on this node"
+        raise ControlRefused(what, where, "it was deregistered, or the node has restarted: register again")
+
+    def _lost(self, registration: Registration, cause: str) -> None:
+        """A program has died or does not read: its policy decides (SPEC 3.2)."""
+        if self._stopped or self._by_level.get(registration.level.number) is not registration:
+            return
+        self._drop(registration)
+        process = f"process {registration.kept.pid}"
+        if registration.kept.fails:
+            self._panic(f"subsystem {registration.level.name} of level {registration.level.number} has died: {cause}")
+            return
+        self._note("subsystem lost", f"{registration.described}, {process}: {cause}; the level is deregistered")
+        self._feed(LevelGone(registration.level.number))
+
+    def _give_up_the_absent(self) -> None:
+        for registration in list(self._by_level.values()):
+            if not registration.attached and registration.stream == 0:
+                self._lost(registration, "it has not come back after a restart of the daemon")
+
+    def _drop(self, registration: Registration) -> None:
+        del self._by_level[registration.level.number]
+        registration.end()
+        self._remember()
+
+    def _step(self, effect: Notify) -> str:
+        about = f"{self._node.database.name_of(effect.node)} {effect.kind}"
+        return f"{about}, transition {effect.transition}, barrier {effect.barrier}"
+
+    def _nodes(self) -> list[int]:
+        return sorted(self._node.database.nodes)
+
+    def _remember(self) -> None:
+        """Replace the file; it need not survive a crash of the machine, only one of this process."""
+        kept = tuple(registration.kept for registration in self._by_level.values())
+        fresh = self._path.with_name(self._path.name + ".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(KeptFile(self._node.incarnation, kept)))
+        fresh.replace(self._path)
+
+    def _remembered(self) -> tuple[Kept, ...]:
+        try:
+            found = msgspec.json.decode(self._path.read_bytes(), type=KeptFile)
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError) as error:
+            self._note("subsystems forgotten", f"{self._path} cannot be read: {error}; they must register again")
+            return ()
+        return found.registrations if found.incarnation == self._node.incarnation else ()
+
+
+def _refusal(reason: str) -> ControlRefused:
+    return ControlRefused(reason, WHERE, "correct the registration and register again")
+
+
+def _wanted(arguments: Document) -> Wanted:
+    """Checked arguments of a registration. Raises `ControlRefused` (SPEC 7.8)."""
+    try:
+        wanted = msgspec.convert(arguments, Wanted)
+    except msgspec.ValidationError as error:
+        fields = ", ".join(Wanted.__struct_fields__)
+        raise ControlRefused(str(error), WHERE, f"send {fields}; or only the token of a registration") from error
+    problem = _problem_of(wanted)
+    if problem:
+        raise ControlRefused(problem, WHERE, "correct it and register again")
+    return wanted
+
+
+def _problem_of(wanted: Wanted) -> str:
+    if not NAME.fullmatch(wanted.name):
+        return f"name is {shown(wanted.name)}: a name has {NAME_RULE}"
+    if not 0 <= wanted.level <= MAXIMUM_LEVEL:
+        return f"level is {shown(wanted.level)}: levels are 1 to {MAXIMUM_LEVEL}"
+    for kind in TransitionKind:
+        count = getattr(wanted.barriers, kind.name.lower())
+        if not 1 <= count <= MAXIMUM_BARRIERS:
+            return f"barriers for {kind} are {shown(count)}: allowed are 1 to {MAXIMUM_BARRIERS}"
+    if not 0 <= wanted.deadline_ms <= MAXIMUM_DEADLINE_MS:
+        return f"deadline_ms is {shown(wanted.deadline_ms)}: allowed are 0 (none) to {MAXIMUM_DEADLINE_MS}"
+    if wanted.on_hang == "evict" and wanted.deadline_ms == 0:
+        return "on_hang is evict, but there is no deadline: without one nothing is ever hung"
+    return ""
+
+
+def _checked(arguments: Document, types: dict[str, type], where: str) -> Document:
+    """Exactly these arguments, of these types. Raises `ControlRefused`."""
+    if arguments.keys() != types.keys() or any(type(arguments[key]) is not wanted for key, wanted in types.items()):
+        listed = ", ".join(f"{key} ({'text' if wanted is str else 'a number'})" for key, wanted in types.items())
+        raise ControlRefused("the arguments are not as they must be", where, f"send exactly {listed}")
+    return arguments
