@@ -426,6 +426,10 @@ class CoreCluster:
     def release_store(self) -> None:
         """Stop holding store effects; carry out those that were held."""
         self.holds_store = lambda _node, _effect: False
+        self.release_held_store()
+
+    def release_held_store(self) -> None:
+        """Carry out the store effects that `holds_store` does not hold any more."""
         for life in list(self.lives.values()):
             if life.daemon is not None:
                 self._work_store(life, life.daemon)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muster.records.toml_lines import key_lines
 from muster.ui.service_file import ServiceFileError, duration_ms, duration_text, missing_programs, parse, read
-from muster.ui.toml_lines import key_lines
 
 NODES = ("n0", "n1", "n2")
 

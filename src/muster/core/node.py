@@ -132,6 +132,7 @@ class Node:
         self._now_us = now_us
         self._started_us = now_us
         self._ended = False
+        self.trouble = ""  # what keeps this node from following the cluster, in words
         view = strip.views[self.me]
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._clients = Clients()
@@ -525,7 +526,10 @@ class Node:
         try:
             database = decode_database(snapshot.database)
         except msgspec.DecodeError as error:
-            self._trace("snapshot refused", str(error))
+            trouble = f"the master's database is of a release that this one cannot read: {error}; upgrade this node"
+            if trouble != self.trouble:
+                self._trace("snapshot refused", trouble)
+            self.trouble = trouble
             return
         if not accepts(self._accepted, self._confirmed, self.database.index, snapshot.term, database.index):
             if snapshot.term == self._accepted:
@@ -535,6 +539,7 @@ class Node:
             self._panic(f"term {snapshot.term} has lost committed entries after index {database.index}")
             return
         self.database, self._accepted, self._confirmed = database, snapshot.term, True
+        self.trouble = ""
         self._effects.append(Committed(database.index))
         self._replica_changed()
         self._send_report(force=True)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 
 from muster.core.effects import (
     AppendFrame,
@@ -15,6 +16,7 @@ from muster.core.effects import (
     Effect,
     Elected,
     Left,
+    LevelRefused,
     Notify,
     Panic,
     ReadJournal,
@@ -45,6 +47,7 @@ from muster.core.inputs import (
 from muster.core.node import Node
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
+from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.drivers.interconnect import Interconnect
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
@@ -65,8 +68,9 @@ def boottime_us() -> int:
 class Daemon:
     """Drives one node until it leaves or panics."""
 
-    def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder) -> None:
+    def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, home: Path) -> None:
         self.node, self.recorder = node, recorder
+        self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self._store, self._guard = store, guard
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
@@ -83,10 +87,12 @@ class Daemon:
         self._interconnect, self._runner = interconnect, runner
         self._spawn(self._serve_store())
         self._carry_out(self.node.start(boottime_us()))
+        self.subsystems.restore()
         self._rearm()
 
     async def stop(self) -> None:
         """End the tasks of this shell; what they had begun in the store ends by itself."""
+        self.subsystems.stop()
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):
@@ -190,15 +196,24 @@ class Daemon:
                 case Left():
                     self._spawn(self._leave())
                 case Panic(cause=cause):
-                    self.note("panic", cause)
-                    self._guard.panic(cause)
-                    self.ended.set()
-                case Notify() | Elected():
-                    pass  # no foreign subsystem can register yet; the election was traced by the core
+                    self._panic(cause)
+                case Notify():
+                    self.subsystems.notify(effect)
+                case LevelRefused(number=number, reason=reason):
+                    self.subsystems.refused(number, reason)
+                case Elected():
+                    self.subsystems.replica_advanced()  # an adoption commits what it adopts
+
+    def _panic(self, cause: str) -> None:
+        if not self.ended.is_set():
+            self.note("panic", cause)
+            self._guard.panic(cause)
+            self.ended.set()
 
     def _membership_may_have_changed(self) -> None:
         assert self._interconnect is not None
         self._interconnect.set_peers({config.node: config.addresses for config in self.node.database.nodes.values()})
+        self.subsystems.replica_advanced()
         for event in self._changed:
             event.set()
 

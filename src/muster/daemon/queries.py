@@ -29,6 +29,7 @@ class NodeView(Struct, frozen=True):
     incarnation: int
     master: int = NO_NODE  # whom it holds for master
     term: Term = NO_TERM  # of that mastership
+    trouble: str = ""  # what keeps the node from following the cluster
     links: frozenset[int] = frozenset()  # whom it hears on the interconnect
     live: frozenset[int] = frozenset()  # nodes whose lease in the store is being renewed
     running: tuple[str, ...] = ()  # services that its runner holds started
@@ -68,6 +69,7 @@ def status(database: Database, view: NodeView) -> Document:
         "profile": database.cluster.profile,
         "epoch": database.epoch,
         "master": _name(database, view.master),
+        "trouble": view.trouble,
         "term": view.term.number,
         "term_node": _name(database, view.term.node) if view.term != NO_TERM else None,
         "nodes": {name: _node(database, view, node) for name, node in _by_name(database)},

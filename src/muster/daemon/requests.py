@@ -21,11 +21,19 @@ class Requests:
 
     def handle(self, request: Document) -> Any:
         """The answer to one request: awaitable, or an asynchronous iterator for `watch`."""
+        if request.get("operation") in ("acknowledge", "deregister_level"):
+            return self._of_a_program(request["operation"], request["arguments"])
         if "operation" in request:
             return self._operate(request["operation"], request["identity"], request["arguments"])
         if request["query"] == "watch":
             return self._watch()
+        if request["query"] == "subsystem":
+            return self._daemon.subsystems.stream(request["arguments"], request["peer"])
         return self._query(request["query"], request["arguments"])
+
+    async def _of_a_program(self, name: str, arguments: Document) -> Document:
+        subsystems = self._daemon.subsystems
+        return subsystems.acknowledge(arguments) if name == "acknowledge" else subsystems.deregister(arguments)
 
     async def _query(self, name: str, arguments: Document) -> Document:
         if name == "timeline":
@@ -61,6 +69,7 @@ class Requests:
             incarnation=node.incarnation,
             master=-1 if master is None else master,
             term=node.term,
+            trouble=node.trouble,
             links=node.heard(),
             live=frozenset(config for config in node.database.nodes if node.is_live(config)),
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),

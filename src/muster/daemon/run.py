@@ -83,7 +83,7 @@ async def serve(
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
         setup = Setup(config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE)
         node = Node(setup, database, strip, commands, boottime_us())
-        daemon = Daemon(node, store, guard, recorder)
+        daemon = Daemon(node, store, guard, recorder, home)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, context))
         await _serve(daemon, config, runner, guard, home, lost)
     finally:

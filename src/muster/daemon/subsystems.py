@@ -220,7 +220,7 @@ class Registrations:
         registration = self._by_level.pop(number, None)
         if registration is None:
             return
-        self._remember()
+        self._remember_if_possible()
         self._note("subsystem refused", reason)
         registration.end(_refusal(reason))
 
@@ -321,9 +321,8 @@ class Registrations:
                 await asyncio.wait_for(self._advanced.wait(), max(0.0, remaining_s))
             except TimeoutError as error:
                 what = f"the last program of level {number} is gone, but no master has taken note of it"
-                raise ControlRefused(what, WHERE, "see `muster status`, and register again when it has a master") from (
-                    error
-                )
+                next_step = "see `muster status`, and register again when it has a master"
+                raise ControlRefused(what, WHERE, next_step) from error
 
     def _counts_with(self, number: int) -> bool:
         own = self._node.database.member(self._node.me)
@@ -369,7 +368,7 @@ class Registrations:
     def _drop(self, registration: Registration) -> None:
         del self._by_level[registration.level.number]
         registration.end()
-        self._remember()
+        self._remember_if_possible()
 
     def _step(self, effect: Notify) -> str:
         about = f"{self._node.database.name_of(effect.node)} {effect.kind}"
@@ -386,6 +385,13 @@ class Registrations:
         with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(KeptFile(self._node.incarnation, kept)))
         fresh.replace(self._path)
+
+    def _remember_if_possible(self) -> None:
+        """As `_remember` where a registration ends: what stays in the file is given up by the next daemon."""
+        try:
+            self._remember()
+        except OSError as error:
+            self._note("subsystems not kept", f"{self._path}: {error.strerror or error}; make room for it")
 
     def _remembered(self) -> tuple[Kept, ...]:
         try:

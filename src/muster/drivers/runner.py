@@ -557,13 +557,14 @@ class Runner:
 
     def _adopt_strays(self, bereaved: list[Service]) -> None:
         """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
-        known = set(self._keepers).union(*(service.strays for service in self._services.values()))
         for pid, parent in read_parents().items():
-            if parent != os.getpid() or pid in known:
+            if parent != os.getpid() or pid in self._keepers:
                 continue
-            name = read_environment(pid).get(b"MUSTER_SERVICE", b"").decode(errors="replace")
-            owners = [service for service in bereaved if service.name == name]
-            for service in owners or bereaved:  # in doubt it is of each of them: ended too early rather than never
+            # Not only among the bereaved: of keepers that died at once, some may not have been reaped yet.
+            named = self._services.get(read_environment(pid).get(b"MUSTER_SERVICE", b"").decode(errors="replace"))
+            # One without a name may be of each of them, and is theirs even if it was another's before: ended too
+            # early rather than never.
+            for service in (named,) if named else bereaved:
                 service.strays.add(pid)
 
     def _read_status(self, run: Run) -> None:

@@ -203,6 +203,7 @@ class Daemon:
             effects.AppendFrame: store.submit,
             effects.Send: self._send,
             effects.Notify: self._notify,
+            effects.LevelRefused: lambda refused: self._trace(effects.Trace("level refused", refused.reason)),
             effects.RunCommand: self._run,
             effects.Reply: self._reply,
             effects.Committed: self._committed,

@@ -20,9 +20,9 @@ covers every wrong proof at any time. In the mode *clone* a second process runs 
 register and journal, and every node counts as dead. The engine's comparison with the last own write is made in the same
 step as the write (`ForeignWrite`); what a clone can do that is stopped between the two, only the lease prevents.
 
-What is checked is in docs/PROTOCOL.md, section "Mastership and the commit rule". A node's step changes only its own slot
-(register, journal, processes), so slots are interned and a state is one number: the ids of the slots, of the decided
-history, and the budgets that are left.
+What is checked is in docs/PROTOCOL.md, section "Mastership and the commit rule". A node's step changes only its own
+slot (register, journal, processes), so slots are interned and a state is one number: the ids of the slots, of the
+decided history, and the budgets that are left.
 
 Four kinds of steps are left out because each is equal to another order of steps that is explored:
 (a) a process's read of its own register (except beside a clone): only it writes it, and nothing is in flight;

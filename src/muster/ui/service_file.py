@@ -6,14 +6,12 @@ finds something wrong raises `_Wrong`, which becomes a `Problem` with the key's 
 there is a problem.
 """
 
-import re
 import shlex
 import shutil
-import tomllib
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from muster.records.limits import (
     ANY_NODE,
@@ -25,27 +23,10 @@ from muster.records.limits import (
     shown,
 )
 from muster.records.state import Definition
-from muster.ui.toml_lines import Place, key_lines
+from muster.records.toml_lines import UNITS_MS, Place, Problem, document_of, duration_of, key_lines
 
 MAXIMUM_FILE_BYTES = 4 * 1024 * 1024
 PLACEMENT_POLICIES = ("register_on_one",)
-
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)")
-_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
-
-
-class Problem(NamedTuple):
-    """One thing wrong in a service file. `line` is 0 where none can be named."""
-
-    source: str
-    line: int
-    subject: str  # the service, or what else it is about
-    what: str
-    allowed: str  # what to write instead
-
-    def __str__(self) -> str:
-        place = f"{self.source}:{self.line}" if self.line else self.source
-        return f"{place}: {self.subject}: {self.what}; {self.allowed}"
 
 
 class ServiceFileError(ValueError):
@@ -90,13 +71,9 @@ def read(path: Path, nodes: Collection[str] | None = None) -> tuple[Definition, 
 
 def parse(text: str, source: str, nodes: Collection[str] | None = None) -> tuple[Definition, ...]:
     """As `read`, of a text; `source` is its name in problems. Raises `ServiceFileError`."""
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        found = re.search(r"\(at line (\d+)", str(error))
-        line = int(found.group(1)) if found else text.count("\n") + 1
-        reason = re.sub(r" *\(at .*\)$", "", str(error))
-        raise ServiceFileError([Problem(source, line, "TOML", reason, "see https://toml.io for its syntax")]) from error
+    document = document_of(text, source)
+    if isinstance(document, Problem):
+        raise ServiceFileError([document])
     return _Reading(source, key_lines(text), nodes).definitions(document)
 
 
@@ -288,10 +265,9 @@ def _timeout(key: str) -> Reader:
 
 def duration_ms(value: object) -> int:
     """Milliseconds of a duration as `"500ms"`, `"60s"`, `"2m"` or `"1h"`."""
-    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+    milliseconds = duration_of(value)
+    if milliseconds is None:
         raise _Wrong(f"is {shown(value)}", 'a duration with its unit, as "500ms", "60s", "2m" or "1h"')
-    milliseconds = round(float(found.group(1)) * _UNIT_MS[found.group(2)])
     if not 0 < milliseconds <= MAXIMUM_TIMEOUT_MS:
         raise _Wrong(f"is {shown(value)}", "more than nothing, and at most 24h")
     return milliseconds
@@ -327,6 +303,6 @@ def missing_programs(definitions: Iterable[Definition]) -> list[str]:
 def duration_text(milliseconds: int) -> str:
     """The shortest exact text of a duration, as a service file takes it."""
     for unit in ("h", "m", "s"):
-        if milliseconds % _UNIT_MS[unit] == 0:
-            return f"{milliseconds // _UNIT_MS[unit]}{unit}"
+        if milliseconds % UNITS_MS[unit] == 0:
+            return f"{milliseconds // UNITS_MS[unit]}{unit}"
     return f"{milliseconds}ms"

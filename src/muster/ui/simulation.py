@@ -132,7 +132,7 @@ def _search(nodes: int, *, as_json: bool) -> None:
 
     broken = False
     outcomes = []
-    for mode, bounds in ((mode, bounds) for mode in Mode for bounds in exhaustive.suite(nodes, mode)):
+    for mode, bounds in [(each, found) for each in Mode for found in exhaustive.suite(nodes, each)]:
         result = exhaustive.run(nodes, bounds, mode, _search_progress(mode.value))
         broken = broken or bool(result.violations)
         if as_json:

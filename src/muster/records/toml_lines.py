@@ -1,11 +1,13 @@
-"""Where the keys of a valid TOML text stand, which `tomllib` does not tell.
+"""What every reader of a TOML file of ours needs: problems that name their line, durations, and where each key stands.
 
-The walk knows only what it must to tell a key from the inside of a value: strings of all four kinds, comments, and
+`tomllib` does not tell the last, so `key_lines` walks over the text once more. The walk knows only what it must to tell a key from the inside of a value: strings of all four kinds, comments, and
 brackets that keep a value open over several lines. It is used on texts that `tomllib` has accepted, and only for the
 line numbers in error messages: where it is lost, a message has no line.
 """
 
 import re
+import tomllib
+from typing import Any, NamedTuple
 
 Place = tuple[str | int, ...]  # path of a key: ("service", 0, "name"); an array of tables contributes a position
 
@@ -14,6 +16,40 @@ _STRING = re.compile(
     re.DOTALL,
 )
 _KEY_PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*(\.)?""")
+
+UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)")
+
+
+class Problem(NamedTuple):
+    """One thing wrong in a file. `line` is 0 where none can be named."""
+
+    source: str
+    line: int
+    subject: str  # the service, the step, or what else it is about
+    what: str
+    allowed: str  # what to write instead
+
+    def __str__(self) -> str:
+        place = f"{self.source}:{self.line}" if self.line else self.source
+        return f"{place}: {self.subject}: {self.what}; {self.allowed}"
+
+
+def document_of(text: str, source: str) -> dict[str, Any] | Problem:
+    """The tables of a TOML text; where it is none, the problem, with its line. `source` is its name in problems."""
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = re.search(r"\(at line (\d+)", str(error))
+        line = int(found.group(1)) if found else text.count("\n") + 1
+        reason = re.sub(r" *\(at .*\)$", "", str(error))
+        return Problem(source, line, "TOML", reason, "see https://toml.io for its syntax")
+
+
+def duration_of(value: object) -> int | None:
+    """Milliseconds of a duration as `"500ms"`, `"60s"`, `"2m"` or `"1h"`; None where it is none."""
+    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    return round(float(found.group(1)) * UNITS_MS[found.group(2)]) if found else None
 
 
 def key_lines(text: str) -> dict[Place, int]:

@@ -1,0 +1,51 @@
+"""For programs that take part in the cluster's transitions: register a level, hear, acknowledge (SPEC 3.2, 3.6).
+
+A program registers with the node on whose machine it runs, at a level of its own choice above 0. From then on it is
+told of every join, leave and forced leave of every node, in order: joins and forced leaves go bottom-up through the
+levels, graceful leaves top-down, and the next level is told only when this one's programs on all nodes have
+acknowledged.
+
+    from muster.client import Kind, register
+
+    with register("cache", level=60, directory="/tmp/try", node="n0", deadline_s=30) as cache:
+        for told in cache:
+            if told.kind is Kind.LEAVING and told.node == cache.node:
+                flush()                     # the levels below are still there
+            elif told.kind is Kind.FORCED_LEAVING:
+                drop_entries_of(told.node)  # it is proven to have stopped
+            told.acknowledge()
+
+The loop ends when the program's own node has left the cluster at this level. To hear of one transition does not
+acknowledge it, and the next one can be heard while it is worked on. `told.epoch` is a fencing token: it grows with each
+change of the membership, so a resource that remembers the highest one can refuse whoever has been forced out.
+
+The same for asyncio: `async with await register_async(...) as cache`, `async for told in cache`,
+`await told.acknowledge()`. Without `directory` and `node`, or `socket`, the program talks to this machine's own node.
+
+When the daemon restarts, the registration is resumed unseen; nothing is heard twice. When the program ends without
+`deregister` (the `with` statement sees to it), or leaves the block by an exception, `on_loss` says what its death
+means: the level is deregistered, or its node fails. `Lost` ends the loop when the registration cannot be resumed: the
+node has stopped or restarted, and whatever the program holds for the cluster must be given up before it registers anew.
+
+This package needs the standard library only.
+"""
+
+from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
+from muster.client.blocking import Notification, Subsystem, register
+from muster.client.errors import ClientError, Lost, Refused, Unreachable
+from muster.client.protocol import Barriers, Kind
+
+__all__ = [
+    "AsyncNotification",
+    "AsyncSubsystem",
+    "Barriers",
+    "ClientError",
+    "Kind",
+    "Lost",
+    "Notification",
+    "Refused",
+    "Subsystem",
+    "Unreachable",
+    "register",
+    "register_async",
+]

@@ -1,0 +1,268 @@
+"""Registration, notifications and acknowledgements for asyncio programs."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from muster.client.errors import ClientError, Lost, Refused
+from muster.client.protocol import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    Barriers,
+    Document,
+    Streams,
+    Told,
+    ask,
+    connect,
+    next_line,
+    socket_path,
+    told_from,
+    unreachable,
+)
+
+MAXIMUM_UNHEARD = 256  # notifications; beyond, the daemon keeps them, and before long takes the program for dead
+MAXIMUM_REMEMBERED = 4096  # steps whose repetition is recognised
+RECONNECT_S = 10.0
+
+Step = tuple[int, int]  # transition, barrier
+
+
+@dataclass(frozen=True)
+class AsyncNotification(Told):
+    """A transition that this program is to process."""
+
+    _subsystem: "AsyncSubsystem" = field(repr=False, compare=False)
+
+    async def acknowledge(self) -> None:
+        """This barrier is processed. Raises `ClientError` if the registration is over."""
+        await self._subsystem.acknowledge(self.transition, self.barrier)
+
+
+class AsyncSubsystem:
+    """A registered program. Iterate it for the notifications; made by `register_async`."""
+
+    def __init__(self, path: Path, request: Document, fails: bool, reconnect_s: float) -> None:
+        self._path, self._request, self._fails, self._reconnect_s = path, request, fails, reconnect_s
+        self.name: str = request["arguments"]["name"]
+        self.level: int = request["arguments"]["level"]
+        self.node = ""
+        self.incarnation = 0
+        self._token = ""
+        self._streams: Streams | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._unheard: asyncio.Queue[AsyncNotification | None] = asyncio.Queue(MAXIMUM_UNHEARD)
+        self._steps: dict[Step, bool] = {}  # heard -> acknowledged
+        self._failure: ClientError | None = None
+        self._over = False
+
+    async def start(self, timeout_s: float) -> None:
+        """Register. Raises `Refused`, `Unreachable`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._streams = await connect(self._path)
+                first = (await ask(self._streams, self._request))["result"]
+        except (OSError, TimeoutError) as error:
+            self._close_streams()
+            raise unreachable(self._path, error, timeout_s) from error
+        except BaseException:
+            self._close_streams()
+            raise
+        self._token, self.node, self.incarnation = first["token"], first["node"], first["incarnation"]
+        self._pump = asyncio.create_task(self._run())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be notified."""
+        return self._over
+
+    async def next_notification(self) -> AsyncNotification | None:
+        """The next one; None when the registration has ended in order. Raises `Lost`, `Refused`."""
+        found = None if self._over else await self._unheard.get()
+        if found is None:
+            self._over = True
+            if self._failure is not None:
+                raise self._failure
+        return found
+
+    async def acknowledge(self, transition: int, barrier: int) -> None:
+        """A notification is processed; for one that is no longer at work this does nothing. Raises `ClientError`."""
+        self._remember((transition, barrier), acknowledged=True)
+        await self._call("acknowledge", transition=transition, barrier=barrier)
+
+    async def deregister(self) -> None:
+        """End the registration: the level goes, and nothing waits for this program. Harmless when it is over.
+
+        Raises `Unreachable` if no daemon answers.
+        """
+        try:
+            if self._pump is not None and not self._pump.done():
+                await self._call("deregister_level")
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End the connection only: the node takes the program for dead, and its `on_loss` decides."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        self._close_streams()
+        self._over = True
+
+    def __aiter__(self) -> AsyncIterator[AsyncNotification]:
+        return self
+
+    async def __anext__(self) -> AsyncNotification:
+        found = await self.next_notification()
+        if found is None:
+            raise StopAsyncIteration
+        return found
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._fails and isinstance(error, Exception) and not isinstance(error, ClientError):
+            await self.close()  # a program that breaks has died, in the sense of its policy
+        else:
+            with contextlib.suppress(ClientError):
+                await self.deregister()
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Fetch until the end; resume whenever the connection breaks."""
+        try:
+            while not await self._fetch():
+                await self._resume()
+        except ClientError as error:
+            self._failure = error
+        finally:
+            self._close_streams()
+        await self._unheard.put(None)
+
+    async def _fetch(self) -> bool:
+        """Hear what comes; True when the daemon has ended the stream in order, False when the connection broke."""
+        assert self._streams is not None
+        reader = self._streams[0]
+        while True:
+            try:
+                answer = await next_line(reader)
+            except OSError:
+                return False
+            if answer is None:
+                return False
+            if not answer.get("more", False):
+                return True
+            await self._hear(told_from(answer["result"]))
+
+    async def _hear(self, told: Told) -> None:
+        step = (told.transition, told.barrier)
+        acknowledged = self._steps.get(step)
+        if acknowledged is None:
+            self._remember(step, acknowledged=False)
+            await self._unheard.put(AsyncNotification(**vars(told), _subsystem=self))
+        elif acknowledged:  # a repeated notification is answered from memory (SPEC 3.4)
+            await self._call("acknowledge", transition=step[0], barrier=step[1])
+
+    def _remember(self, step: Step, *, acknowledged: bool) -> None:
+        self._steps[step] = acknowledged
+        while len(self._steps) > MAXIMUM_REMEMBERED:
+            del self._steps[next(iter(self._steps))]
+
+    async def _resume(self) -> None:
+        """Come back after a restart of the daemon. Raises `Lost`."""
+        self._close_streams()
+        request = {"query": "subsystem", "arguments": {"token": self._token}}
+        deadline = time.monotonic() + self._reconnect_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async with asyncio.timeout(max(FIRST_PAUSE_S, deadline - time.monotonic())):
+                    self._streams = await connect(self._path)
+                    await ask(self._streams, request)
+            except Refused as error:
+                raise Lost(error.what, error.where, error.next_step) from error
+            except (OSError, TimeoutError) as error:
+                self._close_streams()
+                if time.monotonic() + pause_s >= deadline:
+                    lost = unreachable(self._path, error, self._reconnect_s)
+                    next_step = "its node has stopped, or was forced out: give up what is shared, and register anew"
+                    raise Lost(lost.what, lost.where, next_step) from error
+            else:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _call(self, operation: str, **arguments: int) -> None:
+        """Carry out an operation of this registration, again if the daemon restarts meanwhile."""
+        document = {"token": self._token, **arguments}
+        request = {"operation": operation, "identity": os.urandom(16).hex(), "arguments": document}
+        deadline = time.monotonic() + self._reconnect_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            streams: Streams | None = None
+            try:
+                async with asyncio.timeout(max(FIRST_PAUSE_S, deadline - time.monotonic())):
+                    streams = await connect(self._path)
+                    await ask(streams, request)
+            except (OSError, TimeoutError) as error:
+                if time.monotonic() + pause_s >= deadline:
+                    raise unreachable(self._path, error, self._reconnect_s) from error
+            else:
+                return
+            finally:
+                if streams is not None:
+                    streams[1].close()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _close_streams(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def register_async(
+    name: str,
+    level: int,
+    *,
+    barriers: Barriers = Barriers(),
+    deadline_s: float = 0.0,
+    on_hang: Literal["wait", "evict"] = "wait",
+    on_loss: Literal["deregister", "fail"] = "deregister",
+    directory: str | os.PathLike[str] | None = None,
+    node: str | None = None,
+    socket: str | os.PathLike[str] | None = None,
+    timeout_s: float = 15.0,
+    reconnect_s: float = RECONNECT_S,
+) -> AsyncSubsystem:
+    """Register this program at `level` (SPEC 3.2). Raises `Refused`, `Unreachable`; `ValueError` for its own arguments.
+
+    `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
+    forces the node out. `on_loss`: what the death of this program means, a level that goes or a node that fails.
+    `directory` and `node` name a node of a development cluster; `socket` the control socket of any. `timeout_s` bounds
+    the registration; `reconnect_s` how long a daemon that is gone is waited for.
+    """
+    if deadline_s < 0 or timeout_s <= 0 or reconnect_s < 0:
+        raise ValueError("deadline_s and reconnect_s are 0 or more seconds, timeout_s more than 0")
+    arguments: Document = {
+        "name": name,
+        "level": level,
+        "barriers": vars(barriers),
+        "deadline_ms": round(deadline_s * 1000),
+        "on_hang": on_hang,
+        "on_loss": on_loss,
+    }
+    path = socket_path(directory, node, socket)
+    request = {"query": "subsystem", "arguments": arguments}
+    subsystem = AsyncSubsystem(path, request, on_loss == "fail", reconnect_s)
+    await subsystem.start(timeout_s)
+    return subsystem

@@ -1,0 +1,163 @@
+"""The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/subsystems.py`)."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from muster.client.errors import Refused, Unreachable
+
+LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
+SOCKET_FILE = "control.sock"
+MAXIMUM_LINE_BYTES = 1024 * 1024
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.5
+_SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
+
+Document = dict[str, Any]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Kind(StrEnum):
+    """What happens to a node (SPEC 3.1)."""
+
+    JOINING = "joining"
+    LEAVING = "leaving"
+    FORCED_LEAVING = "forced-leaving"
+
+
+@dataclass(frozen=True)
+class Barriers:
+    """How often all programs of a level wait for each other in a transition of each kind (SPEC 3.4); equal on all
+    nodes. With n barriers, a program hears of the transition n times, with `barrier` 0 to n-1.
+    """
+
+    joining: int = 1
+    leaving: int = 1
+    forced_leaving: int = 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a notification says: `node` is `kind`, at `barrier`; `vector` is the state of every node (SPEC 3.5)."""
+
+    transition: int
+    level: int
+    barrier: int
+    node: str
+    incarnation: int
+    kind: Kind
+    vector: Mapping[str, str]
+    epoch: int
+
+
+def told_from(line: Document) -> Told:
+    """The notification in an answer's result."""
+    return Told(
+        line["transition"], line["level"], line["barrier"], line["node"], line["incarnation"], Kind(line["kind"]),
+        line["vector"], line["epoch"],
+    )  # fmt: skip
+
+
+def socket_path(
+    directory: str | os.PathLike[str] | None, node: str | None, given: str | os.PathLike[str] | None
+) -> Path:
+    """The control socket: `given`; or that of `node` in the development cluster in `directory`; or this machine's.
+
+    Raises `ValueError` for a combination that names none.
+    """
+    if given is not None:
+        if directory is not None or node is not None:
+            raise ValueError("give either a socket, or a directory and a node of the development cluster in it")
+        return Path(given)
+    if directory is None and node is None:
+        return LOCAL_SOCKET
+    if directory is None or not node or "/" in node or node in {".", ".."}:
+        raise ValueError("a development cluster needs both: its directory, and the name of the node to register with")
+    return Path(directory).resolve() / "nodes" / node / SOCKET_FILE
+
+
+async def connect(path: Path) -> Streams:
+    """Connect to the control socket. Raises `OSError`."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        with _reachable(path) as address:
+            while True:
+                try:
+                    connection.connect(address)
+                except BlockingIOError:  # a Unix socket does not wait for a place in a full backlog
+                    await asyncio.sleep(FIRST_PAUSE_S)
+                else:
+                    break
+        return await asyncio.open_unix_connection(sock=connection, limit=MAXIMUM_LINE_BYTES)
+    except BaseException:
+        connection.close()
+        raise
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """An address of `path` that fits into a socket address, however long the path is."""
+    if len(os.fsencode(path)) <= _SUN_PATH_BYTES:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+async def ask(streams: Streams, request: Document) -> Document:
+    """Send a request; its answer, or the first line of it. Raises `Refused`, `OSError`."""
+    reader, writer = streams
+    writer.write(json.dumps(request).encode() + b"\n")
+    await writer.drain()
+    answer = await next_line(reader)
+    if answer is None:
+        raise ConnectionResetError("the daemon ended the connection without an answer")
+    return answer
+
+
+async def next_line(reader: asyncio.StreamReader) -> Document | None:
+    """The next line of an answer; None where the connection has ended. Raises `Refused`, `OSError`."""
+    try:
+        line = await reader.readline()
+    except ValueError as error:  # longer than the limit
+        raise _foreign() from error
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        answer = json.loads(line)
+    except ValueError as error:
+        raise _foreign() from error
+    if isinstance(answer, dict) and answer.get("ok") is True:
+        return answer
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        raise _foreign()
+    raise Refused(*(str(error.get(key, "")) for key in ("what", "where", "next")))
+
+
+def _foreign() -> Refused:
+    return Refused("what answers there is no Muster daemon", "control socket", "check the path of the control socket")
+
+
+def unreachable(path: Path, error: BaseException, tried_s: float) -> Unreachable:
+    """The error for a daemon that did not answer."""
+    words = {
+        FileNotFoundError: "there is no such socket",
+        ConnectionRefusedError: "no daemon serves it",
+        PermissionError: "you may not use it",
+    }
+    cause = getattr(error, "strerror", None) or str(error) or "no answer"
+    what = next((text for kind, text in words.items() if isinstance(error, kind)), cause)
+    where = f"control socket {path}"
+    return Unreachable(f"{what} (tried for {tried_s:g} s)", where, "see to it that the node runs, as this very user")
