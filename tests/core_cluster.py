@@ -13,9 +13,11 @@ from typing import NamedTuple, TypeVar
 
 from muster.core.effects import (
     AppendFrame,
+    AskSubsystem,
     Committed,
     Effect,
     Left,
+    LevelRefused,
     Notify,
     Panic,
     ReadJournal,
@@ -35,6 +37,7 @@ from muster.core.inputs import (
     FenceConfirmed,
     Input,
     JournalRead,
+    LevelGone,
     LevelRegistered,
     MessageReceived,
     OperationRequested,
@@ -43,6 +46,7 @@ from muster.core.inputs import (
     StoreDone,
     StoreRefused,
     StripRead,
+    SubsystemAnswered,
     Tick,
 )
 from muster.core.lease import LeaseKeeper, Renewal, next_incarnation
@@ -151,7 +155,7 @@ class Life:
 
 
 class CoreCluster:
-    """Nodes 0, 1, ... of one cluster. What a test may set: `profile`, `deadman`, and the five conditions below."""
+    """Nodes 0, 1, ... of one cluster. What a test may set: `profile`, `deadman`, and the conditions below."""
 
     def __init__(self, nodes: int = 2, profile: Profile = FAST, deadman: Deadman = Deadman.PID_NAMESPACE) -> None:
         self.nodes, self.profile, self.deadman = nodes, profile, deadman
@@ -177,6 +181,7 @@ class CoreCluster:
         self.holds: Callable[[Envelope], bool] = lambda _envelope: False
         self.holds_store: Callable[[int, Effect], bool] = lambda _node, _effect: False
         self.acknowledges: Callable[[int, Notify], bool] = lambda _node, _notification: True
+        self.objects: Callable[[int, AskSubsystem], str | None] = lambda _node, _question: ""  # None: it is silent
         self.outcome: Callable[[int, RunCommand], bool | None] = lambda _node, _command: True  # None: it goes on
 
     # ---- nodes ---------------------------------------------------------------------------------------------------
@@ -388,6 +393,12 @@ class CoreCluster:
                     self.acknowledge(life.node, effect)
             case RunCommand():
                 self._run_command(life, effect)
+            case AskSubsystem(level=level, question=question):
+                objection = self.objects(life.node, effect)
+                if objection is not None:
+                    self._queue.append((life, daemon, SubsystemAnswered(question, level, objection)))
+            case LevelRefused(number=number):
+                life.levels = tuple(level for level in life.levels if level.number != number)
             case Committed(index=index):
                 database = daemon.core.database
                 self.moments.append(
@@ -482,6 +493,13 @@ class CoreCluster:
         """A subsystem registers while the node runs."""
         self.lives[node].levels += (level,)
         self.give(node, LevelRegistered(level))
+
+    def unregister(self, node: int, level: Level) -> None:
+        """A subsystem goes while its node runs on; what it owed, nobody acknowledges any more."""
+        life = self.lives[node]
+        life.levels = tuple(each for each in life.levels if each != level)
+        life.owed = [notification for notification in life.owed if notification.level != level.number]
+        self.give(node, LevelGone(level.number))
 
     def _run_command(self, life: Life, command: RunCommand) -> None:
         known = life.memory.get(command.service)
@@ -579,6 +597,24 @@ class CoreCluster:
                 if each.node == node and each.participants and step not in found:
                     found.append(step)
         return [step for _, step in found]
+
+    def is_step(self, node: int, step: tuple[int, int]) -> bool:
+        """Whether the node's transition is at this (level, barrier)."""
+        found = self.transition(node)
+        return found is not None and (found.level, found.barrier) == step
+
+    def levels_of(self, node: int, kind: TransitionKind) -> list[int]:
+        """The levels that the node's transitions of this kind took, in their order, one for each barrier."""
+        return [step.level for step in self.steps(node) if step.kind is kind]
+
+    def levels_in_record(self, node: int) -> list[int]:
+        """The levels of the node that the cluster counts with."""
+        return [level.number for level in self.database.member(node).levels]
+
+    def refusals(self, node: int) -> list[str]:
+        """Why subsystems of this node were refused."""
+        found = [item.effect for item in self.history if item.node == node]
+        return [effect.reason for effect in found if isinstance(effect, LevelRefused)]
 
     def notifications(
         self,

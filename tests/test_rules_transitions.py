@@ -5,10 +5,11 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
-from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, Step, joined_cluster
+from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, joined_cluster
 from muster.core.draft import Draft, Facts
 from muster.core.effects import AppendFrame, Effect, Notify
 from muster.core.inputs import Acknowledged
+from muster.core.membership import admit
 from muster.core.transition import (
     MAY_FOLLOW,
     SETTLED_STATE,
@@ -20,7 +21,7 @@ from muster.core.transition import (
     open_leave,
     step_of,
 )
-from muster.records.messages import Acknowledgement, Append, EvictNode, LeaveNode, Report
+from muster.records.messages import Acknowledgement, Append, LeaveNode, Report
 from muster.records.registers import ProofKind
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
@@ -91,19 +92,15 @@ def opens_join(effect: Effect, node: int) -> bool:
 # ---- P3.1 order ------------------------------------------------------------------------------------------------------
 
 
-def levels_of(cluster: CoreCluster, node: int, kind: TransitionKind) -> list[int]:
-    return [step.level for step in cluster.steps(node) if step.kind is kind]
-
-
 def test_p3_1_joins_and_forced_leaves_take_their_levels_bottom_up_and_leaves_top_down() -> None:
     cluster = joined_cluster(3, THREE_LEVELS)
-    assert levels_of(cluster, 1, JOINING) == [10, 20, 30, 40]
+    assert cluster.levels_of(1, JOINING) == [10, 20, 30, 40]
     cluster.ask(0, LeaveNode("n1"))
     cluster.until("n1 has left", lambda: 1 not in cluster.lives)
-    assert levels_of(cluster, 1, LEAVING) == [40, 30, 20, 10]
+    assert cluster.levels_of(1, LEAVING) == [40, 30, 20, 10]
     cluster.kill(2)
     cluster.until("n2 is forced out", lambda: cluster.state(2) is NodeState.INACTIVE)
-    assert levels_of(cluster, 2, FORCED) == [10, 20, 30, 40]
+    assert cluster.levels_of(2, FORCED) == [10, 20, 30, 40]
     for node in range(3):  # and each node was notified in that very order
         assert [n.level for n in cluster.notifications(node, of=2, kind=JOINING)] == ([10, 20, 30])
         assert [n.level for n in cluster.notifications(node, of=1, kind=LEAVING)] == [30, 20, 10]
@@ -191,7 +188,7 @@ def test_p3_2_every_advance_is_committed_before_anybody_is_told() -> None:
         assert [(n.level, n.barrier) for n in cluster.notifications(1, kind=LEAVING)] == told
         cluster.holds_store = lambda _node, effect, last=step: _goes_beyond(effect, 1, last)  # type: ignore[misc]
         cluster.release_held_store()
-        cluster.until(f"{step} is committed", lambda step=step: is_step(cluster, 1, step))  # type: ignore[misc]
+        cluster.until(f"{step} is committed", lambda step=step: cluster.is_step(1, step))  # type: ignore[misc]
         cluster.settle()
         told += [step] if step[0] != EVENT_MANAGER else []
         assert [(n.level, n.barrier) for n in cluster.notifications(1, kind=LEAVING)] == told
@@ -204,12 +201,6 @@ def _goes_beyond(effect: Effect, node: int, last: tuple[int, int]) -> bool:
     moved = [each for each in changes if isinstance(each, Transition) and each.node == node]
     over = entry is not None and not moved
     return over or any((each.level, each.barrier) != last for each in moved)
-
-
-def is_step(cluster: CoreCluster, node: int, step: tuple[int, int]) -> bool:
-    """Whether the node's transition is at this (level, barrier)."""
-    found = cluster.transition(node)
-    return found is not None and (found.level, found.barrier) == step
 
 
 def test_p3_2_if_the_master_dies_before_the_commit_nothing_has_happened() -> None:
@@ -302,11 +293,11 @@ def test_p3_3_a_subsystem_cannot_acknowledge_what_it_was_not_notified_of() -> No
     (owed,) = cluster.lives[0].owed
     cluster.give(0, Acknowledged(owed.transition, 10, 1))
     cluster.run(1000)
-    assert is_step(cluster, 1, (10, 0))
+    assert cluster.is_step(1, (10, 0))
     cluster.acknowledge(0, owed)
-    cluster.until("the second barrier is asked for", lambda: is_step(cluster, 1, (10, 1)))
+    cluster.until("the second barrier is asked for", lambda: cluster.is_step(1, (10, 1)))
     cluster.run(1000)
-    assert is_step(cluster, 1, (10, 1))
+    assert cluster.is_step(1, (10, 1))
 
 
 # ---- P3.4 barriers ---------------------------------------------------------------------------------------------------
@@ -330,20 +321,30 @@ def test_p3_4_next_barrier_only_after_all_acknowledged(slow: int) -> None:
     assert (join, leave) == ([0, 1, 2], [0, 1])
 
 
-def test_p3_4_a_node_with_other_barrier_counts_is_refused_with_both_counts() -> None:
+def test_p3_4_a_level_with_other_barrier_counts_is_refused_with_both_counts() -> None:
     cluster = CoreCluster(2)
     cluster.boot(0, levels=(TWO_BARRIERS,))
     cluster.until_joined(0)
-    cluster.boot(1, levels=(Level(10, "locks", Barriers(2, 3, 2)),))
-    cluster.until("it is refused", lambda: cluster.database.member(1).refusal)
-    cluster.run(1000)
-    refusal = cluster.database.member(1).refusal
-    assert cluster.state(1) is NodeState.INACTIVE
-    assert "(2, 3, 2) on n1" in refusal and "(2, 2, 2) on n0" in refusal
-    cluster.kill(1)
-    cluster.boot(1, levels=(TWO_BARRIERS,))
+    cluster.boot(1, levels=(Level(10, "locks", Barriers(2, 3, 2)), VOLUMES))
     cluster.until_joined(1)
-    assert not cluster.database.member(1).refusal
+    (reason,) = cluster.refusals(1)
+    assert "(2, 3, 2) on n1" in reason and "(2, 2, 2) on n0" in reason
+    assert cluster.levels_in_record(1) == [20, EVENT_MANAGER]
+    assert not cluster.notifications(1, level=10)
+    cluster.register(1, TWO_BARRIERS)
+    cluster.until("the same counts are taken", lambda: 10 in cluster.levels_in_record(1))
+    assert len(cluster.refusals(1)) == 1
+
+
+def test_p3_4_of_two_nodes_that_join_together_with_different_counts_one_is_refused() -> None:
+    draft = Draft(database_of(Member(0), Member(1)))
+    asking = report_of()
+    mine = replace(asking, wish="join", levels=(TWO_BARRIERS,))
+    other = replace(asking, wish="join", levels=(LOCKS,))
+    admit(draft, facts_of(n0=mine, n1=other))
+    assert draft.member(0).state is NodeState.JOINING
+    assert draft.member(1).state is NodeState.INACTIVE
+    assert "(2, 2, 2) on n0" in draft.member(1).refusal and "(1, 1, 1) on n1" in draft.member(1).refusal
 
 
 # ---- P3.5 forced leaves ----------------------------------------------------------------------------------------------
@@ -360,7 +361,7 @@ def test_p3_5_a_join_that_is_cut_off_is_undone_from_the_lowest_level_to_the_high
     cluster.acknowledges = lambda _node, _notification: True
     cluster.kill(1)  # Figs. 13-15: the level at work is told again, the ones above are not told at all
     cluster.until("n1 is out", lambda: cluster.state(1) is NodeState.INACTIVE)
-    assert levels_of(cluster, 1, FORCED) == [10, 20]
+    assert cluster.levels_of(1, FORCED) == [10, 20]
     assert [n.level for n in cluster.notifications(0, of=1)] == [10, 20, 10, 20]
     assert join is not None and join.identity not in cluster.database.transitions
 
@@ -373,15 +374,15 @@ def test_p3_5_what_a_graceful_leave_had_completed_is_skipped() -> None:
     cluster.acknowledges = lambda _node, _notification: True
     cluster.kill(1)
     cluster.until("n1 is out", lambda: cluster.state(1) is NodeState.INACTIVE)
-    assert levels_of(cluster, 1, LEAVING) == [40, 30, 20]
-    assert levels_of(cluster, 1, FORCED) == [10, 20]
+    assert cluster.levels_of(1, LEAVING) == [40, 30, 20]
+    assert cluster.levels_of(1, FORCED) == [10, 20]
 
 
 def test_p3_5_a_joined_node_is_taken_out_at_every_level() -> None:
     cluster = joined_cluster(2, THREE_LEVELS)
     cluster.kill(1)
     cluster.until("n1 is out", lambda: cluster.state(1) is NodeState.INACTIVE)
-    assert levels_of(cluster, 1, FORCED) == [10, 20, 30, 40]
+    assert cluster.levels_of(1, FORCED) == [10, 20, 30, 40]
     assert {n.incarnation for n in cluster.notifications(0, of=1)} == {cluster.database.member(1).incarnation}
 
 
@@ -473,11 +474,11 @@ def test_p3_7_a_leaving_subsystem_first_finishes_every_barrier_of_a_level_in_whi
     cluster.boot(2, levels=(TWO_BARRIERS,))
     cluster.until("n1 is notified of the join", lambda: cluster.lives[1].owed)
     cluster.ask(0, LeaveNode("n1"))
-    cluster.until("its own leave is at its last barrier", lambda: is_step(cluster, 1, (10, 1)))
+    cluster.until("its own leave is at its last barrier", lambda: cluster.is_step(1, (10, 1)))
     for barrier in (0, 1):
         cluster.run(1500)
-        assert is_step(cluster, 1, (10, 1))
-        assert is_step(cluster, 2, (10, barrier))
+        assert cluster.is_step(1, (10, 1))
+        assert cluster.is_step(2, (10, barrier))
         (owed,) = cluster.lives[1].owed
         assert (owed.node, owed.barrier) == (2, barrier)
         cluster.acknowledge(1, owed)
@@ -550,296 +551,3 @@ def test_p3_8_what_a_restarted_daemon_repeats_is_the_same_notification() -> None
     cluster.until_joined(1)
     first, again = cluster.notifications(1)
     assert first == again
-
-
-# ---- P3.9 late registration ------------------------------------------------------------------------------------------
-
-
-def levels_in_record(cluster: CoreCluster, node: int) -> list[int]:
-    return [level.number for level in cluster.database.member(node).levels]
-
-
-def test_p3_9_a_joined_nodes_new_level_is_taken_through_its_join_at_that_level_alone() -> None:
-    cluster = joined_cluster(2, (LOCKS, FILES))
-    cluster.register(1, VOLUMES)
-    cluster.acknowledges = lambda _node, _notification: False
-    cluster.until("it is notified", lambda: cluster.notifications(level=20))
-    late = cluster.transition(1)
-    assert late is not None and late.late
-    assert (late.kind, late.levels, late.participants) == (JOINING, (20,), (1,))
-    assert cluster.state(1) is NodeState.JOINED  # it stays what it is
-    cluster.acknowledge_all()
-    cluster.until("the join at that level is done", lambda: cluster.is_quiet(0, 1))
-    (only,) = cluster.notifications(level=20)
-    assert (only.node, only.kind) == (1, JOINING)
-    assert only.vector == {0: NodeState.JOINED, 1: NodeState.JOINING}  # what has passed the level is in its vector
-    assert levels_in_record(cluster, 1) == [10, 20, 30, 40]
-
-
-def test_p3_9_a_level_is_not_committed_while_a_transition_is_at_work_at_it() -> None:
-    cluster = CoreCluster(3)
-    cluster.boot(0, levels=(LOCKS, VOLUMES))
-    cluster.boot(1, levels=(LOCKS,))
-    cluster.until_joined(0, 1)
-    cluster.acknowledges = lambda node, notification: not (node == 0 and notification.level == 20)
-    cluster.boot(2, levels=(LOCKS, VOLUMES))
-    cluster.until("the join is at 20", lambda: cluster.is_at(2, 20))
-    cluster.register(1, VOLUMES)
-    cluster.run(1500)
-    assert levels_in_record(cluster, 1) == [10, 40]
-    assert not cluster.notifications(1, level=20)
-    cluster.acknowledge_all()
-    cluster.until("it is registered", lambda: 20 in levels_in_record(cluster, 1) and cluster.is_quiet(0, 1, 2))
-    (only,) = cluster.notifications(1, level=20)  # n2's join is in the vector of its own, and told in no other way
-    assert only.node == 1
-    assert only.vector[2] in (NodeState.JOINED, NodeState.JOINING)
-
-
-def test_p3_9_a_join_in_progress_below_takes_the_new_level_in() -> None:
-    cluster = CoreCluster(3)
-    cluster.boot(0, 1, levels=(LOCKS,))
-    cluster.until_joined(0, 1)
-    cluster.acknowledges = lambda _node, notification: not (notification.node == 2 and notification.level == 10)
-    cluster.boot(2, levels=(LOCKS,))
-    cluster.until("the join is at 10", lambda: cluster.is_at(2, 10))
-    cluster.register(1, VOLUMES)
-    cluster.until("it is registered", lambda: 20 in levels_in_record(cluster, 1))
-    cluster.acknowledge_all()
-    cluster.until_joined(2)
-    assert [n.node for n in cluster.notifications(1, level=20)] == [1, 2]
-    assert levels_of(cluster, 2, JOINING) == [10, 20, 40]
-
-
-def test_p3_9_the_end_of_every_joined_member_is_notified_to_a_level_that_came_later() -> None:
-    cluster = joined_cluster(2)
-    cluster.register(0, Level(50, "accounting"))
-    cluster.until("it is registered", lambda: 50 in levels_in_record(cluster, 0) and cluster.is_quiet(0, 1))
-    cluster.kill(1)
-    cluster.until("n1 is out", lambda: cluster.state(1) is NodeState.INACTIVE)
-    told = [(n.node, n.kind) for n in cluster.notifications(0, level=50)]
-    assert told == [(0, JOINING), (1, FORCED)]
-
-
-def test_p3_9_a_level_with_other_barrier_counts_is_refused_and_the_node_stays() -> None:
-    cluster = joined_cluster(2, (TWO_BARRIERS,))
-    cluster.register(0, VOLUMES)
-    cluster.until("n0 has it", lambda: 20 in levels_in_record(cluster, 0))
-    cluster.register(1, VOLUMES._replace(barriers=Barriers(1, 1, 4)))
-    cluster.until("it is refused", lambda: cluster.database.member(1).refusal)
-    assert "(1, 1, 4) on n1" in cluster.database.member(1).refusal
-    assert "(1, 1, 1) on n0" in cluster.database.member(1).refusal
-    assert levels_in_record(cluster, 1) == [10, 40]
-    assert cluster.state(1) is NodeState.JOINED
-
-
-def test_p3_9_a_level_that_the_report_no_longer_shows_is_struck_and_waited_for_no_more() -> None:
-    cluster = joined_cluster(3, (LOCKS, VOLUMES))
-    cluster.acknowledges = lambda node, notification: not (node == 1 and notification.level == 20)
-    cluster.ask(0, LeaveNode("n2"))
-    cluster.until("the leave waits for n1", lambda: cluster.is_at(2, 20))
-    cluster.run(1000)
-    assert cluster.is_at(2, 20)
-    cluster.restart_daemon(1, levels=(LOCKS,))
-    cluster.until("n2 has left", lambda: 2 not in cluster.lives)
-    assert levels_in_record(cluster, 1) == [10, 40]
-
-
-def test_p3_9_when_the_master_dies_the_next_one_goes_on_with_the_registration() -> None:
-    cluster = joined_cluster(3, (LOCKS,))
-    cluster.loses = lambda envelope: envelope.to == 0 and isinstance(envelope.message, Report)
-    cluster.register(2, VOLUMES)
-    cluster.run(500)
-    cluster.kill(0)
-    cluster.until("the next master has registered it", lambda: levels_in_record(cluster, 2) == [10, 20, 40])
-    cluster.until("it was notified", lambda: cluster.is_quiet(1, 2))
-    assert [(n.node, n.kind) for n in cluster.notifications(2, level=20)] == [(2, JOINING)]
-
-
-# ---- P3.10 hung subsystems -------------------------------------------------------------------------------------------
-
-
-def hung_cluster(*, evicts: bool) -> CoreCluster:
-    """Three nodes; the subsystem of n1 hangs in the join of n2, at the second barrier."""
-    level = Level(10, "locks", Barriers(2, 1, 1), deadline_ms=800, evicts=evicts)
-    cluster = CoreCluster(3)
-    cluster.boot(0, 1, levels=(level,))
-    cluster.until_joined(0, 1)
-    cluster.acknowledges = lambda node, notification: not (node == 1 and notification.barrier == 1)
-    cluster.boot(2, levels=(level,))
-    cluster.until("n1 is asked", lambda: cluster.lives[1].owed)
-    return cluster
-
-
-def test_p3_10_a_subsystem_that_hangs_is_named_with_node_level_barrier_and_time_on_every_node() -> None:
-    cluster = hung_cluster(evicts=False)
-    since_us = cluster.now_us
-    cluster.run(700)
-    assert not cluster.traces("subsystem hung")
-    cluster.run(400)
-    ((when_us, _, text),) = cluster.traces("subsystem hung")  # once
-    assert "n1: locks (level 10)" in text and "barrier 1" in text
-    assert f"{(when_us - since_us) // 1000} ms" in text
-    cluster.run(1500)
-    join = cluster.transition(2)
-    assert join is not None
-    for node in range(3):
-        nodes, elapsed_us = cluster.core(node).waited_for()[join.identity]
-        assert nodes == (1,)
-        assert abs(elapsed_us - (cluster.now_us - since_us)) < 300_000
-    assert cluster.database.member(1).eviction is None
-    assert cluster.is_at(2, 10)
-    assert len(cluster.traces("subsystem hung")) == 1
-    cluster.acknowledge_all()
-    cluster.until_joined(2)
-    assert cluster.core(0).waited_for() == {}
-
-
-def test_p3_10_where_the_level_is_registered_with_that_policy_its_node_is_condemned() -> None:
-    cluster = hung_cluster(evicts=True)
-    cluster.run(700)
-    assert cluster.database.member(1).eviction is None
-    cluster.until("n1 is condemned", lambda: cluster.database.member(1).eviction)
-    eviction = cluster.database.member(1).eviction
-    assert eviction is not None and "locks (level 10) has not acknowledged barrier 1" in eviction.cause
-    cluster.until_joined(2)
-    assert 1 not in cluster.lives
-    proof = cluster.database.member(1).last_proof
-    assert proof is not None and proof.kind is ProofKind.PANIC_TOMBSTONE
-
-
-def test_p3_10_the_time_counts_from_when_the_masters_own_replica_showed_the_step() -> None:
-    cluster = hung_cluster(evicts=True)
-    cluster.run(600)
-    cluster.restart_daemon(0)  # its successor has seen the step for no time at all
-    cluster.until("there is a master again", cluster.masters)
-    started_us = cluster.now_us
-    known_us = 0 if cluster.master == 0 else 600_000
-    cluster.until("n1 is condemned", lambda: cluster.database.member(1).eviction)
-    assert cluster.now_us - started_us >= 700_000 - known_us
-
-
-# ---- P3.11 second step of the boot -----------------------------------------------------------------------------------
-
-
-def test_p3_11_the_event_manager_registers_when_everything_below_has_joined() -> None:
-    cluster = CoreCluster(2)
-    cluster.acknowledges = lambda _node, notification: notification.level != 20
-    cluster.boot(0, levels=(LOCKS, VOLUMES))
-    cluster.until("its join is at 20", lambda: cluster.is_at(0, 20))
-    cluster.run(1500)
-    assert levels_in_record(cluster, 0) == [10, 20]
-    assert cluster.state(0) is NodeState.JOINING
-    cluster.acknowledge_all()
-    cluster.until_joined(0)
-    parked = [
-        moment for moment in cluster.moments for each in moment.transitions.values() if each.awaits == EVENT_MANAGER
-    ]
-    assert parked
-    for moment in parked:
-        assert moment.members[0].state is NodeState.JOINING
-        assert all(level.number != EVENT_MANAGER for level in moment.members[0].levels)
-    assert levels_of(cluster, 0, JOINING) == [10, 20, 40]
-
-
-def test_p3_11_a_join_stops_before_the_event_managers_level_until_its_own_has_registered() -> None:
-    level = Level(50, "accounting")
-    cluster = CoreCluster(2)
-    cluster.boot(0, levels=(LOCKS, level))
-    cluster.until_joined(0)
-    cluster.boot(1, levels=(LOCKS, level))
-    cluster.until("its join has begun", lambda: cluster.is_at(1, 10))
-    cluster.loses = _shows_event_manager
-    cluster.run(1500)
-    parked = cluster.transition(1)
-    assert parked is not None and parked.awaits == EVENT_MANAGER and not parked.participants
-    assert cluster.state(1) is NodeState.JOINING
-    assert not cluster.notifications(0, of=1, level=50)  # nothing above it is told either
-    cluster.loses = lambda _envelope: False
-    cluster.until_joined(1)
-    assert levels_of(cluster, 1, JOINING) == [10, 40, 50]
-
-
-def _shows_event_manager(envelope: Envelope) -> bool:
-    """Whether a message registers the event manager of n1."""
-    message = envelope.message
-    return envelope.sender == 1 and isinstance(message, Report) and EVENT_MANAGER_LEVEL in message.levels
-
-
-# ---- P3.12 a join that turns -----------------------------------------------------------------------------------------
-
-
-def test_p3_12_a_join_turns_between_levels_into_a_leave_of_the_levels_that_have_joined() -> None:
-    cluster = CoreCluster(2)
-    cluster.boot(0, levels=THREE_LEVELS)
-    cluster.until_joined(0)
-    cluster.acknowledges = lambda node, notification: not (node == 1 and notification.level == 20)
-    cluster.boot(1, levels=THREE_LEVELS)
-    cluster.until("its join is at 20", lambda: cluster.is_at(1, 20))
-    cluster.do(1, LeaveNode("n1"))
-    cluster.run(1000)
-    assert cluster.is_at(1, 20, JOINING)  # the level at work completes first
-    assert not cluster.notifications(kind=LEAVING)
-    cluster.acknowledge_all()
-    cluster.until("n1 has left", lambda: 1 not in cluster.lives)
-    assert [(step.kind, step.level) for step in cluster.steps(1)] == [
-        (JOINING, 10),
-        (JOINING, 20),
-        (LEAVING, 20),
-        (LEAVING, 10),
-    ]
-    cluster.until("it is inactive", lambda: cluster.state(1) is NodeState.INACTIVE)
-    cluster.boot(1, levels=THREE_LEVELS)
-    cluster.until_joined(1)
-
-
-def test_p3_12_all_barriers_of_the_level_at_work_come_first() -> None:
-    cluster = CoreCluster(2)
-    cluster.boot(0, levels=(TWO_BARRIERS, VOLUMES))
-    cluster.until_joined(0)
-    cluster.acknowledges = lambda node, _notification: node != 1
-    cluster.boot(1, levels=(TWO_BARRIERS, VOLUMES))
-    cluster.until("its join is at 10", lambda: cluster.is_at(1, 10))
-    cluster.do(0, LeaveNode("n1"))
-    cluster.acknowledge_all()
-    cluster.until("n1 has left", lambda: 1 not in cluster.lives)
-    assert cluster.steps(1) == [
-        Step(1, JOINING, 10, 0),
-        Step(1, JOINING, 10, 1),
-        Step(1, LEAVING, 10, 0),
-        Step(1, LEAVING, 10, 1),
-    ]
-
-
-def test_p3_12_a_join_that_waits_for_its_event_manager_turns_at_once() -> None:
-    cluster = CoreCluster(2)
-    cluster.boot(0, levels=(LOCKS,))
-    cluster.until_joined(0)
-    cluster.boot(1, levels=(LOCKS,))
-    cluster.loses = _shows_event_manager
-    cluster.run(1000)
-    parked = cluster.transition(1)
-    assert parked is not None and parked.awaits
-    cluster.loses = lambda _envelope: False
-    cluster.holds = _shows_event_manager
-    cluster.do(0, LeaveNode("n1"))
-    cluster.until("it turns", lambda: cluster.state(1) is NodeState.LEAVING)
-    assert levels_of(cluster, 1, LEAVING) == [10]
-    cluster.release()
-    cluster.until("n1 has left", lambda: 1 not in cluster.lives)
-
-
-def test_p3_12_when_the_master_dies_the_next_one_turns_the_join() -> None:
-    cluster = CoreCluster(3)
-    cluster.boot(0, 1, levels=THREE_LEVELS)
-    cluster.until_joined(0, 1)
-    cluster.acknowledges = lambda node, notification: not (node == 2 and notification.level == 10)
-    cluster.boot(2, levels=THREE_LEVELS)
-    cluster.until("its join is at 10", lambda: cluster.is_at(2, 10))
-    cluster.do(1, LeaveNode("n2"))
-    cluster.kill(0)
-    cluster.until("n1 is master", lambda: cluster.masters() == [1])
-    assert cluster.is_at(2, 10, JOINING)
-    cluster.acknowledge_all()
-    cluster.until("n2 has left", lambda: 2 not in cluster.lives)
-    assert levels_of(cluster, 2, LEAVING) == [10]
-    assert cluster.do(1, EvictNode("n2", "")).refused

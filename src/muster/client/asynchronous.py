@@ -14,6 +14,7 @@ from muster.client.errors import ClientError, Lost, Refused
 from muster.client.protocol import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
+    ONE_EACH,
     Barriers,
     Document,
     Streams,
@@ -113,6 +114,8 @@ class AsyncSubsystem:
             await asyncio.gather(self._pump, return_exceptions=True)
         self._close_streams()
         self._over = True
+        with contextlib.suppress(asyncio.QueueFull):  # then nobody waits for one
+            self._unheard.put_nowait(None)
 
     def __aiter__(self) -> AsyncIterator[AsyncNotification]:
         return self
@@ -234,7 +237,7 @@ async def register_async(
     name: str,
     level: int,
     *,
-    barriers: Barriers = Barriers(),
+    barriers: Barriers = ONE_EACH,
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
     on_loss: Literal["deregister", "fail"] = "deregister",

@@ -11,8 +11,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from muster.client.asynchronous import RECONNECT_S, AsyncNotification, AsyncSubsystem, register_async
 from muster.client.errors import ClientError
-from muster.client.protocol import Barriers, Told
+from muster.client.protocol import ONE_EACH, Barriers, Told
 
+LAST_CALLS_S = 1.0  # for calls of other threads under way when the subsystem is closed
 T = TypeVar("T")
 
 
@@ -39,10 +40,21 @@ class _Loop:
     def stop(self) -> None:
         """End the thread."""
         if self._thread.is_alive():
+            self.call(_let_others_end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+async def _let_others_end() -> None:
+    """Threads that wait for a notification are told of the end; what does not end by itself is cancelled."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, pending = await asyncio.wait(others, timeout=LAST_CALLS_S)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ def register(
     name: str,
     level: int,
     *,
-    barriers: Barriers = Barriers(),
+    barriers: Barriers = ONE_EACH,
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
     on_loss: Literal["deregister", "fail"] = "deregister",

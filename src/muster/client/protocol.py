@@ -43,6 +43,9 @@ class Barriers:
     forced_leaving: int = 1
 
 
+ONE_EACH = Barriers()
+
+
 @dataclass(frozen=True)
 class Told:
     """What a notification says: `node` is `kind`, at `barrier`; `vector` is the state of every node (SPEC 3.5)."""
@@ -140,10 +143,10 @@ async def next_line(reader: asyncio.StreamReader) -> Document | None:
         raise _foreign() from error
     if isinstance(answer, dict) and answer.get("ok") is True:
         return answer
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(error, dict):
+    parts = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(parts, dict):
         raise _foreign()
-    raise Refused(*(str(error.get(key, "")) for key in ("what", "where", "next")))
+    raise Refused(*(str(parts.get(key, "")) for key in ("what", "where", "next")))
 
 
 def _foreign() -> Refused:

@@ -1,8 +1,9 @@
 """What every reader of a TOML file of ours needs: problems that name their line, durations, and where each key stands.
 
-`tomllib` does not tell the last, so `key_lines` walks over the text once more. The walk knows only what it must to tell a key from the inside of a value: strings of all four kinds, comments, and
-brackets that keep a value open over several lines. It is used on texts that `tomllib` has accepted, and only for the
-line numbers in error messages: where it is lost, a message has no line.
+`tomllib` does not tell where a key stands, so `key_lines` walks over the text once more. The walk knows only what it
+must to tell a key from the inside of a value: strings of all four kinds, comments, and brackets that keep a value open
+over several lines. It is used on texts that `tomllib` has accepted, and only for the line numbers in error messages:
+where it is lost, a message has no line.
 """
 
 import re

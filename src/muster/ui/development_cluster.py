@@ -46,6 +46,7 @@ STORE_FILE = "store"
 NODES_FOLDER = "nodes"
 LOOPBACK = "127.0.0.1"
 MAXIMUM_NODES = 40
+STORE_BYTES_PER_SLOT = 1024 * 1024  # room for thousands of services, and small journals are adopted quickly
 LOG_TAIL_LINES = 15
 GRACE_S = 3.0  # from SIGQUIT to SIGKILL
 KILL_TIMEOUT_S = 10.0
@@ -306,7 +307,8 @@ def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> Deve
         raise _in_use(directory) from error
     cluster = DevelopmentCluster(directory, described)
     try:
-        cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots=max(16, nodes))
+        slots = max(16, nodes)
+        cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots, slots * STORE_BYTES_PER_SLOT)
         initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)
     except BaseException:
         cluster.remove()
