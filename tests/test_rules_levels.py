@@ -1,4 +1,4 @@
-"""Levels that come late, hang, or end a join early: the rules P3.9 to P3.12 of docs/PROTOCOL.md (SPEC 3.7, 3.10, 3.13)."""
+"""Levels that come late, hang, or end a join early: rules P3.9 to P3.12 of docs/PROTOCOL.md (SPEC 3.7, 3.10, 3.13)."""
 
 from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, Step, joined_cluster
 from muster.records.messages import EvictNode, LeaveNode, Report

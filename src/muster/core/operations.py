@@ -113,7 +113,7 @@ def _check_nodes(definition: Definition, known: set[str]) -> None:
 def _register(service: Service, draft: Draft) -> str:
     if service.removed:
         raise Refused(f"{service.name} was withdrawn and is about to be forgotten: apply its definition again")
-    if service.wanted and not service.cause:
+    if service.wanted and not service.cause and not service.failed:
         return f"{service.name} is wanted already and {service.state}"
     if service.state is ServiceState.STOPPING and service.cause:
         raise Refused(f"{service.name} may still be running: {service.cause}")

@@ -205,7 +205,7 @@ def _stop(service: Service, round_: Round, detail: str) -> None:
     """Leave the node: with transfer intent, unless it is not wanted any more (SPEC 6.7)."""
     intent = service.wanted
     origin = service.node if intent else NO_NODE
-    leaving = replace(service, intent=intent, origin=origin, cause="", reason=detail)
+    leaving = replace(service, intent=intent, origin=origin, cause="", reason=detail, failed=())
     if not service.definition.stop_command and not service.launched:
         round_.put(_released(leaving), detail)  # nothing of ours can be running (SPEC 6.7)
         return
@@ -231,8 +231,7 @@ def _stop_failed(service: Service, round_: Round, detail: str) -> None:
 def _begin_start(service: Service, round_: Round, _detail: str) -> None:
     node = round_.place(service)
     if node is None:
-        if service.intent:
-            round_.put(replace(service, intent=False, origin=NO_NODE, target=NO_NODE), "no allowable node is up")
+        _cannot_start(service, round_)
         return
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
@@ -241,6 +240,17 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
         round_.put(replace(starting, launched=True), f"starting on {round_.name(node)}")
     else:
         _started(_assigned(service, round_, REGISTERED, node, ""), round_, "")
+
+
+def _cannot_start(service: Service, round_: Round) -> None:
+    """No node is left: wait for one to come up, or say which ones have failed (SPEC 6.6, 6.7)."""
+    given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
+    if round_.place(replace(service, failed=())) is not None:
+        names = ", ".join(round_.name(node) for node in service.failed)
+        cause = f"start failed on {names}, and no other allowable node is up; mend it, then: muster service register"
+        round_.put(replace(given_up, cause=f"{cause} {service.name}", failed=()), "start failed everywhere")
+    elif service.intent:
+        round_.put(given_up, "no allowable node is up")
 
 
 def _assigned(service: Service, round_: Round, state: ServiceState, node: int, reason: str) -> Service:

@@ -211,8 +211,21 @@ def _transition(database: Database, view: NodeView, transition: Transition) -> D
         "participants": _names(database, transition.participants),
         "waiting_for": _names(database, waiting),
         "elapsed_ms": elapsed_us // 1000,
+        "stragglers": [_straggler(database, transition, node, elapsed_us // 1000) for node in waiting],
         "awaits_level": transition.awaits or None,
         "cause": transition.cause,
+    }
+
+
+def _straggler(database: Database, transition: Transition, node: int, elapsed_ms: int) -> Document:
+    """Which subsystem is waited for on `node`, and whether its deadline is over (SPEC 3.13)."""
+    level = next((e for e in database.member(node).levels if e.number == transition.level), None)
+    deadline_ms = level.deadline_ms if level else 0
+    return {
+        "node": database.name_of(node),
+        "subsystem": level.name if level else "",
+        "deadline_ms": deadline_ms or None,
+        "hung": 0 < deadline_ms < elapsed_ms,
     }
 
 

@@ -334,7 +334,8 @@ class Registrations:
         if holder is not None:
             what = f"level {level.number} is taken on this node, by {holder.level.name} (process {holder.kept.pid})"
             raise ControlRefused(what, WHERE, "take another level, or deregister that one first")
-        if own.incarnation == self._node.incarnation and own.state in (NodeState.LEAVING, NodeState.FORCED_LEAVING):
+        ways_out = (NodeState.LEAVING, NodeState.FORCED_LEAVING, NodeState.INACTIVE)
+        if own.incarnation == self._node.incarnation and own.state in ways_out:
             what = f"{self._node.setup.name} is leaving the cluster"
             raise ControlRefused(what, WHERE, "register again when it has booted")
         if len(self._by_level) >= MAXIMUM_REGISTRATIONS:

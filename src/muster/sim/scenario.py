@@ -5,7 +5,7 @@ A scenario has a `title`; a table `[cluster]` with its `nodes`, and as one likes
 `do` then. `VERBS` lists what can be done.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -303,13 +303,9 @@ def _deed_problem(words: list[str], nodes: tuple[str, ...], levels: tuple[str, .
     usage = " ".join((verb, *VERBS[verb]))
     if len(words) != 1 + len(VERBS[verb]):
         return f"do is {shown(' '.join(words))}", f"write {usage}"
-    checks: tuple[tuple[str, str, Callable[[], tuple[str, ...]]], ...] = (
-        ("node", words[1], lambda: nodes),
-        ("level", words[-1], lambda: levels),
-    )
-    for what, word, known in checks[: len(words) - 1]:
-        if word not in known():
-            return f"unknown {what} {shown(word)}", _nearest(word, known())
+    for what, word, known in zip(VERBS[verb], words[1:], (nodes, levels), strict=False):
+        if word not in known:
+            return f"unknown {what.lower()} {shown(word)}", _nearest(word, known)
     return None
 
 

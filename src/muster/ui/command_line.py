@@ -16,6 +16,7 @@ _COMMANDS = {
     "apply": "muster.ui.services:apply",
     "node": "muster.ui.nodes:node",
     "service": "muster.ui.services:service",
+    "subsystem": "muster.ui.subsystem:subsystem",
     "store": "muster.ui.store:store",
     "dev": "muster.ui.development:dev",
     "sim": "muster.ui.simulation:sim",

@@ -59,7 +59,13 @@ def status(as_json: bool, watch: bool) -> None:
 @connection_options
 @reporting
 def transitions(as_json: bool, watch: bool) -> None:
-    """Transitions in progress, and who holds each one up."""
+    """Transitions in progress: how far each is, who holds it up and for how long.
+
+    \b
+    Examples:
+      muster transitions --dir /tmp/try --watch          live; on a terminal the times run
+      muster transitions --json | jq '.transitions[].stragglers'
+    """
     _show("transitions", transitions_page, as_json=as_json, watch=watch)
 
 
@@ -85,8 +91,9 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
                 answer = connection.query(query)
             except Unreachable as error:
                 answer = {"unreachable": error.where}
-            if answer != last:
-                last = answer
+            changed = _timeless(answer) != last
+            last = _timeless(answer)
+            if changed or live:
                 if as_json:
                     click.echo(json.dumps(answer, ensure_ascii=False))
                 elif live:
@@ -97,6 +104,14 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
     finally:
         if live:
             live.stop()
+
+
+def _timeless(answer: Document) -> Document:
+    """The answer without the times that run on: what a reader of lines wants to see only when the rest changes."""
+    running = [
+        {key: value for key, value in found.items() if key != "elapsed_ms"} for found in answer.get("transitions", [])
+    ]
+    return {**answer, "transitions": running}
 
 
 def _page_or_silence(page: Callable[[Document], RenderableType], answer: Document) -> RenderableType:
