@@ -63,9 +63,14 @@ class LeaseWatch:
         return max(0, self._last_started_us - self._first_seen_us)
 
     def is_live(self) -> bool:
-        """Whether the register speaks of a running incarnation that is not proven dead."""
+        """Whether the register speaks of an incarnation that renews its lease, as far as the chain of reads can tell.
+
+        Without a deadman a silent one is neither live nor proven dead (SPEC 7.1).
+        """
         lease = self.lease
-        return lease is not None and lease.state is LeaseState.LIVE and self.evidence(lease.stamp.incarnation) is None
+        if lease is None or lease.state is not LeaseState.LIVE:
+            return False
+        return self.silent_us() < with_drift_ms(lease.lease_ms) * US_PER_MS
 
     def evidence(self, incarnation: int) -> Evidence | None:
         """Proof that `incarnation` of the node has stopped, if the register gives one (SPEC 7.1)."""

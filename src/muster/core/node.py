@@ -397,6 +397,7 @@ class Node:
         self._marks_written = ()
         self._effects.append(Elected(term.number, term.node))
         self._trace("elected", f"{self.setup.name} is master, term {term}, at index {adopted.index}")
+        self._publish_marks()
         self._abdicate_if_due()
         self._replica_changed()
         self._remind()
@@ -854,6 +855,7 @@ class Node:
         for request in self._clients.unanswered():
             self._forward(request)
         if self.is_master:
+            self._publish_marks()
             self._decide_polls()
             self._remind()
         elif self._has_something_pending():

@@ -1,8 +1,8 @@
-"""The scenario of a rehearsal: a TOML file into a cluster and a script, with every problem named at once (SPEC 8.4, 7.8).
+"""The scenario of a rehearsal: a TOML file into a cluster and a script, every problem named at once (SPEC 8.4, 7.8).
 
 A scenario has a `title`; a table `[cluster]` with its `nodes`, and as one likes the `levels` of its subsystems, the
-`work` of each for one barrier, and `barriers`; and tables `[[step]]`, each with the time `at` which it happens and what to
-`do` then. `VERBS` lists what can be done.
+`work` of each for one barrier, and `barriers`; and tables `[[step]]`, each with the time `at` which it happens and what
+to `do` then. `VERBS` lists what can be done.
 """
 
 from collections.abc import Iterable
@@ -187,13 +187,11 @@ class _Reading:
             known[name] = number
         work = self._work(cluster, known)
         barriers = self._barriers(cluster, known)
-        if self._problems:
-            known = {name: number for name, number in known.items() if isinstance(number, int)}
         found = (
             RehearsedLevel(name, number, work.get(name, DEFAULT_WORK_MS) * 1000, barriers.get(name, Barriers()))
             for name, number in known.items()
         )
-        return tuple(sorted(found, key=lambda level: level.number))
+        return tuple(sorted(found, key=lambda level: level.number)) if not self._problems else tuple(found)
 
     def _work(self, cluster: dict[str, Any], levels: Iterable[str]) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -227,7 +225,9 @@ class _Reading:
                     self._add((*place, key), f"barriers of {name!r}", what, _nearest(key, _TYPES))
                 elif not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAXIMUM_BARRIERS:
                     what = f"has {shown(count)} for {key}"
-                    self._add((*place, key), f"barriers of {name!r}", what, f"a whole number from 1 to {MAXIMUM_BARRIERS}")
+                    self._add(
+                        (*place, key), f"barriers of {name!r}", what, f"a whole number from 1 to {MAXIMUM_BARRIERS}"
+                    )
                 else:
                     counts[kind] = count
             found[name] = Barriers(**counts)

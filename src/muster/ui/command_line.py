@@ -19,6 +19,7 @@ _COMMANDS = {
     "subsystem": "muster.ui.subsystem:subsystem",
     "store": "muster.ui.store:store",
     "dev": "muster.ui.development:dev",
+    "rehearse": "muster.ui.rehearsal:rehearse",
     "sim": "muster.ui.simulation:sim",
     "demo": "muster.ui.demonstration:demo",
     "completion": "muster.ui.command_line:completion",

@@ -108,9 +108,9 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
 
 def _timeless(answer: Document) -> Document:
     """The answer without the times that run on: what a reader of lines wants to see only when the rest changes."""
-    running = [
-        {key: value for key, value in found.items() if key != "elapsed_ms"} for found in answer.get("transitions", [])
-    ]
+    if "transitions" not in answer:
+        return answer
+    running = [{key: value for key, value in each.items() if key != "elapsed_ms"} for each in answer["transitions"]]
     return {**answer, "transitions": running}
 
 
@@ -192,14 +192,23 @@ def transitions_page(answer: Document) -> RenderableType:
     """One row a transition, and who holds it up."""
     if not answer["transitions"]:
         return Text("no transition in progress")
-    table = _table("TRANSITION", "NODE", "KIND", "LEVEL", "BARRIER", "WAITING FOR", "CAUSE")
+    table = _table("TRANSITION", "NODE", "KIND", "STEP", "LEVEL", "BARRIER", "WAITING FOR", "ELAPSED", "CAUSE")
     for found in answer["transitions"]:
         level = f"{found['level']} {found['level_name']}".rstrip()
-        waiting = ", ".join(found["waiting_for"])
-        identity, barrier = str(found["id"]), str(found["barrier"])
-        cause = _in_short(found["cause"])
-        table.add_row(identity, found["node"], _state(found["kind"]), _plain(level), barrier, waiting, cause)
+        waiting = Text(", ").join(_straggler(straggler) for straggler in found["stragglers"])
+        levels = found["levels"]
+        step = f"{levels.index(found['level']) + 1}/{len(levels)}" if found["level"] in levels else ""
+        elapsed = f"{found['elapsed_ms'] / 1000:.1f} s"
+        identity, barrier, cause = str(found["id"]), str(found["barrier"]), _in_short(found["cause"])
+        kind = _state(found["kind"])
+        table.add_row(identity, found["node"], kind, step, _plain(level), barrier, waiting, elapsed, cause)
     return table
+
+
+def _straggler(straggler: Document) -> Text:
+    """Who has not acknowledged; a hung one stands out."""
+    text = _plain(f"{straggler['node']} {straggler['subsystem']}".rstrip())
+    return Text.assemble(text, " (hung)", style="red") if straggler["hung"] else text
 
 
 def show_nodes(answer: Document) -> None:

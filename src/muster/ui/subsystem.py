@@ -20,10 +20,10 @@ from pathlib import Path
 import click
 
 from muster.client import AsyncNotification, AsyncSubsystem, Barriers, ClientError, Kind, Unreachable, register_async
+from muster.records.toml_lines import duration_of
 from muster.ui import connection
 from muster.ui.client import MusterError
 from muster.ui.connection import connection_options, reporting, settings
-from muster.ui.service_file import duration_ms
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
@@ -49,12 +49,10 @@ def read_words(_context: click.Context, _parameter: click.Parameter, value: str 
 
 def read_duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
     """Milliseconds of `30s`, `500ms`, `2m`; 0 where none is given. Raises `BadParameter`."""
-    if value is None:
-        return 0
-    try:
-        return duration_ms(value)
-    except ValueError as error:
-        raise click.BadParameter(f'{value!r} is no duration with its unit, as "500ms", "60s", "2m"') from error
+    milliseconds = 0 if value is None else duration_of(value)
+    if milliseconds is None:
+        raise click.BadParameter(f'{value!r} is no duration with its unit, as "500ms", "60s", "2m"')
+    return milliseconds
 
 
 class Steps:

@@ -1,0 +1,1 @@
+"""Measurements of Muster on real daemons, real stores, and in the simulator: `python bench --help`."""
