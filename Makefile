@@ -9,11 +9,11 @@ SOAK_SEEDS ?= 5000
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check soak bench lock clean
+.PHONY: help install run test check soak bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv with everything in it
 	@echo "Muster is in $(BIN): try $(BIN)/muster --help"
@@ -57,8 +57,11 @@ soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search
 	$(BIN)/muster sim --exhaustive --nodes 3
 	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
 
-bench: $(INSTALLED) ## measure on real daemons
-	$(BIN)/python bench $(ARGUMENTS)
+bench: $(INSTALLED) ## measure on real daemons, every figure at least five times; about an hour
+	@mkdir -p build && $(BIN)/python bench --scale whole --json build/bench.json $(ARGUMENTS)
+
+bench-quick: $(INSTALLED) ## the same with fewer runs, within five minutes
+	@mkdir -p build && $(BIN)/python bench --scale quick --json build/bench-quick.json $(ARGUMENTS)
 
 lock: ## write the lock files anew from pyproject.toml, with the newest releases
 	@test -x .venv-lock/bin/pip-compile || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-tools; }

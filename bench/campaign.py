@@ -65,7 +65,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="whole", help="how much is measured [whole]")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help="only these measurements")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run here")
-    parser.add_argument("--directory", type=Path, metavar="DIR", help="put the stores below DIR, on the disk to measure")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="put the stores below DIR, on the disk to measure"
+    )
     options = parser.parse_args()
     if options.json is not None and not options.json.resolve().parent.is_dir():
         parser.error(f"--json {options.json}: there is no directory {options.json.resolve().parent}; make it first")

@@ -104,7 +104,7 @@ def target_of(measurement: str, figure: Figure) -> float | None:
 def table(measurement: Measurement) -> Iterable[str]:
     """The measurement as lines of text, its targets beside the figures."""
     yield f"{measurement.name}"
-    rows = [("", "", "median", "lowest", "highest", "runs", "target", "")]
+    rows: list[tuple[str, ...]] = [("", "", "median", "lowest", "highest", "runs", "target", "")]
     before = ""
     for figure in measurement.figures:
         middle, target = median(figure.runs), target_of(measurement.name, figure)

@@ -25,8 +25,7 @@ class Scale(NamedTuple):
     idle_s: float  # of one run
     steady_s: float  # without and with busy loops beside it; 0: left out
     joins: tuple[tuple[int, int], ...]  # nodes that join together, runs
-    simulated_joins: tuple[int, ...]
-    simulated_runs: int
+    simulated_joins: tuple[tuple[int, int], ...]  # nodes that join together, runs
     transition_runs: int
     store_runs: int
 
@@ -46,8 +45,7 @@ WHOLE = Scale(
     idle_s=20.0,
     steady_s=600.0,
     joins=((1, 5), (2, 5), (8, 5), (16, 5)),
-    simulated_joins=(1, 2, 8, 16, 64, 256),
-    simulated_runs=5,
+    simulated_joins=((1, 9), (2, 5), (8, 5), (16, 5), (64, 5), (256, 1)),
     transition_runs=15,
     store_runs=300,
 )
@@ -62,24 +60,22 @@ QUICK = Scale(
     idle_s=5.0,
     steady_s=0.0,
     joins=((1, 2), (16, 1)),
-    simulated_joins=(1, 16, 64),
-    simulated_runs=2,
+    simulated_joins=((1, 9), (16, 5), (48, 1)),
     transition_runs=5,
     store_runs=100,
 )
 LEAST = Scale(
     name="least",
-    power_cuts=(Case(2, "other", "fast", 1), Case(2, "master", "fast", 1)),
+    power_cuts=(Case(2, "master", "fast", 1),),
     leaves=(Case(2, "other", "fast", 1),),
     boot_runs=1,
     boot_services=(2,),
     idle=((2, "fast"),),
     idle_runs=1,
     idle_s=0.5,
-    steady_s=0.5,
+    steady_s=0.2,
     joins=((1, 1), (2, 1)),
-    simulated_joins=(1, 3),
-    simulated_runs=1,
+    simulated_joins=((1, 1), (3, 1)),
     transition_runs=1,
     store_runs=5,
 )

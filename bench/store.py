@@ -12,12 +12,11 @@ from pathlib import Path
 from bench.figures import Measurement
 from bench.scales import Scale
 from muster.core.effects import AppendFrame, Effect, ReadJournal, ReadStrip, WriteCheckpoint, WriteClaim
-from muster.core.inputs import JournalRead
+from muster.core.inputs import JournalRead, StoreRefused
 from muster.core.mastership import Became, Compact, Decided, Withdrawn
 from muster.core.tenure import Outcome, Tenure
 from muster.drivers.disk_store import DiskStore
 from muster.drivers.store import JournalFull
-from muster.core.inputs import StoreRefused
 from muster.records.state import Database, Entry, Member, NodeState, Operation, encode_entry
 from muster.ui.development_cluster import create
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from msgspec import Struct
+
 from muster.core.effects import (
     AppendFrame,
     AskSubsystem,
@@ -83,6 +85,7 @@ from muster.records.timing import FAST, Profile
 US_PER_MS = 1000
 STEPS_LIMIT = 200_000  # of one wait: far beyond what any test takes
 Kind = TypeVar("Kind", Lease, Claim, View, Marks)
+MessageType = TypeVar("MessageType", bound=Struct)
 StoreEffect = WriteClaim | WriteView | WriteMarks | ReadJournal | WriteCheckpoint | AppendFrame
 
 LOCKS = Level(10, "locks")
@@ -176,6 +179,7 @@ class CoreCluster:
         self.held: list[Envelope] = []
         self._queue: deque[tuple[Life, Daemon, Input]] = deque()
         self._requests = 0
+        self._replies: dict[str, Reply] = {}
         # conditions that a test may set
         self.loses: Callable[[Envelope], bool] = lambda _envelope: False
         self.holds: Callable[[Envelope], bool] = lambda _envelope: False
@@ -407,6 +411,9 @@ class CoreCluster:
                         dict(database.services),
                     )
                 )  # fmt: skip
+            case Reply(identity=identity):
+                assert identity not in self._replies, f"{identity} was answered twice"
+                self._replies[identity] = effect
             case Left():
                 self._end(life, clean=True, cause="")
             case Panic(cause=cause):
@@ -529,8 +536,7 @@ class CoreCluster:
 
     def reply(self, identity: str) -> Reply | None:
         """What the client was answered."""
-        found = [item.effect for item in self.history if isinstance(item.effect, Reply)]
-        return next((reply for reply in found if reply.identity == identity), None)
+        return self._replies.get(identity)
 
     def do(self, node: int, operation: OperationRequest) -> Reply:
         """Ask, and wait for the answer."""
@@ -642,13 +648,14 @@ class CoreCluster:
             if isinstance(item.effect, RunCommand) and node in (None, item.node)
         ]
 
-    def sent(self, kind: type[Message], sender: int | None = None) -> list[Happened]:
-        """The messages of a type that were sent."""
-        return [
-            item
+    def sent(self, kind: type[MessageType], sender: int | None = None) -> list[MessageType]:
+        """The messages of a type that were sent, by one node or by all."""
+        found = [
+            item.effect.message
             for item in self.history
-            if isinstance(item.effect, Send) and isinstance(item.effect.message, kind) and sender in (None, item.node)
+            if isinstance(item.effect, Send) and sender in (None, item.node)
         ]
+        return [message for message in found if isinstance(message, kind)]
 
     def traces(self, event: str | None = None) -> list[tuple[int, int, str]]:
         """(when, node, text) of the events, or of those called `event`."""

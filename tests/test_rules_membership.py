@@ -203,7 +203,6 @@ def test_p4_2_without_a_deadman_silence_proves_nothing_and_a_fence_agent_does() 
     assert proof is not None and proof.kind is ProofKind.FENCE_AGENT
 
 
-@pytest.mark.xfail(strict=True, reason="Facts.alive takes a silent node without a deadman for one that renews")
 def test_p4_2_an_operators_word_counts_while_no_beat_advances() -> None:
     cluster = cluster_without_deadman()
     cluster.run(20 * FAST.lease_ms)
@@ -287,16 +286,7 @@ def test_p4_3_a_late_mark_harms_no_successor() -> None:
     assert cluster.lives[1].incarnation > before
 
 
-@pytest.mark.parametrize(
-    "fate",
-    [
-        "its power is cut",
-        pytest.param(
-            "its daemon is restarted",
-            marks=pytest.mark.xfail(strict=True, reason="Node._became does not publish the marks that it adopts"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("fate", ["its power is cut", "its daemon is restarted"])
 def test_p4_3_when_the_master_dies_after_the_record_the_next_one_publishes_the_mark(fate: str) -> None:
     cluster = joined_cluster(3)
     cluster.holds_store = lambda _node, effect: isinstance(effect, WriteMarks)

@@ -158,11 +158,7 @@ def test_p3_1_when_the_master_dies_the_next_one_goes_on_from_where_the_record_sa
 
 def appended_to_others(cluster: CoreCluster, at_least: int) -> bool:
     """Whether an entry from this index on was sent to anybody."""
-    return any(
-        entry.index >= at_least
-        for item in cluster.sent(Append)
-        for entry in getattr(item.effect, "message").entries  # noqa: B009  # `sent` gives messages of that type only
-    )
+    return any(entry.index >= at_least for append in cluster.sent(Append) for entry in append.entries)
 
 
 def test_p3_2_an_opening_is_committed_before_anybody_is_told() -> None:

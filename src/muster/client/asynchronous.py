@@ -30,6 +30,7 @@ from muster.client.protocol import (
 MAXIMUM_UNHEARD = 256  # notifications; beyond, the daemon keeps them, and before long takes the program for dead
 MAXIMUM_REMEMBERED = 4096  # steps whose repetition is recognised
 RECONNECT_S = 10.0
+LAST_WORD_S = 1.0
 
 Step = tuple[int, int]  # transition, barrier
 
@@ -94,7 +95,7 @@ class AsyncSubsystem:
     async def acknowledge(self, transition: int, barrier: int) -> None:
         """A notification is processed; for one that is no longer at work this does nothing. Raises `ClientError`."""
         self._remember((transition, barrier), acknowledged=True)
-        await self._call("acknowledge", transition=transition, barrier=barrier)
+        await self._call("acknowledge", self._reconnect_s, transition=transition, barrier=barrier)
 
     async def deregister(self) -> None:
         """End the registration: the level goes, and nothing waits for this program. Harmless when it is over.
@@ -103,7 +104,8 @@ class AsyncSubsystem:
         """
         try:
             if self._pump is not None and not self._pump.done():
-                await self._call("deregister_level")
+                # Where its death is none of the node's concern, the program need not wait for a daemon that is gone.
+                await self._call("deregister_level", self._reconnect_s if self._fails else LAST_WORD_S)
         finally:
             await self.close()
 
@@ -173,7 +175,7 @@ class AsyncSubsystem:
             self._remember(step, acknowledged=False)
             await self._unheard.put(AsyncNotification(**vars(told), _subsystem=self))
         elif acknowledged:  # a repeated notification is answered from memory (SPEC 3.4)
-            await self._call("acknowledge", transition=step[0], barrier=step[1])
+            await self._call("acknowledge", self._reconnect_s, transition=step[0], barrier=step[1])
 
     def _remember(self, step: Step, *, acknowledged: bool) -> None:
         self._steps[step] = acknowledged
@@ -204,11 +206,11 @@ class AsyncSubsystem:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _call(self, operation: str, **arguments: int) -> None:
-        """Carry out an operation of this registration, again if the daemon restarts meanwhile."""
+    async def _call(self, operation: str, patience_s: float, **arguments: int) -> None:
+        """Carry out an operation of this registration, again if the daemon restarts meanwhile. Raises `ClientError`."""
         document = {"token": self._token, **arguments}
         request = {"operation": operation, "identity": os.urandom(16).hex(), "arguments": document}
-        deadline = time.monotonic() + self._reconnect_s
+        deadline = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
         while True:
             streams: Streams | None = None
@@ -218,7 +220,7 @@ class AsyncSubsystem:
                     await ask(streams, request)
             except (OSError, TimeoutError) as error:
                 if time.monotonic() + pause_s >= deadline:
-                    raise unreachable(self._path, error, self._reconnect_s) from error
+                    raise unreachable(self._path, error, patience_s) from error
             else:
                 return
             finally:
@@ -263,6 +265,7 @@ async def register_async(
         "deadline_ms": round(deadline_s * 1000),
         "on_hang": on_hang,
         "on_loss": on_loss,
+        "process": os.getpid(),
     }
     path = socket_path(directory, node, socket)
     request = {"query": "subsystem", "arguments": arguments}

@@ -152,10 +152,22 @@ class Panic(Struct, frozen=True):
 
 
 class Trace(Struct, frozen=True):
-    """An event for the log; `event` is a fixed phrase, `detail` its particulars."""
+    """An event for the log; `event` is a fixed phrase, `detail` its particulars.
+
+    What belongs to a transition says where in it, for the history that all nodes' records are merged to (SPEC 8.2).
+    """
 
     event: str
     detail: str
+    transition: int = 0
+    level: int = -1
+    barrier: int = -1
+    about: int = -1  # the node whose transition it is, or that it is evidence about
+    kind: int = 0  # of the transition: a `TransitionKind`
+    index: int = 0  # of the committed entry that this is part of; 0 for what is no entry
+    nodes: tuple[int, ...] = ()  # whom it concerns: the participants of a step, who has acknowledged
+    successor: int = 0  # transition that takes the place of `transition`
+    quiet: bool = False  # for the record only: the node that did it has it in its log
 
 
 Effect = (

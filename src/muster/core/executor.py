@@ -4,8 +4,9 @@ Neither machine remembers orders: they compare the committed records with what w
 repeated or reordered messages, a restarted daemon and a new master all come to the same.
 """
 
-from muster.core.effects import Notify, RunCommand
-from muster.core.transition import EVENT_MANAGER
+from muster.core import history
+from muster.core.effects import Notify, RunCommand, Trace
+from muster.core.transition import EVENT_MANAGER, state_at_level
 from muster.records.messages import Acknowledgement, CommandState
 from muster.records.state import Database, Level, NodeState, Service, ServiceState, Transition, TransitionKind
 
@@ -85,6 +86,7 @@ class Subsystems:
         self.levels: dict[int, Level] = {}
         self._notified: set[Acknowledgement] = set()
         self._acknowledged: set[Acknowledgement] = set()
+        self._narrated: tuple[set[Acknowledgement], set[Acknowledgement]] = (set(), set())  # told, acknowledged
 
     def register(self, level: Level) -> None:
         """A subsystem registers (SPEC 3.2). Raises ValueError if the level is taken on this node."""
@@ -113,8 +115,7 @@ class Subsystems:
             self._notified.add(step)
             if step.level == EVENT_MANAGER and not self._event_manager_outside:
                 continue  # the event manager is part of the node: see `settle`
-            vector = {member.node: member.state for member in database.members.values()}
-            vector[transition.node] = NodeState(transition.kind.value)  # also where the node joined before the level
+            vector = _vector(database, step.level)
             notifications.append(
                 Notify(
                     step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
@@ -146,6 +147,21 @@ class Subsystems:
         current = self._current(database)
         return tuple(step for step in sorted(self._acknowledged, key=_order) if step in current)
 
+    def narrate(self, database: Database) -> list[Trace]:
+        """What was told and what was acknowledged since the last call, for the history (SPEC 8.2)."""
+        traces = []
+        told, acknowledged = self._narrated
+        for fresh, event in (
+            (self._notified - told, history.told),
+            (self._acknowledged - acknowledged, history.acknowledged),
+        ):
+            for step in sorted(fresh, key=_order):
+                transition = database.transitions.get(step.transition)
+                if transition is not None:
+                    traces.append(event(database, transition))
+        self._narrated = (set(self._notified), set(self._acknowledged))
+        return traces
+
     def _current(self, database: Database) -> dict[Acknowledgement, Transition]:
         if database.member(self._node).incarnation != self._incarnation:
             return {}
@@ -165,3 +181,11 @@ class Subsystems:
 
 def _order(step: Acknowledgement) -> tuple[int, int, int]:
     return (step.transition, step.level, step.barrier)
+
+
+def _vector(database: Database, level: int) -> dict[int, NodeState]:
+    """The state of every node as it is at this level (SPEC 3.5)."""
+    transitions = {transition.node: transition for transition in database.transitions.values()}
+    return {
+        member.node: state_at_level(member, transitions.get(member.node), level) for member in database.members.values()
+    }

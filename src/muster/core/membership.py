@@ -10,7 +10,7 @@ guard obeys and stops the node, and the proof of that opens the forced leave (P4
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
-from muster.core.transition import barrier_conflict, begin_join, open_forced_leave, open_joins
+from muster.core.transition import barrier_conflict, begin_join, is_past_first_barrier, open_forced_leave, open_joins
 from muster.records.messages import Report
 from muster.records.state import Eviction, Member, NodeState, Proof
 
@@ -66,6 +66,8 @@ def _admit(draft: Draft, facts: Facts, node: int, report: Report) -> bool:
         return False  # its earlier incarnation is still being processed, or this one has been a member before
     if facts.evidence(node, report.incarnation) is not None:
         return False  # it asked, and has died since
+    if any(is_past_first_barrier(draft, level.number) for level in report.levels):
+        return False  # its turn comes when that level is done (P3.9)
     refusal = barrier_conflict(draft, node, report.levels)
     if not refusal:
         begin_join(draft, node, report.incarnation, report.levels)

@@ -90,6 +90,7 @@ from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
 
 NEVER_US = 1 << 62
+REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -139,6 +140,8 @@ class Node:
         self._waiting = Waiting()
         self._questions = Questions()
         self._last_report: Report | None = None
+        self._report_us = 0  # when it was sent
+        self._report_due_us: int | None = None
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
         self._leave_done = False
@@ -201,6 +204,8 @@ class Node:
         times = [self._next_heartbeat_us, self._links.next_view_us]
         if not self._periodic_read:
             times.append(self._next_read_us)
+        if self._report_due_us is not None:
+            times.append(self._report_due_us)
         if self._tenure.retry_us is not None:
             times.append(self._tenure.retry_us)
         return min(times)
@@ -243,6 +248,7 @@ class Node:
         if not self._ended:
             self._timers()
             self._decide()
+        self._effects.extend(self._subsystems.narrate(self.database))
         return self._flush()
 
     def _flush(self) -> list[Effect]:
@@ -263,7 +269,7 @@ class Node:
                 self._send_report(force=True)
             case PeerLost(node=node, cause=cause):
                 if self._links.connected.pop(node, None) is not None:
-                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}")
+                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
             case CommandFinished(command=command):
                 self._executor.finished(command)
                 self._send_report()
@@ -321,7 +327,8 @@ class Node:
 
     def _observe(self, read: StripRead) -> None:
         for node, evidence in self._observer.observe(read, self.database):
-            self._trace("proof of death", f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}")
+            detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
+            self._trace("proof of death", detail, about=node)
 
     def _store_done(self, operation: int) -> None:
         if self._tenure.awaits(operation):
@@ -392,11 +399,12 @@ class Node:
         adopted = self._tenure.adopted
         assert adopted is not None
         self._begin_term(term)
+        self._effects.extend(history.skipped(self.database, adopted))
         self.database = adopted
         self._accepted, self._confirmed = term, True
         self._marks_written = ()
         self._effects.append(Elected(term.number, term.node))
-        self._trace("elected", f"{self.setup.name} is master, term {term}, at index {adopted.index}")
+        self._trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
         self._publish_marks()
         self._abdicate_if_due()
         self._replica_changed()
@@ -466,7 +474,8 @@ class Node:
             return
         for node in sorted((self._links.said or frozenset()) - heard):
             if node in self._links.connected:
-                self._trace("link lost", f"{self.database.name_of(node)}: nothing heard within the bound")
+                detail = f"{self.database.name_of(node)}: nothing heard within the bound"
+                self._trace("link lost", detail, about=node)
         self._links.view_sequence += 1
         self._links.view_written(heard, self._now_us)
         view = View(self._stamp(self._links.view_sequence), heard)
@@ -539,6 +548,7 @@ class Node:
         if self._confirmed and database.index < self.database.index:
             self._panic(f"term {snapshot.term} has lost committed entries after index {database.index}")
             return
+        self._effects.extend(history.skipped(self.database, database))
         self.database, self._accepted, self._confirmed = database, snapshot.term, True
         self.trouble = ""
         self._effects.append(Committed(database.index))
@@ -560,7 +570,9 @@ class Node:
     def _reported(self, sender: int, report: Report) -> None:
         if not self.is_master:
             return
+        before = self._followers.reports.get(sender)
         self._followers.reported(sender, report)
+        self._effects.extend(history.heard(self.database, sender, before, self._followers.reports.get(sender)))
         self._repeat(sender)
 
     def _repeat(self, node: int) -> None:
@@ -746,6 +758,7 @@ class Node:
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
+        self._report_due_us = None
         if self.is_master:
             return
         holder = self._holder()
@@ -753,9 +766,12 @@ class Node:
         if receiver is None or receiver == self.me:
             return
         self._subsystems.settle(self.database)
+        if not force and self._now_us < self._report_us + REPORT_PAUSE_US:
+            self._report_due_us = self._report_us + REPORT_PAUSE_US  # what follows closely goes together
+            return
         report = self._own_report()
         if force or report != self._last_report:
-            self._last_report = report
+            self._last_report, self._report_us = report, self._now_us
             self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
 
     def _has_something_pending(self) -> bool:
@@ -812,7 +828,9 @@ class Node:
         """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""
         stragglers = self._waiting.stragglers(self.database, reports, self._now_us)
         for hung in self._waiting.newly_hung(stragglers):
-            self._trace("subsystem hung", self._describe(hung))
+            about = self.database.transitions[hung.transition].node
+            at = (hung.transition, hung.level.number, hung.barrier)
+            self._effects.append(Trace(history.HUNG, self._describe(hung), *at, about, nodes=(hung.node,)))
         return {hung.node: self._describe(hung) for hung in stragglers if hung.is_hung and hung.level.evicts}
 
     def _describe(self, straggler: Straggler) -> str:
@@ -838,6 +856,8 @@ class Node:
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def _timers(self) -> None:
+        if self._report_due_us is not None and self._now_us >= self._report_due_us:
+            self._send_report()
         self._tenure.retry(self._now_us)
         self._settle_tenure()
         if self._now_us >= self._next_read_us and not self._periodic_read:
@@ -871,8 +891,8 @@ class Node:
         self._effects.append(Panic(cause))
         self._ended = True
 
-    def _trace(self, event: str, detail: str) -> None:
-        self._effects.append(Trace(event, detail))
+    def _trace(self, event: str, detail: str, about: int = -1) -> None:
+        self._effects.append(Trace(event, detail, about=about))
 
 
 def _forced(database: Database, node: int, incarnation: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
-from muster.core.transition import barrier_conflict, open_late_join
+from muster.core.transition import barrier_conflict, is_past_first_barrier, open_late_join, take_part
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
     MEMBERSHIP_LEVEL,
@@ -21,7 +21,6 @@ from muster.records.state import (
     Level,
     Member,
     NodeState,
-    Transition,
     TransitionKind,
 )
 
@@ -91,17 +90,13 @@ def _may_register(draft: Draft, node: int, level: Level) -> bool:
         if member.refusal != refusal:
             draft.put(replace(member, refusal=refusal), f"{draft.name(node)}: registration refused ({refusal})")
         return False
-    if any(other.barrier > 0 for other in _at_work(draft, level.number)):
+    if is_past_first_barrier(draft, level.number):
         return False  # who comes in the middle of a level has missed its first barrier
     own = draft.transition_of(node)
     if own is None:
         return True
     joins = own.kind is TransitionKind.JOINING and not own.late
     return joins and (own.awaits == level.number or own.level < level.number)
-
-
-def _at_work(draft: Draft, level: int) -> list[Transition]:
-    return [other for other in draft.transitions.values() if other.level == level and not other.awaits]
 
 
 def _register(draft: Draft, node: int, level: Level) -> None:
@@ -111,9 +106,7 @@ def _register(draft: Draft, node: int, level: Level) -> None:
     draft.put(replace(member, levels=levels, refusal=""), cause)
     for other in list(draft.members.values()):
         _tell(draft, other, level)
-    for transition in _at_work(draft, level.number):
-        participants = tuple(sorted({*transition.participants, node}))
-        draft.put(replace(transition, participants=participants))
+    take_part(draft, node, level.number)
     if draft.transition_of(node) is None:
         open_late_join(draft, node, level.number)
 

@@ -63,7 +63,46 @@ def open_joins(draft: Draft, nodes: list[int]) -> None:
     """
     everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
     for node in nodes:
+        for level in draft.member(node).levels:
+            take_part(draft, node, level.number)
+    for node in nodes:
         _open(draft, draft.member(node), TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
+
+
+def at_work(draft: Draft, level: int) -> list[Transition]:
+    """The transitions that are at `level` now."""
+    return [other for other in draft.transitions.values() if other.level == level and not other.awaits]
+
+
+def is_past_first_barrier(draft: Draft, level: int) -> bool:
+    """Whether a newcomer to `level` has missed the first barrier of a transition that is at work there (P3.9).
+
+    A forced leave does not count: a newcomer holds nothing of the dead node.
+    """
+    return any(other.barrier > 0 and other.kind is not TransitionKind.FORCED_LEAVING for other in at_work(draft, level))
+
+
+def take_part(draft: Draft, node: int, level: int) -> None:
+    """A newcomer to `level` takes part in what is at its first barrier there (P3.9)."""
+    for other in at_work(draft, level):
+        if other.kind is not TransitionKind.FORCED_LEAVING:
+            draft.put(replace(other, participants=tuple(sorted({*other.participants, node}))))
+
+
+def state_at_level(member: Member, transition: Transition | None, level: int) -> NodeState:
+    """What the subsystems of `level` hold of a node, by how far its transition has got (SPEC 3.2, 3.5).
+
+    Above the level at work a join has not arrived yet and a leave has passed; a forced leave arrives bottom-up.
+    """
+    if transition is None or (transition.late and transition.level != level):
+        return member.state
+    kind = transition.kind
+    if transition.level == level and not transition.awaits:
+        return NodeState(kind.value)
+    passed = transition.level < level if kind is TransitionKind.LEAVING else transition.level >= level
+    if kind is TransitionKind.JOINING:
+        return NodeState.JOINED if passed else NodeState.INACTIVE
+    return NodeState.INACTIVE if passed or level not in transition.levels else NodeState.JOINED
 
 
 def open_late_join(draft: Draft, node: int, level: int) -> None:

@@ -36,7 +36,7 @@ from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
 from muster.core.node import Node
 from muster.daemon.control import ControlRefused
 from muster.records.limits import NAME, NAME_RULE, shown
-from muster.records.state import Barriers, Level, NodeState, TransitionKind
+from muster.records.state import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
 
 MAXIMUM_REGISTRATIONS = 32  # half of the control socket's connections
 MAXIMUM_UNFETCHED = 256  # notifications; each node has one transition at a time
@@ -68,6 +68,7 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
     deadline_ms: int = 0
     on_hang: Literal["wait", "evict"] = "wait"
     on_loss: Literal["deregister", "fail"] = "deregister"
+    process: int = 0  # its id as the program knows it: it may live in another namespace than the daemon
 
 
 class Kept(Struct, frozen=True):
@@ -111,9 +112,8 @@ class Registration:
         """For the log."""
         return f"{self.level.name} (level {self.level.number})"
 
-    def attach(self, pid: int) -> int:
+    def attach(self) -> int:
         """A connection begins to fetch, from the first notification that is not acknowledged; its number."""
-        self.kept = msgspec.structs.replace(self.kept, pid=pid)
         self.stream += 1
         self.attached = True
         self._unfetched = deque(self.outstanding.values())
@@ -248,7 +248,7 @@ class Registrations:
             registration = self._with_token(arguments["token"])
         else:
             registration = await self._register(_wanted(arguments), peer["pid"])
-        number = registration.attach(peer["pid"])
+        number = registration.attach()
         try:
             node = self._node
             yield {
@@ -291,7 +291,8 @@ class Registrations:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    async def _register(self, wanted: Wanted, pid: int) -> Registration:
+    async def _register(self, wanted: Wanted, peer_pid: int) -> Registration:
+        pid = wanted.process or peer_pid
         barriers = Barriers(wanted.barriers.joining, wanted.barriers.leaving, wanted.barriers.forced_leaving)
         level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, wanted.on_hang == "evict")
         await self._until_struck(level.number)
@@ -326,7 +327,9 @@ class Registrations:
 
     def _counts_with(self, number: int) -> bool:
         own = self._node.database.member(self._node.me)
-        return own.incarnation == self._node.incarnation and any(level.number == number for level in own.levels)
+        if own.incarnation != self._node.incarnation or number == EVENT_MANAGER_LEVEL.number:  # that one is no program
+            return False
+        return any(level.number == number for level in own.levels)
 
     def _refuse_if_impossible(self, level: Level) -> None:
         own = self._node.database.member(self._node.me)

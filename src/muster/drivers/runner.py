@@ -62,6 +62,7 @@ GRACE_MS = 2000  # from SIGTERM to SIGKILL, for a command that is late or cancel
 LEFTOVER_GRACE_MS = 5000  # the same, for what a stop command left; without a stop command it is the stop's time limit
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 MAXIMUM_SERVICES = 16_384
+MAXIMUM_STARTS = 64  # start commands at work at once; the others wait for their turn, stops and recoveries never
 MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_OPEN_FILES = 65_536
 MAXIMUM_CANCELLED = 16
@@ -197,6 +198,8 @@ class Runner:
     ) -> None:
         self._guard, self._daemon, self._leash = guard, daemon, leash
         self._pulse_us = pulse_ms * US_PER_MS
+        self._next_pulse_us = 0
+        self._starts = 0  # start commands at work
         self._environment = base_environment
         self._services: dict[str, Service] = {}
         self._forgotten_generation = 0  # highest generation of a service that was dropped from memory
@@ -233,26 +236,31 @@ class Runner:
 
     def loop(self) -> NoReturn:
         """Serve until the node ends."""
-        next_pulse_us = 0
         while True:
             if self._orphaned or (self._leash.is_tree and self._leash.is_over()):
                 end_everything_below(boottime_us() + _SWEEP_US, boottime_us)
                 os._exit(1)
-            now_us = boottime_us()
-            if now_us >= next_pulse_us:
-                self._pulse()
-                next_pulse_us = now_us + self._pulse_us
-            wake_us = min([next_pulse_us, *(service.job.wake_us for service in self._working.values() if service.job)])
+            self._pulse_if_due()
+            wake_us = min(
+                [self._next_pulse_us, *(service.job.wake_us for service in self._working.values() if service.job)]
+            )
             ready = self._epoll.poll(max(0.0, (wake_us - boottime_us()) / 1e6))
             self._parents = None
             for descriptor, mask in ready:
                 self._serve(descriptor, mask)
             self._reap()
             self._parents = None
-            now_us = boottime_us()
+            self._starts = self._starts_at_work()
             for service in list(self._working.values()):
-                self._advance(service, now_us)
+                self._advance(service, boottime_us())
+                self._pulse_if_due()  # each may fork, and there may be thousands
             self._flush()
+
+    def _pulse_if_due(self) -> None:
+        now_us = boottime_us()
+        if now_us >= self._next_pulse_us:
+            self._pulse()
+            self._next_pulse_us = now_us + self._pulse_us
 
     def _pulse(self) -> None:
         try:
@@ -288,6 +296,7 @@ class Runner:
                 return
             if not data:
                 return
+            self._pulse_if_due()
             try:
                 if flags & socket.MSG_TRUNC:
                     raise Refused(f"a packet is longer than {PACKET_BYTES} bytes; shorten the command or environment")
@@ -408,9 +417,16 @@ class Runner:
         if job.phase == _RUN:
             self._advance_command(service, job, now_us)
         elif not any(self._doomed(service, job)):
-            self._ladder_done(service, job)
+            if job.phase == _CLEAR and job.request.action == "start" and self._starts >= MAXIMUM_STARTS:
+                job.wake_us = now_us + self._pulse_us
+            else:
+                self._ladder_done(service, job)
         elif now_us >= job.wake_us:
             self._kill_again(service, job, now_us)
+
+    def _starts_at_work(self) -> int:
+        jobs = [service.job for service in self._working.values()]
+        return sum(1 for job in jobs if job and job.phase == _RUN and job.request.action == "start")
 
     def _kill_again(self, service: Service, job: Job, now_us: int) -> None:
         job.killing = True
@@ -454,6 +470,7 @@ class Runner:
             job.failure = f"cannot start {request.command[0]}: {error.strerror}; {advice}"
             self._enter_ladder(service, job, _END, GRACE_MS)
             return
+        self._starts += request.action == "start"
         service.runs.append(run)
         self._keepers[run.keeper] = self._readers[run.status_fd] = self._readers[run.output_fd] = (service, run)
         self._epoll.register(run.status_fd, select.EPOLLIN)

@@ -166,7 +166,54 @@ class Verdict(Struct, frozen=True, array_like=True, tag=10):
     objections: tuple[str, ...]
 
 
-Message = Hello | Heartbeat | Append | Snapshot | Report | Request | Response | Abdicated | Ask | Verdict
+class Happened(Struct, frozen=True, array_like=True):
+    """An event in one node's record of its transitions (SPEC 8.2); in words, and where in which transition it belongs."""
+
+    at_us: int  # by the clock of the node that recorded it: comparable with its own only
+    event: str
+    detail: str
+    term: Term
+    index: int  # of the entry that it is part of, or else of the replica when it happened
+    committed: bool = False  # part of an entry: every node that applied it one by one has recorded the same
+    transition: int = 0
+    level: int = -1
+    barrier: int = -1
+    about: int = -1  # the node whose transition it is, or that it is evidence about
+    kind: int = 0
+    nodes: tuple[int, ...] = ()
+    successor: int = 0
+
+
+class HistoryRequest(Struct, frozen=True, array_like=True, tag=11):
+    """Node to node: what have you recorded of this transition? 0: when did which begin and end?"""
+
+    identity: str
+    transition: int = 0
+
+
+class HistoryAnswer(Struct, frozen=True, array_like=True, tag=12):
+    """What a node has recorded; `omitted` is the number of events that its record had no room for."""
+
+    identity: str
+    now_us: int
+    happened: tuple[Happened, ...]
+    omitted: int = 0
+
+
+Message = (
+    Hello
+    | Heartbeat
+    | Append
+    | Snapshot
+    | Report
+    | Request
+    | Response
+    | Abdicated
+    | Ask
+    | Verdict
+    | HistoryRequest
+    | HistoryAnswer
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -214,7 +214,7 @@ class Stage(World):
 
 def unrest(stage: Stage, account: "Account") -> str:
     """What is not at its end, in words; empty where everything is. A cluster that is off is at its end."""
-    running = [machine for machine in stage.machines if machine.is_on or machine.lives]
+    running = [machine for machine in stage.machines if _runs(machine)]
     newest = account.newest
     if not running:
         return ""
@@ -235,6 +235,10 @@ def unrest(stage: Stage, account: "Account") -> str:
         if account.index_at(machine.node) != newest.index:
             return f"{machine.name} has not heard of everything"
     return "" if account.master is not None else "there is no master"
+
+
+def _runs(machine: Machine) -> bool:
+    return machine.is_on or any(not life.ended for life in machine.lives)
 
 
 class Account:
@@ -426,8 +430,9 @@ class Account:
     def _in_company(self, seen: Notified, about: int) -> NodeState:
         """What the state vector of a notification says to a subsystem that was never told of `about` (SPEC 3.5, 3.6).
 
-        In company there is only `joined` and `inactive`: where that node has a transition, the subsystem holds what
-        those of its level hold that were there when the transition passed it.
+        In company there is only `joined` and `inactive`. Where that node has a transition, it is what the transition
+        makes of it once that has passed the level, or is at work there without this subsystem; before that, what it
+        was.
         """
         state = seen.vector.get(about, NodeState.INACTIVE)
         if state in (NodeState.JOINED, NodeState.INACTIVE):
@@ -436,7 +441,8 @@ class Account:
         for transition in transitions:
             if transition.node == about and seen.level in transition.levels:
                 place = transition.levels.index(seen.level)
-                if place < transition.position or (transition.awaits and place == transition.position):
+                takes_part = seen.node in transition.participants
+                if place < transition.position or (place == transition.position and not takes_part):
                     return SETTLED_STATE[transition.kind]
                 return NodeState.INACTIVE if transition.kind is TransitionKind.JOINING else NodeState.JOINED
         return NodeState.INACTIVE

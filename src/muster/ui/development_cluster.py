@@ -283,8 +283,12 @@ def _permitted(action: Callable[[], Any], home: Path) -> Any:  # returns what th
 
 
 def open_cluster(directory: Path) -> DevelopmentCluster:
-    """The development cluster in `directory`. Raises `Mistaken` where there is none."""
+    """The development cluster in `directory`. Raises `Mistaken` where there is none, `MusterError` for a stranger's."""
     development_homes(directory)  # says what is wrong with the file
+    owner = (directory / CLUSTER_FILE).stat().st_uid
+    if os.geteuid() not in (0, owner):  # whose processes cannot be seen, so nothing said of them would be true
+        what, next_step = f"the cluster belongs to another user (user id {owner})", "run it as that user, or as root"
+        raise MusterError(what, str(directory), next_step)
     return DevelopmentCluster(absolute(directory), json.loads((directory / CLUSTER_FILE).read_text()))
 
 

@@ -1,6 +1,8 @@
 """What people see of a cluster: tables, and the same tables live. Imported only when a person looks."""
 
 import json
+import select
+import sys
 import time
 from collections.abc import Callable
 
@@ -100,6 +102,7 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
                     live.update(_page_or_silence(page, answer), refresh=True)
                 else:
                     screen.print(_page_or_silence(page, answer))
+            _end_if_nobody_reads()
             time.sleep(_WATCH_S)
     finally:
         if live:
@@ -112,6 +115,14 @@ def _timeless(answer: Document) -> Document:
         return answer
     running = [{key: value for key, value in each.items() if key != "elapsed_ms"} for each in answer["transitions"]]
     return {**answer, "transitions": running}
+
+
+def _end_if_nobody_reads() -> None:
+    """Raise `BrokenPipeError` when the reader of a pipe has gone, as `| head -1` does: there may be nothing to write."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(state & (select.POLLERR | select.POLLHUP) for _, state in output.poll(0)):
+        raise BrokenPipeError
 
 
 def _page_or_silence(page: Callable[[Document], RenderableType], answer: Document) -> RenderableType:
@@ -192,16 +203,16 @@ def transitions_page(answer: Document) -> RenderableType:
     """One row a transition, and who holds it up."""
     if not answer["transitions"]:
         return Text("no transition in progress")
-    table = _table("TRANSITION", "NODE", "KIND", "STEP", "LEVEL", "BARRIER", "WAITING FOR", "ELAPSED", "CAUSE")
+    table = _table("ID", "NODE", "KIND", "LEVEL", "BARRIER", "WAITING FOR", "ELAPSED", "CAUSE")
     for found in answer["transitions"]:
         level = f"{found['level']} {found['level_name']}".rstrip()
         waiting = Text(", ").join(_straggler(straggler) for straggler in found["stragglers"])
         levels = found["levels"]
-        step = f"{levels.index(found['level']) + 1}/{len(levels)}" if found["level"] in levels else ""
+        step = f" ({levels.index(found['level']) + 1}/{len(levels)})" if found["level"] in levels else ""
         elapsed = f"{found['elapsed_ms'] / 1000:.1f} s"
         identity, barrier, cause = str(found["id"]), str(found["barrier"]), _in_short(found["cause"])
         kind = _state(found["kind"])
-        table.add_row(identity, found["node"], kind, step, _plain(level), barrier, waiting, elapsed, cause)
+        table.add_row(identity, found["node"], kind, _plain(level + step), barrier, waiting, elapsed, cause)
     return table
 
 

@@ -8,6 +8,7 @@ import click
 from muster.ui.connection import (
     Document,
     Mistaken,
+    Unreachable,
     complete_nodes,
     complete_services,
     connection_options,
@@ -17,6 +18,8 @@ from muster.ui.connection import (
     reporting,
     settings,
 )
+
+SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its lines
 
 
 @click.command()
@@ -58,10 +61,14 @@ def apply(file: Path, dry_run: bool, as_json: bool) -> None:
 
     from muster.ui.service_file import missing_programs
 
-    definitions = read_service_file(file)  # what is wrong with the text alone is said without asking any node
     connection = settings().connection()
-    current = connection.query("services")
-    definitions = read_service_file(file, tuple(_node_names(connection.query("nodes"))))
+    try:
+        current = connection.query("services")
+        nodes = tuple(_node_names(connection.query("nodes")))
+    except Unreachable:
+        read_service_file(file)  # what is wrong with the text alone can be said without any node
+        raise
+    definitions = read_service_file(file, nodes)
     documents = [msgspec.to_builtins(definition) for definition in definitions]
     changes = [_change(document, current["services"].get(document["name"])) for document in documents]
     if dry_run:
@@ -88,8 +95,11 @@ def read_service_file(path: Path, nodes: tuple[str, ...] | None = None) -> tuple
     except ServiceFileError as error:
         count = len(error.problems)
         what = f"the service file has {count} problem{'s' if count > 1 else ''}; nothing was applied"
-        where = "\n         ".join(map(str, error.problems))
-        raise Mistaken(what, where, "mend them, and look with --dry-run first") from error
+        lines = [str(problem) for problem in error.problems[:SHOWN_PROBLEMS]]
+        if count > SHOWN_PROBLEMS:
+            lines.append(f"... and {count - SHOWN_PROBLEMS} more")
+        next_step = f"mend {'them' if count > 1 else 'it'}, and look with --dry-run first"
+        raise Mistaken(what, "\n         ".join(lines), next_step) from error
 
 
 def _node_names(answer: Document) -> list[str]:
