@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import re
-import resource
 import select
 import shlex
 import shutil
@@ -19,117 +18,18 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bad_input import COUNTER, DEADLINE_S, Running, clear, refused, until
 from conftest import CommandLine, DevCluster
-from muster.drivers import certificates
-from muster.records import sectors
-from muster.records.geometry import BLOCK_BYTES, COPIES, choose_header, encode_header
 from muster.ui import node_processes
-from muster.ui.client import ControlClient, MusterError
-from muster.ui.development_cluster import create, open_cluster
-
-DEADLINE_S = 60.0
-SMALL = ("--slots", "4", "--size", "1M", "--scope", "host", "--profile", "fast")
-
-# Writes its pid and a number that grows, each time as a whole, until it is killed.
-COUNTER = """
-import os, sys, time
-if os.fork():
-    os._exit(0)
-os.setsid()
-nothing = os.open(os.devnull, os.O_RDWR)
-for descriptor in (0, 1, 2):
-    os.dup2(nothing, descriptor)
-path, count = sys.argv[1], 0
-while True:
-    count += 1
-    with open(path + ".new", "w") as file:
-        file.write(f"{os.getpid()} {count} {os.environ['MUSTER_NODE']} {os.environ['MUSTER_GENERATION']}")
-    os.rename(path + ".new", path)
-    time.sleep(0.05)
-"""
-
-
-def until(what: str, holds: Callable[[], Any]) -> Any:
-    """Poll until `holds` is true; its value. Fails with `what` after a deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s in vain for {what}"
-        time.sleep(0.02)
-    return value
-
-
-def clear(ended: subprocess.CompletedProcess[str], code: int | None = None) -> str:
-    """The message of a refused command: it says what, where and next, and shows no traceback."""
-    text = ended.stderr
-    assert ended.returncode == (code if code is not None else ended.returncode) != 0, ended.stdout + text
-    assert "Traceback" not in text + ended.stdout, text
-    assert "muster: " in text and "\n  where: " in text and "\n  next:  " in text, text
-    return text
-
-
-class Running(DevCluster):
-    """The cluster of this file and its service."""
-
-    @property
-    def counter(self) -> Path:
-        """Where the service counts."""
-        return self.directory.parent / "counter"
-
-    def counted(self) -> list[str]:
-        """Pid, number, node and generation, as the service wrote them last."""
-        return self.counter.read_text().split()
-
-    def client(self, node: str) -> ControlClient:
-        """A client of one node."""
-        return ControlClient(self.directory / "nodes" / node / "control.sock", timeout_s=20.0)
-
-    def address(self, node: str) -> tuple[str, int]:
-        """Where a node listens for the others."""
-        described = json.loads((self.directory / "cluster.json").read_text())
-        host, _, port = next(each["address"] for each in described["nodes"] if each["name"] == node).rpartition(":")
-        return host, int(port)
-
-    def facts(self, without: str = "") -> dict[str, Any]:
-        """What must not change, of all nodes but `without`."""
-        status = self.client("n0").query("status")
-        nodes = {name: (node["state"], node["incarnation"]) for name, node in status["nodes"].items()}
-        nodes.pop(without, None)
-        pid, _, node, generation = self.counted()
-        counter = status["services"]["counter"]
-        return {
-            "master": (status["master"], status["term"]),
-            "nodes": nodes,
-            "service": (pid, node, generation, counter["node"], counter["state"], counter["flags"]),
-        }
-
-    @contextlib.contextmanager
-    def undisturbed(self, without: str = "") -> Iterator[None]:
-        """What happens inside leaves the cluster and its service as they are, and at work."""
-        before = self.facts(without)
-        assert before["service"][4] == "registered"
-        yield
-        assert self.facts(without) == before
-        pid, number, *_ = self.counted()
-        until("the service to go on", lambda: self.counted()[1] != number)
-        assert self.counted()[0] == pid
-        for name in before["nodes"]:
-            assert self.client(name).query("status")["term"] == before["master"][1]
-
-    def musterd(self, node: str, home: Path) -> subprocess.CompletedProcess[str]:
-        """Start one more daemon on this cluster's store, which must not run."""
-        return musterd(self.directory / "store", node, home)
-
-    def index(self) -> int:
-        """The commit index."""
-        return int(self.client("n0").query("status")["index"])
+from muster.ui.client import MusterError
+from muster.ui.development_cluster import open_cluster
 
 
 @pytest.fixture(scope="module")
@@ -154,187 +54,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     finally:
         if (cluster.directory / "cluster.json").exists():
             cluster.down()
-
-
-def musterd(store: Path | str, node: str, home: Path | str, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run the daemon's command; it is expected to end by itself."""
-    command = [sys.executable, "-m", "muster.daemon.main", "--store", str(store), "--node", node, "--home", str(home)]
-    return subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S, check=False, **how
-    )
-
-
-def refused(ended: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a daemon that refuses to start."""
-    assert ended.returncode == 3, ended.stderr
-    assert "Traceback" not in ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("musterd")
-    return line
-
-
-# ---- the store and the keys, when a node boots -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small store `store` of a cluster that does not run, with the keys of n0 and n1 in `keys`; their directory."""
-    base = tmp_path_factory.mktemp("made")
-    nodes = f"n0=127.0.0.1:{free_port()},n1=127.0.0.1:{free_port()}"
-    arguments = ("--name", "c", "--nodes", nodes, "--keys", str(base / "keys"), *SMALL)
-    CommandLine().succeed("init", str(base / "store"), *arguments)
-    return base
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _truncated(store: bytes) -> bytes:
-    return store[: len(store) // 2]
-
-
-def _newer(store: bytes) -> bytes:
-    header = choose_header(store[: COPIES * BLOCK_BYTES]).header
-    assert header is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sectors, "FORMAT_VERSION", 99)
-        copies = b"".join(encode_header(header, copy) for copy in range(COPIES))
-    return copies + store[COPIES * BLOCK_BYTES :]
-
-
-def _half_written(store: bytes) -> bytes:
-    header = choose_header(store[: COPIES * BLOCK_BYTES]).header
-    assert header is not None
-    incomplete = header._replace(complete=False)
-    copies = b"".join(encode_header(incomplete, copy) for copy in range(COPIES))
-    return copies + store[COPIES * BLOCK_BYTES :]
-
-
-def _without_claims(store: bytes) -> bytes:
-    header = choose_header(store[: COPIES * BLOCK_BYTES]).header
-    assert header is not None
-    start = COPIES * BLOCK_BYTES
-    return store[:start] + b"\xff" * header.strip_bytes + store[start + header.strip_bytes :]
-
-
-@pytest.mark.parametrize(
-    ("change", "what", "advice"),
-    [
-        (lambda _: b"", "too small", "muster init"),
-        (lambda store: bytes(len(store)), "is blank", "muster init"),
-        (lambda store: b"precious" * (len(store) // 8), "something else than a Muster store", "check the path"),
-        (_truncated, "it was cut off", "backup"),
-        (_half_written, "half written", "--force"),
-        (_newer, "disk format 99", "newer release"),
-        (_without_claims, "no claim register is readable", "muster store check"),
-    ],
-    ids=["empty", "blank", "foreign", "cut off", "half written", "newer", "damaged"],
-)
-def test_a_store_that_cannot_be_used_is_named_and_left_as_it_is(
-    made: Path, tmp_path: Path, change: Callable[[bytes], bytes], what: str, advice: str
-) -> None:
-    path = tmp_path / "store"
-    data = change((made / "store").read_bytes())
-    path.write_bytes(data)
-    line = refused(musterd(path, "n0", made / "keys" / "n0"))
-    assert str(path) in line
-    assert what in line
-    assert advice in line
-    assert path.read_bytes() == data
-
-
-def test_a_store_that_is_not_there_or_no_file_is_named(made: Path, tmp_path: Path) -> None:
-    for path, what in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "neither a regular file")):
-        assert what in refused(musterd(path, "n0", made / "keys" / "n0"))
-
-
-def test_a_store_that_takes_no_writes_lets_no_node_start(made: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    # a sealed file: read by everybody, written by nobody, root included
-    handle = os.memfd_create("store", os.MFD_ALLOW_SEALING)
-    try:
-        os.write(handle, (made / "store").read_bytes())
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        home = tmp_path / "home"
-        shutil.copytree(made / "keys" / "n0", home)
-        ended = musterd(f"/proc/{os.getpid()}/fd/{handle}", "n0", home)
-    finally:
-        os.close(handle)
-    line = refused(ended)
-    assert "cannot" in line
-    assert "store" in line
-    assert not (home / "guard.json").exists()
-
-
-def test_a_store_that_does_not_fit_is_refused_and_nothing_stays(tmp_path: Path) -> None:
-    limits = (256 * 1024, 256 * 1024)
-    command = [sys.executable, "-m", "muster.ui.command_line", "init", "store", "--name", "c"]
-    command += ["--nodes", "n0=127.0.0.1:7700", *SMALL]
-    ended = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
-    )  # fmt: skip
-    assert "smaller size" in clear(ended, 1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_name_that_is_not_configured_is_refused_with_those_that_are(made: Path) -> None:
-    for name in ("n9", "", "../n0", "n0\n", "ü" * 300):
-        line = refused(musterd(made / "store", name, made / "keys" / "n0"))
-        assert "it has n0, n1" in line
-
-
-def test_keys_that_do_not_fit_are_refused_with_what_to_do(made: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    store = made / "store"
-    assert "no such directory" in refused(musterd(store, "n0", home))
-    home.mkdir()
-    assert "put the node's key there" in refused(musterd(store, "n0", home))
-    key = home / "key.pem"
-    shutil.copy(made / "keys" / "n1" / "key.pem", key)
-    line = refused(musterd(store, "n0", home))
-    assert "key of another certificate" in line
-    assert "_ssl" not in line
-    shutil.copy(made / "keys" / "n0" / "key.pem", key)
-    key.chmod(0o640)
-    assert f"chmod 600 {key}" in refused(musterd(store, "n0", home))
-    key.chmod(0o600)
-    key.write_text("this is no key")
-    assert "cannot be read as a key" in refused(musterd(store, "n0", home))
-
-
-def test_an_expired_certificate_is_refused_at_the_boot_of_its_own_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    issue = certificates.issue
-    past = datetime.now(UTC) - timedelta(days=1)
-
-    def expired(authority: certificates.Credentials, node: int, name: str, cluster: str) -> certificates.Credentials:
-        return issue(authority, node, name, cluster, not_before=past - timedelta(days=1), not_after=past)
-
-    monkeypatch.setattr(certificates, "issue", expired)
-    cluster = create(tmp_path / "cluster", 1, "fast")
-    line = refused(musterd(cluster.directory / "store", "n0", cluster.home("n0")))
-    assert "expired" in line
-    assert "issue a new one" in line
-
-
-def test_an_address_in_use_is_named_with_its_holder(made: Path) -> None:
-    shown = CommandLine().json("store", "show", str(made / "store"))
-    assert shown["cluster"] == "c"
-    # the address stands in the database only: let the daemon say which it is
-    with contextlib.ExitStack() as held:
-        nodes = f"n0=127.0.0.1:{held.enter_context(socket.create_server(('127.0.0.1', 0))).getsockname()[1]}"
-        path = made / "second"
-        CommandLine().succeed("init", str(path), "--name", "d", "--nodes", nodes, "--keys", f"{path}-keys", *SMALL)
-        line = refused(musterd(path, "n0", f"{path}-keys/n0"))
-    assert f"in use by process {os.getpid()} (" in line
-    assert "another address" in line
 
 
 # ---- beside a running cluster ----------------------------------------------------------------------------------------

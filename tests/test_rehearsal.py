@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -17,7 +18,7 @@ Levels = dict[str, dict[str, dict[str, str]]]
 # What the subsystem of one level on one node may come to hold about a node next (SPEC 3.6, Table 1; 3.1; 3.5). What it
 # hears in company it may hold at once; `not registered` may follow anything, since its node may die at any time.
 NEXT_STATES = {
-    NOT_REGISTERED: {"inactive", "joining", "joined"},
+    NOT_REGISTERED: set(),
     "inactive": {"joining", "joined"},
     "joining": {"joined", "forced-leaving"},
     "joined": {"leaving", "forced-leaving"},
@@ -85,7 +86,9 @@ class Rehearsed:
                     for earlier, before, after in zip(["", *states], states, states[1:], strict=False):
                         # It has acknowledged the leave, others at its level have not: the level is not completed (3.9).
                         aborted = (earlier, before, after) == ("leaving", "inactive", "forced-leaving")
-                        allowed = aborted or after == NOT_REGISTERED or after in NEXT_STATES[before]
+                        # What it hears first of a node may be the end of one that was there before it (3.10).
+                        first = before == NOT_REGISTERED or (before == "inactive" and earlier in ("", NOT_REGISTERED))
+                        allowed = aborted or first or after == NOT_REGISTERED or after in NEXT_STATES[before]
                         assert allowed, (f"{level} on {node} about {about}", states)
 
     def check_end(self, joined: str) -> None:
@@ -431,6 +434,41 @@ def test_levels_of_ones_own_are_taken_in_their_order_with_their_names() -> None:
     )
     told, done = run.when("lock", "N0", "N1", "joining"), run.when("lock", "N0", "N1", "joined")
     assert run.frames[done].at_us - run.frames[told].at_us == 1_000_000
+
+
+def random_scenario(random: Random) -> str:
+    """Two to five nodes booted together or apart, then failures, leaves and hangs that are mended again."""
+    nodes = random.randint(2, 5)
+    work = ", ".join(f'{level} = "{random.choice((5, 20, 50, 200))}ms"' for level in ("dlm", "vdm", "sfs", "em"))
+    barriers = f"dlm = {{ joining = {random.randint(1, 3)} }}, sfs = {{ leaving = {random.randint(1, 2)} }}"
+    gap_ms = random.choice((0, 10, 60, 2000))
+    steps = [(gap_ms * node, f"boot N{node}") for node in range(nodes)]
+    now_ms = gap_ms * nodes + random.choice((100, 400, 3000))
+    for _ in range(random.randint(1, 5)):
+        node = f"N{random.randrange(nodes)}"
+        verb, remedy = random.choice(
+            (("leave", ""), ("kill", "boot"), ("pause", "resume"), ("isolate", "heal"), ("blind", "heal"))
+            + (("hang", "unhang"),) * 2
+        )
+        level = f" {random.choice(('dlm', 'vdm', 'sfs', 'em'))}" if verb == "hang" else ""
+        steps.append((now_ms, f"{verb} {node}{level}"))
+        if remedy:
+            steps.append((now_ms + random.choice((50, 300, 4000)), f"{remedy} {node}{level}"))
+        now_ms += random.choice((0, 10, 60, 150, 1000, 3000))
+    lines = "\n".join(f"{at_ms} {deed}" for at_ms, deed in steps)
+    return scenario(nodes, lines, f"work = {{ {work} }}\nbarriers = {{ {barriers} }}", booted=0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_spec_3_1_every_script_ends_with_all_subsystems_of_one_mind(seed: int) -> None:
+    run = Rehearsed(random_scenario(Random(seed)), seed)
+    run.check_table_1()
+    assert run.verdict.settled, run.verdict.missing
+    for level, holders in run.last.levels.items():
+        for node, held in holders.items():
+            assert held in (run.last.nodes, dict.fromkeys(held, NOT_REGISTERED)), (level, node)
+            if run.last.master is not None:
+                assert (held == run.last.nodes) == (run.last.nodes[node] == "joined"), (level, node)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:

@@ -17,7 +17,9 @@ import pytest
 
 from conftest import DevCluster
 from faulty_cluster import role_of
-from muster.client import Barriers, Kind, Lost, Notification, Refused, Subsystem, register
+from muster.client import Barriers, ClientError, Kind, Lost, Notification, Refused, Subsystem, register
+from muster.daemon.subsystems import MAXIMUM_UNFETCHED, Kept, Registration
+from muster.records.state import Level
 from muster.ui.client import ControlClient, MusterError
 from muster.ui.node_processes import processes_of
 
@@ -93,8 +95,13 @@ class Cluster:
     def joins(self, name: str, level: int, node: str, **options: Any) -> Subsystem:
         """Register this process as a program of `node`, until the end of the test."""
         subsystem = register(name, level, directory=self.dev.directory, node=node, **options)
-        self._stack.callback(subsystem.deregister)
+        self._stack.callback(self._deregister, subsystem)
         return subsystem
+
+    @staticmethod
+    def _deregister(subsystem: Subsystem) -> None:
+        with contextlib.suppress(ClientError):  # its node may be gone
+            subsystem.deregister()
 
     def runs(self, *words: str) -> "subprocess.Popen[str]":
         """A program of this test's; killed at its end if it is still there."""
@@ -365,12 +372,22 @@ def daemons(cluster: Cluster, node: str) -> list[int]:
     return [process.pid for process in found if role_of(process.pid) == "daemon"]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """One joined node, for all tests that leave it as it was."""
+    dev = DevCluster(tmp_path_factory.mktemp("shared") / "cluster")
+    dev.up(1)
+    yield dev
+    dev.down()
+
+
 @pytest.fixture
-def alone(dev_cluster: DevCluster) -> Iterator[Cluster]:
-    """One joined node."""
-    dev_cluster.up(1)
+def alone(shared: DevCluster) -> Iterator[Cluster]:
+    """One joined node, without programs before and after."""
     with contextlib.ExitStack() as stack:
-        yield Cluster(dev_cluster, stack)
+        yield Cluster(shared, stack)
+    after = Cluster(shared, contextlib.ExitStack())
+    wait("its programs to go", lambda: after.levels("n0", "n0").keys() == {40} and alone_settled(after)())
 
 
 def test_a_command_that_fails_is_run_again_and_acknowledges_only_when_it_succeeds(
@@ -393,8 +410,7 @@ def test_a_command_that_fails_is_run_again_and_acknowledges_only_when_it_succeed
     assert f"n0 joining, barrier 0: {script} ended with status 1; again in 0.1 s" in said
     assert "n0 joining, barrier 0: acknowledged after" in said
     assert "slow: deregistered" in said
-    (event,) = alone.events("n0", "subsystem deregistered")
-    assert event == "slow (level 60): as it asked"
+    assert "slow (level 60): as it asked" in alone.events("n0", "subsystem deregistered")
 
 
 def test_a_program_that_is_ended_ends_its_command_with_everything_that_started(alone: Cluster, tmp_path: Path) -> None:
@@ -439,24 +455,14 @@ def test_a_dead_node_s_join_is_no_longer_worked_on_when_it_is_forced_out(cluster
     wait("it to take part", lambda: 60 in cluster.levels("n0", "n0"))
     wait("its own join to be over", cluster.settled)
     theirs = cluster.joins("layer", 60, "n2")  # its late join: the command on n0 gets stuck at it
-    threading.Thread(target=lambda: [told.acknowledge() for told in quietly(theirs)], daemon=True).start()
+    acknowledge_in_background(theirs)
     wait("the command to work", lambda: "begin joining n2" in record.read_text().splitlines())
     cluster.dev.succeed("dev", "kill", "n2")
     wait("n2 to be out", lambda: cluster.query("n0", "status")["nodes"]["n2"]["state"] == "inactive")
     assert "begin forced-leaving n2" in record.read_text().splitlines()
 
 
-def quietly(subsystem: Subsystem) -> Iterator[Notification]:
-    with contextlib.suppress(Lost):
-        yield from subsystem
-
-
-def test_a_program_that_does_not_read_is_gone(alone: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    from muster.core.effects import Notify
-    from muster.daemon.subsystems import MAXIMUM_UNFETCHED, Kept, Registration
-    from muster.records.state import Level, TransitionKind
-
-    assert Notify(60, 64, 0, 1, TransitionKind.JOINING, 0, {}, 1)
+def test_a_program_that_does_not_fetch_is_offered_a_bounded_number_of_notifications() -> None:
     registration = Registration(Kept("t", Level(60, "slow"), fails=False, pid=1))
     for number in range(MAXIMUM_UNFETCHED):
         assert registration.offer({"transition": number, "barrier": 0})

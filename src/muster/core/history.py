@@ -14,6 +14,7 @@ STEP_BEGUN = "step begun"
 STEP_TOLD = "step told"
 STEP_ACKNOWLEDGED = "step acknowledged"
 HEARD = "acknowledgement heard"
+ADDED = "participant added"
 DROPPED = "participant dropped"
 BARRIER_DONE = "barrier done"
 LEVEL_DONE = "level done"
@@ -46,9 +47,7 @@ def narrate(before: Database, entry: Entry) -> list[Trace]:
                 detail = f"{before.name_of(change.node)} on proof: {proof.kind.words}"
                 opened = _opened(before, entry, change.node)
                 identity, kind = (opened.identity, opened.kind.value) if opened else (0, 0)
-                traces.append(
-                    Trace(FORCED_OUT, detail, identity, about=change.node, kind=kind, index=entry.index)
-                )
+                traces.append(Trace(FORCED_OUT, detail, identity, about=change.node, kind=kind, index=entry.index))
             case Member(refusal=refusal) if refusal:
                 traces.append(Trace("join refused", f"{before.name_of(change.node)}: {refusal}"))
             case _:
@@ -112,9 +111,7 @@ def _transition(before: Database, entry: Entry, now: Transition) -> list[Trace]:
         detail = f"{name} {now.kind} level {was.level} barrier {was.barrier}"
         traces.append(_entered(BARRIER_DONE, detail, was, entry.index))
     else:
-        gone = tuple(node for node in was.participants if node not in now.participants)
-        detail = f"{name} {now.kind} level {now.level} barrier {now.barrier}: {_names(before, gone)}"
-        return [_entered(DROPPED, detail, now, entry.index, gone)] if gone else []
+        return _participants_changed(before, entry, was, now)
     if now.awaits:
         detail = f"{name} {now.kind}: waits for {name} to register level {now.awaits}"
         traces.append(_entered(PARKED, detail, now, entry.index))
@@ -123,6 +120,18 @@ def _transition(before: Database, entry: Entry, now: Transition) -> list[Trace]:
         detail = f"{name} {now.kind} level {now.level} barrier {now.barrier}: {participants}"
         traces.append(_entered(STEP_BEGUN, detail, now, entry.index, now.participants))
     return traces
+
+
+def _participants_changed(before: Database, entry: Entry, was: Transition, now: Transition) -> list[Trace]:
+    """Nobody waits any more for who was forced out; who is new to the level takes part in the step (SPEC 3.4)."""
+    step = f"{before.name_of(now.node)} {now.kind} level {now.level} barrier {now.barrier}"
+    gone = tuple(node for node in was.participants if node not in now.participants)
+    new = tuple(node for node in now.participants if node not in was.participants)
+    return [
+        _entered(event, f"{step}: {_names(before, nodes)}", now, entry.index, nodes)
+        for event, nodes in ((DROPPED, gone), (ADDED, new))
+        if nodes
+    ]
 
 
 def _over(before: Database, entry: Entry, identity: int) -> list[Trace]:

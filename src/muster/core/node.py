@@ -90,6 +90,7 @@ from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
 
 NEVER_US = 1 << 62
+MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
 REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
 
 
@@ -662,7 +663,10 @@ class Node:
     # ---- the replica and what follows from it --------------------------------------------------------------------
 
     def _apply(self, entry: Entry) -> None:
-        self._effects.extend(history.narrate(self.database, entry))
+        told = history.narrate(self.database, entry)
+        self._effects.extend(told[:MAXIMUM_TOLD])
+        if len(told) > MAXIMUM_TOLD:
+            self._trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
         self.database.apply(entry)
         self._effects.append(Committed(entry.index))
 

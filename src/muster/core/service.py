@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.placement import choose, is_allowable, load_of
 from muster.core.transition import EVENT_MANAGER, reached
-from muster.records.messages import CommandState
+from muster.records.messages import CommandState, Report
 from muster.records.state import NodeState, Service, ServiceState
 from muster.records.terms import NO_NODE
 
@@ -43,9 +43,16 @@ class Round:
     def __init__(self, draft: Draft, facts: Facts) -> None:
         self.draft, self.facts = draft, facts
         self.load = load_of(draft.database)
+        self._commands: dict[int, dict[str, CommandState]] = {}  # by identity: the facts keep the reports alive
         self.up = [
             member.node for member in draft.members.values() if is_up(member) and facts.report(member) is not None
         ]
+
+    def commands_of(self, report: Report) -> dict[str, CommandState]:
+        """What a node's report says of each service; a node reports one command a service."""
+        if id(report) not in self._commands:
+            self._commands[id(report)] = {command.service: command for command in report.commands}
+        return self._commands[id(report)]
 
     def place(self, service: Service) -> int | None:
         """Choose a node: the operator's target once, else by the definition; away from a transfer's origin."""
@@ -115,11 +122,9 @@ def _result(service: Service, round_: Round) -> CommandState | None:
     report = round_.facts.report(round_.draft.member(service.node))
     if report is None or service.cause:
         return None
-    action = ACTION_OF.get(service.state)
-    for command in report.commands:
-        if (command.service, command.generation, command.action) == (service.name, service.generation, action):
-            return command
-    return None
+    wanted = (service.generation, ACTION_OF.get(service.state))
+    command = round_.commands_of(report).get(service.name)
+    return command if command is not None and (command.generation, command.action) == wanted else None
 
 
 def _unwanted(service: Service, round_: Round) -> tuple[Event, str] | None:

@@ -48,6 +48,7 @@ from muster.core.node import Node
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.subsystems import FILE_NAME, Registrations
+from muster.daemon.transition_history import TransitionHistory
 from muster.drivers.interconnect import Interconnect
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
@@ -71,6 +72,7 @@ class Daemon:
     def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, home: Path) -> None:
         self.node, self.recorder = node, recorder
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
+        self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._store, self._guard = store, guard
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
@@ -115,7 +117,8 @@ class Daemon:
 
     def on_message(self, sender: int, message: Message) -> None:
         """A frame from a peer."""
-        self.feed(MessageReceived(sender, message))
+        if not self.history.takes(sender, message):
+            self.feed(MessageReceived(sender, message))
 
     def on_connected(self, node: int, incarnation: int) -> None:
         """A connection with a peer is up."""
@@ -170,6 +173,10 @@ class Daemon:
         """Record an event of this node."""
         self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
 
+    def _send(self, node: int, message: Message) -> None:
+        assert self._interconnect is not None
+        self._interconnect.send(node, message)
+
     # ---- carrying out ---------------------------------------------------------------------------------------------
 
     def _carry_out(self, effects: list[Effect]) -> None:
@@ -185,8 +192,8 @@ class Daemon:
                     self._store_queue.put_nowait(effect)
                 case RunCommand():
                     self._runner.run(effect)
-                case Trace(event=event, detail=detail):
-                    self.note(event, detail)
+                case Trace():
+                    self.recorder.trace(boottime_us(), effect, self.node.term, self.node.database.index)
                 case Committed():
                     self._membership_may_have_changed()
                 case Reply(identity=identity):

@@ -1,6 +1,7 @@
 """The node's bounded memory of what happened, and its log (SPEC 9.4).
 
 Every event goes to the log as one line `key=value`, and into a ring that the control socket's `timeline` query reads.
+What belongs to a transition also goes into a record of its own, from which all nodes' accounts of it are merged.
 A log that takes no more (a full disk, a pipe that nobody reads) loses lines, which are counted, and disturbs nothing.
 """
 
@@ -9,7 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from muster.core.effects import Trace
+from muster.core.history import ELECTED
+from muster.daemon.transition_record import TransitionRecord
 from muster.drivers.process_tree import say
+from muster.records.messages import Happened
 from muster.records.terms import Term
 
 CAPACITY = 4096
@@ -31,16 +36,31 @@ class FlightRecorder:
 
     def __init__(self, node: str, write: Callable[[str], bool] = say) -> None:
         """`write` puts one line into the log; False if the line was lost. It neither waits nor raises."""
+        self.transitions = TransitionRecord()
         self._node, self._write = node, write
         self._lost = 0
         self._events: deque[Event] = deque(maxlen=CAPACITY)
         self._number = 0
 
-    def note(self, at_us: int, event: str, detail: str, term: Term, index: int) -> None:
+    def trace(self, at_us: int, trace: Trace, term: Term, index: int) -> None:
+        """Record an event of the core, which may belong to a transition; `index` is that of the replica."""
+        if not trace.quiet:
+            self.note(at_us, trace.event, trace.detail, term, index, trace.transition)
+        if trace.transition or trace.about >= 0 or trace.event == ELECTED:
+            self.transitions.add(
+                Happened(
+                    at_us, trace.event, trace.detail, term, trace.index or index, trace.index > 0,
+                    trace.transition, trace.level, trace.barrier, trace.about, trace.kind, trace.nodes, trace.successor,
+                )
+            )  # fmt: skip
+
+    def note(self, at_us: int, event: str, detail: str, term: Term, index: int, transition: int = 0) -> None:
         """Record one event."""
         self._number += 1
         self._events.append(Event(self._number, at_us, event, detail, term, index))
         fields = {"at": f"{at_us / 1e6:.6f}", "node": self._node, "term": str(term), "index": index, "event": event}
+        if transition:
+            fields["transition"] = transition
         line = " ".join(f"{key}={json.dumps(value)}" for key, value in {**fields, "detail": detail}.items())
         if self._lost:
             # a line break first: the last line may have been lost in its middle

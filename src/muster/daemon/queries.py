@@ -59,7 +59,7 @@ def answer(name: str, arguments: Document, database: Database, view: NodeView) -
     if missing:
         what = f"query {name!r} needs {missing[0]!r} as text"
         raise QueryRefused(what, "control socket", f"send {missing[0]}")
-    return _head(database, view) | function(database, view, **arguments)
+    return head(database, view) | function(database, view, **arguments)
 
 
 def status(database: Database, view: NodeView) -> Document:
@@ -114,7 +114,8 @@ _QUERIES: dict[str, tuple[Callable[..., Document], tuple[str, ...]]] = {
 }
 
 
-def _head(database: Database, view: NodeView) -> Document:
+def head(database: Database, view: NodeView) -> Document:
+    """What every answer carries."""
     return {
         "cluster": database.cluster.name,
         "index": database.index,

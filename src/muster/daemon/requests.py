@@ -41,6 +41,8 @@ class Requests:
             if not isinstance(since, int):
                 raise ControlRefused("`since` must be a number", "query timeline", "send a commit index")
             return {"events": self._daemon.recorder.since(since)}
+        if name == "transition_history":
+            return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)
 
     async def _watch(self) -> AsyncIterator[Document]:

@@ -372,7 +372,7 @@ def _load_own(context: ssl.SSLContext, certificate_pem: str, key_path: str) -> N
         finally:
             os.close(certificate)
     except (ssl.SSLError, OSError, ValueError) as error:
-        what = f"private key {key_path}: it does not go with this node's certificate in the store"
+        what = f"private key {key_path} and this node's certificate in the store cannot be used together"
         advice = "put the key there that `muster init` made for this node"
         raise CertificateRefused(f"{what} ({_key_trouble(error)}); {advice}") from error
     finally:
@@ -385,7 +385,7 @@ def _key_trouble(error: Exception) -> str:
     if reason == "KEY_VALUES_MISMATCH":
         return "it is the key of another certificate"
     if isinstance(error, ssl.SSLError):
-        return f"it cannot be read as a key: {reason}" if reason else "it cannot be read as a key"
+        return f"one of them cannot be read: {reason or 'it is no PEM text'}"
     return str(error)
 
 

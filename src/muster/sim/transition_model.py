@@ -23,7 +23,6 @@ import copy
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from muster.core.decisions import decide
@@ -53,7 +52,6 @@ from muster.records.state import (
     Database,
     Entry,
     Eviction,
-    Forget,
     Level,
     Member,
     NodeConfig,
@@ -80,7 +78,7 @@ from muster.sim.transition_rules import (
 
 NOBODY = -1
 NO_REPLICA = -1
-INDEX = 1 << 20  # of every database in the search: above all serial numbers of transitions
+INDEX = 1 << 20  # of every database in the search, plus the late joins so far: above all names of transitions
 SERIALS = 16  # transitions of one incarnation, at most
 TERM = Term(1, 0)
 EVENT_MANAGER = EVENT_MANAGER_LEVEL.number
@@ -176,8 +174,9 @@ class Model:
         self._levels = world.barriers
         configs = tuple(NodeConfig(node, f"n{node}", (), "") for node in range(world.nodes))
         database = initial_database(Cluster("search", "0" * 32, FAST.name, ""), configs)
+        database.index = INDEX
         self.databases = Interned(_key_of(database))
-        self.databases.values[0] = _numbered(database)
+        self.databases.values[0] = database
         self.seats, self.budgets, self.reports = Interned(Seat()), Interned(world.budget), Interned(None)
         self._subsystems = Interned(())
         self._outcomes: dict[tuple[Any, ...], Outcome] = {}
@@ -431,9 +430,9 @@ class Model:
         reports = [seat.report for seat in seats]
         reports[master] = self._report(state, master, seats[master])
         proven = tuple(seat.proven for seat in seats)
-        key = (state[0][-1], tuple(reports), proven, operation)
+        key = (state[0][-1], master, tuple(reports), proven, operation)
         if key not in self._decisions:
-            self._decisions[key] = self._decided(key[0], master, key[1], proven, operation)
+            self._decisions[key] = self._decided(*key)
         decided = self._decisions[key]
         if decided is None or decided[1]:
             return None
@@ -536,7 +535,8 @@ class Model:
         for told in outcome.notified:
             self._be_told(told, held, database, repeated=seat.restarted)
         working = seat.working | {Acknowledgement(told.transition, told.level, told.barrier) for told in outcome.notified}
-        done = frozenset((seat.incarnation, step) for step in outcome.steps)
+        inside = outcome.steps if self.world.event_manager is None else ()
+        done = frozenset((seat.incarnation, step) for step in inside if step.level == EVENT_MANAGER)
         return seat._replace(held=frozenset(held.items()), working=working, acknowledged=seat.acknowledged | done)
 
     def _be_told(self, told: Notify, held: dict[tuple[int, int], Held], database: Database, *, repeated: bool) -> None:
@@ -553,7 +553,9 @@ class Model:
 
     def _count(self, level: int, kind: TransitionKind) -> int:
         barriers = self._levels[level].barriers
-        return barriers[kind.value - TransitionKind.JOINING.value if kind is not TransitionKind.FORCED_LEAVING else 2]
+        if kind is TransitionKind.JOINING:
+            return barriers.joining
+        return barriers.leaving if kind is TransitionKind.LEAVING else barriers.forced_leaving
 
     def _acknowledge(self, state: State, node: int, seat: Seat, step: Acknowledgement) -> Seat:
         """A subsystem is done with a barrier."""
@@ -683,51 +685,37 @@ def _step_of(transition: Transition) -> Acknowledgement:
     return Acknowledgement(transition.identity, transition.level, transition.barrier)
 
 
-def _numbered(database: Database) -> Database:
-    database.index = INDEX
-    database.epoch = 0
-    return database
-
-
 def _key_of(database: Database) -> tuple[Any, ...]:
     """What tells databases apart: the members, and the transitions in their order."""
-    return (tuple(database.members.values()), tuple(database.transitions.values()))
+    return (database.index, tuple(database.members.values()), tuple(database.transitions.values()))
 
 
 def _committed(database: Database, draft: Draft) -> Database | None:
-    """The database with the draft's entry applied, renumbered; None if nothing in it changes."""
+    """The database with the draft's entry applied, renumbered; None if nothing in it changes. Raises `Broken`."""
     changes = [_plain(change) for change in draft.changes if not isinstance(change, Operation)]
     following = copy.copy(database)
     following.members, following.transitions = dict(database.members), dict(database.transitions)
     following.apply(Entry(draft.index, TERM, "", tuple(changes)))
     following.members = dict(sorted(following.members.items()))
+    following.index = database.index
     for identity in [each for each in following.transitions if each not in database.transitions]:
-        _rename(following, following.transitions[identity], database)
-    _numbered(following)
-    return following if _key_of(following) != _key_of(database) or not draft.changes else _unchanged(draft)
+        _rename(following, following.transitions.pop(identity))
+    following.epoch = 0
+    if _key_of(following) != _key_of(database):
+        return following
+    require(draft.operations or not changes, "2.7", f"an entry that changes nothing would follow for ever: {changes}")
+    return None
 
 
-def _unchanged(draft: Draft) -> None:
-    """A draft that puts records as they were would be committed again and again."""
-    real = [change for change in draft.changes if not isinstance(change, Operation)]
-    if real and draft.operations == {}:
-        raise Broken(f"an entry that changes nothing would be committed for ever: {real}")
-
-
-def _rename(following: Database, opened: Transition, before: Database) -> None:
-    """Give a transition that was just opened the next serial number of its incarnation, in its place."""
-    del following.transitions[opened.identity]
-    base = opened.incarnation * SERIALS
-    used = [
-        each.identity // IDENTITIES_PER_ENTRY - base
-        for each in before.transitions.values()
-        if (each.node, each.incarnation) == (opened.node, opened.incarnation)
-    ]
-    serial = max(used, default=0) + 1
-    if opened.kind is not TransitionKind.JOINING or opened.late:
-        serial = max(serial, 2)
-    identity = (base + serial) * IDENTITIES_PER_ENTRY + opened.node
-    following.transitions[identity] = replace(opened, identity=identity)
+def _rename(database: Database, opened: Transition) -> None:
+    """Give a transition that was just opened a name that no other one of this incarnation has ever had."""
+    serial = {TransitionKind.JOINING: 1, TransitionKind.LEAVING: 2, TransitionKind.FORCED_LEAVING: 3}[opened.kind]
+    if opened.late:
+        database.index += 1  # counts the late joins
+        serial = 3 + database.index - INDEX
+    assert serial < SERIALS, "more late registrations than the search can name"
+    identity = (opened.incarnation * SERIALS + serial) * IDENTITIES_PER_ENTRY + opened.node
+    database.transitions[identity] = replace(opened, identity=identity)
 
 
 def _plain(change: Change) -> Change:
@@ -754,8 +742,3 @@ def _blank_strip(nodes: int) -> Strip:
         blank(RegisterKind.LEASE, Lease), blank(RegisterKind.CLAIM, Claim), blank(RegisterKind.VIEW, View),
         blank(RegisterKind.MARKS, Marks),
     )  # fmt: skip
-
-
-def nothing_unused() -> tuple[type, ...]:
-    """Types that annotations here refer to."""
-    return (Forget, msgspec.Struct)

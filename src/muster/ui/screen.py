@@ -118,7 +118,7 @@ def _timeless(answer: Document) -> Document:
 
 
 def _end_if_nobody_reads() -> None:
-    """Raise `BrokenPipeError` when the reader of a pipe has gone, as `| head -1` does: there may be nothing to write."""
+    """Raise `BrokenPipeError` when the reader of a pipe has gone, as with `| head -1`, even while there is no news."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if any(state & (select.POLLERR | select.POLLHUP) for _, state in output.poll(0)):
