@@ -1,4 +1,4 @@
-"""The processes of a node, real ones: guard, lease writer, init, runner, keepers (SPEC 7.1-7.3, 3.12)."""
+"""The processes of a node, real ones: guard, lease writer, init, runner, keepers (P7.5-P7.7; SPEC 7.1-7.3, 3.12)."""
 
 import asyncio
 import functools
@@ -133,6 +133,7 @@ def prove_stopped(incarnations: dict[RealNode, int]) -> dict[RealNode, int]:
 def test_whichever_process_is_killed_or_stopped_nothing_runs_once_there_is_proof(
     mode: str, make_node: Callable[..., RealNode]
 ) -> None:
+    """P7.7: whatever ends or stops, the node ends with it, before there is proof (P7.3)."""
     faults = [(signal.SIGKILL, name) for name in (*NODES, "all")] + [(signal.SIGSTOP, name) for name in NODES]
     faults += [(signal.SIGSTOP, "daemon"), (signal.SIGSTOP, "node processes")]
     if mode == "pid-namespace":  # what a tree cannot promise; see deadman.py
@@ -217,6 +218,7 @@ def test_a_guard_killed_while_it_starts_leaves_nothing(mode: str, make_node: Cal
 
 
 def test_a_killed_daemon_is_started_again_and_its_services_do_not_notice(make_node: Callable[..., RealNode]) -> None:
+    """P7.7: init restarts a daemon that died."""
     node = make_node()
     node.start()
     before = node.up()
@@ -242,6 +244,7 @@ def test_a_killed_daemon_is_started_again_and_its_services_do_not_notice(make_no
 def test_a_mark_for_its_own_incarnation_ends_a_node_and_one_for_another_does_not(
     make_node: Callable[..., RealNode],
 ) -> None:
+    """P7.1, P4.3."""
     node = make_node(1)
     node.start()
     incarnation = node.up()["incarnation"]
@@ -287,6 +290,7 @@ def test_what_it_did_not_write_in_its_own_register_ends_a_node_and_is_left_alone
 def test_a_clean_tombstone_is_written_only_after_everything_has_ended(
     mode: str, make_node: Callable[..., RealNode]
 ) -> None:
+    """P7.5."""
     node = make_node(0, mode)
     node.start()
     incarnation = node.up()["incarnation"]
@@ -344,6 +348,7 @@ def test_the_same_node_started_twice_is_refused_with_the_pid_that_runs(make_node
 
 
 def test_an_advancing_beat_under_its_own_name_refuses_the_start(make_node: Callable[..., RealNode]) -> None:
+    """P7.6."""
     node, clone = make_node(), make_node()
     node.start()
     first = node.up()
@@ -357,6 +362,7 @@ def test_an_advancing_beat_under_its_own_name_refuses_the_start(make_node: Calla
 
 
 def test_after_a_power_cut_the_next_incarnation_waits_for_the_proof(make_node: Callable[..., RealNode]) -> None:
+    """P7.6."""
     node = make_node()
     node.start()
     before = node.up()
@@ -417,6 +423,7 @@ def test_silence_without_a_deadman_proves_nothing_until_the_operator_vouches(
 
 
 def test_a_cycle_that_cannot_read_all_marks_does_not_renew(make_node: Callable[..., RealNode]) -> None:
+    """P7.1."""
     node = make_node()
     node.start()
     node.up()
@@ -433,6 +440,7 @@ def test_a_cycle_that_cannot_read_all_marks_does_not_renew(make_node: Callable[.
 
 
 def test_a_daemon_that_cannot_be_executed_ends_the_node_and_is_named(make_node: Callable[..., RealNode]) -> None:
+    """P7.7: or else the guard panics the node."""
     node = make_node(profile=PROFILE._replace(restart_ms=1500))
     node.start("/nowhere/musterd")
     assert node.ended() == EXIT_PANIC

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import DevCluster
+from core_cluster import joined_cluster
 from faulty_cluster import role_of
 from muster.client import Barriers, ClientError, Kind, Lost, Notification, Refused, Subsystem, register
+from muster.core.inputs import LevelRegistered
 from muster.daemon.subsystems import MAXIMUM_UNFETCHED, Kept, Registration
-from muster.records.state import Level
+from muster.records.messages import LeaveNode
+from muster.records.state import Level, NodeState, TransitionKind
 from muster.ui.client import ControlClient, MusterError
 from muster.ui.node_processes import processes_of
 
@@ -504,3 +507,42 @@ def test_transitions_can_be_watched(alone: Cluster) -> None:
     assert json.loads(watch.stdout.readline())["transitions"] == []  # time alone adds no lines
     watch.send_signal(signal.SIGINT)
     assert watch.wait(DEADLINE_S) == 130
+
+
+APPLICATION = Level(60, "application")
+
+
+def test_p3_9_a_program_that_dies_during_its_node_s_leave_no_longer_holds_it_up() -> None:
+    cluster = joined_cluster(2, (APPLICATION,))
+    cluster.acknowledges = lambda node, _notification: node != 1
+    assert not cluster.do(1, LeaveNode("n1")).refused
+    cluster.until("the leave to be at the program", lambda: cluster.is_at(1, 60, TransitionKind.LEAVING))
+    cluster.run(1000)
+    assert cluster.is_at(1, 60, TransitionKind.LEAVING)
+    cluster.unregister(1, APPLICATION)
+    cluster.until("the leave to be over", lambda: cluster.state(1) is NodeState.INACTIVE)
+
+
+def test_p3_11_the_event_manager_stays_in_the_record_when_the_daemon_restarts_in_a_join_above_it() -> None:
+    cluster = joined_cluster(2, (Level(30, "files"), APPLICATION))
+    cluster.kill(1)
+    cluster.until("n1 to be out", lambda: cluster.state(1) is NodeState.INACTIVE)
+    cluster.acknowledges = lambda _node, notification: notification.level != 60
+    cluster.boot(1, levels=(Level(30, "files"), APPLICATION))
+    cluster.until("its join to be above", lambda: cluster.is_at(1, 60, TransitionKind.JOINING))
+    before = len(cluster.moments)
+    cluster.restart_daemon(1)
+    cluster.run(1000)
+    later = [moment for moment in cluster.moments[before:] if 1 in moment.members]
+    assert all(40 in [level.number for level in moment.members[1].levels] for moment in later)
+    cluster.acknowledge_all()
+    cluster.until_joined(1)
+
+
+def test_a_level_that_cannot_be_taken_is_refused_without_a_trace_in_the_record() -> None:
+    cluster = joined_cluster(1, (APPLICATION,))
+    for number, words in ((0, "membership"), (40, "event manager"), (60, "already, by application"), (-1, "below")):
+        cluster.give(0, LevelRegistered(Level(number, "other")))
+        assert words in cluster.refusals(0)[-1]
+    cluster.run(200)
+    assert cluster.levels_in_record(0) == [40, 60]

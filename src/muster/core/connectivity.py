@@ -1,8 +1,8 @@
 """Who survives when links fail: arithmetic only (SPEC 7.4).
 
 Every node's view register says whom it hears. A link counts only if both ends hear each other. The surviving set is
-fully connected; among those joined nodes count before joining or leaving ones, then the most protected work, then the
-most nodes, then the lowest ids.
+fully connected; among those a node that hears nobody ranks last whatever it runs, then joined nodes count before
+joining or leaving ones, then the most protected work, then the most nodes, then the lowest ids.
 """
 
 from collections.abc import Mapping
@@ -58,8 +58,9 @@ def surviving_set(candidates: Mapping[int, Candidate]) -> frozenset[int]:
 _STEPS = 20_000
 
 
-def _rank(nodes: frozenset[int], candidates: Mapping[int, Candidate]) -> tuple[int, int, int, tuple[int, ...]]:
+def _rank(nodes: frozenset[int], candidates: Mapping[int, Candidate]) -> tuple[bool, int, int, int, tuple[int, ...]]:
     members = [candidates[node] for node in nodes]
+    linked = any(member.heard for member in members)
     joined = sum(1 for member in members if member.joined)
     work = sum(member.work for member in members)
-    return (joined, work, len(members), tuple(-node for node in sorted(nodes)))
+    return (linked, joined, work, len(members), tuple(-node for node in sorted(nodes)))

@@ -103,7 +103,7 @@ class Subsystems:
         return True
 
     def due(self, database: Database) -> list[Notify]:
-        """The notifications to give now; each is returned once. Forgets what is over."""
+        """The notifications to give now; each is returned once (P3.8). Forgets what is over."""
         current = self._current(database)
         self._notified &= current.keys()
         self._acknowledged &= current.keys()
@@ -125,7 +125,7 @@ class Subsystems:
         return notifications
 
     def settle(self, database: Database) -> bool:
-        """Let the event manager acknowledge what it has done; True if it newly did (SPEC 6.8, 6.9)."""
+        """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
         before = len(self._acknowledged)
         for step, transition in self._current(database).items():
             own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node

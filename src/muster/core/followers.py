@@ -49,7 +49,7 @@ class Followers:
         return {node: Append(self.term, entry.index - 1, (entry,)) for node in self.reports}
 
     def repeat(self, node: int, database: Database, now_us: int) -> Append | Snapshot | None:
-        """What to send to a node that lags or has not accepted the term; None if it was told a moment ago."""
+        """What to send to a node that lags or has not accepted the term; None if it was told just now (P5.2)."""
         index = self._index.get(node, 0)
         if node in self.reports and index >= database.index:
             return None

@@ -7,7 +7,8 @@ ended at t knows that the renewal which wrote it started before t. If the beat i
 at t + lease (plus drift) or later, no newer renewal had succeeded by then; the deadman fired before; the incarnation
 has stopped. The observer must itself not have been paused in between: its reads form an unbroken chain (PROTOCOL P7.x).
 
-The guard process imports this module, so it uses plain named tuples only.
+The guard process imports this module, so it uses plain named tuples only. What it does with the verdicts is P7.7;
+where its durations come from is P7.8.
 """
 
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Evidence(NamedTuple):
 
 
 class LeaseWatch:
-    """Observes one node's lease register through successive reads. The only judge of proof by lease (P7.3)."""
+    """Observes one node's lease register through successive reads. The only judge of proof by lease (P7.3, P7.6)."""
 
     __slots__ = ("_first_seen_us", "_gap_us", "_last_finished_us", "_last_started_us", "lease")
 
@@ -164,7 +165,7 @@ class LeaseKeeper:
         return True
 
     def tombstone(self, clean: bool, cause: str) -> Lease:
-        """The last record of this incarnation; written only after everything it ran has ended (SPEC 7.1)."""
+        """The last record of this incarnation; written only after everything it ran has ended (P7.5, SPEC 7.1)."""
         return self._record(LeaseState.CLEAN if clean else LeaseState.PANICKED, cause)
 
     def _record(self, state: LeaseState, cause: str) -> Lease:

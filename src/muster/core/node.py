@@ -671,7 +671,7 @@ class Node:
         self._effects.append(Committed(entry.index))
 
     def _replica_changed(self) -> None:
-        """Do what the committed records say that this node must do (SPEC 3.4, 3.11, 3.12, 7.7)."""
+        """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
         if not self._confirmed or self._ended:
             return
         own = self.database.member(self.me)

@@ -1,4 +1,4 @@
-"""Where a service goes: a pure function of one snapshot (SPEC 6.2, 6.3)."""
+"""Where a service goes: a pure function of one snapshot (P6.19, SPEC 6.2, 6.3)."""
 
 from collections.abc import Collection, Mapping
 

@@ -27,7 +27,7 @@ from muster.records.state import (
 )
 
 # SPEC 3.6, Table 1: what may be sent to a subsystem that has been sent (or holds) something about a node, and what it
-# holds once all have acknowledged.
+# holds once all have acknowledged (P3.6).
 SETTLED_STATE = {
     TransitionKind.JOINING: NodeState.JOINED,
     TransitionKind.LEAVING: NodeState.INACTIVE,
@@ -130,7 +130,7 @@ def _leave(draft: Draft, before: Member, cause: str) -> None:
 
 
 def open_forced_leave(draft: Draft, node: int, proof: Proof) -> None:
-    """Open the forced leave of an incarnation that is proven to have stopped (SPEC 3.9, 7.1)."""
+    """Open the forced leave of an incarnation that is proven to have stopped (P3.5, SPEC 3.9, 7.1)."""
     before = draft.member(node)
     _check_allowed(before, TransitionKind.FORCED_LEAVING)
     aborted = draft.transition_of(node)
@@ -185,7 +185,7 @@ def _resume(draft: Draft, transition: Transition) -> None:
 
 
 def _turn(draft: Draft, transition: Transition) -> None:
-    """Between levels, a join becomes a leave of the levels that have joined (SPEC 3.7).
+    """Between levels, a join becomes a leave of the levels that have joined (P3.12, SPEC 3.7).
 
     The subsystems of those levels hold `joined`, so Table 1 allows `leaving` to each of them.
     """
@@ -267,7 +267,7 @@ def _open(draft: Draft, member: Member, kind: TransitionKind, levels: tuple[int,
 
 
 def _enter(draft: Draft, transition: Transition, position: int) -> None:
-    """Enter the first level at or after `position` that has anybody to notify; finish if there is none."""
+    """Enter the first level at or after `position` that has anybody to notify; finish if there is none (P3.1)."""
     while position < len(transition.levels):
         level = transition.levels[position]
         if _must_await(draft, transition, level):
@@ -289,7 +289,7 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
 
 def _must_await(draft: Draft, transition: Transition, level: int) -> bool:
     """Whether a join stops before `level`: the event manager of the joining node registers in the second step of its
-    boot, when everything below it has joined (SPEC 3.10).
+    boot, when everything below it has joined (P3.11, SPEC 3.10).
     """
     if transition.kind is not TransitionKind.JOINING or transition.late or level < EVENT_MANAGER:
         return False

@@ -86,7 +86,9 @@ class TransitionHistory:
                 raise await self._unknown(transition, silent)
             found = account
             silent |= {node: why for node, why in _without_record(transition, testimonies).items()}
-        return found | {"unanswered": [{"node": database.name_of(node), "why": silent[node]} for node in sorted(silent)]}
+        return found | {
+            "unanswered": [{"node": database.name_of(node), "why": silent[node]} for node in sorted(silent)]
+        }
 
     async def _gather(self, transition: int) -> tuple[dict[int, Testimony], dict[int, str]]:
         """What each node that answers has recorded, and why the others are missing."""

@@ -23,11 +23,11 @@ LAST_EVENTS = (history.DONE, history.REPLACED, history.GONE)
 class _Chapter:
     """One transition."""
 
-    def __init__(self) -> None:
-        self.happened: list[Happened] = []
+    def __init__(self, happened: list[Happened], replaced: int) -> None:
+        self.happened = happened
+        self.replaced = replaced  # the transition whose place it took, or 0
         self.omitted = 0
         self.is_over = False
-        self.replaced = 0  # the transition whose place it took
 
 
 class TransitionRecord:
@@ -37,6 +37,7 @@ class TransitionRecord:
         self._chapters: dict[int, _Chapter] = {}  # in the order in which the node met them
         self._events = 0
         self._evidence: deque[Happened] = deque(maxlen=MAXIMUM_EVIDENCE)
+        self._successions: deque[tuple[int, int]] = deque(maxlen=MAXIMUM_TRANSITIONS)  # (new, old)
 
     def add(self, happened: Happened) -> None:
         """Record an event, if it belongs to a transition or is evidence for one."""
@@ -68,23 +69,24 @@ class TransitionRecord:
         """How each transition began, as far as it is known, and how it ended."""
         found = []
         for chapter in self._chapters.values():
-            first = next((each for each in chapter.happened if each.event in FIRST_EVENTS), chapter.happened[0])
+            own = [each for each in chapter.happened if each.transition]
+            first = next((each for each in own if each.event in FIRST_EVENTS), own[0])
             found.append(first)
             if chapter.is_over:
-                found.append(next(each for each in reversed(chapter.happened) if each.event in LAST_EVENTS))
+                found.append(next(each for each in reversed(own) if each.event in LAST_EVENTS))
         return tuple(found)
 
     def _at_work(self) -> list[int]:
         return [identity for identity, chapter in self._chapters.items() if not chapter.is_over]
 
     def _is_forced_leave_of(self, identity: int, node: int) -> bool:
-        first = self._chapters[identity].happened[0]
-        return first.about == node and first.kind == TransitionKind.FORCED_LEAVING
+        own = next(each for each in self._chapters[identity].happened if each.transition)
+        return own.about == node and own.kind == TransitionKind.FORCED_LEAVING
 
     def _add(self, identity: int, happened: Happened) -> None:
         chapter = self._chapters.get(identity)
         if chapter is None:
-            chapter = self._chapters[identity] = self._begin(happened)
+            chapter = self._chapters[identity] = self._begin(identity, happened)
         is_last = happened.event in LAST_EVENTS
         if len(chapter.happened) < MAXIMUM_EVENTS_OF_ONE or is_last:
             if len(happened.detail) > MAXIMUM_DETAIL_CHARACTERS:
@@ -95,26 +97,18 @@ class TransitionRecord:
             chapter.omitted += 1
         chapter.is_over = chapter.is_over or is_last
         if happened.event == history.REPLACED:
-            self._succeed(happened)
+            self._successions.append((happened.successor, identity))
         while len(self._chapters) > MAXIMUM_TRANSITIONS or self._events > MAXIMUM_EVENTS:
             oldest = next(iter(self._chapters))
             self._events -= len(self._chapters.pop(oldest).happened)
 
-    def _begin(self, happened: Happened) -> _Chapter:
+    def _begin(self, identity: int, happened: Happened) -> _Chapter:
         """A chapter about a transition that the node meets: evidence goes into a forced leave, or was about nothing."""
-        chapter = _Chapter()
         about = [each for each in self._evidence if each.about == happened.about]
         self._evidence = deque((each for each in self._evidence if each.about != happened.about), MAXIMUM_EVIDENCE)
-        if happened.kind == TransitionKind.FORCED_LEAVING:
-            chapter.happened += about
-            self._events += len(about)
-        return chapter
-
-    def _succeed(self, replaced: Happened) -> None:
-        successor = self._chapters.get(replaced.successor)
-        if successor is None:
-            successor = self._chapters[replaced.successor] = _Chapter()
-        successor.replaced = replaced.transition
+        kept = about if happened.kind == TransitionKind.FORCED_LEAVING else []
+        self._events += len(kept)
+        return _Chapter(kept, dict(self._successions).get(identity, 0))
 
 
 def _shortened(happened: Happened) -> Happened:

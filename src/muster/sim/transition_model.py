@@ -82,6 +82,7 @@ INDEX = 1 << 20  # of every database in the search, plus the late joins so far: 
 SERIALS = 16  # transitions of one incarnation, at most
 TERM = Term(1, 0)
 EVENT_MANAGER = EVENT_MANAGER_LEVEL.number
+ONLY_NARRATED = ("_narrated",)  # of `Subsystems`: what its history has told already
 Step = tuple[str, *tuple[int, ...]]  # what happened: a verb, the node, and what else is to be said
 State = tuple[Any, ...]  # chain of databases, master, budget, seat of each node; all but the master interned
 
@@ -674,10 +675,11 @@ class _Resident(Node):
 
 
 def _frozen(fields: dict[str, Any]) -> tuple[Any, ...]:
-    """The attributes of an object as a value."""
+    """The attributes of an object as a value; without those that only serve the account of what it did."""
     return tuple(
         tuple(sorted(value.items())) if isinstance(value, dict) else frozenset(value) if isinstance(value, set) else value
-        for value in fields.values()
+        for name, value in fields.items()
+        if name not in ONLY_NARRATED
     )
 
 
