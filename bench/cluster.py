@@ -148,8 +148,10 @@ def repeated(
     """
     left = runs
     while left:
+        left -= 1  # also of a rig that cannot be made
         try:
             with make() as made:
+                once(made)
                 while left:
                     left -= 1
                     once(made)

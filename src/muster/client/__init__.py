@@ -27,13 +27,16 @@ When the daemon restarts, the registration is resumed unseen; nothing is heard t
 means: the level is deregistered, or its node fails. `Lost` ends the loop when the registration cannot be resumed: the
 node has stopped or restarted, and whatever the program holds for the cluster must be given up before it registers anew.
 
+With `judge=function` the program is asked before every graceful leave and every transfer: what the function returns for
+a `Planned` change is its objection, in words; an empty text is consent. Nobody is asked about a forced leave.
+
 This package needs the standard library only.
 """
 
 from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
 from muster.client.blocking import Notification, Subsystem, register
 from muster.client.errors import ClientError, Lost, Refused, Unreachable
-from muster.client.protocol import Barriers, Kind
+from muster.client.protocol import Barriers, Kind, Planned
 
 __all__ = [
     "AsyncNotification",
@@ -43,6 +46,7 @@ __all__ = [
     "Kind",
     "Lost",
     "Notification",
+    "Planned",
     "Refused",
     "Subsystem",
     "Unreachable",

@@ -17,6 +17,8 @@ from muster.client.protocol import (
     ONE_EACH,
     Barriers,
     Document,
+    Judge,
+    Planned,
     Streams,
     Told,
     ask,
@@ -49,7 +51,11 @@ class AsyncNotification(Told):
 class AsyncSubsystem:
     """A registered program. Iterate it for the notifications; made by `register_async`."""
 
-    def __init__(self, path: Path, request: Document, fails: bool, reconnect_s: float) -> None:
+    def __init__(
+        self, path: Path, request: Document, fails: bool, reconnect_s: float, judge: Judge | None = None
+    ) -> None:
+        self._judge = judge
+        self._judging: set[asyncio.Task[None]] = set()
         self._path, self._request, self._fails, self._reconnect_s = path, request, fails, reconnect_s
         self.name: str = request["arguments"]["name"]
         self.level: int = request["arguments"]["level"]
@@ -113,7 +119,7 @@ class AsyncSubsystem:
         """End the connection only: the node takes the program for dead, and its `on_loss` decides."""
         if self._pump is not None:
             self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+            await asyncio.gather(self._pump, *self._judging, return_exceptions=True)
         self._close_streams()
         self._over = True
         with contextlib.suppress(asyncio.QueueFull):  # then nobody waits for one
@@ -166,7 +172,12 @@ class AsyncSubsystem:
                 return False
             if not answer.get("more", False):
                 return True
-            await self._hear(told_from(answer["result"]))
+            if "question" in answer["result"]:
+                task = asyncio.create_task(self._consider(answer["result"]))
+                self._judging.add(task)
+                task.add_done_callback(self._judging.discard)
+            else:
+                await self._hear(told_from(answer["result"]))
 
     async def _hear(self, told: Told) -> None:
         step = (told.transition, told.barrier)
@@ -176,6 +187,16 @@ class AsyncSubsystem:
             await self._unheard.put(AsyncNotification(**vars(told), _subsystem=self))
         elif acknowledged:  # a repeated notification is answered from memory (SPEC 3.4)
             await self._call("acknowledge", self._reconnect_s, transition=step[0], barrier=step[1])
+
+    async def _consider(self, asked: Document) -> None:
+        """Ask the program, in a thread of its own, and say what it objects; one that fails objects by its error."""
+        planned = Planned(asked["change"], asked["node"], asked["service"])
+        try:
+            objection = await asyncio.to_thread(self._judge, planned) if self._judge is not None else ""
+        except Exception as error:  # noqa: BLE001  # whatever the program raises
+            objection = f"it could not judge: {error!r}"
+        with contextlib.suppress(ClientError):
+            await self._call("answer", self._reconnect_s, question=asked["question"], objection=objection)
 
     def _remember(self, step: Step, *, acknowledged: bool) -> None:
         self._steps[step] = acknowledged
@@ -206,7 +227,7 @@ class AsyncSubsystem:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _call(self, operation: str, patience_s: float, **arguments: int) -> None:
+    async def _call(self, operation: str, patience_s: float, **arguments: int | str) -> None:
         """Carry out an operation of this registration, again if the daemon restarts meanwhile. Raises `ClientError`."""
         document = {"token": self._token, **arguments}
         request = {"operation": operation, "identity": os.urandom(16).hex(), "arguments": document}
@@ -243,6 +264,7 @@ async def register_async(
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
     on_loss: Literal["deregister", "fail"] = "deregister",
+    judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,
     socket: str | os.PathLike[str] | None = None,
@@ -252,8 +274,9 @@ async def register_async(
     """Register this program at `level` (SPEC 3.2). Raises `Refused`, `Unreachable`; `ValueError` for its own arguments.
 
     `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
-    forces the node out. `on_loss`: what the death of this program means, a level that goes or a node that fails.
-    `directory` and `node` name a node of a development cluster; `socket` the control socket of any. `timeout_s` bounds
+    forces the node out. `judge` is asked, in a thread, before every graceful leave and transfer, and may object with a
+    reason; who asked may override it. `on_loss`: what the death of this program means, a level that goes or a node that
+    fails. `directory` and `node` name a node of a development cluster; `socket` the control socket of any. `timeout_s` bounds
     the registration; `reconnect_s` how long a daemon that is gone is waited for.
     """
     if deadline_s < 0 or timeout_s <= 0 or reconnect_s < 0:
@@ -265,10 +288,11 @@ async def register_async(
         "deadline_ms": round(deadline_s * 1000),
         "on_hang": on_hang,
         "on_loss": on_loss,
+        "vetoes": judge is not None,
         "process": os.getpid(),
     }
     path = socket_path(directory, node, socket)
     request = {"query": "subsystem", "arguments": arguments}
-    subsystem = AsyncSubsystem(path, request, on_loss == "fail", reconnect_s)
+    subsystem = AsyncSubsystem(path, request, on_loss == "fail", reconnect_s, judge)
     await subsystem.start(timeout_s)
     return subsystem

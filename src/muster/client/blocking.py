@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from muster.client.asynchronous import RECONNECT_S, AsyncNotification, AsyncSubsystem, register_async
 from muster.client.errors import ClientError
-from muster.client.protocol import ONE_EACH, Barriers, Told
+from muster.client.protocol import ONE_EACH, Barriers, Judge, Told
 
 LAST_CALLS_S = 1.0  # for calls of other threads under way when the subsystem is closed
 T = TypeVar("T")
@@ -165,6 +165,7 @@ def register(
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
     on_loss: Literal["deregister", "fail"] = "deregister",
+    judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,
     socket: str | os.PathLike[str] | None = None,
@@ -176,7 +177,7 @@ def register(
     try:
         inner = loop.call(
             register_async(
-                name, level, barriers=barriers, deadline_s=deadline_s, on_hang=on_hang, on_loss=on_loss,
+                name, level, barriers=barriers, deadline_s=deadline_s, on_hang=on_hang, on_loss=on_loss, judge=judge,
                 directory=directory, node=node, socket=socket, timeout_s=timeout_s, reconnect_s=reconnect_s,
             )
         )  # fmt: skip

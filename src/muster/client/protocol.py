@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +58,18 @@ class Told:
     kind: Kind
     vector: Mapping[str, str]
     epoch: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A change that has been asked for and not begun: `node` is to `leave`, or `service` to `transfer` (to `node`)."""
+
+    change: str
+    node: str
+    service: str
+
+
+Judge = Callable[[Planned], str]  # what the program objects, or nothing for consent
 
 
 def told_from(line: Document) -> Told:

@@ -62,10 +62,8 @@ def skipped(before: Database, after: Database) -> list[Trace]:
         was = before.transitions.get(now.identity)
         if was is None or step_of(was) != step_of(now):
             traces.append(_step(FOUND, after, now, f": {now.cause}", nodes=now.participants))
-    for was in before.transitions.values():
-        if was.identity not in after.transitions:
-            traces.append(_step(GONE, after, was))
-    return traces
+    gone = [was for was in before.transitions.values() if was.identity not in after.transitions]
+    return traces + [_step(GONE, after, was) for was in gone]
 
 
 def told(database: Database, transition: Transition) -> Trace:

@@ -277,6 +277,8 @@ class Node:
             case LevelRegistered(level=level):
                 self._register(level)
             case LevelGone(number=number):
+                self._questions.lost(number)
+                self._tell_verdicts()
                 if self._subsystems.unregister(number):
                     self._send_report()
             case Acknowledged(transition=identity, level=level, barrier=barrier):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from muster.core.effects import (
     AppendFrame,
+    AskSubsystem,
     Committed,
     Effect,
     Elected,
@@ -204,6 +205,8 @@ class Daemon:
                     self._spawn(self._leave())
                 case Panic(cause=cause):
                     self._panic(cause)
+                case AskSubsystem():
+                    self.subsystems.ask(effect)
                 case Notify():
                     self.subsystems.notify(effect)
                 case LevelRefused(number=number, reason=reason):

@@ -31,6 +31,14 @@ class Event(NamedTuple):
     commit_index: int
 
 
+def placed(at_us: int, trace: Trace, term: Term, index: int) -> Happened:
+    """The event as it is kept and told; an entry bears its own index, all else that of the replica at the time."""
+    return Happened(
+        at_us, trace.event, trace.detail, term, trace.index or index, trace.index > 0,
+        trace.transition, trace.level, trace.barrier, trace.about, trace.kind, trace.nodes, trace.successor,
+    )  # fmt: skip
+
+
 class FlightRecorder:
     """Keeps the last `CAPACITY` events and writes each to the log."""
 
@@ -47,12 +55,7 @@ class FlightRecorder:
         if not trace.quiet:
             self.note(at_us, trace.event, trace.detail, term, index, trace.transition)
         if trace.transition or trace.about >= 0 or trace.event == ELECTED:
-            self.transitions.add(
-                Happened(
-                    at_us, trace.event, trace.detail, term, trace.index or index, trace.index > 0,
-                    trace.transition, trace.level, trace.barrier, trace.about, trace.kind, trace.nodes, trace.successor,
-                )
-            )  # fmt: skip
+            self.transitions.add(placed(at_us, trace, term, index))
 
     def note(self, at_us: int, event: str, detail: str, term: Term, index: int, transition: int = 0) -> None:
         """Record one event."""

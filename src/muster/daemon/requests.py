@@ -8,6 +8,7 @@ from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
 from muster.daemon.operations import read_operation
 
+SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
 OPERATION_TIMEOUT_S = 20.0
 
 Document = dict[str, Any]
@@ -21,7 +22,7 @@ class Requests:
 
     def handle(self, request: Document) -> Any:
         """The answer to one request: awaitable, or an asynchronous iterator for `watch`."""
-        if request.get("operation") in ("acknowledge", "deregister_level"):
+        if request.get("operation") in SUBSYSTEM_OPERATIONS:
             return self._of_a_program(request["operation"], request["arguments"])
         if "operation" in request:
             return self._operate(request["operation"], request["identity"], request["arguments"])
@@ -33,6 +34,8 @@ class Requests:
 
     async def _of_a_program(self, name: str, arguments: Document) -> Document:
         subsystems = self._daemon.subsystems
+        if name == "answer":
+            return subsystems.answer(arguments)
         return subsystems.acknowledge(arguments) if name == "acknowledge" else subsystems.deregister(arguments)
 
     async def _query(self, name: str, arguments: Document) -> Document:

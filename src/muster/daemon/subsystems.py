@@ -4,7 +4,7 @@ Theory of operation. A program registers with the streaming request
 
     {"query": "subsystem", "arguments": {"name": "cache", "level": 60,
         "barriers": {"joining": 1, "leaving": 1, "forced_leaving": 1}, "deadline_ms": 30000,
-        "on_hang": "wait" or "evict", "on_loss": "deregister" or "fail"}}
+        "on_hang": "wait" or "evict", "on_loss": "deregister" or "fail", "vetoes": false}}
 
 The first line of the answer holds the registration's `token`; each further one is a notification. It acknowledges on
 another connection, `{"operation": "acknowledge", "arguments": {"token", "transition", "barrier"}}`: fetching a
@@ -12,6 +12,9 @@ notification acknowledges nothing, and the next one comes while it works on the 
 ends the registration; so does the end of the node's own leave at that level (SPEC 3.11): then the stream ends with its
 closing line. A stream that ends otherwise means that the program has died, or reads no more, and its policy
 `on_loss` decides: the level goes, with an event, or the node fails.
+
+One that `vetoes` also hears a line with a `question` before each graceful leave and each transfer, and answers it with
+`{"operation": "answer", "arguments": {"token", "question", "objection"}}`; an empty objection is consent.
 
 A registration outlives its daemon: it is written to a file beside the control socket before it counts. The next daemon
 of the same incarnation goes on reporting the level, so that no transition passes a program that still works, and
@@ -31,16 +34,18 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from muster.core.effects import Notify
-from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
+from muster.core.effects import AskSubsystem, Notify
+from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered, SubsystemAnswered
 from muster.core.node import Node
 from muster.daemon.control import ControlRefused
 from muster.records.limits import NAME, NAME_RULE, shown
+from muster.records.messages import LeaveNode, TransferService
 from muster.records.state import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
 
 MAXIMUM_REGISTRATIONS = 32  # half of the control socket's connections
 MAXIMUM_UNFETCHED = 256  # notifications; each node has one transition at a time
 MAXIMUM_LEVEL = 65_535
+MAXIMUM_OBJECTION_CHARACTERS = 300
 MAXIMUM_BARRIERS = 64
 MAXIMUM_DEADLINE_MS = 24 * 60 * 60 * 1000
 STRIKE_TIMEOUT_S = 10.0  # for the cluster to stop counting with the last program of a level
@@ -68,6 +73,7 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
     deadline_ms: int = 0
     on_hang: Literal["wait", "evict"] = "wait"
     on_loss: Literal["deregister", "fail"] = "deregister"
+    vetoes: bool = False
     process: int = 0  # its id as the program knows it: it may live in another namespace than the daemon
 
 
@@ -128,6 +134,12 @@ class Registration:
         self._unfetched.append(notification)
         self._arrived.set()
         return True
+
+    def question(self, question: Document) -> None:
+        """Queue a question; one that is not fetched in time is answered by silence."""
+        if len(self._unfetched) < MAXIMUM_UNFETCHED:
+            self._unfetched.append(question)
+            self._arrived.set()
 
     def end(self, refusal: ControlRefused | None = None) -> None:
         """Nothing more is notified; the stream ends, with an error if there is one."""
@@ -214,6 +226,30 @@ class Registrations:
             cause = f"it has not fetched {MAXIMUM_UNFETCHED} notifications"
             asyncio.get_running_loop().call_soon(self._lost, registration, cause)
 
+    def ask(self, effect: AskSubsystem) -> None:
+        """The core asks the subsystem of a level whether it objects to a planned change (P4.5)."""
+        registration = self._by_level.get(effect.level)
+        operation = effect.operation
+        if registration is None or not isinstance(operation, LeaveNode | TransferService):
+            return
+        if isinstance(operation, LeaveNode):
+            planned = {"change": "leave", "node": operation.node, "service": ""}
+        else:
+            planned = {"change": "transfer", "node": operation.target, "service": operation.service}
+        registration.question({"question": effect.question, **planned})
+
+    def answer(self, arguments: Document) -> Document:
+        """A program says whether it objects: in words, or nothing for consent."""
+        where = "operation answer"
+        values = _checked(arguments, {"token": str, "question": str, "objection": str}, where)
+        registration = self._with_token(values["token"], where)
+        objection = " ".join(values["objection"].split())[:MAXIMUM_OBJECTION_CHARACTERS]
+        if objection:
+            objection = f"{registration.described} on {self._node.setup.name} objects: {objection}"
+            self._note("objection", objection)
+        self._feed(SubsystemAnswered(values["question"], registration.level.number, objection))
+        return {"answered": True}
+
     def refused(self, number: int, reason: str) -> None:
         """The core gives a level up, or has not taken it (SPEC 3.2)."""
         self._refused[number] = reason
@@ -294,7 +330,8 @@ class Registrations:
     async def _register(self, wanted: Wanted, peer_pid: int) -> Registration:
         pid = wanted.process or peer_pid
         barriers = Barriers(wanted.barriers.joining, wanted.barriers.leaving, wanted.barriers.forced_leaving)
-        level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, wanted.on_hang == "evict")
+        evicts = wanted.on_hang == "evict"
+        level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, evicts, wanted.vetoes)
         await self._until_struck(level.number)
         self._refuse_if_impossible(level)
         kept = Kept(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid)

@@ -39,13 +39,14 @@ _RANKS = (  # of what bears the same commit index
     (history.HUNG,),
     (history.GONE,),
 )
+_WHOLE = (history.OPENED, history.DONE, history.FORCED_OUT, history.PARKED, history.RESUMED)  # no step's
 _RANK = {event: rank for rank, events in enumerate(_RANKS) for event in events}
 
 Document = dict[str, Any]
 Place = tuple[int, int]  # level, barrier
 
 
-class Testimony(NamedTuple):
+class Statement(NamedTuple):
     """What one node has recorded: its clock when it was asked, the events, how many it had no room for."""
 
     now_us: int
@@ -65,20 +66,20 @@ class _Seen(NamedTuple):
         return self.happened.level, self.happened.barrier
 
 
-def overview(database: Database, testimonies: Mapping[int, Testimony]) -> list[Document]:
+def overview(database: Database, statements: Mapping[int, Statement]) -> list[Document]:
     """The recent transitions, newest first: `id`, `node`, `kind`, `age_ms`, `took_ms`, `outcome`, `cause`.
 
     `age_ms` is the time since it opened; null, as `took_ms`, where nobody who answers saw it open (or end).
     """
     found: dict[int, list[tuple[int, Happened]]] = {}
-    for node in sorted(testimonies):
-        for happened in testimonies[node].happened:
+    for node in sorted(statements):
+        for happened in statements[node].happened:
             if happened.transition:
                 found.setdefault(happened.transition, []).append((node, happened))
-    return [_summary(database, testimonies, identity, found[identity]) for identity in sorted(found, reverse=True)]
+    return [_summary(database, statements, identity, found[identity]) for identity in sorted(found, reverse=True)]
 
 
-def account(database: Database, transition: int, testimonies: Mapping[int, Testimony]) -> Document | None:
+def account(database: Database, transition: int, statements: Mapping[int, Statement]) -> Document | None:
     """Everything about one transition: `transition`, `steps`, `account`; None if nobody knows it.
 
     `transition` is as in `overview`, with `opened_by`, `term`, `index`, `proof`, `replaces`, `replaced_by`. A step has
@@ -89,36 +90,36 @@ def account(database: Database, transition: int, testimonies: Mapping[int, Testi
     """
     own = [
         (node, happened)
-        for node in sorted(testimonies)
-        for happened in testimonies[node].happened
+        for node in sorted(statements)
+        for happened in statements[node].happened
         if happened.transition == transition
     ]
     if not own:
         return None
-    everything = _aligned(transition, testimonies)
+    everything = _aligned(transition, statements)
     seen = [each for each in everything if each.happened.transition in (transition, 0)]
     before = [each for each in everything if each.happened.transition not in (transition, 0)]
-    steps = _steps(database, seen)
+    steps = _steps(seen)
     return {
-        "transition": _summary(database, testimonies, transition, own) | _circumstances(database, seen, before),
+        "transition": _summary(database, statements, transition, own) | _circumstances(database, seen, before),
         "steps": [step.document(database) for step in steps],
         "account": _rows(database, seen, before, steps),
-        "omitted": sum(testimony.omitted for testimony in testimonies.values()),
+        "omitted": sum(statement.omitted for statement in statements.values()),
     }
 
 
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 
-def _aligned(transition: int, testimonies: Mapping[int, Testimony]) -> list[_Seen]:
+def _aligned(transition: int, statements: Mapping[int, Statement]) -> list[_Seen]:
     """Every event with its time since the beginning, by cause."""
     entries = {
-        node: _entries(testimony.happened, transition) for node, testimony in testimonies.items() if testimony.happened
+        node: _entries(statement.happened, transition) for node, statement in statements.items() if statement.happened
     }
-    offsets = _offsets(_reference(transition, testimonies, entries), entries)
+    offsets = _offsets(_reference(transition, statements, entries), entries)
     found = []
     for node in sorted(entries):
-        for happened in testimonies[node].happened:
+        for happened in statements[node].happened:
             offset_us = offsets.get(node)
             time_us = happened.at_us - offset_us if offset_us is not None else None
             found.append(_Seen(node, happened, time_us))
@@ -136,19 +137,17 @@ def _entries(happened: Iterable[Happened], transition: int) -> dict[int, int]:
     """When the node applied each entry that belongs to the transition: commit index -> its own clock (us)."""
     found: dict[int, int] = {}
     for each in happened:
-        if each.committed and (each.transition == transition or each.successor == transition):
+        if each.committed and transition in {each.transition, each.successor}:
             found[each.index] = min(each.at_us, found.get(each.index, each.at_us))
     return found
 
 
-def _reference(transition: int, testimonies: Mapping[int, Testimony], entries: Mapping[int, dict[int, int]]) -> int:
+def _reference(transition: int, statements: Mapping[int, Statement], entries: Mapping[int, dict[int, int]]) -> int:
     """The node on whose clock the account runs: the same whoever is asked, as long as the same nodes answer."""
 
     def suitability(node: int) -> tuple[bool, bool, int, int]:
         opened = [
-            each
-            for each in testimonies[node].happened
-            if each.transition == transition and each.event == history.OPENED
+            each for each in statements[node].happened if each.transition == transition and each.event == history.OPENED
         ]
         return any(each.term.node == node for each in opened), bool(opened), len(entries[node]), -node
 
@@ -163,13 +162,20 @@ def _offsets(reference: int, entries: Mapping[int, dict[int, int]]) -> dict[int,
     offsets = {reference: started_us}
     agreed = {index: at_us - started_us for index, at_us in entries[reference].items()}
     waiting = sorted(set(entries) - {reference})
-    while aligned := next((node for node in waiting if entries[node].keys() & agreed.keys()), None):
+    for _ in range(len(waiting)):
+        aligned = next((node for node in waiting if entries[node].keys() & agreed.keys()), None)
+        if aligned is None:
+            break  # who is left has nothing in common with anybody
         common = min(entries[aligned].keys() & agreed.keys())
         offsets[aligned] = entries[aligned][common] - agreed[common]
         for index, at_us in entries[aligned].items():
             agreed.setdefault(index, at_us - offsets[aligned])
         waiting.remove(aligned)
     return offsets
+
+
+def _difference(later_us: int | None, earlier_us: int | None) -> int | None:
+    return None if later_us is None or earlier_us is None else later_us - earlier_us
 
 
 def _ms(time_us: int | None) -> float | None:
@@ -180,7 +186,7 @@ def _ms(time_us: int | None) -> float | None:
 
 
 def _summary(
-    database: Database, testimonies: Mapping[int, Testimony], identity: int, own: list[tuple[int, Happened]]
+    database: Database, statements: Mapping[int, Statement], identity: int, own: list[tuple[int, Happened]]
 ) -> Document:
     opened = [(node, each) for node, each in own if each.event == history.OPENED]
     ends = [(node, each) for node, each in own if each.event in _CLOSING]
@@ -190,7 +196,7 @@ def _summary(
     age_us = took_us = None
     if best:
         node, first = best[0]
-        age_us = testimonies[node].now_us - first.at_us
+        age_us = statements[node].now_us - first.at_us
         # the closing on the same clock, if that node saw it; else on that of any other that saw both
         both = [
             last.at_us - begun.at_us
@@ -237,7 +243,8 @@ class _Step:
         self.place = begun.place
         self.index = begun.happened.index
         self.participants = set(begun.happened.nodes)
-        self.began_us, self.ended_us = begun.time_us, None if begun.time_us is None else begun.time_us
+        self.began_us = begun.time_us
+        self.ended_us: int | None = None
         self.is_over = False
         self.told: dict[int, _Seen] = {}  # by the participant's own record
         self.acknowledged: dict[int, _Seen] = {}  # by the participant's own record
@@ -253,21 +260,20 @@ class _Step:
         arrivals = self.arrivals()
         last = max(arrivals, key=lambda node: (arrivals[node], node), default=None)
         missing = sorted(self.participants - self.acknowledged.keys() - self.heard.keys())
-        known = self.began_us is not None
         return {
             "level": self.place[0],
             "level_name": _level_name(database, self.place[0]),
             "barrier": self.place[1],
             "participants": _names(database, sorted(self.participants)),
             "began_ms": _ms(self.began_us),
-            "took_ms": _ms((self.ended_us or 0) - (self.began_us or 0)) if known and self.is_over else None,
+            "took_ms": _ms(_difference(self.ended_us, self.began_us)),
             "waited_for": database.name_of(last) if last is not None and (self.is_over or not missing) else None,
-            "waited_ms": _ms(arrivals[last] - (self.began_us or 0)) if last is not None and known else None,
+            "waited_ms": _ms(_difference(arrivals[last] if last is not None else None, self.began_us)),
             "missing": _names(database, missing),
         }
 
 
-def _steps(database: Database, seen: list[_Seen]) -> list[_Step]:
+def _steps(seen: list[_Seen]) -> list[_Step]:
     """The steps in their order, each with who was told and who acknowledged."""
     steps: dict[Place, _Step] = {}
     for each in _once(seen):
@@ -355,7 +361,7 @@ def _by_others(database: Database, step: _Step) -> list[tuple[_Seen, Document]]:
             time_us = step.began_us
             told = _Seen(node, _at(happened, history.STEP_TOLD, step.index), time_us)
             rows.append((told, _row(database, told, node, TOLD, detail) | {"recorded_by": recorder}))
-        since_us = None if heard.time_us is None or step.began_us is None else heard.time_us - step.began_us
+        since_us = _difference(heard.time_us, step.began_us)
         acknowledged = _Seen(node, _at(happened, history.STEP_ACKNOWLEDGED, happened.index), heard.time_us)
         detail = "as the master heard it; its own record is missing"
         row = _row(database, acknowledged, node, ACKNOWLEDGED, detail, since_us)
@@ -381,13 +387,14 @@ def _row(
     database: Database, seen: _Seen, node: int, event: str = "", detail: str | None = None, after_us: int | None = None
 ) -> Document:
     happened = seen.happened
+    in_step = happened.level > 0 and happened.event not in _WHOLE
     return {
         "time_ms": _ms(seen.time_us),
         "index": happened.index,
         "node": database.name_of(node),
         "event": event or happened.event,
-        "level": happened.level if happened.level > 0 else None,
-        "barrier": happened.barrier if happened.level > 0 else None,
+        "level": happened.level if in_step else None,
+        "barrier": happened.barrier if in_step else None,
         "detail": happened.detail if detail is None else detail,
         "after_ms": _ms(after_us),
         "recorded_by": None,

@@ -12,7 +12,7 @@ from typing import Any
 from muster.core.node import Node
 from muster.daemon import timeline
 from muster.daemon.control import ControlRefused
-from muster.daemon.timeline import Testimony
+from muster.daemon.timeline import Statement
 from muster.daemon.transition_record import MAXIMUM_EVENTS_OF_ONE, TransitionRecord
 from muster.records.limits import shown
 from muster.records.messages import HistoryAnswer, HistoryRequest, Message
@@ -32,7 +32,7 @@ class _Gathering:
 
     def __init__(self, asked: set[int]) -> None:
         self.missing = asked
-        self.testimonies: dict[int, Testimony] = {}
+        self.statements: dict[int, Statement] = {}
         self.complete = asyncio.Event()
 
 
@@ -60,7 +60,7 @@ class TransitionHistory:
                 if gathering is not None and sender in gathering.missing:
                     gathering.missing.discard(sender)
                     happened = happened[:MAXIMUM_EVENTS_OF_ONE]
-                    gathering.testimonies[sender] = Testimony(now_us, happened, omitted)
+                    gathering.statements[sender] = Statement(now_us, happened, omitted)
                     if not gathering.missing:
                         gathering.complete.set()
             case _:
@@ -76,21 +76,21 @@ class TransitionHistory:
         if type(transition) is not int or not 0 <= transition < 1 << 63 or ("id" in arguments and not transition):
             what = f"`id` is {shown(transition)}, which is no transition's"
             raise ControlRefused(what, WHERE, "send a number from the list of transitions, or no id for the list")
-        testimonies, silent = await self._gather(transition)
+        statements, silent = await self._gather(transition)
         database = self._node.database
         if not transition:
-            found = {"history": timeline.overview(database, testimonies)}
+            found = {"history": timeline.overview(database, statements)}
         else:
-            account = timeline.account(database, transition, testimonies)
+            account = timeline.account(database, transition, statements)
             if account is None:
                 raise await self._unknown(transition, silent)
             found = account
-            silent |= {node: why for node, why in _without_record(transition, testimonies).items()}
+            silent |= _without_record(transition, statements)
         return found | {
             "unanswered": [{"node": database.name_of(node), "why": silent[node]} for node in sorted(silent)]
         }
 
-    async def _gather(self, transition: int) -> tuple[dict[int, Testimony], dict[int, str]]:
+    async def _gather(self, transition: int) -> tuple[dict[int, Statement], dict[int, str]]:
         """What each node that answers has recorded, and why the others are missing."""
         if len(self._gatherings) >= MAXIMUM_GATHERINGS:
             what = f"{MAXIMUM_GATHERINGS} accounts are being gathered already"
@@ -107,19 +107,19 @@ class TransitionHistory:
             pass  # the account names who is missing
         finally:
             del self._gatherings[identity]
-        me, answered = self._node.me, gathering.testimonies
+        me, answered = self._node.me, gathering.statements
         others = set(self._node.database.nodes) - answered.keys() - {me}
         silent = {node: SILENT if node in gathering.missing else NOT_CONNECTED for node in others}
         return {**answered, me: self._own(transition)}, silent
 
-    def _own(self, transition: int) -> Testimony:
+    def _own(self, transition: int) -> Statement:
         happened, omitted = self._record.of(transition) if transition else (self._record.milestones(), 0)
-        return Testimony(self._clock_us(), happened, omitted)
+        return Statement(self._clock_us(), happened, omitted)
 
     async def _unknown(self, transition: int, silent: dict[int, str]) -> ControlRefused:
-        testimonies, _ = await self._gather(0)
+        statements, _ = await self._gather(0)
         database = self._node.database
-        newest = timeline.overview(database, testimonies)[:MAXIMUM_NAMED]
+        newest = timeline.overview(database, statements)[:MAXIMUM_NAMED]
         known = ", ".join(f"{each['id']} ({each['node']} {each['kind']})" for each in newest)
         next_step = f"the newest that are known: {known}" if known else "none is known: they are kept until a node ends"
         if silent:
@@ -129,10 +129,10 @@ class TransitionHistory:
         return ControlRefused(what, f"cluster {database.cluster.name}", next_step)
 
 
-def _without_record(transition: int, testimonies: dict[int, Testimony]) -> dict[int, str]:
+def _without_record(transition: int, statements: dict[int, Statement]) -> dict[int, str]:
     why = "it has no record of this transition: it has booted since, or has had no part in it"
     return {
         node: why
-        for node, testimony in testimonies.items()
-        if all(each.transition != transition for each in testimony.happened)
+        for node, statement in statements.items()
+        if all(each.transition != transition for each in statement.happened)
     }

@@ -7,6 +7,8 @@ before it or during it: lost links, proofs of death. An election goes to every t
 
 from collections import deque
 
+from msgspec.structs import replace
+
 from muster.core import history
 from muster.records.messages import Happened
 from muster.records.state import TransitionKind
@@ -112,5 +114,4 @@ class TransitionRecord:
 
 
 def _shortened(happened: Happened) -> Happened:
-    words = happened.detail[: MAXIMUM_DETAIL_CHARACTERS - 4] + " ..."
-    return Happened(*(words if key == "detail" else getattr(happened, key) for key in happened.__struct_fields__))
+    return replace(happened, detail=happened.detail[: MAXIMUM_DETAIL_CHARACTERS - 4] + " ...")

@@ -167,7 +167,7 @@ class Verdict(Struct, frozen=True, array_like=True, tag=10):
 
 
 class Happened(Struct, frozen=True, array_like=True):
-    """An event in one node's record of its transitions (SPEC 8.2); in words, and where in which transition it belongs."""
+    """An event in one node's record of its transitions (SPEC 8.2), and where in which transition it belongs."""
 
     at_us: int  # by the clock of the node that recorded it: comparable with its own only
     event: str

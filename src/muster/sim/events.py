@@ -57,11 +57,6 @@ class EventLoop:
         self._order += 1
         heapq.heappush(self._heap, (self.now_us + delay_us, self._order, action, arguments))
 
-    @property
-    def next_us(self) -> int | None:
-        """When the next event is due, if there is one."""
-        return self._heap[0][0] if self._heap else None
-
     def run_until(self, time_us: int) -> None:
         """Run every event up to and including `time_us`."""
         heap = self._heap

@@ -411,15 +411,13 @@ class Model:
             asked.append(("evict", "evictions", EvictNode(f"n{node}", "unwanted")))
         found: list[tuple[Step, State]] = []
         for what, spent, operation in asked:
-            following = self._decide(self._spend(state, spent), operation)
-            if following is None:
-                continue
-            if spent == "leaves":
-                incarnation = self.database(state).member(node).incarnation
-                seat = self.seat(following, node)
-                if seat.incarnation == incarnation:
-                    following = self._with(following, {node: seat._replace(promised=incarnation)})
-            found.append(((what, node), following))
+            before = self._spend(state, spent)
+            seat = self.seat(state, node)
+            if spent == "leaves" and seat.incarnation == self.database(state).member(node).incarnation:
+                before = self._with(before, {node: seat._replace(promised=seat.incarnation)})
+            following = self._decide(before, operation)
+            if following is not None:
+                found.append(((what, node), following))
         return found
 
     # ---- the master --------------------------------------------------------------------------------------------------
@@ -518,6 +516,7 @@ class Model:
         """The node acts on its replica: it notifies, it registers its event manager, or it ends."""
         outcome = self._input(node, seat, number, None)
         if outcome.ended == "left":
+            require(seat.promised == seat.incarnation, "3.7", f"n{node} has left, and nobody had asked it to")
             return Seat(False, seat.incarnation, acknowledged=seat.acknowledged, report=seat.report, proven=seat.proven)
         require(not outcome.ended, "3.12", f"n{node} {outcome.ended}, and it was not proven dead")
         database: Database = self.databases.values[number]

@@ -185,7 +185,8 @@ def _in_one_line(answer: Document) -> str:
     return f"master {answer['master'] or 'none'}; " + ", ".join(parts)
 
 
-_LEFT_OUT = ("interconnect trouble",)  # the vain attempts to reach a dead node
+# the vain attempts to reach a dead node, and what `muster timeline` tells better
+_LEFT_OUT = ("interconnect trouble", "step begun", "step told", "step acknowledged")
 
 
 def _timeline(cluster: DevelopmentCluster, victim: str, outage: Outage) -> list[Document]:

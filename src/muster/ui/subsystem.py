@@ -13,13 +13,23 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from muster.client import AsyncNotification, AsyncSubsystem, Barriers, ClientError, Kind, Unreachable, register_async
+from muster.client import (
+    AsyncNotification,
+    AsyncSubsystem,
+    Barriers,
+    ClientError,
+    Kind,
+    Planned,
+    Unreachable,
+    register_async,
+)
 from muster.records.toml_lines import duration_of
 from muster.ui import connection
 from muster.ui.client import MusterError
@@ -28,6 +38,7 @@ from muster.ui.connection import connection_options, reporting, settings
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 STOP_S = 2.0  # for a command that was asked to end
+JUDGE_S = 4.0  # for the command that judges a planned change: the cluster takes later silence for an objection
 
 Commands = dict[Kind, list[str]]
 
@@ -142,8 +153,9 @@ class Program:
 
     def __init__(
         self, path: Path, name: str, level: int, barriers: Barriers, deadline_ms: int, on_hang: str, on_loss: str,
-        commands: Commands,
+        commands: Commands, on_planned: list[str] | None,
     ) -> None:  # fmt: skip
+        self._on_planned = on_planned
         self._path, self._name, self._level, self._barriers = path, name, level, barriers
         self._deadline_ms, self._commands = deadline_ms, commands
         self._evicts, self._fails = on_hang == "evict", on_loss == "fail"
@@ -191,6 +203,7 @@ class Program:
         return await register_async(
             self._name, self._level, barriers=self._barriers, deadline_s=self._deadline_ms / 1000,
             on_hang="evict" if self._evicts else "wait", on_loss="fail" if self._fails else "deregister",
+            judge=self._judge if self._on_planned else None,
             socket=self._path,
         )  # fmt: skip
 
@@ -205,6 +218,23 @@ class Program:
                     self._say(str(error))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
+
+    def _judge(self, planned: Planned) -> str:
+        """Run the command that judges a planned change; what it objects, in its own last words."""
+        assert self._on_planned is not None
+        environment = {
+            "MUSTER_CHANGE": planned.change, "MUSTER_ABOUT_NODE": planned.node, "MUSTER_SERVICE": planned.service,
+        }  # fmt: skip
+        try:
+            ended = subprocess.run(
+                self._on_planned, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, timeout=JUDGE_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{shlex.join(self._on_planned)} could not judge: {error}"
+        words = ended.stdout.decode(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(words) if line.strip()), f"status {ended.returncode}")
+        return said if ended.returncode else ""
 
     def _say(self, text: str) -> None:
         click.echo(f"{self._name}: {text}")
@@ -234,6 +264,10 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 @_command_option("joining", "joins")
 @_command_option("leaving", "leaves")
 @_command_option("forced-leaving", "has been forced out, and is proven to have stopped")
+@click.option(
+    "--on-planned", callback=read_words, metavar="COMMAND",
+    help="Ask this before a node leaves or a service is moved: another status than 0 objects, with its last words.",
+)  # fmt: skip
 @_barriers_option("joining")
 @_barriers_option("leaving")
 @_barriers_option("forced-leaving")
@@ -247,8 +281,8 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 @reporting
 def run(
     name: str, level: int, on_joining: list[str] | None, on_leaving: list[str] | None,
-    on_forced_leaving: list[str] | None, barriers_joining: int, barriers_leaving: int, barriers_forced_leaving: int,
-    deadline: int, on_hang: str, on_loss: str,
+    on_forced_leaving: list[str] | None, on_planned: list[str] | None, barriers_joining: int, barriers_leaving: int,
+    barriers_forced_leaving: int, deadline: int, on_hang: str, on_loss: str,
 ) -> None:  # fmt: skip
     """Register with a node, and run a command for each transition; SIGTERM deregisters.
 
@@ -263,7 +297,7 @@ def run(
     found = {Kind.JOINING: on_joining, Kind.LEAVING: on_leaving, Kind.FORCED_LEAVING: on_forced_leaving}
     commands = {kind: words for kind, words in found.items() if words is not None}
     barriers = Barriers(barriers_joining, barriers_leaving, barriers_forced_leaving)
-    program = Program(_socket(), name, level, barriers, deadline, on_hang, on_loss, commands)
+    program = Program(_socket(), name, level, barriers, deadline, on_hang, on_loss, commands, on_planned)
     try:
         asyncio.run(program.run())
     except Unreachable as error:
