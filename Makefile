@@ -36,8 +36,8 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 	fi; \
 	echo "installing into $(VENV) ..."; \
 	rm -rf $(VENV) && $$python -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 run: $(INSTALLED) ## three nodes keep a service running through the loss of one

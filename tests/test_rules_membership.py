@@ -340,7 +340,7 @@ def test_p4_4_views_written_before_the_loss_was_seen_decide_nothing() -> None:
     cluster.until("n2 has written that", lambda: 1 not in cluster.views[2].heard)
     cluster.holds_store = lambda node, effect: node == 2 and isinstance(effect, WriteView)
     cluster.run(3000)
-    assert all(cluster.database.member(node).eviction is None for node in range(3))
+    assert all(cluster.state(node) is NodeState.JOINED and node in cluster.lives for node in range(3))
     cluster.release_store()
     cluster.until("n2 is out", lambda: cluster.state(2) is NodeState.INACTIVE)
 

@@ -89,6 +89,18 @@ def test_p9_1_a_request_that_comes_several_times_before_its_commit_is_carried_ou
     assert len(carried_out(cluster, asked)) == 1
 
 
+def test_p9_1_a_request_that_is_repeated_while_its_own_frame_is_in_flight_is_carried_out_once() -> None:
+    cluster = serving_cluster()
+    cluster.holds_store = lambda _node, effect: isinstance(effect, AppendFrame)
+    asked = cluster.ask(2, DeregisterService("web"))
+    cluster.run(1000)
+    assert len(cluster.sent(Request, 2)) > 3
+    cluster.release_store()
+    cluster.until("it is answered", lambda: cluster.reply(asked))
+    cluster.run(500)
+    assert len(carried_out(cluster, asked)) == 1
+
+
 def test_p9_1_when_the_answer_is_lost_with_the_master_the_next_one_answers_from_the_record() -> None:
     cluster = serving_cluster()
     cluster.loses = lambda envelope: isinstance(envelope.message, Response)

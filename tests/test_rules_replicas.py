@@ -17,7 +17,17 @@ from muster.records.messages import (
     Report,
     Snapshot,
 )
-from muster.records.state import Definition, Entry, NodeState, ServiceState, TransitionKind, decode_entry
+from muster.records.state import (
+    Cluster,
+    Database,
+    Definition,
+    Entry,
+    Member,
+    NodeState,
+    ServiceState,
+    TransitionKind,
+    decode_entry,
+)
 from muster.records.terms import Term
 from muster.records.timing import FAST
 
@@ -129,6 +139,16 @@ def test_p5_2_entries_that_arrive_out_of_order_are_applied_in_order() -> None:
     applied = [moment.at_index for moment in cluster.moments if moment.node == 1]
     assert applied == sorted(set(applied))
     assert cluster.core(1).database == cluster.core(0).database
+
+
+@pytest.mark.parametrize("index", [9, 10, 12])
+def test_p5_2_a_replica_takes_no_entry_but_the_next(index: int) -> None:
+    database = Database(Cluster("test", "0" * 32, "fast", ""), index=10)
+    with pytest.raises(ValueError, match="does not follow index 10"):
+        database.apply(Entry(index, Term(1, 0), "", (Member(0),)))
+    assert (database.index, database.members) == (10, {})
+    database.apply(Entry(11, Term(1, 0), "", (Member(0),)))
+    assert (database.index, database.members) == (11, {0: Member(0)})
 
 
 def test_p5_2_entries_of_another_term_are_not_applied() -> None:

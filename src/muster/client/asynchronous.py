@@ -275,9 +275,9 @@ async def register_async(
 
     `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
     forces the node out. `judge` is asked, in a thread, before every graceful leave and transfer, and may object with a
-    reason; who asked may override it. `on_loss`: what the death of this program means, a level that goes or a node that
-    fails. `directory` and `node` name a node of a development cluster; `socket` the control socket of any. `timeout_s` bounds
-    the registration; `reconnect_s` how long a daemon that is gone is waited for.
+    reason; who asked may override it. `on_loss`: what the death of this program means, a level that goes or a node
+    that fails. `directory` and `node` name a node of a development cluster; `socket` the control socket of any.
+    `timeout_s` bounds the registration; `reconnect_s` how long a daemon that is gone is waited for.
     """
     if deadline_s < 0 or timeout_s <= 0 or reconnect_s < 0:
         raise ValueError("deadline_s and reconnect_s are 0 or more seconds, timeout_s more than 0")

@@ -42,7 +42,7 @@ MAY_FOLLOW = {
 }
 
 
-IDENTITIES_PER_ENTRY = 64  # several transitions may open in one entry: identity = index * 64 + node
+IDENTITIES_PER_ENTRY = 1024  # several transitions may open in one entry: identity = index * 1024 + node
 
 
 class IllegalTransition(Exception):

@@ -544,7 +544,9 @@ class Model:
         before = held.get(key)
         barriers = self._count(told.level, before.kind) if before is not None else 1
         judge_notification(told, before, barriers, database, repeated)
-        held[key] = Held(told.incarnation, told.kind, told.transition, told.barrier, acknowledged=False)
+        again = before is not None and (before.transition, before.barrier) == (told.transition, told.barrier)
+        done = again and before is not None and before.acknowledged  # then it is answered from memory (SPEC 3.4)
+        held[key] = Held(told.incarnation, told.kind, told.transition, told.barrier, acknowledged=done)
         for other, state in told.vector.items():
             if state is NodeState.JOINED and (told.level, other) not in held:
                 last = self._count(told.level, TransitionKind.JOINING) - 1
