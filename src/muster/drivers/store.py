@@ -71,5 +71,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release what the engine holds."""
-
-
