@@ -380,6 +380,8 @@ class Node:
         """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.10)."""
         if not self._tenure.is_idle or self._leave_done or self._now_us < self._claim_not_before_us:
             return
+        if not self._tenure.may_judge(self._observer.read_started_us):
+            return
         if not mastership.may_claim(self._observer.strip, self.me, self._observer.is_dead):
             self._claimable_since_us = None
             return
@@ -391,7 +393,7 @@ class Node:
             return
         self._claimable_since_us = None
         self._trace("claiming", f"above term {self._observer.highest_term()}")
-        self._tenure.claim(self._observer.strip, self._observer.read_started_us, self._now_us)
+        self._tenure.claim(self._observer.strip, self._now_us)
 
     def _may_lead(self) -> bool:
         """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""

@@ -83,10 +83,12 @@ class Tenure:
         """Withdraw whatever an earlier life of this node claimed (P2.1)."""
         self._do(self._action, 0)
 
-    def claim(self, strip: Strip, read_started_us: int, now_us: int) -> None:
-        """Claim mastership (P2.2); the node has found `may_claim` in a read that began at `read_started_us`."""
-        if read_started_us <= self._written_us:
-            return  # the read may show the own register as it was before its last write
+    def may_judge(self, read_started_us: int) -> bool:
+        """Whether a read of the strip shows the own register as it was last written, and not as it was before."""
+        return read_started_us > self._written_us
+
+    def claim(self, strip: Strip, now_us: int) -> None:
+        """Claim mastership (P2.2); the node has found `may_claim` in a read that it `may_judge`."""
         if strip.claims[self.state.node] != self.state.claim:
             cause = "its own claim register holds what it did not write: a second node runs under this name"
             self._outcomes.append(Halt(cause))

@@ -555,7 +555,7 @@ class Progress:
             word = str(service.state)
             if service.removed:
                 return f"{name} is withdrawn and not forgotten"
-            expected = "registered" if service.wanted else "de-registered"
+            expected = "registered" if service.wanted and _has_a_node(service, state) else "de-registered"
             if word != expected:
                 return f"{name} is {word}, not {expected}"
             runs_on = self._running.get(name, NO_NODE)
@@ -563,3 +563,11 @@ class Progress:
             if runs_on != service.node and (by_command or runs_on != NO_NODE):
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
         return ""
+
+
+def _has_a_node(service: Service, state: ReplicaState) -> bool:
+    """Whether a node that is up may run it: where a leave is held up, the only one may not be."""
+    definition = service.definition
+    names = {state.names.get(node, "") for node, member in state.members.items() if member.state is NodeState.JOINED}
+    allowed = names if "*" in definition.allowable_nodes else names & set(definition.allowable_nodes)
+    return bool(allowed - set(definition.disallowable_nodes)) or service.state is ServiceState.REGISTERED
