@@ -87,9 +87,8 @@ class _Driver:
 
     async def elect(self) -> None:
         """From the read that allows the claim to the committed adoption."""
-        started_us = _now_us()
-        strip = await self._store.read_strip()
-        self._tenure.claim(strip, started_us, _now_us())
+        strip = await self._store.read_strip()  # begun after every own write was durable, so it may be judged
+        self._tenure.claim(strip, _now_us())
         await self._until(Became)
         self._database = self._tenure.adopted
 
