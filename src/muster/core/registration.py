@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
-from muster.core.transition import barrier_conflict, is_past_first_barrier, open_late_join, take_part
+from muster.core.transition import barrier_conflict, count_as_told, is_past_first_barrier, open_late_join, take_part
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
     MEMBERSHIP_LEVEL,
     Database,
     Level,
-    Member,
     NodeState,
     TransitionKind,
 )
@@ -104,14 +103,7 @@ def _register(draft: Draft, node: int, level: Level) -> None:
     levels = tuple(sorted((*member.levels, level)))
     cause = f"{draft.name(node)}: level {level.number} ({level.name}) registered"
     draft.put(replace(member, levels=levels, refusal=""), cause)
-    for other in list(draft.members.values()):
-        _tell(draft, other, level)
+    count_as_told(draft, level.number)
     take_part(draft, node, level.number)
     if draft.transition_of(node) is None:
         open_late_join(draft, node, level.number)
-
-
-def _tell(draft: Draft, other: Member, level: Level) -> None:
-    """The new subsystem learns of joined members by its first state vector: their ends concern it too (SPEC 3.9)."""
-    if counts(other) and other.state is NodeState.JOINED and other.told_level < level.number:
-        draft.put(replace(other, told_level=level.number))

@@ -64,6 +64,7 @@ def open_joins(draft: Draft, nodes: list[int]) -> None:
     everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
     for node in nodes:
         for level in draft.member(node).levels:
+            count_as_told(draft, level.number)
             take_part(draft, node, level.number)
     for node in nodes:
         _open(draft, draft.member(node), TransitionKind.JOINING, tuple(sorted(everywhere)), "it asked to join")
@@ -87,6 +88,13 @@ def take_part(draft: Draft, node: int, level: int) -> None:
     for other in at_work(draft, level):
         if other.kind is not TransitionKind.FORCED_LEAVING:
             draft.put(replace(other, participants=tuple(sorted({*other.participants, node}))))
+
+
+def count_as_told(draft: Draft, level: int) -> None:
+    """A newcomer to `level` learns of joined members by its first vector: their ends concern it too (SPEC 3.9)."""
+    for other in list(draft.members.values()):
+        if counts(other) and other.state is NodeState.JOINED and other.told_level < level:
+            draft.put(replace(other, told_level=level))
 
 
 def state_at_level(member: Member, transition: Transition | None, level: int) -> NodeState:
@@ -134,13 +142,13 @@ def open_forced_leave(draft: Draft, node: int, proof: Proof) -> None:
     before = draft.member(node)
     _check_allowed(before, TransitionKind.FORCED_LEAVING)
     aborted = draft.transition_of(node)
-    completed: set[int] = set()
-    if aborted is not None:
-        if aborted.kind is TransitionKind.LEAVING:
-            completed = set(aborted.levels[: aborted.position])
-        draft.forget("transition", str(aborted.identity))
     everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
     own = {level.number for level in before.levels}
+    completed: set[int] = set()
+    if aborted is not None:
+        if aborted.kind is TransitionKind.LEAVING:  # also what newcomers have registered above it: they see it as gone
+            completed = {level for level in everywhere | own if level > aborted.level}
+        draft.forget("transition", str(aborted.identity))
     levels = tuple(sorted(level for level in (everywhere | own) - completed if level <= before.told_level))
     cause = before.eviction.cause if before.eviction else proof.detail
     member = replace(before, state=NodeState.FORCED_LEAVING, eviction=None, last_proof=proof)
@@ -268,12 +276,13 @@ def _open(draft: Draft, member: Member, kind: TransitionKind, levels: tuple[int,
 
 def _enter(draft: Draft, transition: Transition, position: int) -> None:
     """Enter the first level at or after `position` that has anybody to notify; finish if there is none (P3.1)."""
+    first = position
     while position < len(transition.levels):
         level = transition.levels[position]
         if _must_await(draft, transition, level):
             break
         participants = draft.participants(level)
-        if transition.kind is TransitionKind.JOINING:
+        if participants and transition.kind is TransitionKind.JOINING:
             member = draft.member(transition.node)
             draft.put(replace(member, told_level=max(level, member.told_level)))
         if participants:
@@ -282,7 +291,7 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
             return
         position += 1
     if _must_await(draft, transition, EVENT_MANAGER):
-        draft.put(replace(transition, position=position - 1, participants=(), awaits=EVENT_MANAGER))
+        draft.put(replace(transition, position=first - 1, participants=(), awaits=EVENT_MANAGER))
     else:
         _finish(draft, transition)
 

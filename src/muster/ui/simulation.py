@@ -1,4 +1,4 @@
-"""The command `muster sim`: campaigns of the simulator, and the exhaustive search of the mastership machine."""
+"""The command `muster sim`: campaigns of the simulator, and the exhaustive searches of mastership and transitions."""
 
 import sys
 import time
@@ -22,6 +22,9 @@ _SHOWN_FAILURES = 3
 @click.option("--verbose", is_flag=True, help="Tell each run in full: its plan, its history, and what broke where.")
 @click.option("--processes", type=click.IntRange(1, 1024), help="How many at a time [one a processor].")
 @click.option("--exhaustive", is_flag=True, help="Instead, search all runs of the mastership machine.")
+@click.option(
+    "--transitions", is_flag=True, help="Instead, search all orders of events of small worlds of transitions."
+)
 @click.option("--nodes", type=click.IntRange(2, 3), default=2, show_default=True, help="Nodes to search with.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @reporting
@@ -33,6 +36,7 @@ def sim(
     verbose: bool,
     processes: int | None,
     exhaustive: bool,
+    transitions: bool,
     nodes: int,
     as_json: bool,
 ) -> None:
@@ -47,11 +51,14 @@ def sim(
       muster sim --seeds 1 --from 4711 --verbose
       muster sim --seeds 200 --mutant skip-proof
       muster sim --exhaustive --nodes 3
+      muster sim --transitions
     """
     if list_mutants:
         _list_mutants(as_json=as_json)
     elif exhaustive:
         _search(nodes, as_json=as_json)
+    elif transitions:
+        _search_transitions(nodes, as_json=as_json)
     elif verbose:
         _tell(seeds, first, mutant)
     else:
@@ -141,6 +148,28 @@ def _search(nodes: int, *, as_json: bool) -> None:
             click.echo(f"{nodes} nodes, {mode.value}, {_words(bounds)}: {result}")
     if as_json:
         print_json({"searches": outcomes})
+    if broken:
+        raise SystemExit(EXIT_REFUSED)
+
+
+def _search_transitions(nodes: int, *, as_json: bool) -> None:
+    from muster.sim import transition_search
+
+    broken = False
+    outcomes: list[dict[str, object]] = []
+    met: set[str] = set()
+    for world in transition_search.SUITES[nodes]:
+        result = transition_search.run(world, _search_progress("transitions"))
+        broken = broken or bool(result.violation)
+        met |= set(transition_search.account(result))
+        shown = {name: value for name, value in result._asdict().items() if name != "reached"}
+        outcomes.append({"world": str(world), **shown})
+        if not as_json:
+            click.echo(f"{world}: {result}")
+    if as_json:
+        print_json({"searches": outcomes, "met": sorted(met)})
+    else:
+        click.echo("met: " + "; ".join(sorted(met)))
     if broken:
         raise SystemExit(EXIT_REFUSED)
 
