@@ -70,11 +70,11 @@ def wait_for(what: str, probe: Callable[[], T | None]) -> T:
     return value
 
 
-def make_store(folder: Path, slots: int = 16) -> Path:
+def make_store(folder: Path, scope: Scope = Scope.HOST, slots: int = 16) -> Path:
     """A store without configured nodes, which a guard does not ask about."""
     path = folder / "store"
     database = initial_database(Cluster("test", "00" * 16, "fast", ""), ())
-    header = new_header(secrets.token_bytes(16), "test", Scope.HOST, slots=slots, store_bytes=4 << 20)
+    header = new_header(secrets.token_bytes(16), "test", scope, slots=slots, store_bytes=4 << 20)
     create_store(str(path), header, encode_database(database))
     return path
 

@@ -23,6 +23,7 @@ from muster.drivers.disk_store import DiskStore
 from muster.drivers.guard import EXIT_PANIC, EXIT_REFUSED, EXIT_USAGE, Options, guard_command, parse_options
 from muster.drivers.guard_store import GuardStore
 from muster.drivers.process_tree import send
+from muster.records.geometry import Scope
 from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind, blank_register
 from muster.records.terms import NO_TERM, Stamp
 from real_node import DEADLINE_S, PROFILE, SOURCE, RealNode, make_store, wait_for
@@ -420,6 +421,41 @@ def test_silence_without_a_deadman_proves_nothing_until_the_operator_vouches(
     assert node.lease().stamp == stamp
     node.start(predecessor_stopped=True)
     assert node.up()["incarnation"] > stamp.incarnation
+
+
+def silent_on_shared_storage(folder: Path, boot_id: bytes) -> tuple[RealNode, Stamp]:
+    """A node on a store of several machines, whose register shows a silent incarnation with a kernel timer."""
+    node = RealNode(make_store(folder, Scope.SHARED), folder, 0)
+    store = GuardStore(str(node.store), 0)
+    stamp = Stamp(0, next_incarnation(0, 5), NO_TERM, 1)
+    store.write_lease(Lease(stamp, LeaseState.LIVE, Deadman.PID_NAMESPACE, 200, 50, boot_id, ""))
+    store.close()
+    return node, stamp
+
+
+def test_on_shared_storage_a_kernel_timer_of_another_machine_proves_nothing(folder: Path) -> None:
+    """P7.6."""
+    node, stamp = silent_on_shared_storage(folder, bytes(16))
+    try:
+        node.start()
+        assert node.ended() == EXIT_REFUSED
+        assert "nothing proves that it has stopped" in node.log()
+        assert node.lease().stamp == stamp
+        (node.home / "guard.json").write_text(json.dumps({"pid": 0, "incarnation": stamp.incarnation}))
+        node.start()  # it ran on this machine, which has booted since
+        assert node.up()["incarnation"] > stamp.incarnation
+    finally:
+        node.close()
+
+
+def test_on_shared_storage_a_timer_of_this_very_kernel_is_proof_for_the_next_incarnation(folder: Path) -> None:
+    """P7.6."""
+    node, stamp = silent_on_shared_storage(folder, read_boot_id())
+    try:
+        node.start()
+        assert node.up()["incarnation"] > stamp.incarnation
+    finally:
+        node.close()
 
 
 def test_a_cycle_that_cannot_read_all_marks_does_not_renew(make_node: Callable[..., RealNode]) -> None:

@@ -119,6 +119,14 @@ def test_a_node_to_be_forced_out_shows_the_cause_and_what_is_waited_for() -> Non
     assert "proof" in cause
 
 
+def test_a_silent_node_without_proof_shows_what_an_operator_can_do() -> None:
+    database = database_with(Member(1, NodeState.JOINED, 9, LEVELS))
+    assert ask("status", database, view(live=frozenset({0, 1})))["nodes"]["n1"]["cause"] == ""
+    cause = ask("status", database, view(live=frozenset({0})))["nodes"]["n1"]["cause"]
+    assert "not proven to have stopped" in cause
+    assert "muster node evict n1 --confirmed-dead" in cause
+
+
 def test_transitions_name_who_has_not_acknowledged() -> None:
     transition = Transition(5, 2, 9, TransitionKind.FORCED_LEAVING, (0, 40), 1, 0, (0, 1), cause="died")
     database = database_with(Member(0, NodeState.JOINED, 7, LEVELS), transition)

@@ -150,6 +150,16 @@ def test_p7_3_the_same_beat_for_the_lease_and_the_drift_is_proof_and_a_moment_le
     assert not watch.is_live()
 
 
+@pytest.mark.parametrize("deadman", [Deadman.PID_NAMESPACE, Deadman.PROCESS_TREE, Deadman.WATCHDOG])
+def test_p7_3_on_another_machine_only_a_watchdog_makes_silence_a_proof(deadman: Deadman) -> None:
+    watch = LeaseWatch(FAST.gap_ms, timers_prove=False)
+    for lease, started_ms, finished_ms in chain(lease_at(5)._replace(deadman=deadman), 20 * FAST.lease_ms):
+        assert lease is not None
+        watch.observe(lease, started_ms * MS, finished_ms * MS)
+    assert (watch.evidence(INCARNATION) is not None) == (deadman is Deadman.WATCHDOG)
+    assert not watch.is_live()  # nor is it taken for a candidate
+
+
 def test_p7_3_a_beat_that_advances_begins_the_count_anew() -> None:
     reads = chain(lease_at(5), 400)
     reads += [(lease_at(6), start + 460, end + 460) for _, start, end in chain(lease_at(6), 600)]

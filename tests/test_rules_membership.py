@@ -214,6 +214,22 @@ def test_p4_2_an_operators_word_counts_while_no_beat_advances() -> None:
     assert "I pulled the plug" in proof.detail
 
 
+def test_p4_2_an_operators_word_lets_the_asked_node_claim_when_it_was_the_master_that_fell_silent() -> None:
+    cluster = CoreCluster(3, deadman=Deadman.NONE)
+    cluster.boot(0, 1, 2)
+    cluster.until_joined(0, 1, 2)
+    master = cluster.master
+    cluster.kill(master)
+    cluster.run(20 * FAST.lease_ms)
+    assert not cluster.masters()  # nothing proves that it has stopped
+    asked = next(iter(cluster.lives))
+    cluster.ask(asked, EvictNode(f"n{master}", "its power supply burned", confirmed_dead=True))
+    cluster.until("another is master", lambda: cluster.masters() == [asked])
+    cluster.until("the dead one is out", lambda: cluster.state(master) is NodeState.INACTIVE)
+    proof = cluster.database.member(master).last_proof
+    assert proof is not None and proof.kind is ProofKind.OPERATOR
+
+
 def test_p4_2_an_operators_word_is_refused_while_the_beat_advances() -> None:
     cluster = joined_cluster(2)
     reply = cluster.do(0, EvictNode("n1", "it looks dead to me", confirmed_dead=True))

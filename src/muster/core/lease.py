@@ -37,9 +37,13 @@ class Evidence(NamedTuple):
 class LeaseWatch:
     """Observes one node's lease register through successive reads. The only judge of proof by lease (P7.3, P7.6)."""
 
-    __slots__ = ("_first_seen_us", "_gap_us", "_last_finished_us", "_last_started_us", "lease")
+    __slots__ = ("_first_seen_us", "_gap_us", "_last_finished_us", "_last_started_us", "_timers_prove", "lease")
 
-    def __init__(self, gap_ms: int) -> None:
+    def __init__(self, gap_ms: int, *, timers_prove: bool = True) -> None:
+        """`timers_prove`: whether a kernel timer is a deadman in the sense of SPEC 7.1: only where all daemons run on
+        one machine. Another machine's kernel may itself have stopped, and its timer with it: there only a watchdog is.
+        """
+        self._timers_prove = timers_prove
         self.lease: Lease | None = None
         self._gap_us = gap_ms * US_PER_MS
         self._first_seen_us = 0  # end of the read that first showed the present beat, in the present chain
@@ -86,8 +90,11 @@ class LeaseWatch:
             return Evidence(ProofKind.PANIC_TOMBSTONE, incarnation, f"it wrote its tombstone: {lease.cause}")
         return self._expiry(lease)
 
+    def _stops_by_itself(self, deadman: Deadman) -> bool:
+        return deadman is Deadman.WATCHDOG or (deadman is not Deadman.NONE and self._timers_prove)
+
     def _expiry(self, lease: Lease) -> Evidence | None:
-        if lease.deadman is Deadman.NONE or lease.state is not LeaseState.LIVE:
+        if lease.state is not LeaseState.LIVE or not self._stops_by_itself(lease.deadman):
             return None
         bound_ms = with_drift_ms(lease.lease_ms)
         if self.silent_us() < bound_ms * US_PER_MS:

@@ -66,6 +66,7 @@ from muster.records.messages import (
     Append,
     Ask,
     CommandState,
+    EvictNode,
     Heartbeat,
     Message,
     OperationRequest,
@@ -102,6 +103,7 @@ class Setup(msgspec.Struct, frozen=True):
     incarnation: int
     profile: Profile
     definitions_limit_bytes: int = 1 << 20
+    one_machine: bool = True  # all daemons share one kernel: scope `host` (SPEC 1.5, 7.1)
     rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
 
 
@@ -125,7 +127,7 @@ class Node:
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
         self._numbers = itertools.count(1)  # of store operations and reads
         self._tenure = Tenure(own_claim, setup.incarnation, setup.profile.read_ms * US_PER_MS, self._numbers)
-        self._observer = Observer(self.me, setup.incarnation, setup.profile, strip)
+        self._observer = Observer(self.me, setup.incarnation, setup.profile, strip, one_machine=setup.one_machine)
         self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
@@ -586,12 +588,23 @@ class Node:
             self._send(node, message)
 
     def _requested(self, identity: str, operation: OperationRequest) -> None:
+        if isinstance(operation, EvictNode) and operation.confirmed_dead:
+            self._believe(operation)
         request = self._clients.add(identity, operation)
         if request is None:
             text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
             self._effects.append(Reply(identity, True, text, self.database.index))
         else:
             self._forward(request)
+
+    def _believe(self, evict: EvictNode) -> None:
+        """An operator vouches for the stop of a silent node: without a master, this very node may then claim (P4.2)."""
+        node = self.database.node_named(evict.node)
+        lease = self._observer.strip.leases[node] if node is not None else None
+        if node is None or lease is None or node == self.me or self.is_live(node):
+            return
+        detail = f"confirmed by hand: {evict.cause}"
+        self._observer.confirm(node, Evidence(ProofKind.OPERATOR, lease.stamp.incarnation, detail))
 
     def _forward(self, request: Request) -> None:
         holder = self._holder()

@@ -24,12 +24,12 @@ PREFERENCE = (
 class Observer:
     """This node's view of all registers."""
 
-    def __init__(self, me: int, incarnation: int, profile: Profile, strip: Strip) -> None:
+    def __init__(self, me: int, incarnation: int, profile: Profile, strip: Strip, *, one_machine: bool) -> None:
         self._me, self._incarnation = me, incarnation
         self.strip = strip
         self.read_started_us = 0  # of the read that gave `strip`
-        self._watches = [LeaseWatch(profile.gap_ms) for _ in strip.leases]
-        self._confirmed: dict[tuple[int, int], Evidence] = {}  # by fence agents
+        self._watches = [LeaseWatch(profile.gap_ms, timers_prove=one_machine) for _ in strip.leases]
+        self._confirmed: dict[tuple[int, int], Evidence] = {}  # by fence agents and operators
         self._told: set[tuple[int, int]] = set()
 
     def observe(self, read: StripRead, database: Database) -> list[tuple[int, Evidence]]:
@@ -51,7 +51,7 @@ class Observer:
             watch.observe(None, now_us, now_us)
 
     def confirm(self, node: int, evidence: Evidence) -> None:
-        """A fence agent vouches for the stop of an incarnation."""
+        """A fence agent or an operator vouches for the stop of an incarnation."""
         self._confirmed[node, evidence.incarnation] = evidence
 
     def evidence(self, node: int, incarnation: int) -> Evidence | None:

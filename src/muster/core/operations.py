@@ -178,6 +178,8 @@ def _leave(member: Member, draft: Draft) -> str:
 
 def _evict(member: Member, operation: EvictNode, draft: Draft, facts: Facts) -> str:
     name = draft.name(member.node)
+    if not counts(member) and operation.confirmed_dead:
+        return f"{name} is {member.state}"  # as was wanted; where no master was left, the word alone brought it about
     if not counts(member):
         raise Refused(f"{name} is {member.state}: there is nothing to force out")
     if operation.confirmed_dead:

@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from muster.records.state import Database, Member, Service, ServiceState, Transition
+from muster.records.state import Database, Member, NodeState, Service, ServiceState, Transition
 from muster.records.terms import NO_NODE, NO_TERM, Term
 
 Document = dict[str, Any]
+HOLDING = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)  # states that only the node or a proof ends
 
 
 class NodeView(Struct, frozen=True):
@@ -146,13 +147,16 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         "live": own or node in view.live,
         "link": own or node in view.links,
         "services": sorted(name for name, service in database.services.items() if service.node == node),
-        "cause": _node_cause(member),
+        "cause": _node_cause(database, view, member),
     }
 
 
-def _node_cause(member: Member) -> str:
+def _node_cause(database: Database, view: NodeView, member: Member) -> str:
     if member.eviction is not None:
         return f"to be forced out: {member.eviction.cause}; waiting for proof that it has stopped"
+    if member.state in HOLDING and member.node not in {*view.live, view.node}:
+        advice = f"if it is down for sure: muster node evict {database.name_of(member.node)} --confirmed-dead"
+        return f"silent, and not proven to have stopped; {advice}"
     return member.refusal
 
 

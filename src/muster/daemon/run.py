@@ -31,6 +31,7 @@ from muster.drivers.process_tree import say
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
+from muster.records.geometry import Scope
 from muster.records.registers import Strip
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, Profile
@@ -81,7 +82,10 @@ async def serve(
     try:
         strip, database = await _boot_record(store)
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
-        setup = Setup(config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE)
+        setup = Setup(
+            config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE,
+            one_machine=store.header.scope is Scope.HOST,
+        )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
         daemon = Daemon(node, store, guard, recorder, home)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, context))

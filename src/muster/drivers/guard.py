@@ -68,7 +68,7 @@ from muster.drivers.process_tree import (
 )
 from muster.drivers.store import StoreFailed
 from muster.records.registers import Deadman, Lease, LeaseState
-from muster.records.timing import InconsistentProfile, Profile, check
+from muster.records.timing import InconsistentProfile, Profile, check, with_drift_ms
 
 EXIT_CLEAN, EXIT_USAGE, EXIT_REFUSED, EXIT_PANIC = 0, 2, 3, 70
 FAILED_READS_LIMIT = 20  # in a row, while starting
@@ -78,6 +78,7 @@ _CREDENTIALS = struct.Struct("3i")
 _EMPTY_HOME_US = 5_000_000
 _STOP_AT_ONCE = (signal.SIGINT, signal.SIGQUIT)
 _FORKED_NAMES = ("muster-init", "muster-runner", "muster-keeper")
+_STATE_BYTES = 4096
 _DEADMEN = {"auto": None, "pid-namespace": Deadman.PID_NAMESPACE, "process-tree": Deadman.PROCESS_TREE}
 
 
@@ -248,6 +249,7 @@ class Guard:
         self._last_words = ""  # of init
         self._terminating = self._leaving = False
         self._deadman, self._deadline_us = Deadman.NONE, 0
+        self._ran_here = 0  # the last incarnation that HOME knows of
         self._keeper: LeaseKeeper
         self._leash: Leash
 
@@ -256,9 +258,10 @@ class Guard:
     def start(self) -> None:
         """Everything up to a held lease. Raises `StartRefused`, `Ended`."""
         set_process_name("muster-guard")
-        self._remove_state()  # of an incarnation that was killed
+        self._ran_here = self._recorded_incarnation()
         self._catch_signals()
         predecessor = self._settle_predecessor()
+        self._remove_state()  # of an incarnation that was killed; not before, a refused start must leave it to the next
         forced = _DEADMEN[self._options.deadman]
         self._deadman = choose_deadman() if forced is None else forced
         if self._deadman is Deadman.PROCESS_TREE:
@@ -293,7 +296,7 @@ class Guard:
 
     def _settle_predecessor(self) -> Lease:
         """Watch the own register until the last incarnation is proven stopped (SPEC 7.1); its last record."""
-        watch = LeaseWatch(self._profile.gap_ms)
+        watch = LeaseWatch(self._profile.gap_ms, timers_prove=self._store.one_machine)
         first: Lease | None = None
         failures = 0
         where = f"the lease register of node {self._options.node} in {self._options.store}"
@@ -321,14 +324,31 @@ class Guard:
     def _is_settled(self, lease: Lease, watch: LeaseWatch, where: str) -> bool:
         if lease.state is LeaseState.NEVER or watch.evidence(lease.stamp.incarnation) is not None:
             return True
-        if lease.deadman is not Deadman.NONE or watch.silent_us() < lease.lease_ms * US_PER_MS:
+        if watch.silent_us() < with_drift_ms(lease.lease_ms) * US_PER_MS:
             return False
-        if self._options.predecessor_stopped:
+        if self._options.predecessor_stopped or self._has_stopped_here(lease):
             return True
         raise StartRefused(
-            f"{where} shows incarnation {lease.stamp.incarnation} alive, silent, and without a deadman that would have "
-            "stopped it: make sure that it is stopped wherever it ran, then start once with --predecessor-stopped"
+            f"{where} shows incarnation {lease.stamp.incarnation} alive and silent, and nothing proves that it has "
+            "stopped: make sure that it is stopped wherever it ran, then start once with --predecessor-stopped"
         )
+
+    def _has_stopped_here(self, lease: Lease) -> bool:
+        """Whether a silent incarnation ran on this very machine, under a timer of this kernel or of one that is gone.
+
+        The lock on HOME is held by now. HOME must be the machine's own: what it records is taken for what ran here.
+        """
+        if lease.deadman is Deadman.NONE:
+            return False
+        return lease.boot_id == read_boot_id() or lease.stamp.incarnation == self._ran_here
+
+    def _recorded_incarnation(self) -> int:
+        """The incarnation that HOME/guard.json names; 0 where it names none."""
+        try:
+            with open(self._state_path, "rb") as file:
+                return int(json.loads(file.read(_STATE_BYTES))["incarnation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def _take_lease(self) -> None:
         """Two renewals: if somebody else begins under this name now, the second sees it. Raises `StartRefused`."""

@@ -9,6 +9,7 @@ from typing import cast
 from muster.drivers.disk_file import open_store
 from muster.drivers.disk_registers import OwnRegister, RegisterReader
 from muster.drivers.store import StoreFailed
+from muster.records.geometry import Scope
 from muster.records.registers import Lease, Marks, RegisterKind
 
 
@@ -24,6 +25,11 @@ class GuardStore:
             raise StoreFailed(f"store {name} has node slots 0 to {self.header.slots - 1}; there is no node {node}")
         self._lease = OwnRegister(self._file, self.header, RegisterKind.LEASE, node)
         self._marks = RegisterReader(self._file, self.header, (RegisterKind.MARKS,))
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether all daemons of the cluster run on this machine (SPEC 1.5: scope `host`)."""
+        return self.header.scope is Scope.HOST
 
     def read_own(self) -> Lease | None:
         """The node's own lease register; None if no copy of it is valid: unknown, not empty (SPEC 1.5)."""

@@ -27,6 +27,10 @@ _MAXIMUM_TEXT_CHARACTERS = 800
 class LeaseStore(Protocol):
     """What the guard needs of the store; `drivers.guard_store.GuardStore` is it. All may raise `StoreFailed`."""
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether all daemons of the cluster run on this machine (scope `host`)."""
+
     def read_own(self) -> Lease | None:
         """The node's own lease register; None if it is unknown."""
 
