@@ -186,6 +186,7 @@ def _in_one_line(answer: Document) -> str:
 
 
 # the vain attempts to reach a dead node, and what `muster timeline` tells better
+_LAST_ANSWER_US = 50_000  # the node may be gone by the time that its last answer is read
 _LEFT_OUT = ("interconnect trouble", "step begun", "step told", "step acknowledged")
 
 
@@ -200,7 +201,8 @@ def _timeline(cluster: DevelopmentCluster, victim: str, outage: Outage) -> list[
         except MusterError as error:
             _plain(f"{name} tells no timeline: {error.what}")
             continue
-        during = [event for event in answer["events"] if outage.began_us <= event["at_us"] <= outage.ended_us]
+        began_us = outage.began_us - _LAST_ANSWER_US
+        during = [event for event in answer["events"] if began_us <= event["at_us"] <= outage.ended_us]
         events += [event | {"node": name} for event in during if event["event"] not in _LEFT_OUT]
     first: dict[tuple[str, str], Document] = {}
     for event in sorted(events, key=lambda event: int(event["at_us"])):
