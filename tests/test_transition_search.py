@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from muster.core import executor, membership, transition
+from muster.core import membership, subsystems, transition
 from muster.core.draft import Draft, Facts
 from muster.records.messages import Acknowledgement, LeaveNode
 from muster.records.registers import ProofKind
@@ -130,7 +130,7 @@ def _all_levels(draft: Draft, node: int, proof: Proof) -> None:
     transition.open_forced_leave(draft, node, proof)
 
 
-def _forgetful(self: executor.Subsystems, step: Acknowledgement) -> bool:
+def _forgetful(self: subsystems.Subsystems, step: Acknowledgement) -> bool:
     """Notify a subsystem again once it has acknowledged."""
     self._notified.discard(step)
     self._acknowledged.add(step)
@@ -163,7 +163,7 @@ MUTANTS = (
     Mutant(membership, "open_forced_leave", _never_told, LEAVE, r"SPEC 3.9: .* leaves out {.*}"),
     Mutant(membership, "open_forced_leave", _all_levels, JOIN, r"SPEC 3.9: .* told was up to"),
     Mutant(membership, "barrier_conflict", lambda *_: "no", JOIN, r"SPEC 2.4: n\d ends inactive \(running: True\)"),
-    Mutant(executor.Subsystems, "acknowledge", _forgetful, LEAVE, r"SPEC 3.6: level \d+ is told .* twice"),
+    Mutant(subsystems.Subsystems, "acknowledge", _forgetful, LEAVE, r"SPEC 3.6: level \d+ is told .* twice"),
 )
 
 

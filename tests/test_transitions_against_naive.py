@@ -17,8 +17,8 @@ from muster.core import transition
 from muster.core.decisions import decide
 from muster.core.draft import Facts
 from muster.core.effects import Notify
-from muster.core.executor import Subsystems
 from muster.core.lease import Evidence
+from muster.core.subsystems import Subsystems
 from muster.records.messages import Acknowledgement, LeaveNode, Report, Request
 from muster.records.registers import ProofKind
 from muster.records.state import (

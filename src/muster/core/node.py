@@ -31,7 +31,7 @@ from muster.core.effects import (
     WriteMarks,
     WriteView,
 )
-from muster.core.executor import Executor, Subsystems
+from muster.core.executor import Executor
 from muster.core.followers import Followers
 from muster.core.inputs import (
     Acknowledged,
@@ -57,6 +57,7 @@ from muster.core.links import Links
 from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
+from muster.core.subsystems import Subsystems
 from muster.core.tenure import Outcome, Tenure, Trouble
 from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, missing

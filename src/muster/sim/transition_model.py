@@ -25,10 +25,10 @@ from typing import Any
 from muster.core.decisions import decide
 from muster.core.draft import Facts
 from muster.core.effects import Left, Notify, Panic
-from muster.core.executor import Subsystems
 from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
 from muster.core.lease import Evidence
 from muster.core.node import Setup
+from muster.core.subsystems import Subsystems
 from muster.records.messages import Acknowledgement, EvictNode, LeaveNode, OperationRequest, Request
 from muster.records.registers import ProofKind
 from muster.records.state import Cluster, Database, Level, NodeConfig, NodeState, TransitionKind, initial_database

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft
 from muster.core.effects import Effect, Notify
-from muster.core.executor import Subsystems
 from muster.core.inputs import Input, StoreDone
 from muster.core.node import Node, Setup
+from muster.core.subsystems import Subsystems
 from muster.core.transition import IDENTITIES_PER_ENTRY
 from muster.records.messages import Acknowledgement, Report
 from muster.records.registers import RegisterKind, Strip, blank_register

@@ -1,0 +1,127 @@
+"""The node's side of transitions: whom this node must notify now, derived from its replica (SPEC 3.4).
+
+It remembers no orders: it compares the committed records with what was told already, so that lost, repeated or
+reordered messages, a restarted daemon and a new master all come to the same.
+"""
+
+from muster.core import history
+from muster.core.effects import Notify, Trace
+from muster.core.transition import EVENT_MANAGER, state_at_level
+from muster.records.messages import Acknowledgement
+from muster.records.state import Database, Level, NodeState, Transition, TransitionKind
+
+
+class Subsystems:
+    """Notifies the local subsystems, each (transition, level, barrier) once, and remembers their acknowledgements."""
+
+    def __init__(self, node: int, incarnation: int, event_manager_outside: bool = False) -> None:
+        """`event_manager_outside`: that level is notified and acknowledges as any other (a rehearsal, SPEC 8.4)."""
+        self._node, self._incarnation = node, incarnation
+        self._event_manager_outside = event_manager_outside
+        self._worked: set[Acknowledgement] = set()  # what an event manager outside has processed
+        self.levels: dict[int, Level] = {}
+        self._notified: set[Acknowledgement] = set()
+        self._acknowledged: set[Acknowledgement] = set()
+        self._narrated: tuple[set[Acknowledgement], set[Acknowledgement]] = (set(), set())  # told, acknowledged
+
+    def register(self, level: Level) -> None:
+        """A subsystem registers (SPEC 3.2). Raises ValueError if the level is taken on this node."""
+        if level.number in self.levels:
+            raise ValueError(f"level {level.number} is registered already, by {self.levels[level.number].name}")
+        self.levels[level.number] = level
+
+    def unregister(self, number: int) -> bool:
+        """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none."""
+        if self.levels.pop(number, None) is None:
+            return False
+        self._notified = {step for step in self._notified if step.level != number}
+        self._acknowledged = {step for step in self._acknowledged if step.level != number}
+        return True
+
+    def due(self, database: Database) -> list[Notify]:
+        """The notifications to give now; each is returned once (P3.8). Forgets what is over."""
+        current = self._current(database)
+        self._notified &= current.keys()
+        self._acknowledged &= current.keys()
+        self._worked &= current.keys()
+        notifications = []
+        for step, transition in current.items():
+            if step in self._notified:
+                continue
+            self._notified.add(step)
+            if step.level == EVENT_MANAGER and not self._event_manager_outside:
+                continue  # the event manager is part of the node: see `settle`
+            vector = _vector(database, step.level)
+            notifications.append(
+                Notify(
+                    step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
+                    transition.barrier, vector, database.epoch,
+                )
+            )  # fmt: skip
+        return notifications
+
+    def settle(self, database: Database) -> bool:
+        """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
+        before = len(self._acknowledged)
+        for step, transition in self._current(database).items():
+            own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
+            if self._event_manager_outside and step not in self._worked:
+                continue
+            if step.level == EVENT_MANAGER and not (own_leave and self._holds_services(database)):
+                self._acknowledged.add(step)
+        return len(self._acknowledged) != before
+
+    def acknowledge(self, step: Acknowledgement) -> bool:
+        """A subsystem has processed a notification. False if it was not asked (stale, or never notified)."""
+        if step not in self._notified:
+            return False
+        (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
+        return True
+
+    def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:
+        """What to repeat in this node's report until the transitions have moved on (P3.3)."""
+        current = self._current(database)
+        return tuple(step for step in sorted(self._acknowledged, key=_order) if step in current)
+
+    def narrate(self, database: Database) -> list[Trace]:
+        """What was told and what was acknowledged since the last call, for the history (SPEC 8.2)."""
+        traces = []
+        told, acknowledged = self._narrated
+        for fresh, event in (
+            (self._notified - told, history.told),
+            (self._acknowledged - acknowledged, history.acknowledged),
+        ):
+            for step in sorted(fresh, key=_order):
+                transition = database.transitions.get(step.transition)
+                if transition is not None:
+                    traces.append(event(database, transition))
+        self._narrated = (set(self._notified), set(self._acknowledged))
+        return traces
+
+    def _current(self, database: Database) -> dict[Acknowledgement, Transition]:
+        if database.member(self._node).incarnation != self._incarnation:
+            return {}
+        return {
+            Acknowledgement(transition.identity, transition.level, transition.barrier): transition
+            for transition in database.transitions.values()
+            if self._node in transition.participants and transition.level in self.levels
+        }
+
+    def _holds_services(self, database: Database) -> bool:
+        """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8)."""
+        return any(
+            service.node == self._node or (service.origin == self._node and service.intent)
+            for service in database.services.values()
+        )
+
+
+def _order(step: Acknowledgement) -> tuple[int, int, int]:
+    return (step.transition, step.level, step.barrier)
+
+
+def _vector(database: Database, level: int) -> dict[int, NodeState]:
+    """The state of every node as it is at this level (SPEC 3.5)."""
+    transitions = {transition.node: transition for transition in database.transitions.values()}
+    return {
+        member.node: state_at_level(member, transitions.get(member.node), level) for member in database.members.values()
+    }
