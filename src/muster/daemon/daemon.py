@@ -6,6 +6,7 @@ through one queue, one at a time; reads of the strip run beside them. The clock 
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ from muster.core.inputs import (
 from muster.core.node import Node
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
+from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
 from muster.drivers.interconnect import Interconnect
@@ -83,6 +85,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stimuli = itertools.count(1)
         self.ended = asyncio.Event()
 
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
@@ -110,10 +113,14 @@ class Daemon:
         Raises `AssertionError` where the system refuses an effect that no driver has an answer for: what the node
         believes to have done would not be so, and an `OSError` may pass for a lost connection on its way up.
         """
+        number = next(self._stimuli)
+        outer, self.recorder.stimulus = self.recorder.stimulus, lambda: f"{number} {described(happened)}"
         try:
             self._carry_out(self.node.step(happened, boottime_us()))
         except OSError as error:
             raise AssertionError(f"what follows from {type(happened).__name__} cannot be done: {error}") from error
+        finally:
+            self.recorder.stimulus = outer
         self._rearm()
 
     def on_message(self, sender: int, message: Message) -> None:

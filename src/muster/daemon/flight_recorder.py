@@ -1,23 +1,49 @@
 """The node's bounded memory of what happened, and its log (SPEC 9.4).
 
-Every event goes to the log as one line `key=value`, and into a ring that the control socket's `timeline` query reads.
+Every event goes to the log as one line (`drivers/log_lines.py`), and into a ring that the control socket's `timeline`
+query reads.
 What belongs to a transition also goes into a record of its own, from which all nodes' accounts of it are merged.
 A log that takes no more (a full disk, a pipe that nobody reads) loses lines, which are counted, and disturbs nothing.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from muster.core import history
 from muster.core.effects import Trace
 from muster.core.history import ELECTED
 from muster.daemon.transition_record import TransitionRecord
+from muster.drivers.log_lines import Log
 from muster.drivers.process_tree import say
 from muster.records.messages import Happened
 from muster.records.terms import Term
 
 CAPACITY = 4096
+_LEVELS = {
+    **dict.fromkeys(("panic", "cannot run"), "error"),
+    **dict.fromkeys(
+        (
+            *(
+                "link lost",
+                "proof of death",
+                "superseded",
+                "interconnect trouble",
+                "runner refused",
+                "snapshot refused",
+            ),
+            *("subsystem lost", "subsystems not kept", "level refused", "join refused", "node condemned", "objection"),
+            *(history.FORCED_OUT, history.HUNG),
+        ),
+        "warning",
+    ),
+    **dict.fromkeys((history.STEP_TOLD, history.STEP_ACKNOWLEDGED, history.HEARD), "debug"),
+}
+
+
+def level_of(event: str) -> str:
+    """How urgent an event is: error, warning, info or debug."""
+    return _LEVELS.get(event, "info")
 
 
 class Event(NamedTuple):
@@ -29,6 +55,7 @@ class Event(NamedTuple):
     detail: str
     term: Term
     commit_index: int
+    stimulus: str = ""  # the input that it follows from
 
 
 def placed(at_us: int, trace: Trace, term: Term, index: int) -> Happened:
@@ -45,7 +72,8 @@ class FlightRecorder:
     def __init__(self, node: str, write: Callable[[str], bool] = say) -> None:
         """`write` puts one line into the log; False if the line was lost. It neither waits nor raises."""
         self.transitions = TransitionRecord()
-        self._node, self._write = node, write
+        self._log = Log(node, "daemon", write)
+        self.stimulus: Callable[[], str] = str  # names the input that is being worked on: what is noted follows from it
         self._lost = 0
         self._events: deque[Event] = deque(maxlen=CAPACITY)
         self._number = 0
@@ -60,20 +88,26 @@ class FlightRecorder:
     def note(self, at_us: int, event: str, detail: str, term: Term, index: int, transition: int = 0) -> None:
         """Record one event."""
         self._number += 1
-        self._events.append(Event(self._number, at_us, event, detail, term, index))
-        fields = {"at": f"{at_us / 1e6:.6f}", "node": self._node, "term": str(term), "index": index, "event": event}
+        stimulus = self.stimulus()
+        self._events.append(Event(self._number, at_us, event, detail, term, index, stimulus))
+        fields: dict[str, object] = {"term": str(term), "index": index}
+        if stimulus:
+            fields["stimulus"] = stimulus
         if transition:
             fields["transition"] = transition
-        line = " ".join(f"{key}={json.dumps(value)}" for key, value in {**fields, "detail": detail}.items())
-        if self._lost:
-            # a line break first: the last line may have been lost in its middle
-            line = f"\n({self._lost} lines could not be written to the log)\n{line}"
-        self._lost = 0 if self._write(line) else self._lost + 1
+        if self._lost and self._log.tell_lost(self._lost):
+            self._lost = 0
+        self._lost += not self._log.tell(level_of(event), event, detail, at_us, **fields)
 
     def since(self, index: int) -> list[dict[str, object]]:
         """The events since the replica was at commit index `index`, oldest first, ready for JSON."""
         return [
-            {**event._asdict(), "term": event.term.number, "term_node": event.term.node}
+            {
+                **event._asdict(),
+                "term": event.term.number,
+                "term_node": event.term.node,
+                "level": level_of(event.event),
+            }
             for event in self._events
             if event.commit_index >= index
         ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from muster.daemon.log_file import LogRefused, add_log_options, prepare_log
 from muster.drivers.certificates import CertificateRefused, client_context, server_context, verify_pair
 from muster.drivers.guard import StartRefused, lock_home
 from muster.drivers.interconnect import InterconnectRefused, check_address
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
         if options.predecessor_stopped:
             command.insert(_GUARD_WORDS, "--predecessor-stopped")
-    except (BootRefused, StartRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
+        prepare_log(options.log_file, options.log_format, options.log_level, options.log_bytes)
+    except (BootRefused, LogRefused, StartRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
         print(f"musterd: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
     sys.stdout.flush()
@@ -59,6 +61,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="you vouch that this node's last incarnation has stopped; needed only if it ran without a deadman",
     )
+    add_log_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -22,12 +22,13 @@ from muster.daemon.control import ControlServer, SocketRefused
 from muster.daemon.daemon import Daemon, boottime_us
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
+from muster.daemon.log_file import keep_log_bounded
 from muster.daemon.main import KEY_FILE
 from muster.daemon.requests import Requests
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
 from muster.drivers.interconnect import Interconnect, InterconnectRefused
-from muster.drivers.process_tree import say
+from muster.drivers.log_lines import Log
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
@@ -68,11 +69,11 @@ async def serve(
 ) -> None:
     """Run the node until it has left, panicked, or lost its guard. Raises `StoreFailed` if it cannot begin."""
     lost = asyncio.Event()
-    recorder = FlightRecorder(name)
+    recorder, log = FlightRecorder(name), Log(name, "daemon")
     daemon: Daemon | None = None
     guard = GuardChannel(guard_end, lambda: daemon.on_term() if daemon else guard.leave(), lost.set)
     profile, config = _configuration(store_path, name)
-    pulse = asyncio.ensure_future(_pulse(guard, profile))
+    own_tasks = [asyncio.ensure_future(_pulse(guard, profile)), asyncio.ensure_future(keep_log_bounded(log))]
     runner = RunnerClient(
         runner_end,
         lambda command: daemon.on_finished(command) if daemon else None,
@@ -80,7 +81,7 @@ async def serve(
     )
     store = DiskStore(store_path, config.node)
     try:
-        strip, database = await _boot_record(store)
+        strip, database = await _boot_record(store, log)
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
         setup = Setup(
             config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE,
@@ -88,10 +89,11 @@ async def serve(
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
         daemon = Daemon(node, store, guard, recorder, home)
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, context))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, log, context))
         await _serve(daemon, config, runner, guard, home, lost)
     finally:
-        pulse.cancel()
+        for task in own_tasks:
+            task.cancel()
         await store.close()
 
 
@@ -141,7 +143,7 @@ async def _pulse(guard: GuardChannel, profile: Profile) -> None:
         await asyncio.sleep(profile.pulse_ms / 1000)
 
 
-async def _boot_record(store: DiskStore) -> tuple[Strip, Database]:
+async def _boot_record(store: DiskStore, log: Log) -> tuple[Strip, Database]:
     """The first strip and replica. Waits while a claim is unknown or the newest journal is being moved (SPEC 1.5)."""
     while True:
         strip = await store.read_strip()
@@ -151,17 +153,17 @@ async def _boot_record(store: DiskStore) -> tuple[Strip, Database]:
                 image = await store.read_journal(*newest)
                 return strip, restore(image.checkpoint, image.frames)
             except (JournalUnreadable, msgspec.DecodeError, ValueError) as error:
-                say(f"musterd: the newest journal cannot be read yet: {error}")
+                log.tell("warning", "journal unreadable", f"the newest journal cannot be read yet: {error}")
         await asyncio.sleep(0.1)
 
 
-def _broken(guard: GuardChannel, context: dict[str, Any]) -> None:
+def _broken(guard: GuardChannel, log: Log, context: dict[str, Any]) -> None:
     """An exception that nobody expected: a broken invariant stops the node, a lost connection does not."""
     error = context.get("exception")
-    say(f"musterd: {context.get('message')}: {error!r}")
+    log.tell("error", "failure", f"{context.get('message')}: {error!r}")
     if error is not None:
         for line in "".join(traceback.format_exception(error)).splitlines():
-            say(line)
+            log.tell("error", "traceback", line)
     if error is not None and not isinstance(error, OSError):
         guard.panic(f"the daemon has failed: {error!r}")
 

@@ -52,6 +52,7 @@ from muster.drivers.lease_writer import (
     run_lease_writer,
     write_tombstone,
 )
+from muster.drivers.log_lines import Log
 from muster.drivers.process_tree import (
     descendants,
     drain,
@@ -231,6 +232,7 @@ class Guard:
 
     def __init__(self, options: Options, store: LeaseStore) -> None:
         self._options, self._profile, self._store = options, options.profile, store
+        self._log = Log(options.name, "guard")
         self._state_path = os.path.join(options.home, "guard.json")
         self._signals: list[int] = []  # received and not yet acted upon; the handler appends
         self._wake_read, self._wake_write = os.pipe()
@@ -623,7 +625,7 @@ class Guard:
             return  # it was never written, or cannot be removed: its readers check whether the pid still is a guard's
 
     def _say(self, text: str) -> None:
-        say(f"musterd {self._options.name}: {text}")
+        self._log.tell("warning", "guard", f"musterd {self._options.name}: {text}")
 
 
 def _make_channel() -> tuple[socket.socket, socket.socket]:
@@ -649,7 +651,7 @@ def run_guard(options: Options, open_lease_store: Callable[[str, int], LeaseStor
     except Ended:
         return EXIT_CLEAN
     except (StartRefused, StoreFailed, DeadmanFailed) as refusal:
-        say(f"musterd {options.name}: cannot start: {refusal}")
+        Log(options.name, "guard").refuse(f"musterd {options.name}: cannot start: {refusal}")
         return EXIT_REFUSED
     status = guard.run()
     os.close(lock)

@@ -94,7 +94,7 @@ class DevelopmentCluster:
             next_step = f"to cut its power: {command_about(self.directory, f'dev kill {name}')}"
             raise MusterError(f"{name} already runs, as process {found[0].pid}", str(home), next_step)
         command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
-        command += ["--node", name, "--home", str(home)]
+        command += ["--node", name, "--home", str(home), "--log-file", str(self.log(name))]
         try:
             with self.log(name).open("ab") as log:
                 self._children[name] = subprocess.Popen(
