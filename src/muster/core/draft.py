@@ -15,10 +15,12 @@ from muster.records.state import (
     Change,
     Database,
     Forget,
+    Maintenance,
     Member,
     NodeState,
     Operation,
     Service,
+    Standby,
     Transition,
 )
 
@@ -47,6 +49,7 @@ class Facts(msgspec.Struct):
     hung: dict[int, str]  # node -> which of its subsystems is hung, where the level's policy is to force it out
     services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
     free_bytes: Callable[[], int]  # what the journal can still take of new definitions
+    age_us: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed (`core/ages.py`)
 
     def report(self, member: Member) -> Report | None:
         """The report of exactly this incarnation, in this term."""
@@ -65,13 +68,15 @@ class Draft:
         self.transitions = dict(database.transitions)
         self.services = dict(database.services)
         self.operations: dict[str, Operation] = {}
+        self.maintenance = dict(database.maintenance)
+        self.standby = dict(database.standby)
         self._changed: dict[tuple[str, str], Change] = {}
 
     def member(self, node: int) -> Member:
         """The member record of a configured node."""
         return self.members.get(node) or Member(node)
 
-    def put(self, record: Member | Transition | Service | Operation, cause: str = "") -> None:
+    def put(self, record: Member | Transition | Service | Operation | Maintenance | Standby, cause: str = "") -> None:
         """Replace a record. `cause` goes into the entry's cause."""
         match record:
             case Member():
@@ -83,6 +88,12 @@ class Draft:
             case Service():
                 self.services[record.name] = record
                 key = ("service", record.name)
+            case Maintenance():
+                self.maintenance[record.key] = record
+                key = ("maintenance", record.key)
+            case Standby():
+                self.standby[record.node] = record
+                key = ("standby", str(record.node))
             case _:
                 self.operations[record.identity] = record
                 key = ("operation", record.identity)
@@ -90,11 +101,16 @@ class Draft:
         self._because(cause)
 
     def forget(self, kind: str, key: str, cause: str = "") -> None:
-        """Remove a transition or a service."""
-        if kind == "transition":
-            self.transitions.pop(int(key), None)
-        else:
-            self.services.pop(key, None)
+        """Remove a record: a transition, a service, a maintenance or a standby."""
+        match kind:
+            case "transition":
+                self.transitions.pop(int(key), None)
+            case "service":
+                self.services.pop(key, None)
+            case "maintenance":
+                self.maintenance.pop(key, None)
+            case _:
+                self.standby.pop(int(key), None)
         self._changed[kind, key] = Forget(kind, key)
         self._because(cause)
 

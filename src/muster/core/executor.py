@@ -5,8 +5,9 @@ reordered messages, a restarted daemon and a new master all come to the same.
 """
 
 from muster.core.effects import RunCommand
+from muster.core.placement import is_allowable
 from muster.records.messages import CommandState
-from muster.records.state import Database, Service, ServiceState
+from muster.records.state import Database, NodeState, Service, ServiceState
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
 
@@ -25,7 +26,8 @@ class Executor:
 
     def due(self, database: Database) -> list[RunCommand]:
         """The commands to run now; each is returned once."""
-        return [self._begin(service, database) for service in self._assigned(database) if self._is_due(service)]
+        due = [self._begin(service, database) for service in self._assigned(database) if self._is_due(service)]
+        return due + [self._begin(service, database) for service in self._to_notify(database) if self._is_due(service)]
 
     def finished(self, command: CommandState) -> None:
         """A command has ended."""
@@ -36,7 +38,29 @@ class Executor:
     def states(self, database: Database) -> tuple[CommandState, ...]:
         """The node's inventory for its report: what became of the command of each service at work here."""
         assigned = [service.name for service in self._assigned(database)]
+        assigned += [service.name for service in self._to_notify(database) if service.definition.free_transfer]
         return tuple(self._commands[name] for name in assigned if name in self._commands)
+
+    def notified(self, service: Service) -> bool:
+        """Whether this node's notify command has succeeded for the present assignment of the service (SPEC 6.6)."""
+        command = self._commands.get(service.name)
+        present = command is not None and command.generation == service.generation
+        return present and command is not None and command.action == "notify" and command.succeeded
+
+    def _to_notify(self, database: Database) -> list[Service]:
+        """The services whose place this node is to hear of (P6.29): it is joined, allowable, and not the place itself."""
+        own = database.member(self._node)
+        if own.incarnation != self._incarnation or own.state is not NodeState.JOINED:
+            return []
+        name = database.name_of(self._node)
+        return [
+            service
+            for service in database.services.values()
+            if service.definition.notify_command
+            and service.state is ServiceState.REGISTERED
+            and service.node != self._node
+            and is_allowable(service.definition, name)
+        ]
 
     def _assigned(self, database: Database) -> list[Service]:
         return [
@@ -50,14 +74,16 @@ class Executor:
         return is_newer(service.generation, known.generation if known else 0)
 
     def _begin(self, service: Service, database: Database) -> RunCommand:
-        action = ACTIONS[service.state]
+        action = ACTIONS.get(service.state, "notify")
         self._commands[service.name] = CommandState(service.name, service.generation, action, False)
         definition = service.definition
         command, timeout_ms = {
             "start": (definition.start_command, definition.start_timeout_ms),
             "stop": (definition.stop_command, definition.stop_timeout_ms),
             "recovery": (definition.recovery_command, definition.recovery_timeout_ms),
+            "notify": (definition.notify_command, definition.notify_timeout_ms),
         }[action]
+        other = service.node if action == "notify" else service.previous
         environment = {
             "MUSTER_CLUSTER": database.cluster.name,
             "MUSTER_SERVICE": service.name,
@@ -68,6 +94,6 @@ class Executor:
             "MUSTER_REASON": service.reason,
             "MUSTER_GENERATION": str(service.generation),
             "MUSTER_EPOCH": str(database.epoch),
-            "MUSTER_OTHER_NODE": database.name_of(service.previous) if service.previous >= 0 else "",
+            "MUSTER_OTHER_NODE": database.name_of(other) if other >= 0 else "",
         }
         return RunCommand(service.name, service.uid, service.generation, action, command, timeout_ms, environment)

@@ -4,6 +4,7 @@ Messages may be lost and every one is idempotent: whoever lags behind is sent wh
 at most once per half heartbeat, until its report shows that it has got it.
 """
 
+from muster.core.ages import Ages
 from muster.core.lease import US_PER_MS
 from muster.records.messages import Append, Report, Snapshot
 from muster.records.state import Database, Entry, encode_database
@@ -48,7 +49,7 @@ class Followers:
             self._told_us[node] = now_us
         return {node: Append(self.term, entry.index - 1, (entry,)) for node in self.reports}
 
-    def repeat(self, node: int, database: Database, now_us: int) -> Append | Snapshot | None:
+    def repeat(self, node: int, database: Database, ages: Ages, now_us: int) -> Append | Snapshot | None:
         """What to send to a node that lags or has not accepted the term; None if it was told just now (P5.2)."""
         index = self._index.get(node, 0)
         if node in self.reports and index >= database.index:
@@ -59,4 +60,4 @@ class Followers:
         missing = tuple(entry for entry in self._recent if entry.index > index)
         if node in self.reports and missing and missing[0].index == index + 1:
             return Append(self.term, index, missing)
-        return Snapshot(self.term, encode_database(database))
+        return Snapshot(self.term, encode_database(database), ages.told(database, now_us))

@@ -14,6 +14,7 @@ import itertools
 import msgspec
 
 from muster.core import history, mastership, membership, registration
+from muster.core.ages import Ages
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.decisions import all_have_reported, bytes_of_services, decide
 from muster.core.draft import Facts, counts
@@ -142,6 +143,7 @@ class Node:
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._clients = Clients()
         self._waiting = Waiting()
+        self._ages = Ages()
         self._questions = Questions()
         self._last_report: Report | None = None
         self._report_us = 0  # when it was sent
@@ -409,6 +411,7 @@ class Node:
         self._begin_term(term)
         self._effects.extend(history.skipped(self.database, adopted))
         self.database = adopted
+        self._ages.adopted(adopted, (), self._now_us)
         self._accepted, self._confirmed = term, True
         self._marks_written = ()
         self._effects.append(Elected(term.number, term.node))
@@ -558,6 +561,7 @@ class Node:
             return
         self._effects.extend(history.skipped(self.database, database))
         self.database, self._accepted, self._confirmed = database, snapshot.term, True
+        self._ages.adopted(database, snapshot.ages, self._now_us)
         self.trouble = ""
         self._effects.append(Committed(database.index))
         self._replica_changed()
@@ -584,7 +588,7 @@ class Node:
         self._repeat(sender)
 
     def _repeat(self, node: int) -> None:
-        message = self._followers.repeat(node, self.database, self._now_us)
+        message = self._followers.repeat(node, self.database, self._ages, self._now_us)
         if message is not None:
             self._send(node, message)
 
@@ -686,6 +690,7 @@ class Node:
         if len(told) > MAXIMUM_TOLD:
             self._trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
         self.database.apply(entry)
+        self._ages.applied(entry.index, self.database, self._now_us)
         self._effects.append(Committed(entry.index))
 
     def _replica_changed(self) -> None:
@@ -835,6 +840,7 @@ class Node:
         facts = Facts(
             self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
             self._find_hung(reports), self._services_open, self._free_bytes,
+            lambda index: self._ages.age_us(index, self._now_us),
         )  # fmt: skip
         if not self._services_open:
             self._services_open = facts.services_open = all_have_reported(self.database, facts)

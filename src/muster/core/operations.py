@@ -4,40 +4,16 @@ Each either puts records into the draft and says what will happen, or refuses wi
 changes nothing.
 """
 
-import zlib
-
-import msgspec
 from msgspec.structs import replace
 
-from muster.core.draft import Draft, Facts, counts, is_up
+from muster.core import service_operations
+from muster.core.draft import Draft, Facts, counts
 from muster.core.membership import condemn
-from muster.core.placement import is_allowable
+from muster.core.refusal import Refused, member_named
 from muster.core.transition import open_forced_leave, open_leave
-from muster.records.messages import (
-    ApplyServices,
-    DeregisterService,
-    EvictNode,
-    LeaveNode,
-    OperationRequest,
-    RegisterService,
-    Request,
-    TransferService,
-)
+from muster.records.messages import EvictNode, LeaveNode, OperationRequest, Request, SetMaintenance, SetStandby
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    Definition,
-    Member,
-    NodeState,
-    Operation,
-    Proof,
-    Service,
-    ServiceState,
-)
-from muster.records.terms import NO_NODE
-
-
-class Refused(Exception):
-    """The operation cannot be done; the message says why and what to do."""
+from muster.records.state import Maintenance, Member, NodeState, Operation, Proof, Standby
 
 
 def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation:
@@ -55,108 +31,16 @@ def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation:
 
 def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
     match operation:
-        case ApplyServices():
-            return _apply(operation, draft, facts)
-        case RegisterService(service=name):
-            return _register(_service(draft, name), draft)
-        case DeregisterService(service=name):
-            return _deregister(_service(draft, name), draft)
-        case TransferService(service=name, target=target):
-            return _transfer(_service(draft, name), target, draft)
         case LeaveNode(node=name):
-            return _leave(_member(draft, name), draft)
+            return _leave(member_named(draft, name), draft)
         case EvictNode(node=name):
-            return _evict(_member(draft, name), operation, draft, facts)
-
-
-def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
-    size = 2 * len(zlib.compress(msgspec.msgpack.encode(operation.definitions), level=1))
-    free_bytes = facts.free_bytes()
-    if size > free_bytes:
-        raise Refused(
-            f"the definitions need {size} bytes and the store has {max(0, free_bytes)} left for them: "
-            "withdraw services, or make a new store with a larger --size (muster init)"
-        )
-    known = {config.name for config in draft.database.nodes.values()}
-    for definition in operation.definitions:
-        _check_nodes(definition, known)
-    for name in operation.withdraw:
-        _service(draft, name)
-    defined = changed = 0
-    for definition in operation.definitions:
-        before = draft.services.get(definition.name)
-        if before is None:
-            defined += 1
-            service = Service(definition, uid=draft.index, wanted=definition.auto_register)
-            draft.put(service, f"{definition.name}: defined")
-        elif before.definition != definition or before.removed:
-            changed += 1
-            wanted = definition.auto_register if before.removed else before.wanted
-            draft.put(
-                replace(before, definition=definition, removed=False, wanted=wanted), f"{definition.name}: redefined"
-            )
-    for name in operation.withdraw:
-        draft.put(replace(draft.services[name], removed=True, wanted=False), f"{name}: withdrawn")
-    return f"{defined} defined, {changed} changed, {len(operation.withdraw)} withdrawn"
-
-
-def _check_nodes(definition: Definition, known: set[str]) -> None:
-    named = {*definition.allowable_nodes, *definition.disallowable_nodes, *definition.ordered} - {"*"}
-    unknown = sorted(named - known)
-    if unknown:
-        raise Refused(
-            f"service {definition.name} names node {', '.join(unknown)}, which this cluster does not have; "
-            f"it has {', '.join(sorted(known))}"
-        )
-
-
-def _register(service: Service, draft: Draft) -> str:
-    if service.removed:
-        raise Refused(f"{service.name} was withdrawn and is about to be forgotten: apply its definition again")
-    if service.wanted and not service.cause and not service.failed:
-        return f"{service.name} is wanted already and {service.state}"
-    if service.state is ServiceState.STOPPING and service.cause:
-        raise Refused(f"{service.name} may still be running: {service.cause}")
-    draft.put(replace(service, wanted=True, cause="", failed=()), f"{service.name}: registration requested")
-    return f"{service.name} will be registered"
-
-
-def _deregister(service: Service, draft: Draft) -> str:
-    if service.state is ServiceState.DEREGISTERED and not service.wanted:
-        return f"{service.name} is de-registered already"
-    if service.state is ServiceState.STOPPING and service.cause and counts(draft.member(service.node)):
-        retried = replace(service, wanted=False, intent=False, cause="", generation=draft.index)
-        draft.put(retried, f"{service.name}: stop tried again")
-        return f"{service.name} will be stopped again"
-    stays = service.state is ServiceState.DEREGISTERED
-    changed = replace(service, wanted=False, intent=False, cause="" if stays else service.cause)
-    draft.put(changed, f"{service.name}: de-registration requested")
-    return f"{service.name} will be de-registered and stay down until it is registered again"
-
-
-def _transfer(service: Service, target_name: str, draft: Draft) -> str:
-    if service.state is not ServiceState.REGISTERED:
-        next_step = service.cause or "wait until it is registered, or register it"
-        raise Refused(f"{service.name} is {service.state}, only a registered service can be moved: {next_step}")
-    here = draft.name(service.node)
-    target = NO_NODE
-    if target_name:
-        target = _member(draft, target_name).node
-        if target == service.node:
-            return f"{service.name} is on {target_name} already"
-    others = [
-        member.node
-        for member in draft.members.values()
-        if is_up(member)
-        and member.node != service.node
-        and target in (NO_NODE, member.node)
-        and is_allowable(service.definition, draft.name(member.node))
-    ]
-    if not others:
-        wish = f"{target_name} is" if target_name else "no other node is"
-        raise Refused(f"{service.name} stays on {here}: {wish} not joined and allowable for it (muster status)")
-    draft.put(replace(service, intent=True, origin=service.node, target=target), f"{service.name}: transfer requested")
-    return f"{service.name} will move from {here}" + (f" to {target_name}" if target_name else "")
+            return _evict(member_named(draft, name), operation, draft, facts)
+        case SetStandby(node=name):
+            return _set_standby(member_named(draft, name), operation, draft)
+        case SetMaintenance():
+            return _set_maintenance(operation, draft)
+        case _:
+            return service_operations.carry_out(operation, draft, facts)
 
 
 def _leave(member: Member, draft: Draft) -> str:
@@ -195,17 +79,35 @@ def _evict(member: Member, operation: EvictNode, draft: Draft, facts: Facts) -> 
     return f"{name} is condemned; it is forced out once it is proven to have stopped"
 
 
-def _service(draft: Draft, name: str) -> Service:
-    service = draft.services.get(name)
-    if service is None:
-        known = ", ".join(sorted(draft.services)) or "none"
-        raise Refused(f"there is no service {name!r}; defined are: {known}")
-    return service
+def _set_standby(member: Member, operation: SetStandby, draft: Draft) -> str:
+    name = draft.name(member.node)
+    if operation.end:
+        if member.node not in draft.standby:
+            return f"{name} is not on standby"
+        draft.forget("standby", str(member.node), f"{name}: standby ended")
+        return f"{name} gets services again"
+    record = Standby(member.node, draft.index, operation.duration_ms, operation.cause)
+    draft.put(record, f"{name}: on standby" + (f": {operation.cause}" if operation.cause else ""))
+    return f"{name} is on standby: it gets no services, and those that can run elsewhere move away"
 
 
-def _member(draft: Draft, name: str) -> Member:
-    node = draft.database.node_named(name)
-    if node is None:
-        known = ", ".join(config.name for config in draft.database.nodes.values())
-        raise Refused(f"there is no node {name!r}; configured are: {known}")
-    return draft.member(node)
+def _set_maintenance(operation: SetMaintenance, draft: Draft) -> str:
+    kind, subject = operation.kind, operation.subject
+    match kind:
+        case "cluster" if not subject:
+            pass
+        case "node":
+            member_named(draft, subject)
+        case "service":
+            service_operations.service_named(draft, subject)
+        case _:
+            raise Refused(f"maintenance is of the cluster, a node or a service, not of {kind!r} {subject!r}")
+    record = Maintenance(kind, subject, draft.index, operation.duration_ms, operation.cause)
+    words = f"{kind} {subject}".strip()
+    if operation.end:
+        if record.key not in draft.maintenance:
+            return f"{words} is not in maintenance"
+        draft.forget("maintenance", record.key, f"maintenance of {words} ended")
+        return f"Muster looks after {words} again"
+    draft.put(record, f"maintenance of {words}" + (f": {operation.cause}" if operation.cause else ""))
+    return f"{words} is in maintenance: nothing is started, moved or restarted there of its own accord"

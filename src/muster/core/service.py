@@ -1,9 +1,10 @@
-"""Services: the master's side of registration, launch, transfer and recovery (SPEC 6.7, 6.8, 7.7).
+"""Services: the master's side of registration, launch, transfer and recovery (SPEC 6.5 to 6.9, 7.7).
 
 Theory of operation. Each service is one record with a state. What may happen to it is an event; the table `RULES`
 names for every (state, event) the rule that gives the next record; a pair that is not in the table cannot happen and
-changes nothing. Each command to a node is a new generation: the index of the entry that gives it. Nodes learn of
-their command from the committed record and repeat its result in their reports until the record has moved on.
+changes nothing. Why a service may start or must stop is said in `conditions.py`, where it may go in `placement.py`.
+Each command to a node is a new generation: the index of the entry that gives it. Nodes learn of their command from the
+committed record and repeat its result in their reports until the record has moved on.
 
 Nothing changes a service on a node before that node has acknowledged the term with its report, or its incarnation is
 proven to have stopped and the forced leave has reached the event manager's level (P6.2, P6.3).
@@ -14,11 +15,23 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from muster.core.draft import Draft, Facts, counts, is_up
-from muster.core.placement import choose, is_allowable, load_of
+from muster.core import instances
+from muster.core.conditions import (
+    RECENT_TAKEOVERS,
+    immaturity,
+    maintenance_of,
+    obstacle,
+    preferred_node,
+    why_stop,
+    working_children,
+)
+from muster.core.draft import Draft, Facts, counts
+from muster.core.lease import US_PER_MS
+from muster.core.membership import condemn
+from muster.core.round import Round
 from muster.core.transition import EVENT_MANAGER, reached
-from muster.records.messages import CommandState, Report
-from muster.records.state import NodeState, Service, ServiceState
+from muster.records.messages import CommandState
+from muster.records.state import Exhausted, NodeState, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
@@ -32,63 +45,44 @@ class Event(Enum):
     LOST = "its node is proven dead"
     SUCCEEDED = "its command succeeded"
     FAILED = "its command failed"
-    UNWANTED = "it is to end where it is: de-registered, or its node leaves"
+    UNWANTED = "it is to end where it is: de-registered, transferred, or its node or its parent leaves"
     WANTED = "it is to run and does not"
     FREED = "a node for its recovery may be up"
-
-
-class Round:
-    """One pass over all services: the draft, the facts, and the load as it grows while placing."""
-
-    def __init__(self, draft: Draft, facts: Facts) -> None:
-        self.draft, self.facts = draft, facts
-        self.load = load_of(draft.database)
-        self._commands: dict[int, dict[str, CommandState]] = {}  # by identity: the facts keep the reports alive
-        self.up = [
-            member.node for member in draft.members.values() if is_up(member) and facts.report(member) is not None
-        ]
-
-    def commands_of(self, report: Report) -> dict[str, CommandState]:
-        """What a node's report says of each service; a node reports one command a service."""
-        if id(report) not in self._commands:
-            self._commands[id(report)] = {command.service: command for command in report.commands}
-        return self._commands[id(report)]
-
-    def place(self, service: Service) -> int | None:
-        """Choose a node: the operator's target once, else by the definition; away from a transfer's origin."""
-        nodes = self.draft.database.nodes
-        target = service.target
-        definition = service.definition
-        if target in self.up and target not in service.failed and is_allowable(definition, nodes[target].name):
-            return target
-        chosen = choose(definition, nodes, self.up, self.load, {*service.failed, service.origin})
-        if chosen is None and service.origin not in service.failed:
-            chosen = choose(definition, nodes, self.up, self.load, service.failed)  # back rather than nowhere
-        return chosen
-
-    def put(self, service: Service, cause: str) -> None:
-        """Keep a new record; causes name the service."""
-        if service.node != NO_NODE:
-            self.load[service.node] = self.load.get(service.node, 0) + 1
-        self.draft.put(service, f"{service.name}: {cause}" if cause else "")
-
-    def name(self, node: int) -> str:
-        """The node's name."""
-        return self.draft.name(node)
+    WAITS = "the cluster is not mature for it"
+    ALONE = "no allowable node is up any more while it waits"
+    ABANDONED = "its transfer has nowhere to go any more"
+    MOVES = "it is to move as soon as its children have ended"
+    PREFERRED = "a more preferred node has joined"
+    BROKEN = "it has failed where it is registered"
 
 
 def advance(draft: Draft, facts: Facts) -> None:
     """Let every service take at most one step (P6.1)."""
     if not facts.services_open:
         return
+    _end_what_is_over(draft, facts)
     round_ = Round(draft, facts)
-    for service in list(draft.services.values()):
+    instances.expand(round_)
+    for name in list(draft.services):
+        service = draft.services[name]
         happened = _what_happens(service, round_)
         if happened is not None:
             event, detail = happened
             RULES[service.state, event](service, round_, detail)
-        elif service.removed and service.state is DEREGISTERED:
+        elif service.removed and service.state is DEREGISTERED and not round_.children(service):
             draft.forget("service", service.name, f"{service.name}: forgotten")
+
+
+def _end_what_is_over(draft: Draft, facts: Facts) -> None:
+    """Maintenance and standby end by themselves when their time is over."""
+    for record in list(draft.maintenance.values()):
+        if record.duration_ms and facts.age_us(record.since) >= record.duration_ms * US_PER_MS:
+            draft.forget(
+                "maintenance", record.key, f"maintenance of {record.kind} {record.subject}".strip() + " is over"
+            )
+    for standby in list(draft.standby.values()):
+        if standby.duration_ms and facts.age_us(standby.since) >= standby.duration_ms * US_PER_MS:
+            draft.forget("standby", str(standby.node), f"{draft.name(standby.node)}: its standby is over")
 
 
 def is_lost(service: Service, draft: Draft) -> bool:
@@ -102,13 +96,17 @@ def is_lost(service: Service, draft: Draft) -> bool:
     return member.state is NodeState.FORCED_LEAVING and (transition is None or reached(transition, EVENT_MANAGER))
 
 
-def _what_happens(service: Service, round_: Round) -> tuple[Event, str] | None:
+Happening = tuple[Event, str]
+
+
+def _what_happens(service: Service, round_: Round) -> Happening | None:
     """The event for this service in this round, if any."""
     if service.state is DEREGISTERED:
-        wanted = service.wanted and not service.cause and not service.removed
-        return (Event.WANTED, "") if wanted else None
+        return _while_deregistered(service, round_)
+    if instances.is_template(service):
+        return None
     if service.node == NO_NODE:
-        return Event.FREED, ""
+        return None if maintenance_of(service, round_) else (Event.FREED, "")
     if is_lost(service, round_.draft):
         return Event.LOST, f"{round_.name(service.node)} was lost"
     result = _result(service, round_)
@@ -117,46 +115,131 @@ def _what_happens(service: Service, round_: Round) -> tuple[Event, str] | None:
     return _unwanted(service, round_)
 
 
+def _while_deregistered(service: Service, round_: Round) -> Happening | None:
+    if not service.wanted or service.removed or instances.is_template(service):
+        return None
+    if service.intent and (maintenance_of(service, round_) or not _goes_on(service, round_)):
+        return Event.ABANDONED, ""
+    waiting = immaturity(service, round_)
+    if not obstacle(service, round_):
+        return Event.WANTED, ""
+    if waiting and not service.waits_since and not service.cause and round_.place(service) is not None:
+        return Event.WAITS, waiting
+    if service.waits_since and round_.place(service) is None:
+        return Event.ALONE, ""
+    return None
+
+
 def _result(service: Service, round_: Round) -> CommandState | None:
     """What the service's node says of the command of the present generation."""
-    report = round_.facts.report(round_.draft.member(service.node))
-    if report is None or service.cause:
+    if service.cause or service.state not in ACTION_OF:
         return None
-    wanted = (service.generation, ACTION_OF.get(service.state))
-    command = round_.commands_of(report).get(service.name)
-    return command if command is not None and (command.generation, command.action) == wanted else None
+    command = round_.command(service, service.node)
+    return command if command is not None and command.action == ACTION_OF[service.state] else None
 
 
-def _unwanted(service: Service, round_: Round) -> tuple[Event, str] | None:
+def _unwanted(service: Service, round_: Round) -> Happening | None:
+    """Whether it must leave its node; its children do so first (P6.27)."""
     if service.state not in (STARTING, REGISTERED):
         return None
     member = round_.draft.member(service.node)
     if round_.facts.report(member) is None or not counts(member):
         return None
-    if not service.wanted:
-        return Event.UNWANTED, "de-registered by an operator"
-    if member.state is NodeState.LEAVING:
-        return Event.UNWANTED, f"{round_.name(service.node)} leaves"
-    if service.state is REGISTERED and service.intent and service.origin == service.node:
-        return Event.UNWANTED, "transferred by an operator"
-    return None
+    stop = why_stop(service, round_)
+    if stop is not None:
+        if not working_children(service, round_):
+            return None if _too_many_stop(service, round_) else (Event.UNWANTED, stop.reason)
+        return (Event.MOVES, stop.reason) if stop.moves and not service.intent and service.state is REGISTERED else None
+    if service.state is not REGISTERED or maintenance_of(service, round_):
+        return None
+    if service.broken:
+        return Event.BROKEN, service.broken
+    node = preferred_node(service, round_)
+    return (Event.PREFERRED, round_.name(node)) if node is not None else None
+
+
+def _too_many_stop(service: Service, round_: Round) -> bool:
+    parent = round_.parent(service)
+    bound = parent.definition.siblings if parent is not None else 0
+    return bool(bound) and round_.at_work_beside(service, STOPPING) >= bound
+
+
+def _await_maturity(service: Service, round_: Round, _detail: str) -> None:
+    """Flag M: an allowable node is up, and the cluster is not mature for the service (SPEC 6.3)."""
+    round_.put(replace(service, waits_since=round_.draft.index), "awaits maturity")
+
+
+def _wait_no_more(service: Service, round_: Round, _detail: str) -> None:
+    round_.put(replace(service, waits_since=0), "no allowable node is up any more")
+
+
+def _announce_move(service: Service, round_: Round, detail: str) -> None:
+    """Transfer intent is set when a move begins, though its children have to end first (SPEC 6.5, 6.7)."""
+    round_.put(replace(service, intent=True, origin=service.node, reason=detail), f"is to move ({detail})")
+
+
+def _take_over(service: Service, round_: Round, name: str) -> None:
+    """A more preferred node takes the service over, because its transfer is free (P6.25, SPEC 6.8)."""
+    node = round_.draft.database.node_named(name)
+    assert node is not None
+    takeover = Takeover(round_.draft.index, node, round_.draft.member(node).incarnation)
+    moved = replace(
+        service, intent=True, origin=service.node, target=node, reason=f"{name} is preferred and has joined",
+        takeovers=(*service.takeovers, takeover)[-RECENT_TAKEOVERS:],
+    )  # fmt: skip
+    round_.put(moved, f"taken over by {name}, which is preferred")
+
+
+def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
+    """The failure policy: restart in place so many times within the window, then move, then stop (P6.26, SPEC 5.4)."""
+    definition = service.definition
+    window_ms = definition.restart_window_ms
+    recent = tuple(index for index in service.failures if round_.age_ms(index) <= window_ms)
+    here = round_.name(service.node)
+    if len(recent) <= definition.restarts:
+        reason = f"it failed on {here}: {detail}; restart {len(recent)} of {definition.restarts}"
+        round_.put(replace(service, broken="", target=service.node, failures=recent, reason=reason), reason)
+        return
+    reason = f"it failed {len(recent)} times within {window_ms // 1000} s on {here}: {detail}"
+    given_up = (*service.exhausted, Exhausted(service.node, round_.draft.index))
+    after = replace(service, broken="", failures=(), exhausted=given_up, reason=reason)
+    if round_.elsewhere(after) is not None:
+        after = replace(after, intent=True, origin=service.node)
+    round_.put(after, reason)
 
 
 def _started(service: Service, round_: Round, _detail: str) -> None:
     done = replace(
-        service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause=""
-    )
+        service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause="",
+        broken="",
+    )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
 
 
 def _start_failed(service: Service, round_: Round, detail: str) -> None:
     failed = (*service.failed, service.node)
-    after = _released(service, failed=failed, target=NO_NODE, reason=f"start failed on {round_.name(service.node)}")
-    if _place_after(after, round_) is None:
+    reason = f"start failed on {round_.name(service.node)}"
+    after = _released(service, failed=failed, target=NO_NODE, reason=reason)
+    if _place_after(after, round_) is None and not _move_group(after, round_):
         names = ", ".join(round_.name(node) for node in failed)
         cause = f"start failed on {names}; last: {detail}; mend it, then: muster service register {service.name}"
-        after = replace(after, cause=cause, intent=False, origin=NO_NODE, failed=())
+        after = replace(after, cause=cause, intent=False, origin=NO_NODE)
     round_.put(after, f"start failed on {round_.name(service.node)}: {detail}")
+
+
+def _move_group(child: Service, round_: Round) -> bool:
+    """A child that cannot start where its group is takes the group elsewhere, if its definition says so (SPEC 6.5)."""
+    parents = list(round_.ancestors(child))
+    if child.definition.child_failure != "group" or not parents:
+        return False
+    eldest = parents[-1]
+    shunned = (*eldest.failed, *child.failed)
+    target = round_.place(replace(eldest, origin=eldest.node, failed=shunned, target=NO_NODE))
+    if target is None or target in shunned or eldest.state is not REGISTERED or eldest.intent:
+        return False
+    reason = f"its child {child.name} cannot start on {round_.name(eldest.node)}"
+    round_.put(replace(eldest, intent=True, origin=eldest.node, target=target, reason=reason), f"is to move: {reason}")
+    return True
 
 
 def _lost_while_starting(service: Service, round_: Round, detail: str) -> None:
@@ -166,17 +249,18 @@ def _lost_while_starting(service: Service, round_: Round, detail: str) -> None:
 
 def _lost(service: Service, round_: Round, detail: str) -> None:
     """From registered, stopping or recovering: recover first if the service has a command for it (SPEC 6.6)."""
-    service = replace(service, launched=False)
+    service = replace(service, launched=False, broken="")
     if service.definition.recovery_command:
         previous = service.previous if service.state is RECOVERING else service.node
         waiting = replace(
             service, state=RECOVERING, node=NO_NODE, incarnation=0, generation=round_.draft.index,
             intent=service.wanted, origin=NO_NODE, target=NO_NODE, previous=previous, reason=detail, cause="",
         )  # fmt: skip
-        if not _begin_recovery(waiting, round_):
+        if maintenance_of(service, round_) or not _begin_recovery(waiting, round_):
             round_.put(waiting, f"{detail}; its recovery waits for an allowable node")
         return
-    round_.put(_released(service, intent=service.wanted, origin=NO_NODE, reason=detail, cause=""), detail)
+    released = _released(service, intent=service.wanted, origin=NO_NODE, target=NO_NODE, reason=detail, cause="")
+    round_.put(released, detail)
 
 
 def _freed(service: Service, round_: Round, _detail: str) -> None:
@@ -207,29 +291,54 @@ def _recovery_failed(service: Service, round_: Round, detail: str) -> None:
 
 
 def _stop(service: Service, round_: Round, detail: str) -> None:
-    """Leave the node: with transfer intent, unless it is not wanted any more (SPEC 6.7)."""
-    intent = service.wanted
-    origin = service.node if intent else NO_NODE
-    leaving = replace(service, intent=intent, origin=origin, cause="", reason=detail, failed=())
+    """End it on its node: with transfer intent if it is to go on elsewhere (SPEC 6.7)."""
+    stop = why_stop(service, round_)
+    moves = stop is not None and stop.moves and service.wanted
+    origin = service.node if moves else NO_NODE
+    reason = stop.reason if stop is not None else detail
+    leaving = replace(service, intent=moves, origin=origin, cause="", reason=reason, failed=(), broken="")
     if not service.definition.stop_command and not service.launched:
-        round_.put(_released(leaving), detail)  # nothing of ours can be running (SPEC 6.7)
+        _stopped(leaving, round_, reason)  # nothing of ours can be running (SPEC 6.7)
         return
-    stopping = _assigned(leaving, round_, STOPPING, service.node, detail)
-    round_.put(stopping, f"stopping on {round_.name(service.node)} ({detail})")
+    stopping = _assigned(leaving, round_, STOPPING, service.node, reason)
+    round_.put(stopping, f"stopping on {round_.name(service.node)} ({reason})")
 
 
 def _stopped(service: Service, round_: Round, _detail: str) -> None:
     after = _released(service)
-    if _place_after(after, round_) is None:
-        after = replace(after, intent=False, origin=NO_NODE, target=NO_NODE)
+    if not service.wanted:
+        after = replace(after, matured=False)
+    if service.intent and not _goes_on(after, round_):  # the service is down: the next registration is a first one
+        after = replace(after, intent=False, origin=NO_NODE, target=NO_NODE, matured=False)
     round_.put(after, f"stopped on {round_.name(service.node)}")
 
 
+def _goes_on(service: Service, round_: Round) -> bool:
+    """Whether the transfer has somewhere to go: a child follows its parent as long as that one is on its way."""
+    parent = round_.parent(service)
+    on_its_way = parent is not None and parent.intent and service.wanted
+    return on_its_way or _place_after(service, round_) is not None
+
+
+def _abandon_transfer(service: Service, round_: Round, _detail: str) -> None:
+    """Nothing waits for a start that cannot come: the node that it left may go (P6.18, SPEC 6.8)."""
+    if service.failed or round_.exhausted(service):
+        _cannot_start(service, round_)
+    else:
+        round_.put(replace(service, intent=False, origin=NO_NODE, target=NO_NODE), "its transfer has nowhere to go")
+
+
 def _stop_failed(service: Service, round_: Round, detail: str) -> None:
-    """The service may still run: block rather than run it twice (SPEC 6.6)."""
+    """The service may still run: block rather than run it twice, or end its node, as its policy says (SPEC 6.6)."""
     name, node = service.name, round_.name(service.node)
-    advice = f"mend it, then: muster service deregister {name}, or: muster node evict {node}"
-    cause = f"stop failed on {node}: {detail}; {advice}"
+    if service.definition.stop_failure == "evict":
+        cause = f"stop failed on {node}: {detail}; {node} is forced out, as the stop policy of {name} says"
+        member = round_.draft.member(service.node)
+        if member.eviction is None:
+            condemn(round_.draft, member, f"the stop of {name} failed there: {detail}")
+    else:
+        advice = f"mend it, then: muster service deregister {name}, or: muster node evict {node}"
+        cause = f"stop failed on {node}: {detail}; {advice}"
     round_.put(replace(service, cause=cause), f"stop failed on {node}")
 
 
@@ -238,9 +347,11 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
     if node is None:
         _cannot_start(service, round_)
         return
+    service = replace(service, matured=True, waits_since=0, cause="")
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
-    if service.definition.start_command:
+    definition = service.definition
+    if definition.start_command or definition.run:
         starting = _assigned(service, round_, STARTING, node, service.reason or "registered")
         round_.put(replace(starting, launched=True), f"starting on {round_.name(node)}")
     else:
@@ -250,10 +361,16 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
 def _cannot_start(service: Service, round_: Round) -> None:
     """No node is left: wait for one to come up, or say which ones have failed (SPEC 6.6, 6.7)."""
     given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
-    if round_.place(replace(service, failed=())) is not None:
+    exhausted = round_.exhausted(service)
+    if service.failed and round_.place(replace(service, failed=())) is not None:
         names = ", ".join(round_.name(node) for node in service.failed)
         cause = f"start failed on {names}, and no other allowable node is up; mend it, then: muster service register"
-        round_.put(replace(given_up, cause=f"{cause} {service.name}", failed=()), "start failed everywhere")
+        round_.put(replace(given_up, cause=f"{cause} {service.name}"), "start failed everywhere")
+    elif exhausted and round_.place(replace(service, exhausted=(), failed=())) is not None:
+        names = ", ".join(sorted(round_.name(node) for node in exhausted))
+        cause = f"it failed too often on {names}, and no other allowable node is up; last: {service.reason}; "
+        cause += f"mend it, then: muster service clear {service.name}"
+        round_.put(replace(given_up, cause=cause), "failed too often everywhere")
     elif service.intent:
         round_.put(given_up, "no allowable node is up")
 
@@ -277,7 +394,7 @@ def _place_after(service: Service, round_: Round) -> int | None:
 
 Rule = Callable[[Service, Round, str], None]
 
-# SPEC 6.7 (Figs. 18-20) as data: rules P6.4 to P6.17 of docs/PROTOCOL.md, in this order.
+# SPEC 6.7 (Figs. 18-20) as data: rules P6.4 to P6.17 and P6.21 to P6.26 of docs/PROTOCOL.md, in this order.
 RULES: dict[tuple[ServiceState, Event], Rule] = {
     (DEREGISTERED, Event.WANTED): _begin_start,
     (STARTING, Event.SUCCEEDED): _started,
@@ -293,4 +410,10 @@ RULES: dict[tuple[ServiceState, Event], Rule] = {
     (RECOVERING, Event.SUCCEEDED): _recovered,
     (RECOVERING, Event.FAILED): _recovery_failed,
     (RECOVERING, Event.LOST): _lost,
+    (DEREGISTERED, Event.WAITS): _await_maturity,
+    (DEREGISTERED, Event.ALONE): _wait_no_more,
+    (DEREGISTERED, Event.ABANDONED): _abandon_transfer,
+    (REGISTERED, Event.MOVES): _announce_move,
+    (REGISTERED, Event.PREFERRED): _take_over,
+    (REGISTERED, Event.BROKEN): _failed_in_service,
 }

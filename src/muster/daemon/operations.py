@@ -12,11 +12,16 @@ from muster.daemon.control import ControlRefused
 from muster.records.limits import MAXIMUM_SERVICES, problem_of, shown
 from muster.records.messages import (
     ApplyServices,
+    ClearService,
     DeregisterService,
     EvictNode,
+    FailService,
     LeaveNode,
     OperationRequest,
     RegisterService,
+    RestartService,
+    SetMaintenance,
+    SetStandby,
     TransferService,
 )
 
@@ -27,6 +32,11 @@ OPERATIONS: dict[str, type[OperationRequest]] = {
     "transfer": TransferService,
     "leave": LeaveNode,
     "evict": EvictNode,
+    "fail": FailService,
+    "restart": RestartService,
+    "clear": ClearService,
+    "maintain": SetMaintenance,
+    "standby": SetStandby,
 }
 MAXIMUM_TEXT_CHARACTERS = 200  # a name that may not exist, a cause: it comes back in messages and stays in records
 

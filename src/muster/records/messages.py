@@ -46,6 +46,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=4):
 
     term: Term
     database: bytes
+    ages: tuple[tuple[int, int], ...] = ()  # index -> how long ago it was committed (ms), where a record counts from it
 
 
 class Acknowledgement(Struct, frozen=True, array_like=True):
@@ -67,6 +68,14 @@ class CommandState(Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
+class Performance(Struct, frozen=True, array_like=True):
+    """How busy a node has been of late, smoothed; each in thousandths of what it has (SPEC 6.2)."""
+
+    cpu: int = 0
+    memory: int = 0
+    pressure: int = 0  # share of time in which something waited for CPU, memory or I/O
+
+
 class Report(Struct, frozen=True, array_like=True, tag=5):
     """Node to master: everything the master needs to know of this node, whole and idempotent.
 
@@ -82,6 +91,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     acknowledgements: tuple[Acknowledgement, ...] = ()
     commands: tuple[CommandState, ...] = ()
     sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
+    performance: Performance | None = None
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
@@ -126,7 +136,62 @@ class EvictNode(Struct, frozen=True, array_like=True, tag="evict"):
     confirmed_dead: bool = False
 
 
-OperationRequest = ApplyServices | RegisterService | DeregisterService | TransferService | LeaveNode | EvictNode
+class FailService(Struct, frozen=True, array_like=True, tag="fail"):
+    """The service of this generation has failed where it is registered: let its failure policy decide (SPEC 5.4).
+
+    A generation that is not the present one is late and changes nothing; 0 stands for the present one.
+    """
+
+    service: str
+    detail: str
+    generation: int = 0
+
+
+class RestartService(Struct, frozen=True, array_like=True, tag="restart"):
+    """Stop the service and start it again on the node where it is; what counts as failures is not touched."""
+
+    service: str
+    cause: str = ""
+
+
+class ClearService(Struct, frozen=True, array_like=True, tag="clear"):
+    """Forget why a service is stuck and how often it failed: it is placed again if it is wanted."""
+
+    service: str
+
+
+class SetMaintenance(Struct, frozen=True, array_like=True, tag="maintain"):
+    """Begin (or, with `end`, end) maintenance of `kind` `cluster`, `node` or `service`; 0 ms: without expiry."""
+
+    kind: str
+    subject: str = ""
+    duration_ms: int = 0
+    cause: str = ""
+    end: bool = False
+
+
+class SetStandby(Struct, frozen=True, array_like=True, tag="standby"):
+    """Begin (or, with `end`, end) the standby of a node: its services are moved away, it gets none."""
+
+    node: str
+    duration_ms: int = 0
+    cause: str = ""
+    end: bool = False
+
+
+OperationRequest = (
+    ApplyServices
+    | RegisterService
+    | DeregisterService
+    | TransferService
+    | LeaveNode
+    | EvictNode
+    | FailService
+    | RestartService
+    | ClearService
+    | SetMaintenance
+    | SetStandby
+)
 
 
 class Request(Struct, frozen=True, array_like=True, tag=6):

@@ -149,7 +149,10 @@ class ServiceState(IntEnum):
 
 
 class Definition(Struct, frozen=True, forbid_unknown_fields=True):
-    """A service as its administrator defined it (SPEC 6.2, 6.6). Commands are argument lists; empty means none."""
+    """A service as its administrator defined it (SPEC 6.2, 6.5, 6.6). Commands are argument lists; empty means none.
+
+    The name of an instance of a service that is placed on all nodes is that of the service, `@` and its node's.
+    """
 
     name: str
     allowable_nodes: tuple[str, ...] = ("*",)
@@ -162,6 +165,52 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True):
     start_timeout_ms: int = 60_000
     stop_timeout_ms: int = 60_000
     recovery_timeout_ms: int = 60_000
+    unordered: tuple[str, ...] = ()  # node_preferences.unordered, decided by recent performance
+    on_all: bool = False  # placement_policy: register_on_all
+    maturity_count: int = 0  # allowable nodes that must be up; 0: no such condition (SPEC 6.3)
+    maturity_time_ms: int = 0  # 0: no such condition
+    free_transfer: bool = False  # transfer_cost: free (SPEC 6.8)
+    parent: str = ""  # of a group: this service goes where that one goes (SPEC 6.5)
+    siblings: int = 0  # children of this service that start or stop at a time; 0: all at once
+    child_failure: str = "alone"  # or "group": a child that cannot start here moves the whole group
+    notify_command: tuple[str, ...] = ()
+    notify_timeout_ms: int = 60_000
+    start_retries: int = 0  # on the same node, before the command counts as failed
+    stop_retries: int = 0
+    recovery_retries: int = 0
+    notify_retries: int = 0
+    retry_pause_ms: int = 1000
+    environment: tuple[tuple[str, str], ...] = ()  # beside what Muster itself gives to every command
+    stop_failure: str = "block"  # or "evict": force the node out (SPEC 6.6)
+    grace_ms: int = 5000  # between SIGTERM and SIGKILL for what a command left running, or for `run`
+    run: tuple[str, ...] = ()  # a long-running program that Muster supervises, in place of a start command
+    ready_command: tuple[str, ...] = ()  # `run` is ready when this succeeds,
+    ready_port: int = 0  # when this TCP port of the loopback address accepts,
+    ready_file: str = ""  # when this file exists,
+    ready_notify: bool = False  # when the program says READY=1 (sd_notify)
+    check_command: tuple[str, ...] = ()  # monitors the service while it is registered (SPEC 5.4)
+    check_interval_ms: int = 10_000
+    check_timeout_ms: int = 10_000
+    check_failures: int = 1  # so many failures
+    check_of: int = 1  # of so many checks are an occurrence
+    restarts: int = 3  # in place, within the window, before the service is moved
+    restart_window_ms: int = 600_000
+    on_failure: tuple[str, ...] = ()  # action function in place of the failure policy (SPEC 5.4)
+
+
+class Exhausted(NamedTuple):
+    """A node on which a service failed more often than its policy allows, and the entry that says so (SPEC 5.4)."""
+
+    node: int
+    entry: int
+
+
+class Takeover(NamedTuple):
+    """A free transfer: the entry that began it, and to whom (SPEC 6.8)."""
+
+    entry: int
+    node: int
+    incarnation: int
 
 
 class Service(Struct, frozen=True, array_like=True, tag="service"):
@@ -183,11 +232,46 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     cause: str = ""  # why it is stuck, in words; empty when it is not
     removed: bool = False  # its definition was withdrawn: forget it once it is de-registered
     launched: bool = False  # a start command of it has been given on `node`, whatever its definition says by now
+    waits_since: int = 0  # index of the entry that began its wait for maturity; 0: it does not wait (SPEC 6.3)
+    matured: bool = False  # the wait for this registration is over
+    broken: str = ""  # how it failed where it is registered, until that is acted upon (SPEC 5.4)
+    failures: tuple[int, ...] = ()  # indices of the entries that recorded its failures, within its window
+    exhausted: tuple[Exhausted, ...] = ()  # where its failure policy has given it up (SPEC 5.4)
+    takeovers: tuple[Takeover, ...] = ()  # the recent free transfers (SPEC 6.8)
+    since: int = 0  # index of the entry that gave it its present state
+    template: str = ""  # name of the service that this is an instance of, placed on one node of all (SPEC 6.2)
 
     @property
     def name(self) -> str:
         """The name in its definition, unique in the cluster."""
         return self.definition.name
+
+
+class Maintenance(Struct, frozen=True, array_like=True, tag="maintenance"):
+    """Muster leaves its subject alone: nothing is started, moved or restarted of its own accord.
+
+    `kind` is `cluster`, `node` or `service`; `subject` the name of the node or service, empty for the cluster.
+    """
+
+    kind: str
+    subject: str
+    since: int  # index of the entry that began it
+    duration_ms: int = 0  # 0: until it is ended
+    cause: str = ""
+
+    @property
+    def key(self) -> str:
+        """Unique in the cluster."""
+        return f"{self.kind}/{self.subject}"
+
+
+class Standby(Struct, frozen=True, array_like=True, tag="standby"):
+    """A member that gets no services; those that it has are moved away if they can run elsewhere."""
+
+    node: int
+    since: int  # index of the entry that began it
+    duration_ms: int = 0  # 0: until it is ended
+    cause: str = ""
 
 
 class Operation(Struct, frozen=True, array_like=True, tag="operation"):
@@ -206,7 +290,7 @@ class Forget(Struct, frozen=True, array_like=True, tag="forget"):
     key: str
 
 
-Change = Cluster | NodeConfig | Member | Transition | Service | Operation | Forget
+Change = Cluster | NodeConfig | Member | Transition | Service | Operation | Forget | Maintenance | Standby
 
 
 class Entry(Struct, frozen=True, array_like=True):
@@ -233,6 +317,8 @@ class Database(Struct):
     transitions: dict[int, Transition] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
+    maintenance: dict[str, Maintenance] = field(default_factory=dict)
+    standby: dict[int, Standby] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> None:
         """Apply the next committed entry. Raises `ValueError` if it is not the next one."""
@@ -261,6 +347,14 @@ class Database(Struct):
                 self.operations[change.identity] = change
                 while len(self.operations) > MAXIMUM_OPERATIONS:
                     del self.operations[next(iter(self.operations))]
+            case Maintenance():
+                self.maintenance[change.key] = change
+            case Standby():
+                self.standby[change.node] = change
+            case Forget(kind="maintenance"):
+                self.maintenance.pop(change.key, None)
+            case Forget(kind="standby"):
+                self.standby.pop(int(change.key), None)
             case Forget(kind="transition"):
                 self.transitions.pop(int(change.key), None)
             case Forget(kind="service"):

@@ -1,0 +1,207 @@
+"""When a service may start, must stop, or had better move: predicates on one snapshot (SPEC 6.3, 6.5, 6.8).
+
+Each says why in words, so that the rules which act on it and the explanations that people read are the same code.
+"""
+
+from typing import NamedTuple
+
+from muster.core.placement import WILDCARD, is_allowable
+from muster.core.round import Round
+from muster.records.state import Definition, Service, ServiceState
+from muster.records.terms import NO_NODE
+
+AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
+MAXIMUM_TAKEOVERS = 8  # free transfers in progress at a time, of all services
+TAKEOVER_HOLD_MS = 60_000  # after one free transfer of a service; twice as long after each further one
+MAXIMUM_TAKEOVER_HOLD_MS = 3_600_000
+RECENT_TAKEOVERS = 6
+
+
+class Stop(NamedTuple):
+    """Why a service must end where it is; `moves`: it is to go on elsewhere, so with transfer intent (SPEC 6.7)."""
+
+    reason: str
+    moves: bool
+
+
+def maintenance_of(service: Service, round_: Round) -> str:
+    """What keeps Muster from acting on the service of its own accord, in words; empty where nothing does (P6.30)."""
+    found = round_.draft.maintenance
+    if not found:
+        return ""
+    keys = ["cluster/", f"service/{service.name}", f"service/{service.template}"]
+    keys += [f"service/{ancestor.name}" for ancestor in round_.ancestors(service)]
+    if service.node != NO_NODE:
+        keys.append(f"node/{round_.name(service.node)}")
+    for key in keys:
+        if key in found:
+            kind, _, subject = key.partition("/")
+            return f"{kind} {subject}".strip() + " is in maintenance"
+    return ""
+
+
+def has_maturity(definition: Definition) -> bool:
+    """Whether a first registration waits for anything at all (SPEC 6.3)."""
+    return bool(definition.maturity_count or definition.maturity_time_ms)
+
+
+def immaturity(service: Service, round_: Round) -> str:
+    """What the first registration of the service waits for, in words; empty once the cluster is mature (P6.21)."""
+    definition = service.definition
+    if not has_maturity(definition) or service.matured or service.intent or definition.parent:
+        return ""
+    up = [node for node in round_.up if is_allowable(definition, round_.name(node))]
+    names = {round_.name(node) for node in up}
+    if not up:
+        return "no allowable node is up"
+    lacking = []
+    if definition.ordered:
+        if definition.ordered[0] in names:
+            return ""
+        lacking.append(f"its primary node {definition.ordered[0]}")
+    if definition.maturity_count:
+        if len(up) >= definition.maturity_count:
+            return ""
+        lacking.append(f"{definition.maturity_count} allowable nodes ({len(up)} up)")
+    if definition.maturity_time_ms:
+        waited_ms = round_.age_ms(service.waits_since) if service.waits_since else 0
+        if service.waits_since and waited_ms >= definition.maturity_time_ms:
+            return ""
+        lacking.append(f"{definition.maturity_time_ms / 1000:g} s of waiting ({waited_ms / 1000:.0f} s so far)")
+    return "the cluster is not mature for it: it waits for " + ", or ".join(lacking)
+
+
+def obstacle(service: Service, round_: Round) -> str:
+    """What keeps a de-registered service from being started now, in words; empty where nothing does.
+
+    Whether a node is left for it is `Round.place`'s to say.
+    """
+    if service.removed:
+        return "its definition was withdrawn"
+    if not service.wanted:
+        return "nobody wants it to run: it was de-registered by an operator, or registers on request only"
+    if service.definition.on_all and not service.template:
+        return "it runs as one instance a node"
+    if service.cause and not may_try_again(service, round_):
+        return service.cause
+    if maintenance := maintenance_of(service, round_):
+        return maintenance
+    return _obstacle_of_group(service, round_) or immaturity(service, round_)
+
+
+def may_try_again(service: Service, round_: Round) -> bool:
+    """Whether a node is up that a service whose start failed on others has not tried yet."""
+    return bool(service.failed) and round_.place(service) is not None
+
+
+def _obstacle_of_group(service: Service, round_: Round) -> str:
+    if not service.definition.parent:
+        return ""
+    parent = round_.parent(service)
+    if parent is None:
+        return f"its parent {service.definition.parent} is not defined"
+    if parent.state is not ServiceState.REGISTERED:
+        return f"its parent {parent.name} is {parent.state}"
+    if (stop := why_stop(parent, round_)) is not None:
+        return f"its parent {parent.name} is about to stop: {stop.reason}"
+    bound = parent.definition.siblings
+    if bound and round_.at_work_beside(service, ServiceState.STARTING) >= bound:
+        return f"{bound} of its siblings are starting, and no more may at a time"
+    return ""
+
+
+def why_stop(service: Service, round_: Round) -> Stop | None:
+    """Why a service that is starting or registered must end where it is; None if it may stay (P6.8, P6.9)."""
+    node = service.node
+    if not service.wanted:
+        return Stop("de-registered by an operator", moves=False)
+    if round_.is_leaving(node):
+        return Stop(f"{round_.name(node)} leaves", moves=True)
+    if service.state is ServiceState.REGISTERED:
+        if service.intent and service.origin == node:
+            return Stop(service.reason or "transferred by an operator", moves=True)
+        if service.target == node or node in round_.exhausted(service):
+            return Stop(service.reason or "restarted by an operator", moves=False)
+    if service.definition.parent:
+        return _stop_of_group(service, round_)
+    if node in round_.draft.standby and not maintenance_of(service, round_) and round_.elsewhere(service) is not None:
+        return Stop(f"{round_.name(node)} is on standby", moves=True)
+    return None
+
+
+def _stop_of_group(service: Service, round_: Round) -> Stop | None:
+    parent = round_.parent(service)
+    if parent is None:
+        return Stop(f"its parent {service.definition.parent} is no longer defined", moves=False)
+    if parent.state is not ServiceState.REGISTERED or parent.node != service.node:
+        return Stop(f"its parent {parent.name} is not registered here", moves=parent.intent)
+    stop = why_stop(parent, round_)
+    return Stop(f"its parent {parent.name}: {stop.reason}", stop.moves) if stop is not None else None
+
+
+def working_children(service: Service, round_: Round) -> list[Service]:
+    """The children that must have ended before this service may (SPEC 6.5)."""
+    return [child for child in round_.children(service) if child.state in AT_WORK]
+
+
+def rank(definition: Definition, name: str) -> int:
+    """The place of a node in the preferences; nodes that are in no list come after those that are (SPEC 6.8)."""
+    if definition.ordered:
+        return definition.ordered.index(name) if name in definition.ordered else len(definition.ordered)
+    return 0 if not definition.unordered or name in definition.unordered else 1
+
+
+def preferred_node(service: Service, round_: Round) -> int | None:
+    """The more preferred node that may take the service over now, free of cost (P6.25, SPEC 6.8)."""
+    definition = service.definition
+    preferences = definition.ordered or definition.unordered
+    if not definition.free_transfer or not preferences or definition.parent or service.template or service.intent:
+        return None
+    here = rank(definition, round_.name(service.node))
+    shunned = round_.exhausted(service)
+    better = [
+        (rank(definition, round_.name(node)), node)
+        for node in round_.up
+        if node not in shunned
+        and is_allowable(definition, round_.name(node))
+        and rank(definition, round_.name(node)) < here
+    ]
+    if not better:
+        return None
+    node = min(better)[1]
+    incarnation = round_.draft.member(node).incarnation
+    had_its_turn = any((past.node, past.incarnation) == (node, incarnation) for past in service.takeovers)
+    if had_its_turn or _is_held(service, round_) or not _was_notified(service, node, round_):
+        return None
+    return node if _takeovers_in_progress(round_) < MAXIMUM_TAKEOVERS else None
+
+
+def _is_held(service: Service, round_: Round) -> bool:
+    """Whether the last free transfer is too recent: a node that comes and goes must not make the service flap."""
+    recent = [past for past in service.takeovers if round_.age_ms(past.entry) < MAXIMUM_TAKEOVER_HOLD_MS]
+    if not recent:
+        return False
+    hold_ms = min(TAKEOVER_HOLD_MS << (len(recent) - 1), MAXIMUM_TAKEOVER_HOLD_MS)
+    return round_.age_ms(recent[-1].entry) < hold_ms
+
+
+def _was_notified(service: Service, node: int, round_: Round) -> bool:
+    """A node that has just joined hears first where the service is, and takes it over then (SPEC table 3)."""
+    if not service.definition.notify_command:
+        return True
+    command = round_.command(service, node)
+    return command is not None and command.finished
+
+
+def _takeovers_in_progress(round_: Round) -> int:
+    return sum(
+        service.intent and bool(service.takeovers) and service.takeovers[-1].node == service.target
+        for service in round_.draft.services.values()
+    )
+
+
+def allowable_names(definition: Definition, names: list[str]) -> list[str]:
+    """Those of the configured `names` on which the definition lets the service run."""
+    if WILDCARD in definition.allowable_nodes and not definition.disallowable_nodes:
+        return names
+    return [name for name in names if is_allowable(definition, name)]

@@ -1,0 +1,77 @@
+"""Services placed on all nodes: one instance a node, each a service of its own (P6.28, SPEC 6.2 `register_on_all`).
+
+The service that an administrator defines is a template: it is never started itself, and shows what its instances are.
+A child of a template is one too, with an instance beside each instance of its parent.
+"""
+
+from msgspec.structs import replace
+
+from muster.core.placement import is_allowable
+from muster.core.round import Round
+from muster.records.state import Definition, Service, ServiceState
+
+SEPARATOR = "@"  # in no name that an administrator may give
+
+
+def is_template(service: Service) -> bool:
+    """Whether the record stands for instances."""
+    return service.definition.on_all and not service.template
+
+
+def expand(round_: Round) -> None:
+    """Make the instances of every template, let them follow it, and let it show what they are."""
+    for service in list(round_.draft.services.values()):
+        if is_template(service):
+            _expand(service, round_)
+        elif service.template:
+            _follow(service, round_)
+
+
+def _expand(template: Service, round_: Round) -> None:
+    states = set()
+    for config in round_.draft.database.nodes.values():
+        name = f"{template.name}{SEPARATOR}{config.name}"
+        instance = round_.draft.services.get(name)
+        if instance is None and not template.removed and is_allowable(template.definition, config.name):
+            definition = _definition(template.definition, config.name, round_)
+            instance = Service(definition, round_.draft.index, wanted=template.wanted, template=template.name)
+            round_.put(instance, f"an instance for {config.name}")
+        if instance is not None:
+            states.add(instance.state)
+    order = (
+        ServiceState.REGISTERED,
+        ServiceState.STARTING,
+        ServiceState.STOPPING,
+        ServiceState.RECOVERING,
+        ServiceState.DEREGISTERED,
+    )
+    state = next((state for state in order if state in states), ServiceState.DEREGISTERED)
+    if state is not template.state:
+        round_.put(replace(template, state=state), f"its instances are {state}")
+
+
+def _follow(instance: Service, round_: Round) -> None:
+    """What is withdrawn, redefined or forbidden for a template is so for its instances."""
+    template = round_.draft.services.get(instance.template)
+    node_name = instance.name.rpartition(SEPARATOR)[2]
+    configured = any(config.name == node_name for config in round_.draft.database.nodes.values())
+    if template is None or template.removed or not is_template(template) or not configured:
+        if not instance.removed:
+            round_.put(replace(instance, removed=True, wanted=False), "is needed no more")
+        return
+    definition = _definition(template.definition, node_name, round_)
+    if instance.definition != definition:
+        round_.put(replace(instance, definition=definition), "redefined")
+
+
+def _definition(definition: Definition, node_name: str, round_: Round) -> Definition:
+    """The definition of an instance: as the template's, allowable on its node alone."""
+    forbidden = () if is_allowable(definition, node_name) else (node_name,)
+    parent = definition.parent
+    if parent and (found := round_.draft.services.get(parent)) is not None and is_template(found):
+        parent = f"{parent}{SEPARATOR}{node_name}"
+    return replace(
+        definition, name=f"{definition.name}{SEPARATOR}{node_name}", allowable_nodes=(node_name,),
+        disallowable_nodes=forbidden, ordered=(), unordered=(), on_all=False, free_transfer=False, parent=parent,
+        maturity_count=0, maturity_time_ms=0,
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""One pass over all services: the snapshot that its decisions are made from (SPEC 6.4, 2.7).
+
+This is the one place where the decision lock of SPEC 6.4 plugs in: whoever holds it computes a `Round` and proposes
+what follows from it; today that is the master, whose journal refuses a decision from a snapshot that is no longer the
+newest (P6.19).
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from msgspec.structs import replace
+
+from muster.core.draft import Draft, Facts, is_up
+from muster.core.lease import US_PER_MS
+from muster.core.placement import choose, is_allowable, load_of
+from muster.records.messages import CommandState, Report
+from muster.records.state import Definition, NodeState, Service, ServiceState
+from muster.records.terms import NO_NODE
+
+MAXIMUM_GENERATIONS = 16  # of a group, the parent of all included; checked where services are applied
+
+
+class Round:
+    """The draft, the facts, and the load as it grows while placing."""
+
+    def __init__(self, draft: Draft, facts: Facts) -> None:
+        self.draft, self.facts = draft, facts
+        self.load = load_of(draft.database)
+        self._commands: dict[int, dict[str, CommandState]] = {}  # by identity: the facts keep the reports alive
+        self.present = [
+            member.node for member in draft.members.values() if is_up(member) and facts.report(member) is not None
+        ]
+        self.up = [node for node in self.present if not self.is_withheld(node)]
+        """The nodes that may be chosen: present, and neither on standby nor in maintenance."""
+
+    # ---- what is --------------------------------------------------------------------------------------------------
+
+    def name(self, node: int) -> str:
+        """The node's name."""
+        return self.draft.name(node)
+
+    def is_withheld(self, node: int) -> bool:
+        """Whether an operator keeps services away from the node."""
+        database = self.draft.database
+        return node in self.draft.standby or f"node/{database.name_of(node)}" in self.draft.maintenance
+
+    def age_ms(self, index: int) -> int:
+        """How long ago entry `index` was committed."""
+        return 0 if index >= self.draft.index else self.facts.age_us(index) // US_PER_MS
+
+    def is_leaving(self, node: int) -> bool:
+        """Whether the node takes a graceful leave."""
+        return self.draft.member(node).state is NodeState.LEAVING
+
+    def parent(self, service: Service) -> Service | None:
+        """The parent of its group, if it has one and that is defined (SPEC 6.5)."""
+        name = service.definition.parent
+        return self.draft.services.get(name) if name else None
+
+    def ancestors(self, service: Service) -> Iterable[Service]:
+        """Its parent, that one's parent, and so on."""
+        for _ in range(MAXIMUM_GENERATIONS):
+            parent = self.parent(service)
+            if parent is None:
+                return
+            yield parent
+            service = parent
+
+    @cached_property
+    def _names_of_children(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for service in self.draft.services.values():
+            if service.definition.parent:
+                found.setdefault(service.definition.parent, []).append(service.name)
+        return found
+
+    def children(self, service: Service) -> list[Service]:
+        """Its children in a group, as they are now."""
+        return [self.draft.services[name] for name in self._names_of_children.get(service.name, ())]
+
+    def at_work_beside(self, service: Service, state: ServiceState) -> int:
+        """How many other children of its parent are in `state`."""
+        parent = self.parent(service)
+        if parent is None:
+            return 0
+        return sum(child.state is state and child.name != service.name for child in self.children(parent))
+
+    # ---- what the nodes say ---------------------------------------------------------------------------------------
+
+    def command(self, service: Service, node: int) -> CommandState | None:
+        """What the node's present incarnation says of its command of this service's generation."""
+        report = self.facts.report(self.draft.member(node))
+        if report is None:
+            return None
+        command = self._commands_of(report).get(service.name)
+        return command if command is not None and command.generation == service.generation else None
+
+    def _commands_of(self, report: Report) -> dict[str, CommandState]:
+        """A node reports one command a service."""
+        if id(report) not in self._commands:
+            self._commands[id(report)] = {command.service: command for command in report.commands}
+        return self._commands[id(report)]
+
+    # ---- choosing -------------------------------------------------------------------------------------------------
+
+    def place(self, service: Service) -> int | None:
+        """Choose a node: the operator's target once, else by the definition; away from a transfer's origin (P6.19).
+
+        A child goes where its parent is (SPEC 6.5).
+        """
+        parent = self.parent(service)
+        if service.definition.parent and service.state is not ServiceState.RECOVERING:
+            registered = parent is not None and parent.state is ServiceState.REGISTERED
+            node = parent.node if parent is not None and registered else NO_NODE
+            return node if node in self.present and node not in service.failed else None
+        definition = self.choosing(service)
+        target = service.target
+        shunned = {*service.failed, *self.exhausted(service)}
+        if target in self.present and target not in shunned and is_allowable(definition, self.name(target)):
+            return target
+        chosen = self._choose(definition, self.up, {*shunned, service.origin})
+        if chosen is None and service.origin in self.present:
+            chosen = self._choose(definition, [service.origin], shunned)  # back rather than nowhere
+        return chosen
+
+    def elsewhere(self, service: Service) -> int | None:
+        """A node that the service could move to from where it is."""
+        return self.place(replace(service, origin=service.node, failed=(*service.failed, service.node), target=NO_NODE))
+
+    def choosing(self, service: Service) -> Definition:
+        """The choosing parameters that apply: of a child those of the parent of all, of an instance's recovery those
+        of the whole service (SPEC 6.5).
+        """
+        eldest = [service, *self.ancestors(service)][-1]
+        if eldest.template and service.state is ServiceState.RECOVERING and eldest.template in self.draft.services:
+            return self.draft.services[eldest.template].definition
+        return eldest.definition
+
+    def exhausted(self, service: Service) -> set[int]:
+        """The nodes on which its failure policy has given it up, within its window (SPEC 5.4)."""
+        window_ms = service.definition.restart_window_ms
+        return {found.node for found in service.exhausted if self.age_ms(found.entry) <= window_ms}
+
+    def _choose(self, definition: Definition, nodes: list[int], excluded: set[int]) -> int | None:
+        return choose(definition, self.draft.database.nodes, nodes, self.load, excluded)
+
+    # ---- deciding -------------------------------------------------------------------------------------------------
+
+    def put(self, service: Service, cause: str) -> None:
+        """Keep a new record; causes name the service."""
+        before = self.draft.services.get(service.name)
+        if before is None or before.state is not service.state:
+            service = replace(service, since=self.draft.index)
+        if service.node != NO_NODE and (before is None or before.node != service.node):
+            self.load[service.node] = self.load.get(service.node, 0) + 1
+        self.draft.put(service, f"{service.name}: {cause}" if cause else "")

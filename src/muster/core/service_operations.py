@@ -1,0 +1,230 @@
+"""Operations about services: define, register, move, restart, clear (SPEC 6.2, 6.8, 6.9, 5.4)."""
+
+import zlib
+
+import msgspec
+from msgspec.structs import replace
+
+from muster.core import instances
+from muster.core.draft import Draft, Facts, counts, is_up
+from muster.core.placement import is_allowable
+from muster.core.refusal import Refused, member_named
+from muster.core.round import MAXIMUM_GENERATIONS
+from muster.records.messages import (
+    ApplyServices,
+    ClearService,
+    DeregisterService,
+    FailService,
+    OperationRequest,
+    RegisterService,
+    RestartService,
+    TransferService,
+)
+from muster.records.state import Definition, Service, ServiceState
+from muster.records.terms import NO_NODE
+
+MAXIMUM_FAILURES = 100  # recorded of one service; its policy gives up long before
+
+
+def carry_out(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
+    """Put what the operation changes into the draft; what it did in words. Raises `Refused`."""
+    match operation:
+        case ApplyServices():
+            return _apply(operation, draft, facts)
+        case RegisterService(service=name):
+            return _register(service_named(draft, name), draft)
+        case DeregisterService(service=name):
+            return _deregister(service_named(draft, name), draft)
+        case TransferService(service=name, target=target):
+            return _transfer(service_named(draft, name), target, draft)
+        case FailService(service=name):
+            return _fail(service_named(draft, name), operation, draft)
+        case RestartService(service=name, cause=cause):
+            return _restart(service_named(draft, name), cause, draft)
+        case ClearService(service=name):
+            return _clear(service_named(draft, name), draft)
+        case _:
+            raise Refused(f"this release does not know the operation {type(operation).__name__}: upgrade its master")
+
+
+def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
+    size = 2 * len(zlib.compress(msgspec.msgpack.encode(operation.definitions), level=1))
+    free_bytes = facts.free_bytes()
+    if size > free_bytes:
+        raise Refused(
+            f"the definitions need {size} bytes and the store has {max(0, free_bytes)} left for them: "
+            "withdraw services, or make a new store with a larger --size (muster init)"
+        )
+    known = {config.name for config in draft.database.nodes.values()}
+    for definition in operation.definitions:
+        _check_nodes(definition, known)
+        if (before := draft.services.get(definition.name)) is not None:
+            _check_redefinition(before, definition)
+    for name in operation.withdraw:
+        service_named(draft, name)
+    defined = changed = 0
+    for definition in _with_inherited_policy(operation.definitions, draft):
+        before = draft.services.get(definition.name)
+        if before is None:
+            defined += 1
+            service = Service(definition, uid=draft.index, wanted=definition.auto_register)
+            draft.put(service, f"{definition.name}: defined")
+        elif before.definition != definition or before.removed:
+            changed += 1
+            wanted = definition.auto_register if before.removed else before.wanted
+            draft.put(
+                replace(before, definition=definition, removed=False, wanted=wanted), f"{definition.name}: redefined"
+            )
+    for name in operation.withdraw:
+        draft.put(replace(draft.services[name], removed=True, wanted=False), f"{name}: withdrawn")
+    return f"{defined} defined, {changed} changed, {len(operation.withdraw)} withdrawn"
+
+
+def _with_inherited_policy(definitions: tuple[Definition, ...], draft: Draft) -> list[Definition]:
+    """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5)."""
+    known = {service.name: service.definition for service in draft.services.values()}
+    known |= {definition.name: definition for definition in definitions}
+    found = []
+    for definition in definitions:
+        eldest, generations = definition, 0
+        while eldest.parent in known and generations < MAXIMUM_GENERATIONS:
+            eldest, generations = known[eldest.parent], generations + 1
+        found.append(replace(definition, on_all=eldest.on_all) if definition.parent else definition)
+    return found
+
+
+def _check_redefinition(before: Service, definition: Definition) -> None:
+    if before.template:
+        raise Refused(f"{before.name} is an instance of {before.template}: define that one")
+    if before.definition.on_all != definition.on_all and before.state is not ServiceState.DEREGISTERED:
+        raise Refused(
+            f"{before.name} is {before.state}, and its placement policy can change only while it is not registered: "
+            f"muster service deregister {before.name}"
+        )
+
+
+def _check_nodes(definition: Definition, known: set[str]) -> None:
+    named = {*definition.allowable_nodes, *definition.disallowable_nodes, *definition.ordered} - {"*"}
+    unknown = sorted(named - known)
+    if unknown:
+        raise Refused(
+            f"service {definition.name} names node {', '.join(unknown)}, which this cluster does not have; "
+            f"it has {', '.join(sorted(known))}"
+        )
+
+
+def _refuse_instance(service: Service) -> None:
+    if service.template:
+        raise Refused(f"{service.name} follows {service.template}, which is placed on all nodes: name that one")
+
+
+def _instances(service: Service, draft: Draft) -> list[Service]:
+    """The service, and its instances if it has any."""
+    found = [instance for instance in draft.services.values() if instance.template == service.name]
+    return [service, *found] if instances.is_template(service) else [service]
+
+
+def _register(service: Service, draft: Draft) -> str:
+    _refuse_instance(service)
+    if service.removed:
+        raise Refused(f"{service.name} was withdrawn and is about to be forgotten: apply its definition again")
+    if service.wanted and not service.cause and not service.failed:
+        return f"{service.name} is wanted already and {service.state}"
+    if service.state is ServiceState.STOPPING and service.cause:
+        raise Refused(f"{service.name} may still be running: {service.cause}")
+    for each in _instances(service, draft):
+        wanted = replace(each, wanted=True, cause="", failed=(), exhausted=(), failures=())
+        draft.put(wanted, f"{each.name}: registration requested")
+    return f"{service.name} will be registered"
+
+
+def _deregister(service: Service, draft: Draft) -> str:
+    _refuse_instance(service)
+    if service.state is ServiceState.DEREGISTERED and not service.wanted:
+        return f"{service.name} is de-registered already"
+    for each in _instances(service, draft):
+        _deregister_one(each, draft)
+    return f"{service.name} will be de-registered and stay down until it is registered again"
+
+
+def _deregister_one(service: Service, draft: Draft) -> None:
+    if service.state is ServiceState.STOPPING and service.cause and counts(draft.member(service.node)):
+        retried = replace(service, wanted=False, intent=False, cause="", generation=draft.index)
+        draft.put(retried, f"{service.name}: stop tried again")
+        return
+    stays = service.state is ServiceState.DEREGISTERED
+    cause = "" if stays else service.cause
+    changed = replace(service, wanted=False, intent=False, waits_since=0, matured=False, cause=cause)
+    draft.put(changed, f"{service.name}: de-registration requested")
+
+
+def _transfer(service: Service, target_name: str, draft: Draft) -> str:
+    _refuse_instance(service)
+    if service.definition.parent:
+        raise Refused(f"{service.name} goes where its parent is: move {service.definition.parent}")
+    if instances.is_template(service):
+        raise Refused(f"{service.name} is placed on all nodes: there is nowhere to move it")
+    if service.state is not ServiceState.REGISTERED:
+        next_step = service.cause or "wait until it is registered, or register it"
+        raise Refused(f"{service.name} is {service.state}, only a registered service can be moved: {next_step}")
+    here = draft.name(service.node)
+    target = NO_NODE
+    if target_name:
+        target = member_named(draft, target_name).node
+        if target == service.node:
+            return f"{service.name} is on {target_name} already"
+    others = [
+        member.node
+        for member in draft.members.values()
+        if is_up(member)
+        and member.node != service.node
+        and target in (NO_NODE, member.node)
+        and is_allowable(service.definition, draft.name(member.node))
+    ]
+    if not others:
+        wish = f"{target_name} is" if target_name else "no other node is"
+        raise Refused(f"{service.name} stays on {here}: {wish} not joined and allowable for it (muster status)")
+    moved = replace(service, intent=True, origin=service.node, target=target, reason="", exhausted=())
+    draft.put(moved, f"{service.name}: transfer requested")
+    return f"{service.name} will move from {here}" + (f" to {target_name}" if target_name else "")
+
+
+def _fail(service: Service, operation: FailService, draft: Draft) -> str:
+    if operation.generation not in (0, service.generation):
+        return f"{service.name} has moved on since: nothing is done about generation {operation.generation}"
+    if service.state is not ServiceState.REGISTERED or instances.is_template(service):
+        return f"{service.name} is {service.state}, not registered: nothing is done"
+    failures = (*service.failures, draft.index)[-MAXIMUM_FAILURES:]
+    failed = replace(service, failures=failures, broken=operation.detail or "it failed")
+    draft.put(failed, f"{service.name}: failed on {draft.name(service.node)}: {failed.broken}")
+    return f"the failure of {service.name} is recorded: its failure policy decides"
+
+
+def _restart(service: Service, cause: str, draft: Draft) -> str:
+    if instances.is_template(service):
+        raise Refused(f"{service.name} is placed on all nodes: name one of its instances, as {service.name}@NODE")
+    if service.state is not ServiceState.REGISTERED:
+        next_step = service.cause or f"register it: muster service register {service.name}"
+        raise Refused(f"{service.name} is {service.state}, only a registered service can be restarted: {next_step}")
+    reason = cause or "restarted by an operator"
+    draft.put(replace(service, target=service.node, reason=reason), f"{service.name}: restart requested: {reason}")
+    return f"{service.name} will be restarted on {draft.name(service.node)}"
+
+
+def _clear(service: Service, draft: Draft) -> str:
+    if service.state is ServiceState.STOPPING and service.cause:
+        raise Refused(f"{service.name} may still be running: {service.cause}")
+    cleared = replace(service, cause="", failed=(), exhausted=(), failures=(), takeovers=())
+    if cleared == service:
+        return f"{service.name} has nothing to clear: it is {service.state}"
+    draft.put(cleared, f"{service.name}: cleared")
+    return f"{service.name} is cleared: it is placed again if it is wanted"
+
+
+def service_named(draft: Draft, name: str) -> Service:
+    """The defined service `name`. Raises `Refused`."""
+    service = draft.services.get(name)
+    if service is None:
+        known = ", ".join(sorted(draft.services)) or "none"
+        raise Refused(f"there is no service {name!r}; defined are: {known}")
+    return service

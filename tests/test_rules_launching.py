@@ -1,0 +1,465 @@
+"""Registration and launch: P6.21 to P6.30 of docs/PROTOCOL.md, on rounds of the master's rules (SPEC 5.4, 6.2-6.8)."""
+
+import pytest
+from msgspec.structs import replace
+
+from muster.core.executor import Executor
+from muster.records.messages import (
+    ApplyServices,
+    ClearService,
+    DeregisterService,
+    FailService,
+    RegisterService,
+    RestartService,
+    SetMaintenance,
+    SetStandby,
+    TransferService,
+)
+from muster.records.state import Definition, ServiceState
+from muster.records.terms import NO_NODE
+from rounds import Rounds
+
+DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
+START, STOP, RECOVERY = ("/bin/start",), ("/bin/stop",), ("/bin/recover",)
+WEB = Definition("web", start_command=START, stop_command=STOP)
+TABLE_2 = replace(WEB, allowable_nodes=("n0", "n1"), maturity_count=2, maturity_time_ms=300_000)
+FREE = replace(WEB, ordered=("n0", "n1"), free_transfer=True)
+GROUP = (
+    replace(WEB, name="disk"),
+    replace(WEB, name="database", parent="disk"),
+    replace(WEB, name="web", parent="database"),
+    replace(WEB, name="mail", parent="database"),
+)
+
+
+def settled(*definitions: Definition, nodes: int = 3, up: tuple[int, ...] | None = None) -> Rounds:
+    rounds = Rounds(nodes, up)
+    rounds.define(*definitions)
+    rounds.settle()
+    return rounds
+
+
+# ---- P6.21, P6.22 maturity -------------------------------------------------------------------------------------------
+
+
+def test_p6_21_a_first_registration_waits_until_the_time_is_over() -> None:
+    rounds = settled(TABLE_2, up=(2,))
+    assert rounds.service("web").waits_since == 0  # no allowable node is up
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    assert rounds.service("web").waits_since > 0
+    rounds.wait(299_000)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    rounds.wait(1_000)
+    assert rounds.at("web") == (REGISTERED, 0)
+    assert rounds.service("web").waits_since == 0
+
+
+def test_p6_21_it_waits_no_longer_once_enough_nodes_or_the_primary_are_up() -> None:
+    rounds = settled(TABLE_2, up=(0,))
+    rounds.join(1)
+    rounds.settle()
+    assert rounds.placed()
+    assert settled(replace(TABLE_2, ordered=("n0",)), up=(0,)).at("web") == (REGISTERED, 0)
+    assert settled(replace(TABLE_2, ordered=("n0",)), up=(1,)).at("web") == (DEREGISTERED, NO_NODE)
+
+
+def test_p6_21_neither_a_transfer_nor_what_follows_a_loss_waits() -> None:
+    rounds = settled(TABLE_2, up=(0, 1))
+    rounds.stop(rounds.service("web").node)
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+    rounds = settled(replace(TABLE_2, recovery_command=RECOVERY, allowable_nodes=("*",), maturity_count=3))
+    here = rounds.service("web").node
+    rounds.stop(here)
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+    rounds.leave(rounds.service("web").node)
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+
+
+def test_p6_21_after_a_graceful_end_of_its_last_node_the_next_registration_is_a_first_one() -> None:
+    rounds = settled(TABLE_2, up=(0, 1))
+    for node in (0, 1):
+        rounds.leave(node)
+        rounds.settle()
+        rounds.stop(node)
+        rounds.settle()
+    assert not rounds.service("web").intent
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.service("web").waits_since > 0
+
+
+def test_p6_22_without_an_allowable_node_the_wait_is_over_and_begins_anew() -> None:
+    rounds = settled(TABLE_2, up=(0, 2))
+    rounds.wait(200_000)
+    rounds.stop(0)
+    rounds.settle()
+    assert rounds.service("web").waits_since == 0
+    rounds.join(0)
+    rounds.settle()
+    rounds.wait(200_000)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    rounds.wait(100_000)
+    assert rounds.at("web") == (REGISTERED, 0)
+
+
+# ---- P6.27, P6.23, P6.24 groups --------------------------------------------------------------------------------------
+
+
+def order_of(rounds: Rounds, state: ServiceState) -> list[str]:
+    words = {REGISTERED: "registered on", STOPPING: "stopping on", STARTING: "starting on"}[state]
+    return [told.partition(":")[0] for told in rounds.told if words in told]
+
+
+def test_p6_27_children_start_after_their_parent_and_where_it_is() -> None:
+    rounds = settled(*GROUP)
+    assert set(rounds.placed().values()) == {rounds.service("disk").node}
+    assert order_of(rounds, REGISTERED) == ["disk", "database", "web", "mail"]
+
+
+def test_p6_24_in_a_transfer_children_stop_first_and_start_last() -> None:
+    rounds = settled(*GROUP)
+    before = rounds.service("disk").node
+    rounds.told.clear()
+    rounds.held = {("web", "stop")}
+    rounds.ask(TransferService("disk", f"n{(before + 1) % 3}"))
+    rounds.settle()
+    assert rounds.at("disk") == (REGISTERED, before)
+    assert rounds.service("disk").intent
+    assert rounds.at("mail") == (DEREGISTERED, NO_NODE)
+    assert rounds.service("mail").intent
+    rounds.held.clear()
+    rounds.settle()
+    assert set(rounds.placed().values()) == {(before + 1) % 3}
+    assert len(rounds.placed()) == 4
+    assert order_of(rounds, STOPPING) in (["web", "mail", "database", "disk"], ["mail", "web", "database", "disk"])
+    assert order_of(rounds, STARTING)[:2] == ["disk", "database"]
+    assert not any(service.intent for service in rounds.database.services.values())
+
+
+def test_p6_27_deregistering_a_parent_deregisters_its_children_first() -> None:
+    rounds = settled(*GROUP)
+    rounds.told.clear()
+    rounds.ask(DeregisterService("disk"))
+    rounds.settle()
+    assert rounds.placed() == {}
+    assert order_of(rounds, STOPPING)[2:] == ["database", "disk"]
+    rounds.ask(RegisterService("disk"))
+    rounds.settle()
+    assert len(rounds.placed()) == 4
+
+
+def test_p6_27_a_child_that_fails_to_start_stays_down_alone_until_its_group_moves() -> None:
+    rounds = Rounds()
+    rounds.failing = {("web", "start", node) for node in (0, 1)}
+    rounds.define(*GROUP)
+    rounds.settle()
+    assert "start failed on n0" in rounds.service("web").cause
+    assert len(rounds.placed()) == 3
+    rounds.ask(TransferService("disk", "n2"))
+    rounds.settle()
+    assert set(rounds.placed().items()) == {(name, 2) for name in ("disk", "database", "web", "mail")}
+
+
+def test_p6_27_or_takes_its_group_elsewhere_if_its_definition_says_so() -> None:
+    rounds = Rounds()
+    rounds.failing = {("web", "start", node) for node in (0, 1)}
+    rounds.define(*GROUP[:2], replace(GROUP[2], child_failure="group"), GROUP[3])
+    rounds.settle()
+    assert set(rounds.placed().items()) == {(name, 2) for name in ("disk", "database", "web", "mail")}
+    rounds.failing.add(("web", "start", 2))
+    rounds.ask(DeregisterService("web"))
+    rounds.settle()
+    rounds.ask(RegisterService("web"))
+    rounds.settle()
+    assert "start failed on" in rounds.service("web").cause
+    assert len(rounds.placed()) == 3
+
+
+def test_p6_27_so_many_siblings_start_at_a_time() -> None:
+    children = [replace(WEB, name=f"c{number}", parent="disk") for number in range(6)]
+    rounds = Rounds()
+    rounds.define(replace(WEB, name="disk", siblings=2), *children)
+    for seen in rounds.settle():
+        assert sum(state is STARTING for name, (state, _) in seen.items() if name != "disk") <= 2
+    assert len(rounds.placed()) == 7
+    rounds.ask(DeregisterService("disk"))
+    for seen in rounds.settle():
+        assert sum(state is STOPPING for name, (state, _) in seen.items() if name != "disk") <= 2
+    assert rounds.placed() == {}
+
+
+def test_p6_27_after_the_loss_of_its_node_the_whole_group_is_elsewhere() -> None:
+    rounds = settled(*[replace(each, recovery_command=RECOVERY) for each in GROUP])
+    before = rounds.service("disk").node
+    rounds.told.clear()
+    rounds.stop(before)
+    rounds.settle()
+    assert len(rounds.placed()) == 4
+    assert len(set(rounds.placed().values()) - {before}) == 1
+    assert sum("recovering on" in told for told in rounds.told) == 4
+    assert order_of(rounds, REGISTERED)[:2] == ["disk", "database"]
+
+
+def test_p6_23_a_leave_does_not_wait_for_a_child_whose_group_has_nowhere_to_go() -> None:
+    rounds = settled(*GROUP, up=(0, 1))
+    here, there = rounds.service("disk").node, 1 - rounds.service("disk").node
+    rounds.failing = {("disk", "start", there)}
+    rounds.leave(here)
+    rounds.settle()
+    assert not any(service.intent for service in rounds.database.services.values())
+    assert "start failed on" in rounds.service("disk").cause
+    rounds.stop(here)
+    rounds.join(here)
+    rounds.settle()
+    assert set(rounds.placed().values()) == {here}
+    assert len(rounds.placed()) == 4
+
+
+# ---- P6.25 free transfers --------------------------------------------------------------------------------------------
+
+
+def test_p6_25_a_preferred_node_takes_a_free_service_over_once_it_has_joined() -> None:
+    rounds = settled(FREE, up=(1, 2))
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
+    assert settled(replace(FREE, free_transfer=False), up=(2,)).at("web") == (REGISTERED, 2)
+
+
+def test_p6_25_with_a_notify_command_it_hears_first_where_the_service_is() -> None:
+    rounds = settled(replace(FREE, notify_command=("/bin/notify",)), up=(1,))
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.notified[0, "web"] = rounds.service("web").generation
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
+
+
+def test_p6_25_a_node_that_comes_and_goes_does_not_make_the_service_flap() -> None:
+    rounds = settled(FREE, up=(1,))
+    moves = 0
+    for _ in range(20):
+        rounds.join(0)
+        rounds.wait(5_000)
+        moves += rounds.at("web") == (REGISTERED, 0)
+        rounds.stop(0)
+        rounds.settle()
+        assert rounds.at("web") == (REGISTERED, 1)
+    assert moves <= 2
+    rounds.join(0)
+    rounds.wait(3_600_000)
+    assert rounds.at("web") == (REGISTERED, 0)
+
+
+def test_p6_25_a_node_on_which_the_start_fails_gets_one_try_only() -> None:
+    rounds = settled(FREE, up=(1,))
+    rounds.failing = {("web", "start", 0)}
+    rounds.join(0)
+    rounds.settle()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 1)
+    assert sum("taken over" in told for told in rounds.told) == 1
+
+
+# ---- P6.26 the failure policy ----------------------------------------------------------------------------------------
+
+
+def fail(rounds: Rounds, name: str = "web") -> None:
+    rounds.ask(FailService(name, "exit status 7", rounds.service(name).generation))
+    rounds.settle()
+
+
+def test_p6_26_it_restarts_in_place_then_moves_then_stops_with_a_cause() -> None:
+    rounds = settled(replace(WEB, restarts=2, allowable_nodes=("n0", "n1")))
+    first = rounds.service("web").node
+    for _ in range(2):
+        generation = rounds.service("web").generation
+        fail(rounds)
+        assert rounds.at("web") == (REGISTERED, first)
+        assert rounds.service("web").generation > generation
+    fail(rounds)
+    assert rounds.at("web") == (REGISTERED, 1 - first)
+    for _ in range(3):
+        fail(rounds)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    assert "failed too often on n0, n1" in rounds.service("web").cause
+    assert "muster service clear web" in rounds.service("web").cause
+    rounds.ask(ClearService("web"))
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+
+
+def test_p6_26_failures_expire() -> None:
+    rounds = settled(replace(WEB, restarts=1, restart_window_ms=60_000))
+    first = rounds.service("web").node
+    for _ in range(5):
+        fail(rounds)
+        rounds.wait(61_000)
+    assert rounds.at("web") == (REGISTERED, first)
+
+
+def test_p6_26_a_failure_of_an_earlier_generation_changes_nothing() -> None:
+    rounds = settled(WEB)
+    late = rounds.service("web").generation
+    fail(rounds)
+    before = rounds.service("web")
+    assert "moved on" in rounds.ask(FailService("web", "exit status 7", late)).outcome
+    rounds.settle()
+    assert rounds.service("web") == before
+
+
+def test_p6_26_a_failing_parent_takes_its_children_along_a_failing_child_nobody() -> None:
+    rounds = settled(*(replace(each, restarts=1) for each in GROUP))
+    here = rounds.service("disk").node
+    rounds.told.clear()
+    fail(rounds, "web")
+    assert order_of(rounds, STOPPING) == ["web"]
+    rounds.told.clear()
+    fail(rounds, "disk")
+    assert order_of(rounds, STARTING)[:2] == ["disk", "database"]
+    assert set(rounds.placed().values()) == {here}
+    fail(rounds, "disk")
+    assert len(rounds.placed()) == 4
+    assert here not in rounds.placed().values()
+
+
+def test_p6_26_an_operators_restart_counts_as_no_failure() -> None:
+    rounds = settled(replace(WEB, restarts=0))
+    here, generation = rounds.service("web").node, rounds.service("web").generation
+    rounds.ask(RestartService("web"))
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, here)
+    assert rounds.service("web").generation > generation
+    assert rounds.service("web").failures == ()
+
+
+# ---- P6.28 instances -------------------------------------------------------------------------------------------------
+
+EVERYWHERE = replace(WEB, on_all=True, disallowable_nodes=("n2",))
+
+
+def test_p6_28_a_service_placed_on_all_nodes_runs_on_each_allowable_one() -> None:
+    rounds = settled(EVERYWHERE, up=(0, 2))
+    assert rounds.at("web@n0") == (REGISTERED, 0)
+    assert rounds.at("web")[0] is REGISTERED
+    assert "web@n2" not in rounds.database.services
+    rounds.join(1)
+    rounds.settle()
+    assert rounds.at("web@n1") == (REGISTERED, 1)
+    rounds.stop(0)
+    rounds.settle()
+    assert rounds.at("web@n0") == (DEREGISTERED, NO_NODE)
+    rounds.ask(DeregisterService("web"))
+    rounds.settle()
+    assert {rounds.at(name)[0] for name in ("web", "web@n0", "web@n1")} == {DEREGISTERED}
+    rounds.ask(ApplyServices((), ("web",)))
+    rounds.settle()
+    assert not rounds.database.services
+
+
+def test_p6_28_a_child_of_such_a_service_is_beside_each_of_its_instances() -> None:
+    rounds = Rounds()
+    rounds.ask(ApplyServices((EVERYWHERE, replace(WEB, name="log", parent="web"))))
+    rounds.settle()
+    assert {name for name in rounds.placed() if "@" in name} == {"web@n0", "web@n1", "log@n0", "log@n1"}
+    rounds.told.clear()
+    rounds.ask(RestartService("web@n1"))
+    rounds.settle()
+    assert order_of(rounds, STOPPING) == ["log@n1", "web@n1"]
+    assert rounds.at("log@n1") == (REGISTERED, 1)
+
+
+# ---- P6.29 notify ----------------------------------------------------------------------------------------------------
+
+NOTIFYING = replace(WEB, notify_command=("/bin/notify",), disallowable_nodes=("n2",))
+
+
+def commands_due(rounds: Rounds, executor: Executor) -> list[tuple[str, str]]:
+    return [(command.service, command.action) for command in executor.due(rounds.database)]
+
+
+def test_p6_29_a_joined_allowable_node_hears_once_of_each_registration_elsewhere() -> None:
+    rounds = settled(NOTIFYING, up=(0,))
+    executor = Executor(1, 1, ())
+    assert commands_due(rounds, executor) == []  # it has not joined
+    rounds.join(1)
+    assert commands_due(rounds, executor) == [("web", "notify")]
+    assert commands_due(rounds, executor) == []
+    rounds.ask(RestartService("web"))
+    rounds.settle()
+    (command,) = executor.due(rounds.database)
+    assert command.command == ("/bin/notify",)
+    assert (command.environment["MUSTER_ACTION"], command.environment["MUSTER_OTHER_NODE"]) == ("notify", "n0")
+
+
+def test_p6_29_neither_the_registered_nor_a_leaving_nor_a_forbidden_node_runs_it() -> None:
+    rounds = settled(NOTIFYING)
+    assert rounds.at("web") == (REGISTERED, 0)
+    assert commands_due(rounds, Executor(0, 1, ())) == []
+    assert commands_due(rounds, Executor(2, 1, ())) == []
+    rounds.leave(1)
+    assert commands_due(rounds, Executor(1, 1, ())) == []
+    rounds.stop(1)
+    rounds.join(1)
+    assert commands_due(rounds, Executor(1, 2, ())) == [("web", "notify")]
+
+
+# ---- P6.30 maintenance and standby -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cluster", "service", "node"])
+def test_p6_30_in_maintenance_nothing_is_done_of_muster_s_own_accord(kind: str) -> None:
+    rounds = settled(FREE, up=(1,))
+    subject = {"cluster": "", "service": "web", "node": "n1"}[kind]
+    rounds.ask(SetMaintenance(kind, subject, duration_ms=600_000))
+    rounds.join(0)
+    rounds.settle()
+    fail(rounds)
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.wait(600_000)
+    assert rounds.database.maintenance == {}
+    assert any("restart 1 of 3" in told for told in rounds.told)  # the failure is acted upon
+    assert rounds.at("web") == (REGISTERED, 0)  # and the preferred node takes it over
+
+
+def test_p6_30_what_is_lost_in_maintenance_is_started_when_it_ends() -> None:
+    rounds = settled(WEB)
+    here = rounds.service("web").node
+    rounds.ask(SetMaintenance("service", "web"))
+    rounds.stop(here)
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    rounds.ask(SetMaintenance("service", "web", end=True))
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+
+
+def test_p6_30_a_leave_in_maintenance_ends_and_does_not_wait_for_a_start() -> None:
+    rounds = settled(WEB)
+    rounds.ask(SetMaintenance("cluster"))
+    rounds.leave(rounds.service("web").node)
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    assert not rounds.service("web").intent
+
+
+def test_p6_30_from_a_node_on_standby_services_move_away_if_they_can() -> None:
+    rounds = settled(*GROUP, replace(WEB, name="bound", allowable_nodes=("n0",)))
+    rounds.ask(SetStandby("n0"))
+    rounds.ask(SetStandby("n1"))
+    rounds.settle()
+    placed = rounds.placed()
+    assert placed.pop("bound") == 0
+    assert len(placed) == 4
+    assert set(placed.values()) == {2}
+    rounds.ask(SetStandby("n0", end=True))
+    rounds.stop(2)
+    rounds.settle()
+    assert rounds.service("disk").node == 0
