@@ -49,6 +49,7 @@ from muster.core.inputs import (
 from muster.core.node import Node
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
+from muster.daemon.measures import Measures
 from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
@@ -73,7 +74,7 @@ class Daemon:
     """Drives one node until it leaves or panics."""
 
     def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, home: Path) -> None:
-        self.node, self.recorder = node, recorder
+        self.node, self.recorder, self.measures = node, recorder, Measures()
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._store, self._guard = store, guard
@@ -125,6 +126,7 @@ class Daemon:
 
     def on_message(self, sender: int, message: Message) -> None:
         """A frame from a peer."""
+        self.measures.frames["received"] += 1
         if not self.history.takes(sender, message):
             self.feed(MessageReceived(sender, message))
 
@@ -142,6 +144,7 @@ class Daemon:
 
     def on_finished(self, command: CommandState) -> None:
         """The runner reports the end of a command."""
+        self.measures.command_ended(boottime_us(), command)
         self.feed(CommandFinished(command))
 
     def on_term(self) -> None:
@@ -183,26 +186,30 @@ class Daemon:
 
     def _send(self, node: int, message: Message) -> None:
         assert self._interconnect is not None
-        self._interconnect.send(node, message)
+        sent = self._interconnect.send(node, message)
+        self.measures.frames["sent" if sent else "dropped"] += 1
 
     # ---- carrying out ---------------------------------------------------------------------------------------------
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        assert self._interconnect is not None
         assert self._runner is not None
         for effect in effects:
             match effect:
                 case Send(to=to, message=message):
-                    self._interconnect.send(to, message)
+                    self._send(to, message)
                 case ReadStrip(read=read):
                     self._spawn(self._read_strip(read))
                 case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
                     self._store_queue.put_nowait(effect)
                 case RunCommand():
+                    self.measures.command_given(boottime_us(), effect)
                     self._runner.run(effect)
                 case Trace():
-                    self.recorder.trace(boottime_us(), effect, self.node.term, self.node.database.index)
+                    now_us = boottime_us()
+                    self.recorder.trace(now_us, effect, self.node.term, self.node.database.index)
+                    self.measures.traced(now_us, effect)
                 case Committed():
+                    self.measures.entries += 1
                     self._membership_may_have_changed()
                 case Reply(identity=identity):
                     future = self._replies.get(identity)
@@ -219,6 +226,7 @@ class Daemon:
                 case LevelRefused(number=number, reason=reason):
                     self.subsystems.refused(number, reason)
                 case Elected():
+                    self.measures.elections += 1
                     self.subsystems.replica_advanced()  # an adoption commits what it adopts
 
     def _panic(self, cause: str) -> None:
@@ -244,17 +252,22 @@ class Daemon:
         try:
             strip = await self._store.read_strip()
         except StoreFailed as error:
+            self.measures.store_answered("read strip", boottime_us() - started_us, failed=True)
             self.feed(StripUnread(read, str(error)))
         else:
+            self.measures.store_answered("read strip", boottime_us() - started_us, failed=False)
             self.feed(StripRead(read, strip, started_us, boottime_us()))
 
     async def _serve_store(self) -> None:
         while True:
             effect = await self._store_queue.get()
+            started_us = boottime_us()
             try:
                 answer = await self._store_effect(effect)
             except StoreFailed as error:
                 answer = StoreRefused(effect.operation, _kind(error), str(error))
+            failed = isinstance(answer, StoreRefused)
+            self.measures.store_answered(_STORE_WORDS[type(effect)], boottime_us() - started_us, failed=failed)
             self.feed(answer)
 
     async def _store_effect(self, effect: StoreEffect) -> Input:
@@ -294,6 +307,16 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler({"message": "a task of the daemon failed", "exception": error})
+
+
+_STORE_WORDS = {
+    WriteClaim: "write claim",
+    WriteView: "write view",
+    WriteMarks: "write marks",
+    WriteCheckpoint: "write checkpoint",
+    AppendFrame: "append frame",
+    ReadJournal: "read journal",
+}
 
 
 def _kind(error: StoreFailed) -> str:

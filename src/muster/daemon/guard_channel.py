@@ -11,9 +11,16 @@ MAXIMUM_CAUSE_BYTES = 400
 class GuardChannel:
     """One packet a message. The guard is never waited for: a full channel loses a pulse, and the next one follows."""
 
-    def __init__(self, end: socket.socket, on_term: Callable[[], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        on_term: Callable[[], None],
+        on_lost: Callable[[], None],
+        on_lease: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        """`on_lease(renewals, failures, margin_us)`: the guard's account of about a second; margin -1: none known."""
         end.setblocking(False)
-        self._end, self._on_term, self._on_lost = end, on_term, on_lost
+        self._end, self._on_term, self._on_lost, self._on_lease = end, on_term, on_lost, on_lease
         asyncio.get_running_loop().add_reader(end, self._readable)
 
     def pulse(self) -> None:
@@ -45,6 +52,10 @@ class GuardChannel:
             message = b""
         if message == b"term":
             self._on_term()
+        elif message.startswith(b"lease "):
+            if self._on_lease is not None:
+                renewals, failures, margin_us = map(int, message.split()[1:])
+                self._on_lease(renewals, failures, margin_us)
         elif not message:
             self.close()
             self._on_lost()

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from muster.daemon.log_file import LogRefused, add_log_options, prepare_log
+from muster.daemon.metrics_endpoint import VARIABLE, MetricsRefused, check_endpoint
 from muster.drivers.certificates import CertificateRefused, client_context, server_context, verify_pair
 from muster.drivers.guard import StartRefused, lock_home
 from muster.drivers.interconnect import InterconnectRefused, check_address
@@ -28,6 +29,17 @@ class BootRefused(Exception):
     """The node cannot run; the message says what, where and what to do."""
 
 
+_REFUSALS = (
+    BootRefused,
+    CertificateRefused,
+    InterconnectRefused,
+    LogRefused,
+    MetricsRefused,
+    StartRefused,
+    StoreFailed,
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `musterd`."""
     options = _parse(arguments)
@@ -36,8 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
         command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
         if options.predecessor_stopped:
             command.insert(_GUARD_WORDS, "--predecessor-stopped")
+        if options.metrics:
+            check_endpoint(options.metrics)
+            os.environ[VARIABLE] = options.metrics
         prepare_log(options.log_file, options.log_format, options.log_level, options.log_bytes)
-    except (BootRefused, LogRefused, StartRefused, StoreFailed, CertificateRefused, InterconnectRefused) as error:
+    except _REFUSALS as error:
         print(f"musterd: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
     sys.stdout.flush()
@@ -60,6 +75,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--predecessor-stopped",
         action="store_true",
         help="you vouch that this node's last incarnation has stopped; needed only if it ran without a deadman",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="ENDPOINT",
+        default=os.environ.get(VARIABLE),
+        help=f"serve metrics for Prometheus there: 127.0.0.1:PORT or unix:/PATH [none]; or {VARIABLE}",
     )
     add_log_options(parser)
     return parser.parse_args(arguments)

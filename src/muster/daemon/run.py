@@ -24,6 +24,10 @@ from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.log_file import keep_log_bounded
 from muster.daemon.main import KEY_FILE
+from muster.daemon.metrics_endpoint import VARIABLE as METRICS
+from muster.daemon.metrics_endpoint import Endpoint, MetricsRefused
+from muster.daemon.readiness import keep_service_manager_informed
+from muster.daemon.releases import release
 from muster.daemon.requests import Requests
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
@@ -71,7 +75,12 @@ async def serve(
     lost = asyncio.Event()
     recorder, log = FlightRecorder(name), Log(name, "daemon")
     daemon: Daemon | None = None
-    guard = GuardChannel(guard_end, lambda: daemon.on_term() if daemon else guard.leave(), lost.set)
+    guard = GuardChannel(
+        guard_end,
+        lambda: daemon.on_term() if daemon else guard.leave(),
+        lost.set,
+        lambda *told: daemon.measures.lease_told(*told) if daemon else None,
+    )
     profile, config = _configuration(store_path, name)
     own_tasks = [asyncio.ensure_future(_pulse(guard, profile)), asyncio.ensure_future(keep_log_bounded(log))]
     runner = RunnerClient(
@@ -126,15 +135,37 @@ async def _serve(
         guard.panic(str(error))  # another attempt of the same daemon would fail the same way
         return
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
+    endpoint = await _serve_metrics(daemon)
+    telling = asyncio.ensure_future(keep_service_manager_informed(daemon))
     waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+    telling.cancel()
+    if endpoint is not None:
+        await endpoint.close()
     await daemon.stop()
     await control.close()
     await interconnect.close()
     if daemon.ended.is_set() and not lost.is_set():
         await lost.wait()  # the guard ends this process with everything else
+
+
+async def _serve_metrics(daemon: Daemon) -> Endpoint | None:
+    """Serve the metrics where that is asked for; that it cannot be done does not keep the node from running."""
+    where = os.environ.get(METRICS)
+    if not where:
+        return None
+    from muster.daemon.metrics import Collector
+
+    collector = Collector(daemon.node, daemon.measures, release())
+    endpoint = Endpoint(where, collector.page)
+    try:
+        await endpoint.start()
+    except MetricsRefused as error:
+        daemon.note("metrics not served", str(error))
+        return None
+    return endpoint
 
 
 async def _pulse(guard: GuardChannel, profile: Profile) -> None:

@@ -44,6 +44,7 @@ from muster.drivers.deadman import (
 )
 from muster.drivers.guard_store import GuardStore
 from muster.drivers.init_process import NODE_HOME, InitSetup, run_init
+from muster.drivers.lease_account import LeaseAccount
 from muster.drivers.lease_writer import (
     MAXIMUM_PACKET_BYTES,
     CycleFailed,
@@ -67,6 +68,7 @@ from muster.drivers.process_tree import (
     say,
     send,
 )
+from muster.drivers.service_manager import notify, watchdog_pause_us
 from muster.drivers.store import StoreFailed
 from muster.records.registers import Deadman, Lease, LeaseState
 from muster.records.timing import InconsistentProfile, Profile, check, with_drift_ms
@@ -246,6 +248,8 @@ class Guard:
         self._busy = False  # the lease writer is in a cycle
         self._next_cycle_us = self._asked_us = 0
         self._failure = ""  # of the last cycle, until one succeeds
+        self._account = LeaseAccount()
+        self._watchdog_us, self._pet_us = watchdog_pause_us(), 0  # of the service manager
         self._due_us: dict[str, int] = {}  # when each pulse is overdue
         self._daemon_up = False  # the present daemon has pulsed
         self._last_words = ""  # of init
@@ -462,6 +466,7 @@ class Guard:
             self._take_signals()
             self._reap()
             self._judge(boottime_us())
+            self._pet_service_manager(boottime_us())
 
     def _pause_ms(self) -> int:
         wake_us = min((self._give_up_us(), *(() if self._leaving else self._due_us.values())))
@@ -493,6 +498,11 @@ class Guard:
             if now_us >= due_us:
                 raise _Panicked(f"its {name} gave no sign of life in time")
 
+    def _pet_service_manager(self, now_us: int) -> None:
+        if self._watchdog_us and now_us >= self._pet_us:
+            notify("WATCHDOG=1")
+            self._pet_us = now_us + self._watchdog_us
+
     def _hear(self, name: str) -> None:
         channel = self._channels[name]
         for _ in range(_PACKETS_A_TURN):
@@ -522,9 +532,11 @@ class Guard:
         self._busy = False
         if word == "renewed":
             self._failure = ""
+            self._account.renewed(self._deadline_us - boottime_us())
             self._extend(int(rest))
         elif word == "failed":
             self._failure = rest
+            self._account.failed()
         else:
             raise _Panicked(rest)
 
@@ -542,6 +554,7 @@ class Guard:
             self._daemon_up = True
             self._due_us["daemon"] = now_us + self._profile.pulse_loss_ms * US_PER_MS
             self._pids["daemon"] = sender
+            self._tell_lease(now_us)
         elif word == "started":
             self._pids["daemon"] = sender
         elif word == "exited":
@@ -556,12 +569,24 @@ class Guard:
         elif word == "panic":
             raise _Panicked(rest[:MAXIMUM_CAUSE_CHARACTERS])
 
+    def _tell_lease(self, now_us: int) -> None:
+        """Tell the daemon how the renewals go, now and then, as the answer to a pulse: so nothing can pile up."""
+        packet = self._account.packet(now_us)
+        if packet is None:
+            return
+        try:
+            self._channels["daemon"].send(packet, socket.MSG_DONTWAIT)
+        except OSError:
+            return  # it takes nothing now; the numbers are told with the next ones
+        self._account.told()
+
     def _take_signals(self) -> None:
         while self._signals:
             number = self._signals.pop(0)
             if number in _STOP_AT_ONCE or self._terminating:
                 raise _Panicked(f"it was told to stop at once ({signal.Signals(number).name})")
             self._terminating = True
+            notify("STOPPING=1", "STATUS=leaving the cluster")
             try:
                 self._channels["daemon"].send(b"term", socket.MSG_DONTWAIT)
             except (KeyError, OSError):
@@ -602,6 +627,7 @@ class Guard:
 
     def _end(self, *, clean: bool, cause: str) -> int:
         """Empty the node, then write its tombstone (SPEC 7.1). The deadman stays armed: whatever hangs, it ends."""
+        notify("STOPPING=1", "STATUS=" + ("has left the cluster" if clean else f"panic: {cause}"))
         for pid in (self._init, self._writer):
             if pid:
                 os.kill(pid, signal.SIGKILL)

@@ -34,6 +34,7 @@ from muster.drivers.process_tree import (
     say,
 )
 from muster.drivers.runner import run_runner
+from muster.drivers.service_manager import VARIABLES
 from muster.records.timing import Profile
 
 RUNNER_ENDED_EXIT = 71
@@ -138,6 +139,8 @@ class _Init:
 
         def become_runner() -> NoReturn:
             close_descriptors_except((setup.runner_guard.fileno(), setup.runner_daemon.fileno()))
+            for name in VARIABLES:  # no service speaks for the node
+                os.environ.pop(name, None)
             environment = {**os.environ, NODE_HOME: setup.home, INCARNATION: str(setup.incarnation)}
             channels = (setup.runner_guard, setup.runner_daemon)
             run_runner(*channels, self._leash, init, setup.profile.pulse_ms, environment)
