@@ -78,6 +78,7 @@ class Daemon:
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._store, self._guard = store, guard
+        self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
         self._store_queue: asyncio.Queue[StoreEffect] = asyncio.Queue()

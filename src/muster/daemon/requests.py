@@ -6,6 +6,7 @@ from typing import Any
 from muster.daemon import queries
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
+from muster.daemon.diagnostics import diagnostics
 from muster.daemon.operations import read_operation
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
@@ -44,6 +45,8 @@ class Requests:
             if not isinstance(since, int):
                 raise ControlRefused("`since` must be a number", "query timeline", "send a commit index")
             return {"events": self._daemon.recorder.since(since)}
+        if name == "diagnostics":
+            return queries.head(self._daemon.node.database, self._view()) | diagnostics(self._daemon)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)
