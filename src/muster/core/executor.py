@@ -48,7 +48,7 @@ class Executor:
         return present and command is not None and command.action == "notify" and command.succeeded
 
     def _to_notify(self, database: Database) -> list[Service]:
-        """The services whose place this node is to hear of (P6.29): it is joined, allowable, and not the place itself."""
+        """The services whose place this node is to hear of (P6.29): joined, allowable, and not the place itself."""
         own = database.member(self._node)
         if own.incarnation != self._incarnation or own.state is not NodeState.JOINED:
             return []
