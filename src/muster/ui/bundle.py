@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,9 +119,7 @@ def gather_node(bundle: Bundle, label: str, socket: Path, timeout_s: float) -> D
     found: Document | None = None
     for query, about in _QUERIES.items():
         arguments = {"since": 0} if query == "timeline" else {}
-        answer = bundle.add_document(
-            f"nodes/{name}/{query}.json", about, lambda q=query, a=arguments: connection.query(q, **a)
-        )
+        answer = bundle.add_document(f"nodes/{name}/{query}.json", about, partial(connection.query, query, **arguments))
         found = answer if query == "diagnostics" else found
     return found
 
@@ -132,7 +131,7 @@ def gather_histories(bundle: Bundle, connection: Connection) -> None:
     for each in (known or {}).get("history", [])[:MAXIMUM_ACCOUNTS]:
         about = f"{each['node']} {each['kind']}: what happened on every node"
         bundle.add_document(
-            f"transitions/{each['id']}.json", about, lambda i=each["id"]: connection.query("transition_history", id=i)
+            f"transitions/{each['id']}.json", about, partial(connection.query, "transition_history", id=each["id"])
         )
 
 
@@ -142,7 +141,7 @@ def gather_log(bundle: Bundle, name: str, path: Path) -> None:
         file = path.with_name(path.name + suffix)
         if suffix == "" or file.exists():
             about = f"the end of {name}'s log {file}"
-            bundle.add_text(f"logs/{name}.log{suffix}", about, lambda f=file: _end_of(f))
+            bundle.add_text(f"logs/{name}.log{suffix}", about, partial(_end_of, file))
 
 
 def gather_journal(bundle: Bundle) -> None:
