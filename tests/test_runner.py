@@ -5,32 +5,23 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from muster.core.effects import RunCommand
-from muster.drivers.init_process import NODE_HOME
-from muster.drivers.process_tree import descendants, read_environment, read_name, read_parents, send
-from muster.drivers.runner import DETAIL_CHARACTERS, MAXIMUM_NAME_CHARACTERS, OUTBOX_LIMIT, PACKET_BYTES
+from muster.drivers.commands import DETAIL_CHARACTERS, MAXIMUM_NAME_CHARACTERS
+from muster.drivers.process_tree import read_parents, send
+from muster.drivers.runner import OUTBOX_LIMIT, PACKET_BYTES
 from muster.drivers.runner_client import RunnerClient, RunnerLost
 from muster.records.messages import CommandState
-from real_node import DEADLINE_S, SOURCE, wait_for
+from real_node import DEADLINE_S, wait_for
+from real_runner import RealRunner, shell
 
-PROGRAM = """
-import os, socket, sys
-from muster.drivers.deadman import Leash
-from muster.drivers.runner import run_runner
-from muster.records.registers import Deadman
-guard, daemon = (socket.socket(fileno=int(word)) for word in sys.argv[1:])
-run_runner(guard, daemon, Leash(Deadman.PROCESS_TREE), os.getppid(), 50, dict(os.environ))
-"""
 DETACHED = """
 import os, signal, sys, time
 if os.fork() == 0:
@@ -48,98 +39,6 @@ while not os.path.exists(sys.argv[1]):
 """
 
 
-class RealRunner:
-    """A runner process, and the daemon's and guard's ends of its channels."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.daemon, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.guard, pulses = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = (pulses.fileno(), theirs.fileno())
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *map(str, fds)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE), NODE_HOME: str(home)},
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-        )
-        self.inits_end = theirs.dup()  # as init keeps the daemon's end: the channel outlives any one of its users
-        theirs.close()
-        pulses.close()
-        self.heard: list[dict[str, Any]] = []
-
-    def send(self, packet: object) -> None:
-        """Send one packet as the daemon does."""
-        self.daemon.send(packet if isinstance(packet, bytes) else json.dumps(packet).encode())
-
-    def ask(self, generation: int, action: str, *command: str, service: str = "s", timeout_ms: int = 20_000) -> None:
-        """Ask for a command."""
-        request = {"do": "run", "service": service, "uid": 7, "generation": generation, "action": action}
-        self.send({**request, "command": command, "timeout_ms": timeout_ms, "environment": {"COLOUR": "blue"}})
-
-    def run(self, generation: int, action: str, *command: str, **how: Any) -> dict[str, Any]:
-        """Ask for a command and wait for its result."""
-        self.ask(generation, action, *command, **how)
-        return self.result(generation, action)
-
-    def result(self, generation: int, action: str) -> dict[str, Any]:
-        """The next result of this generation and action that has not been taken yet."""
-
-        def is_it(packet: dict[str, Any]) -> bool:
-            return packet["say"] == "finished" and (packet["generation"], packet["action"]) == (generation, action)
-
-        return self.take(is_it)
-
-    def take(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first packet that is wanted, out of those heard; waits for it."""
-
-        def probe() -> dict[str, Any] | None:
-            while select.select([self.daemon], [], [], 0)[0]:
-                self.heard.append(json.loads(self.daemon.recv(PACKET_BYTES + 1)))
-            return next(filter(wanted, self.heard), None)
-
-        packet = wait_for("a packet of the runner", probe)
-        self.heard.remove(packet)
-        return packet
-
-    def below(self) -> dict[int, str]:
-        """What runs below the runner, but for keepers: pid and name."""
-        found = {pid: read_name(pid) for pid in descendants([self.process.pid], read_parents())}
-        return {pid: name for pid, name in found.items() if name != "muster-keeper"}
-
-    def keepers(self) -> list[int]:
-        """The keepers."""
-        return [pid for pid in descendants([self.process.pid], read_parents()) if read_name(pid) == "muster-keeper"]
-
-    def pulses(self) -> int:
-        """How many pulses have arrived since the last call."""
-        count = 0
-        while select.select([self.guard], [], [], 0)[0]:
-            assert self.guard.recv(100) == b"pulse"
-            count += 1
-        return count
-
-    def resident_kib(self) -> int:
-        """The runner's resident memory."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-
-    def left(self) -> list[int]:
-        """Every process on this machine that this runner or what it ran has started."""
-        mark = os.fsencode(self.home)
-        return [pid for pid in read_parents() if read_environment(pid).get(NODE_HOME.encode()) == mark]
-
-    def close(self) -> None:
-        """End the runner and all below it."""
-        doomed = descendants([self.process.pid], read_parents())
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-        send(doomed, signal.SIGKILL)
-        for end in (self.daemon, self.guard, self.inits_end):
-            end.close()
-        while pids := self.left():
-            send(pids, signal.SIGKILL)
-
-
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[RealRunner]:
     """A running runner."""
@@ -148,15 +47,11 @@ def runner(tmp_path: Path) -> Iterator[RealRunner]:
     real.close()
 
 
-def shell(text: str) -> tuple[str, ...]:
-    return ("/bin/sh", "-c", text)
-
-
 def test_a_start_ends_with_its_command_and_what_it_leaves_goes_on_until_the_stop(runner: RealRunner) -> None:
     # The background process holds the output open: the end of a command is its exit, not the end of its output.
     result = runner.run(1, "start", *shell("sleep 1000 & sleep 1000 & echo started"))
     assert (result["succeeded"], result["detail"], result["service"]) == (True, "", "s")
-    assert sorted(runner.below().values()) == ["sleep", "sleep"]
+    wait_for("both", lambda: sorted(runner.below().values()) == ["sleep", "sleep"])
     result = runner.run(2, "stop")
     assert (result["succeeded"], result["detail"]) == (True, "")
     assert not runner.below()
@@ -275,7 +170,7 @@ def test_a_repeated_request_is_answered_from_memory_and_an_older_one_refused(
     runner.ask(6, "start", *shell("sleep 0.2; echo once"))
     assert runner.run(6, "start", *shell("sleep 0.2; echo once"))["succeeded"]  # asked for twice, run and told once
     assert runner.run(7, "stop")["succeeded"]
-    assert not [packet for packet in runner.heard if packet["generation"] == 6]
+    assert not [packet for packet in runner.heard if packet["generation"] == 6 and packet["say"] == "finished"]
 
 
 def test_a_stop_cancels_the_start_under_way_and_every_start_that_arrives_after_it(
@@ -302,7 +197,7 @@ def test_a_start_or_recovery_begins_only_when_nothing_of_the_service_is_left(
     assert runner.run(2, "start", *shell(check))["succeeded"]
     assert (tmp_path / "seen").read_text() == "0\n"
     assert runner.run(3, "start", *shell("sleep 987654 &"))["succeeded"]
-    assert runner.run(4, "recovery", *shell(check + "; sleep 987654 &"))["succeeded"]
+    assert runner.run(4, "recovery", *shell(check + "; sleep 9876''54 &"))["succeeded"]
     assert (tmp_path / "seen").read_text() == "0\n"
     assert not runner.below()
 

@@ -102,21 +102,36 @@ class LevelRefused(Struct, frozen=True):
     reason: str
 
 
+class Readiness(Struct, frozen=True):
+    """What must hold for a supervised program to count as started; nothing: that it has survived a short moment."""
+
+    command: tuple[str, ...] = ()
+    port: int = 0
+    file: str = ""
+    notify: bool = False
+
+
 class RunCommand(Struct, frozen=True):
     """Run a service's command; answered by `CommandFinished`.
 
     The runner refuses a generation that is not newer than the highest it has seen for the service, and a `stop` or
-    `recovery` cancels what runs of lower generations first (SPEC 7.7). An empty `command` of a `stop` ends whatever
-    the service left running.
+    `recovery` cancels what runs of lower generations first (SPEC 7.7). A `notify` cancels nothing. An empty `command`
+    of a `stop` ends whatever the service left running. A command that fails is tried again `retries` times on this
+    node before it counts as failed. A `program` is started and supervised: its end is told (P8.1).
     """
 
     service: str
     uid: int
     generation: int
-    action: str  # start, stop or recovery
+    action: str  # start, stop, recovery or notify
     command: tuple[str, ...]
     timeout_ms: int
     environment: dict[str, str]
+    retries: int = 0
+    retry_pause_ms: int = 1000
+    grace_ms: int = 5000  # between SIGTERM and SIGKILL
+    program: bool = False
+    ready: Readiness = Readiness()
 
 
 class Reply(Struct, frozen=True):

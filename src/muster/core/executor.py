@@ -4,10 +4,12 @@ It remembers no orders: it compares the committed records with what was begun al
 reordered messages, a restarted daemon and a new master all come to the same.
 """
 
-from muster.core.effects import RunCommand
+from typing import NamedTuple
+
+from muster.core.effects import Readiness, RunCommand
 from muster.core.placement import is_allowable
 from muster.records.messages import CommandState
-from muster.records.state import Database, NodeState, Service, ServiceState
+from muster.records.state import Database, Definition, NodeState, Service, ServiceState
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
 
@@ -22,7 +24,8 @@ class Executor:
 
     def __init__(self, node: int, incarnation: int, inventory: tuple[CommandState, ...]) -> None:
         self._node, self._incarnation = node, incarnation
-        self._commands = {command.service: command for command in inventory}  # of the highest generation seen
+        in_order = sorted(inventory, key=lambda command: command.generation)  # of a notify command beside another
+        self._commands = {command.service: command for command in in_order}  # of the highest generation seen
 
     def due(self, database: Database) -> list[RunCommand]:
         """The commands to run now; each is returned once."""
@@ -77,14 +80,11 @@ class Executor:
         action = ACTIONS.get(service.state, "notify")
         self._commands[service.name] = CommandState(service.name, service.generation, action, False)
         definition = service.definition
-        command, timeout_ms = {
-            "start": (definition.start_command, definition.start_timeout_ms),
-            "stop": (definition.stop_command, definition.stop_timeout_ms),
-            "recovery": (definition.recovery_command, definition.recovery_timeout_ms),
-            "notify": (definition.notify_command, definition.notify_timeout_ms),
-        }[action]
+        own = command_of(definition, action)
         other = service.node if action == "notify" else service.previous
-        environment = {
+        # what the administrator gave, but never over what Muster itself says
+        given = {key: value for key, value in definition.environment if not key.startswith("MUSTER_")}
+        environment = given | {
             "MUSTER_CLUSTER": database.cluster.name,
             "MUSTER_SERVICE": service.name,
             "MUSTER_UID": str(service.uid),
@@ -96,4 +96,30 @@ class Executor:
             "MUSTER_EPOCH": str(database.epoch),
             "MUSTER_OTHER_NODE": database.name_of(other) if other >= 0 else "",
         }
-        return RunCommand(service.name, service.uid, service.generation, action, command, timeout_ms, environment)
+        program = action == "start" and bool(definition.run)
+        ready = Readiness(
+            definition.ready_command, definition.ready_port, definition.ready_file, definition.ready_notify
+        )
+        return RunCommand(
+            service.name, service.uid, service.generation, action, own.words, own.timeout_ms, environment, own.retries,
+            definition.retry_pause_ms, definition.grace_ms, program, ready if program else Readiness(),
+        )  # fmt: skip
+
+
+class Command(NamedTuple):
+    """One of a service's commands: no words where it has none."""
+
+    words: tuple[str, ...]
+    timeout_ms: int
+    retries: int
+
+
+def command_of(definition: Definition, action: str) -> Command:
+    """What a service runs for `action` (SPEC 6.6): a program that Muster supervises stands for the start command."""
+    d = definition
+    return {
+        "start": Command(d.run or d.start_command, d.start_timeout_ms, d.start_retries),
+        "stop": Command(d.stop_command, d.stop_timeout_ms, d.stop_retries),
+        "recovery": Command(d.recovery_command, d.recovery_timeout_ms, d.recovery_retries),
+        "notify": Command(d.notify_command, d.notify_timeout_ms, d.notify_retries),
+    }[action]

@@ -7,7 +7,8 @@ command runs any more" is one fact that the runner learns by reaping the keeper,
 
 A keeper is forked and never executes anything, so it shares nearly all of its memory with the runner.
 
-On the status pipe it writes one line each: `E<errno>` if the command could not be executed, then `S<wait status>`.
+On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `X<pid>` once it has been
+executed, if that is asked for, and `S<wait status>` when it has ended.
 """
 
 import os
@@ -32,6 +33,7 @@ class Launch(NamedTuple):
     command: tuple[str, ...]
     environment: dict[str, str]
     open_files: tuple[int, int]
+    says_executed: bool = False
 
 
 def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
@@ -51,8 +53,14 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
     set_process_name("muster-keeper")
     close_descriptors_except((status_fd, output_fd))
     keeper = os.getpid()
+    executed = os.pipe() if launch.says_executed else ()  # closes when the command is executed, or cannot be
     command = fork_into(lambda: _execute(launch, status_fd, output_fd, leash, keeper))
     os.close(output_fd)  # else its reader never sees the end
+    if executed:
+        os.close(executed[1])
+        os.read(executed[0], 1)
+        os.close(executed[0])
+        os.write(status_fd, b"X%d\n" % command)
     _reap_until_alone(command, status_fd, leash)
     os._exit(0)
 

@@ -4,24 +4,36 @@ Theory of operation. One small loop. Per service it knows the highest generation
 the live `Run`s: a run is one command with its keeper (see `keeper.py`), alive until nothing of the command is left. A
 request with a newer generation becomes the service's `Job`, which goes through phases:
 
-    CLEAR    end what an older generation must not leave: for stop, its command if that still runs; for start and
-             recovery, everything of the service
-    RUN      the command, until it ends or its time is over (an empty command succeeds at once)
+    CLEAR    end what an older generation must not leave: for stop, its command if that still runs; else everything
+    RUN      the command, until it ends or its time is over (an empty command succeeds at once); a program that is to be
+             supervised: until it is ready (see `readiness.py`)
+    AGAIN    it failed and may be retried: end what the attempt left, of a stop only the stop command's own processes
+    PAUSE    until the next attempt
     END      unless a start succeeded: end what is left of the service, SIGTERM, grace, SIGKILL
     done     report, and remember the result
 
-CLEAR and END are the same ladder. A job reports only when the ladder has found everything gone, or that something does
-not go even after SIGKILL, which is a failure. A newer request replaces the job at any phase; the replaced one is
-reported as cancelled when the new one has cleared.
+CLEAR, AGAIN and END are the same ladder. A job reports only when the ladder has found everything gone, or that
+something does not go even after SIGKILL, which is a failure. A newer request replaces the job at any phase; the
+replaced one is reported as cancelled when the new one has cleared. A supervised program goes on after its start; its
+end, at any time before the next request, is told and remembered.
 
 Channel to the daemon: SOCK_SEQPACKET, one JSON object a packet of at most `PACKET_BYTES` (both ends ask for a send
 buffer of four times that, and the kernel's default holds three). The daemon's end is kept open by init across restarts.
 
-    {"do": "run", "service", "uid", "generation", "action", "command": [...], "timeout_ms", "environment": {...}}
+    {"do": "run", "service", "uid", "generation", "action", "command": [...], "timeout_ms", "environment": {...},
+     and where wanted "grace_ms", "retries", "retry_pause_ms", "program": true,
+     "ready": {"command": [...], "port": N, "file", "notify": true}}
+    {"do": "cancel", "service", "generation", "action": "act", "reason"}
     {"do": "inventory", "request": N}
+    {"do": "output", "request": N, "service"}
     {"say": "finished", "service", "generation", "action", "succeeded", "detail"}
+    {"say": "ended", "service", "generation", "action", "attempt", "failure", "status", "duration_ms", "output"}   one
+        attempt of a command, for the history only: left out while many packets wait
+    {"say": "exited", "service", "generation", "status", "output", "at_us"}   a supervised program
+    {"say": "output", "request": N, "output", "status"}   of what runs now
     {"say": "inventory", "request": N, "last": BOOL, "highest": {service: generation},
-     "commands": [{"service", "generation", "action", "finished", "succeeded", "detail"}, ...]}   one or more packets
+     "commands": [{"service", "generation", "action", "finished", "succeeded", "detail", "exited": {...}}, ...]}
+        in one or more packets; `exited` of a supervised program that has ended
     {"say": "refused", "detail"}   a packet that is no request
 
 The runner holds its result until the daemon's end has room; while `OUTBOX_LIMIT` results wait it reads no requests.
@@ -39,6 +51,21 @@ from collections import deque
 from typing import NoReturn
 
 from muster.core.lease import US_PER_MS
+from muster.drivers.commands import (
+    APART,
+    DETAIL_CHARACTERS,
+    OUTPUT_CHARACTERS,
+    Exited,
+    Job,
+    Refused,
+    Request,
+    Result,
+    Run,
+    Service,
+    failure_of,
+    number,
+    text,
+)
 from muster.drivers.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.keeper import Launch, spawn_keeper
 from muster.drivers.process_tree import (
@@ -52,18 +79,16 @@ from muster.drivers.process_tree import (
     read_parents,
     send,
 )
+from muster.drivers.readiness import Condition, PortTaken
 
 PACKET_BYTES = 64 * 1024
 SEND_BUFFER_BYTES = 4 * PACKET_BYTES
 OUTBOX_LIMIT = 256
 TAIL_BYTES = 8 * 1024  # of a command's output, kept in memory
-DETAIL_CHARACTERS = 1000  # of a result, of which the tail of the output gets what the cause leaves
-GRACE_MS = 2000  # from SIGTERM to SIGKILL, for a command that is late or cancelled and for what a failed start left
-LEFTOVER_GRACE_MS = 5000  # the same, for what a stop command left; without a stop command it is the stop's time limit
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 MAXIMUM_SERVICES = 16_384
 MAXIMUM_STARTS = 32  # start commands at work at once; the others wait for their turn, stops and recoveries never
-MAXIMUM_NAME_CHARACTERS = 255
+MAXIMUM_ACTS = 64  # action functions at work at once; the daemon asks for fewer
 MAXIMUM_OPEN_FILES = 65_536
 MAXIMUM_CANCELLED = 16
 _KILL_AGAIN_MS = 20
@@ -72,117 +97,7 @@ _READS_A_TURN = 4
 _FINAL_READS = 64  # of what a command wrote before it ended: more than a pipe holds
 _INVENTORY_BYTES = PACKET_BYTES // 2
 _SWEEP_US = 10_000_000
-ACTIONS = ("start", "stop", "recovery")
-_CLEAR, _RUN, _END = "clear", "run", "end"
-
-
-class Refused(ValueError):
-    """A packet from the daemon that is no valid request; the message says why."""
-
-
-class Request:
-    """A checked `run` request."""
-
-    __slots__ = ("action", "command", "environment", "generation", "service", "timeout_ms", "uid")
-
-    def __init__(self, packet: dict[str, object]) -> None:
-        """Take the request out of a packet. Raises `Refused`."""
-        self.service = _text(packet, "service")
-        if len(self.service) > MAXIMUM_NAME_CHARACTERS:
-            raise Refused(f"run: a name of {len(self.service)} characters; {MAXIMUM_NAME_CHARACTERS} are allowed")
-        self.action = _text(packet, "action")
-        self.uid = _number(packet, "uid", 0)
-        self.generation = _number(packet, "generation", 1)
-        self.timeout_ms = _number(packet, "timeout_ms", 1)
-        if self.action not in ACTIONS:
-            raise Refused(f"run: action is {self.action!r}; it must be one of {', '.join(ACTIONS)}")
-        command, environment = packet.get("command"), packet.get("environment")
-        if not isinstance(command, list) or not all(isinstance(word, str) and "\0" not in word for word in command):
-            raise Refused(f"run {self.service}: command must be a list of texts without NUL characters")
-        if not isinstance(environment, dict) or not all(_is_variable(*item) for item in environment.items()):
-            raise Refused(f"run {self.service}: environment must map names without '=' to texts without NUL characters")
-        self.command: tuple[str, ...] = tuple(command)
-        self.environment: dict[str, str] = environment
-
-
-def _is_variable(name: object, value: object) -> bool:
-    texts = isinstance(name, str) and isinstance(value, str)
-    return texts and name != "" and "=" not in str(name) and "\0" not in f"{name}{value}"
-
-
-def _text(packet: dict[str, object], key: str) -> str:
-    value = packet.get(key)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise Refused(f"run: {key} is {value!r}; it must be a text")
-    return value
-
-
-def _number(packet: dict[str, object], key: str, lowest: int) -> int:
-    value = packet.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise Refused(f"{packet.get('do')}: {key} is {value!r}; it must be a number of at least {lowest}")
-    return value
-
-
-class Run:
-    """One command and everything it started, from its keeper's fork until the keeper is reaped."""
-
-    __slots__ = ("cannot_execute", "generation", "keeper", "output_fd", "status", "status_fd", "tail")
-
-    def __init__(self, generation: int, keeper: int, status_fd: int, output_fd: int) -> None:
-        self.generation, self.keeper = generation, keeper
-        self.status_fd, self.output_fd = status_fd, output_fd  # -1 once closed
-        self.status: int | None = None  # wait status of the command itself, once it has ended
-        self.cannot_execute = 0  # errno
-        self.tail = bytearray()
-
-
-class Result:
-    """What became of one generation's command."""
-
-    __slots__ = ("action", "detail", "finished", "generation", "succeeded")
-
-    def __init__(self, generation: int, action: str) -> None:
-        self.generation, self.action = generation, action
-        self.finished = self.succeeded = False
-        self.detail = ""
-
-    def finish(self, succeeded: bool, detail: str) -> None:
-        """Record the end of the command."""
-        self.finished, self.succeeded, self.detail = True, succeeded, detail[:DETAIL_CHARACTERS]
-
-
-class Job:
-    """The request that a service works on, and how far it is."""
-
-    __slots__ = ("cancelled", "failure", "kill_us", "killing", "phase", "request", "run", "wake_us")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.cancelled: list[Result] = []  # older requests that this one replaced, to be reported once cleared
-        self.phase = ""
-        self.run: Run | None = None
-        self.failure: str | None = None  # why it will be reported as failed
-        self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
-        self.killing = False
-        self.wake_us = 0  # when to look at it again, whatever happens
-
-
-class Service:
-    """All that the runner knows of one service."""
-
-    __slots__ = ("job", "name", "result", "runs", "strays")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.result = Result(0, "")  # of the highest generation ever asked for
-        self.job: Job | None = None
-        self.runs: list[Run] = []
-        self.strays: set[int] = set()  # children of the runner whose keeper was killed
-
-    def is_idle(self) -> bool:
-        """Whether nothing runs and nothing is to be done."""
-        return self.job is None and not self.runs and not self.strays
+_CLEAR, _RUN, _AGAIN, _PAUSE, _END = "clear", "run", "again", "pause", "end"
 
 
 class Runner:
@@ -221,8 +136,8 @@ class Runner:
         signal.signal(signal.SIGCHLD, only_wake)
         signal.signal(LEASH_SIGNAL, self._on_orphaned)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, LEASH_SIGNAL))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)  # only the guard and init decide when the runner ends
+        for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(caught, signal.SIG_IGN)  # only the guard and init decide when the runner ends
         # Each live service has two descriptors here; its commands get the limits that the runner itself was given.
         hard = self._open_files[1]
         wanted = MAXIMUM_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAXIMUM_OPEN_FILES)
@@ -278,11 +193,22 @@ class Runner:
             self._orphaned = self._orphaned or bool(mask & select.EPOLLHUP)
             self._receive()
         elif descriptor in self._readers:
-            _service, run = self._readers[descriptor]
+            service, run = self._readers[descriptor]
             if descriptor == run.status_fd:
                 self._read_status(run)
-            else:
+                self._note_exit(service)
+                self._look_again(service)
+            elif descriptor == run.output_fd:
                 self._read_output(run, _READS_A_TURN)
+            elif run.condition is not None:
+                run.condition.receive(run.keeper)
+                self._look_again(service)
+
+    def _look_again(self, service: Service) -> None:
+        """What a program's start waits for may have come."""
+        job = service.job
+        if job is not None and job.phase == _RUN and job.run is not None and job.run.condition is not None:
+            job.wake_us = 0
 
     # --- the daemon's channel ---
 
@@ -312,30 +238,59 @@ class Runner:
         what = packet.get("do") if isinstance(packet, dict) else None
         if what == "run":
             self._accept(Request(packet))
+        elif what == "cancel":
+            act = self._services.get(f"{text(packet, 'service')}\0{number(packet, 'generation', 1)}")
+            if act is not None and act.job is not None:
+                self._cancel(act, act.job, text(packet, "reason"))
         elif what == "inventory":
-            self._say_inventory(_number(packet, "request", 0))
+            self._say_inventory(number(packet, "request", 0))
+        elif what == "output":
+            self._say_output(number(packet, "request", 0), text(packet, "service"))
         else:
-            raise Refused(f"a packet asks for {what!r}; known are 'run' and 'inventory'")
+            raise Refused(f"a packet asks for {what!r}; known are 'run', 'cancel', 'inventory' and 'output'")
 
     def _say(self, packet: dict[str, object]) -> None:
         self._outbox.append(json.dumps(packet).encode())
 
     def _say_finished(self, name: str, result: Result) -> None:
-        self._say({"say": "finished", "service": name, **_describe(result, with_state=False)})
+        self._say({"say": "finished", "service": name, **result.described(with_state=False)})
+
+    def _say_ended(self, service: Service, action: str, run: Run, failure: str) -> None:
+        """For the history: nobody waits for it, so it never holds up what somebody does wait for."""
+        if len(self._outbox) < OUTBOX_LIMIT // 2:
+            status = "is ready" if run.status is None and not failure else explain_status(run.status or 0)
+            duration_ms = (boottime_us() - run.launched_us) // US_PER_MS
+            self._say(
+                {
+                    "say": "ended", "service": service.name, "generation": run.generation, "action": action,
+                    "attempt": run.attempt, "failure": failure, "status": failure if run.status is None else status,
+                    "duration_ms": duration_ms, "output": run.output(),
+                }
+            )  # fmt: skip
+
+    def _say_output(self, request: int, name: str) -> None:
+        service = self._services.get(name)
+        runs = [] if service is None else [run for run in service.runs if run.status is None]
+        output = "\n".join(run.output() for run in runs)[-OUTPUT_CHARACTERS:]
+        status = next((run.condition.status for run in runs if run.condition), "")
+        self._say({"say": "output", "request": request, "output": output, "status": status})
 
     def _say_inventory(self, request: object) -> None:
         """Every service's result, in as many packets as it takes (SPEC 7.7)."""
         part: list[dict[str, object]] = []
         highest: dict[str, int] = {}
         size = 0
-        for name, service in self._services.items():
-            command = {"service": name, **_describe(service.result, with_state=True)}
-            length = len(json.dumps(command)) + len(json.dumps(name)) + 32
+        for service in self._services.values():
+            command = {"service": service.name, **service.result.described(with_state=True)}
+            if service.exited is not None:
+                command["exited"] = service.exited.described()
+            length = len(json.dumps(command)) + len(json.dumps(service.name)) + 32
             if part and size + length > _INVENTORY_BYTES:
                 self._say_part(request, part, highest, last=False)
                 part, highest, size = [], {}, 0
             part.append(command)
-            highest[name] = service.result.generation
+            if not service.is_apart:
+                highest[service.name] = service.result.generation
             size += length
         self._say_part(request, part, highest, last=True)
 
@@ -358,29 +313,47 @@ class Runner:
     # --- requests ---
 
     def _accept(self, request: Request) -> None:
-        """Make the request its service's job, or answer from memory, or refuse it (SPEC 7.7)."""
-        service = self._services.get(request.service)
-        highest = service.result.generation if service else self._forgotten_generation
+        """Make the request its place's job, or answer from memory, or refuse it (SPEC 7.7, P6.20, P8.2, P8.3)."""
+        service = self._services.get(request.place)
+        highest = service.result.generation if service else 0 if request.action in APART else self._forgotten_generation
         if service and request.generation == highest and request.action == service.result.action:
             if service.result.finished:
                 self._say_finished(service.name, service.result)
             return
+        if request.action == "notify" and (own := self._services.get(request.service)) is not None:
+            highest = max(highest, own.result.generation)  # what this node was told of the service is newer
         if request.generation <= highest:
-            refused = Result(request.generation, request.action)
-            refused.finish(False, f"refused: generation {request.generation} is not newer than {highest}")
-            self._say_finished(request.service, refused)
+            self._refuse(request, f"refused: generation {request.generation} is not newer than {highest}")
+            return
+        acts = [other for other in self._working.values() if other.result.action == "act"]
+        if request.action == "act" and len(acts) >= MAXIMUM_ACTS:
+            self._refuse(request, f"refused: {MAXIMUM_ACTS} action functions are at work on this node already")
             return
         if service is None:
             self._forget()
-            service = self._services[request.service] = Service(request.service)
+            service = self._services[request.place] = Service(request.service, request.place)
         job = Job(request)
         if service.job is not None:
             service.result.finish(False, f"cancelled by generation {request.generation} ({request.action})")
             job.cancelled = [*service.job.cancelled, service.result][-MAXIMUM_CANCELLED:]
-        service.result = Result(request.generation, request.action)
+        service.result, service.exited = Result(request.generation, request.action), None
         service.job = job
-        self._working[service.name] = service
-        self._enter_ladder(service, job, _CLEAR, GRACE_MS)
+        self._working[service.place] = service
+        self._enter_ladder(service, job, _CLEAR)
+        notice = None if service.is_apart else self._services.get(f"{service.name}\0notify")
+        if notice is not None and notice.job is not None:
+            self._cancel(notice, notice.job, f"cancelled by generation {request.generation} ({request.action})")
+
+    def _refuse(self, request: Request, detail: str) -> None:
+        refused = Result(request.generation, request.action)
+        refused.finish(False, detail)
+        self._say_finished(request.service, refused)
+
+    def _cancel(self, service: Service, job: Job, reason: str) -> None:
+        """End a job that stands apart: nothing else waits for it."""
+        if job.phase != _END:
+            job.failure = reason
+            self._enter_ladder(service, job, _END)
 
     def _forget(self) -> None:
         """Drop the idle service asked for longest ago when there are too many; no older command is taken afterwards."""
@@ -389,14 +362,17 @@ class Runner:
         idle = [service for service in self._services.values() if service.is_idle()]
         if not idle:
             raise Refused(f"run: {MAXIMUM_SERVICES} services run on this node already; no node can hold more")
-        oldest = min(idle, key=lambda service: service.result.generation)
-        self._forgotten_generation = max(self._forgotten_generation, oldest.result.generation)
-        del self._services[oldest.name]
+        oldest = min(idle, key=lambda service: (not service.is_apart, service.result.generation))
+        if not oldest.is_apart:
+            self._forgotten_generation = max(self._forgotten_generation, oldest.result.generation)
+        del self._services[oldest.place]
 
     # --- jobs ---
 
-    def _enter_ladder(self, service: Service, job: Job, phase: str, grace_ms: int) -> None:
+    def _enter_ladder(self, service: Service, job: Job, phase: str) -> None:
         now_us = boottime_us()
+        request = job.request
+        grace_ms = min(request.grace_ms, request.timeout_ms) if request.action == "stop" else request.grace_ms
         job.phase, job.killing = phase, False
         self._parents = None
         job.kill_us = now_us + grace_ms * US_PER_MS
@@ -406,8 +382,10 @@ class Runner:
 
     def _doomed(self, service: Service, job: Job) -> tuple[list[Run], set[int]]:
         """The runs and strays that the ladder of the job's phase must see the end of."""
-        if job.phase == _CLEAR and job.request.action == "stop":
-            return [run for run in service.runs if run.status is None], set()  # the rest is its stop command's work
+        if job.request.action == "stop" and job.phase == _CLEAR:  # the rest is its stop command's work
+            return [run for run in service.runs if run.status is None and not run.is_supervised], set()
+        if job.request.action == "stop" and job.phase == _AGAIN:
+            return [run for run in service.runs if run is job.run], set()
         return service.runs, service.strays
 
     def _advance(self, service: Service, now_us: int) -> None:
@@ -416,17 +394,26 @@ class Runner:
             return
         if job.phase == _RUN:
             self._advance_command(service, job, now_us)
+        elif job.phase == _PAUSE:
+            if now_us >= job.wake_us and self._may_launch(job, now_us):
+                self._launch(service, job)
         elif not any(self._doomed(service, job)):
-            if job.phase == _CLEAR and job.request.action == "start" and self._starts >= MAXIMUM_STARTS:
-                job.wake_us = now_us + self._pulse_us
-            else:
+            if job.phase != _CLEAR or self._may_launch(job, now_us):
                 self._ladder_done(service, job)
         elif now_us >= job.wake_us:
             self._kill_again(service, job, now_us)
 
+    def _may_launch(self, job: Job, now_us: int) -> bool:
+        if job.request.action == "start" and self._starts >= MAXIMUM_STARTS:
+            job.wake_us = now_us + self._pulse_us
+            return False
+        return True
+
     def _starts_at_work(self) -> int:
+        """Start commands that run; a program counts until it has been executed."""
         jobs = [service.job for service in self._working.values()]
-        return sum(1 for job in jobs if job and job.phase == _RUN and job.request.action == "start")
+        started = [job.run for job in jobs if job and job.phase == _RUN and job.request.action == "start"]
+        return sum(1 for run in started if run is not None and run.executed_us is None)
 
     def _kill_again(self, service: Service, job: Job, now_us: int) -> None:
         job.killing = True
@@ -445,40 +432,48 @@ class Runner:
         if job.phase == _END:
             killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
             self._finish(service, job, job.failure is None, job.failure or killed)
+        elif job.phase == _AGAIN:
+            job.phase, job.wake_us = _PAUSE, boottime_us() + job.request.retry_pause_ms * US_PER_MS
         elif job.request.command:
             self._launch(service, job)
         elif job.request.action == "stop":
-            self._enter_ladder(service, job, _END, job.request.timeout_ms)
+            self._enter_ladder(service, job, _END)
         else:
             self._finish(service, job, True, "")
 
     def _launch(self, service: Service, job: Job) -> None:
+        """Begin an attempt."""
         request = job.request
-        environment = {
-            **self._environment,
-            **request.environment,
-            "MUSTER_SERVICE": request.service,
-            "MUSTER_UID": str(request.uid),
-            "MUSTER_GENERATION": str(request.generation),
-            "MUSTER_ACTION": request.action,
-        }
-        launch = Launch(request.service, request.command, environment, self._open_files)
+        job.attempt += 1
+        job.run = job.probe = job.failure = None
+        condition: Condition | None = None
         try:
-            run = self._spawn(request.generation, launch)
+            condition = Condition(request.ready) if request.is_program else None
+            run = self._spawn(service, job, request.command, request.action, condition)
+        except PortTaken as taken:
+            self._attempt_failed(service, job, str(taken))
+            return
         except OSError as error:
+            if condition is not None:
+                condition.close()
             advice = "free processes or descriptors of the node"
-            job.failure = f"cannot start {request.command[0]}: {error.strerror}; {advice}"
-            self._enter_ladder(service, job, _END, GRACE_MS)
+            self._attempt_failed(service, job, f"cannot start {request.command[0]}: {error.strerror}; {advice}")
             return
         self._starts += request.action == "start"
-        service.runs.append(run)
-        self._keepers[run.keeper] = self._readers[run.status_fd] = self._readers[run.output_fd] = (service, run)
-        self._epoll.register(run.status_fd, select.EPOLLIN)
-        self._epoll.register(run.output_fd, select.EPOLLIN)
         job.run, job.phase = run, _RUN
-        job.wake_us = boottime_us() + request.timeout_ms * US_PER_MS
+        job.wake_us = job.deadline_us = run.launched_us + request.timeout_ms * US_PER_MS
 
-    def _spawn(self, generation: int, launch: Launch) -> Run:
+    def _spawn(
+        self, service: Service, job: Job, command: tuple[str, ...], action: str, condition: Condition | None = None
+    ) -> Run:
+        """Start a command below a keeper. Raises `OSError`."""
+        request = job.request
+        own = {"MUSTER_GENERATION": str(request.generation), "MUSTER_ACTION": action}
+        if request.action != "act":
+            own |= {"MUSTER_SERVICE": request.service, "MUSTER_UID": str(request.uid)}
+        said = condition.environment if condition else {}
+        environment = {**self._environment, **request.environment, **own, **said}
+        launch = Launch(request.service, command, environment, self._open_files, condition is not None)
         opened: list[int] = []
         try:
             opened += os.pipe()
@@ -492,36 +487,88 @@ class Runner:
         os.close(opened[3])
         os.set_blocking(opened[0], False)
         os.set_blocking(opened[2], False)
-        return Run(generation, keeper, opened[0], opened[2])
+        run = Run(request.generation, job.attempt, keeper, opened[0], opened[2], boottime_us())
+        run.condition = condition
+        service.runs.append(run)
+        self._keepers[run.keeper] = (service, run)
+        heard = condition.listener.fileno() if condition and condition.listener else -1
+        for descriptor in (run.status_fd, run.output_fd, heard):
+            if descriptor >= 0:
+                self._readers[descriptor] = (service, run)
+                self._epoll.register(descriptor, select.EPOLLIN)
+        return run
 
     def _advance_command(self, service: Service, job: Job, now_us: int) -> None:
         run, request = job.run, job.request
         if run is None:
             raise AssertionError(f"{service.name}: a command runs without a run")
-        if run.status is None and now_us < job.wake_us:
-            return
+        missing = ""
+        if run.status is None and now_us < job.deadline_us:
+            if run.condition is None or now_us < job.wake_us:
+                return
+            missing = self._advance_program(service, job, run, run.condition, now_us)
+            if missing:
+                return
+        elif run.condition is not None:
+            missing = run.condition.missing(run.executed_us, now_us)
         self._read_output(run, _FINAL_READS)
-        if run.status is None:
-            # Its own ladder would only kill the command; nothing that it started may stay either.
-            job.failure = _with_tail(f"did not end within {request.timeout_ms} ms", run)
-        elif run.cannot_execute:
-            job.failure = _explain_missing(request.command[0], run.cannot_execute)
-        elif run.status != 0:
-            job.failure = _with_tail(explain_status(run.status), run)
-        if request.action == "start" and job.failure is None:
+        failure = failure_of(run, request, missing)
+        self._say_ended(service, request.action, run, failure)
+        if failure:
+            self._attempt_failed(service, job, failure)
+        elif request.action == "start":
+            run.is_supervised = request.is_program
             self._finish(service, job, True, "")
-        elif request.action == "stop" and run.status == 0:
-            self._enter_ladder(service, job, _END, min(LEFTOVER_GRACE_MS, request.timeout_ms))
         else:
-            self._enter_ladder(service, job, _END, GRACE_MS)
+            self._enter_ladder(service, job, _END)
+
+    def _advance_program(self, service: Service, job: Job, run: Run, condition: Condition, now_us: int) -> str:
+        """What keeps the program from being ready; has its ready command run in its turn."""
+        probe = job.probe
+        if probe is not None and probe.status is not None:
+            failure = "cannot be executed" if probe.cannot_execute else explain_status(probe.status)
+            condition.command_ended(failure if probe.status or probe.cannot_execute else "", now_us)
+            if probe in service.runs:
+                send(self._below([probe], set()), signal.SIGKILL)  # what a ready command leaves is nothing to keep
+            job.probe = None
+        missing = condition.missing(run.executed_us, now_us)
+        job.wake_us = min(job.deadline_us, condition.next_look_us)
+        if condition.wants_command and job.probe is None and now_us >= condition.next_command_us:
+            try:
+                job.probe = self._spawn(service, job, condition.conditions.command, "ready")
+            except OSError as error:
+                condition.command_ended(f"cannot be started: {error.strerror}", now_us)
+        return missing
+
+    def _attempt_failed(self, service: Service, job: Job, failure: str) -> None:
+        attempts = f"attempt {job.attempt} of {job.request.retries + 1}: " if job.request.retries else ""
+        job.failure = attempts + failure
+        self._enter_ladder(service, job, _AGAIN if job.attempt <= job.request.retries else _END)
 
     def _finish(self, service: Service, job: Job, succeeded: bool, detail: str) -> None:
         service.job = None
-        del self._working[service.name]
+        del self._working[service.place]
         for cancelled in job.cancelled:
             self._say_finished(service.name, cancelled)
         service.result.finish(succeeded, detail)
         self._say_finished(service.name, service.result)
+        self._note_exit(service)  # of a program that has ended just now
+        self._drop_act(service)
+
+    def _drop_act(self, service: Service) -> None:
+        if service.result.action == "act" and service.is_idle():
+            del self._services[service.place]
+
+    def _note_exit(self, service: Service) -> None:
+        """Tell and remember that the supervised program of the present generation has ended (P8.1)."""
+        if service.job is not None or service.exited is not None or not service.result.succeeded:
+            return
+        for run in service.runs:
+            if run.is_supervised and run.status is not None and run.generation == service.result.generation:
+                self._read_output(run, _FINAL_READS)
+                service.exited = Exited(run, explain_status(run.status), boottime_us())
+                self._say({"say": "exited", "service": service.name, **service.exited.described()})
+                return
 
     # --- processes ---
 
@@ -568,9 +615,13 @@ class Runner:
         self._read_output(run, _FINAL_READS)
         if run.status is None:
             run.status = signal.SIGKILL  # nobody can tell any more how the command ended
+        self._note_exit(service)
         self._close_status(run)
         self._close_output(run)
+        if run.condition is not None and run.condition.listener is not None:
+            self._close(run.condition.listener.detach())
         service.runs.remove(run)
+        self._drop_act(service)
 
     def _adopt_strays(self, bereaved: list[Service]) -> None:
         """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
@@ -596,6 +647,8 @@ class Runner:
             for line in data.split():
                 if line[:1] == b"E":
                     run.cannot_execute = int(line[1:]) or errno.EIO
+                elif line[:1] == b"X":
+                    run.executed_us = boottime_us()
                 else:
                     run.status = int(line[1:])
 
@@ -626,32 +679,6 @@ class Runner:
             del self._readers[descriptor]
             os.close(descriptor)
         return -1
-
-
-def _describe(result: Result, with_state: bool) -> dict[str, object]:
-    described: dict[str, object] = {"generation": result.generation, "action": result.action}
-    if with_state:
-        described["finished"] = result.finished
-    return {**described, "succeeded": result.succeeded, "detail": result.detail}
-
-
-def _with_tail(cause: str, run: Run) -> str:
-    """The cause of a failure and the end of the output, within `DETAIL_CHARACTERS`."""
-    text = run.tail.decode(errors="replace").strip()
-    if not text:
-        return f"{cause}; it wrote nothing"
-    room = DETAIL_CHARACTERS - len(cause) - len("; it wrote: ...")
-    return f"{cause}; it wrote: {text if len(text) <= room else '...' + text[-room:]}"
-
-
-def _explain_missing(program: str, number: int) -> str:
-    advice = {
-        errno.ENOENT: "install it on this node, or correct its path (of a script also the first line's)",
-        errno.EACCES: "make it executable (chmod +x) for the user of the node",
-        errno.ENOEXEC: "begin the script with a line such as #!/bin/sh",
-        errno.E2BIG: "shorten its arguments and environment",
-    }
-    return f"cannot execute {program}: {os.strerror(number)}; {advice.get(number, 'correct the service')}"
 
 
 def run_runner(

@@ -12,7 +12,9 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, NamedTuple
+
+from msgspec import structs
 
 from muster.core.effects import RunCommand
 from muster.drivers.runner import PACKET_BYTES, SEND_BUFFER_BYTES
@@ -20,6 +22,36 @@ from muster.records.messages import CommandState
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
 _PACKETS_A_TURN = 64
+
+
+class CommandEnded(NamedTuple):
+    """One attempt of a command has ended, or its program is ready: for the history (SPEC 6.6)."""
+
+    service: str
+    generation: int
+    action: str
+    attempt: int
+    failure: str  # nothing where it succeeded
+    status: str  # how its process ended, in words
+    duration_ms: int
+    output: str  # the end of it
+
+
+class ProgramExited(NamedTuple):
+    """The supervised program of this generation of a service has ended (P8.1)."""
+
+    service: str
+    generation: int
+    status: str
+    output: str
+    at_us: int  # CLOCK_BOOTTIME
+
+
+class Output(NamedTuple):
+    """What is known of a service's commands that run now."""
+
+    output: str
+    status: str  # what its program last said of itself (sd_notify)
 
 
 class RunnerLost(Exception):
@@ -30,6 +62,8 @@ class RunnerClient:
     """Sends commands to the runner, and hands what became of them to `on_finished`.
 
     `trouble` is told of requests that the runner refused as malformed, which only a defect of this program can cause.
+    `on_ended` hears of each attempt of a command, `on_exited` of the end of a supervised program; of one that ended
+    while no daemon listened the inventory tells, and then `exited` holds it.
     """
 
     def __init__(
@@ -37,8 +71,13 @@ class RunnerClient:
         end: socket.socket,
         on_finished: Callable[[CommandState], None],
         trouble: Callable[[str], None] | None = None,
+        on_ended: Callable[[CommandEnded], None] | None = None,
+        on_exited: Callable[[ProgramExited], None] | None = None,
     ) -> None:
         """Take over `end`. Must be called in the running event loop."""
+        self.exited: dict[str, ProgramExited] = {}
+        self._on_ended, self._on_exited = on_ended, on_exited
+        self._outputs: dict[int, asyncio.Future[Output]] = {}
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._end, self._on_finished, self._trouble = end, on_finished, trouble
@@ -46,7 +85,7 @@ class RunnerClient:
         self._waiting: deque[bytes] = deque()
         self._request = 0
         self._inventory: asyncio.Future[tuple[CommandState, ...]] | None = None
-        self._commands: dict[str, CommandState] = {}
+        self._commands: dict[tuple[str, bool], CommandState] = {}  # a notify command stands beside the others
         self._closed = False
         self._loop.add_reader(end, self._readable)
 
@@ -59,28 +98,49 @@ class RunnerClient:
             raise RunnerLost("the channel to the runner is closed: this node is ending")
         # Unlike a counter, this differs from what an earlier daemon asked, whose answer may still be on its way.
         self._request = int.from_bytes(os.urandom(6), "little")
-        self._commands = {}
+        self._commands, self.exited = {}, {}
         self._inventory = self._loop.create_future()
         self._send({"do": "inventory", "request": self._request})
         return await self._inventory
 
     def run(self, command: RunCommand) -> None:
         """Have the runner run a command; `on_finished` is called once for it, also if it is refused. Never waits."""
-        refusal = self._send(
-            {
-                "do": "run",
-                "service": command.service,
-                "uid": command.uid,
-                "generation": command.generation,
-                "action": command.action,
-                "command": command.command,
-                "timeout_ms": command.timeout_ms,
-                "environment": command.environment,
-            }
-        )
+        packet = {
+            "do": "run",
+            "service": command.service,
+            "uid": command.uid,
+            "generation": command.generation,
+            "action": command.action,
+            "command": command.command,
+            "timeout_ms": command.timeout_ms,
+            "environment": command.environment,
+            "grace_ms": command.grace_ms,
+            "retries": command.retries,
+            "retry_pause_ms": command.retry_pause_ms,
+        }
+        if command.program:
+            packet |= {"program": True, "ready": structs.asdict(command.ready)}
+        refusal = self._send(packet)
         if refusal:
             state = CommandState(command.service, command.generation, command.action, True, False, refusal)
             self._loop.call_soon(self._on_finished, state)
+
+    def cancel_act(self, event: str, number: int, reason: str) -> None:
+        """End an action function that this daemon has had run; it is reported as any other end. Never waits."""
+        self._send({"do": "cancel", "service": event, "generation": number, "action": "act", "reason": reason})
+
+    async def output(self, service: str, timeout_s: float) -> Output:
+        """What the commands of a service that run now have written, the end of it; nothing if none answers."""
+        request = int.from_bytes(os.urandom(6), "little")
+        future = self._outputs[request] = self._loop.create_future()
+        try:
+            if self._send({"do": "output", "request": request, "service": service}):
+                return Output("", "")
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            return Output("", "")
+        finally:
+            del self._outputs[request]
 
     def close(self) -> None:
         """Let go of the runner, which goes on by itself."""
@@ -140,22 +200,38 @@ class RunnerClient:
         if not self._closed:
             self._loop.add_reader(self._end, self._readable)
 
-    def _take(self, packet: dict[str, object]) -> bool:
+    def _take(self, packet: dict[str, Any]) -> bool:
         """Act on a packet; whether it completed the inventory."""
         match packet:
             case {"say": "finished"}:
                 if self._inventory is None or self._inventory.done():
                     self._on_finished(_command_state({**packet, "finished": True}))
+            case {"say": "ended"} if self._on_ended:
+                self._on_ended(CommandEnded(*(packet[name] for name in CommandEnded._fields)))
+            case {"say": "exited"} if self._on_exited and (self._inventory is None or self._inventory.done()):
+                self._on_exited(ProgramExited(*(packet[name] for name in ProgramExited._fields)))
+            case {"say": "output", "request": int(request), "output": output, "status": status}:
+                future = self._outputs.get(request)
+                if future is not None and not future.done():
+                    future.set_result(Output(output, status))
             case {"say": "inventory", "request": self._request, "commands": [*commands], "last": last}:
                 for command in commands:
-                    state = _command_state(cast("Mapping[str, object]", command))
-                    self._commands[state.service] = state
+                    self._take_command(command)
                 if last and self._inventory is not None and not self._inventory.done():
                     self._inventory.set_result(tuple(self._commands.values()))
                     return True
             case {"say": "refused", "detail": detail} if self._trouble:
                 self._trouble(f"the runner refused a request: {detail}")
         return False
+
+    def _take_command(self, command: dict[str, Any]) -> None:
+        state = _command_state(command)
+        if state.action == "act":
+            return  # an earlier daemon's, which nobody waits for
+        self._commands[state.service, state.action == "notify"] = state
+        if "exited" in command:
+            found = {"service": state.service, **command["exited"]}
+            self.exited[state.service] = ProgramExited(*(found[name] for name in ProgramExited._fields))
 
 
 def _command_state(packet: Mapping[str, object]) -> CommandState:
