@@ -1,0 +1,343 @@
+"""Setting a real machine up as a node, and taking that away again (SPEC 9.4): what would be done, and doing it.
+
+A plan is a list of steps, each of which says what it would change and whether that is needed. Doing a plan again
+changes nothing. What was put there is recorded beside it, so that `uninstall` removes that and nothing else; a file
+that somebody has changed or made before is never replaced without --force.
+
+With a root directory other than / only files are made: a package, an image or a test is installed into; no group is
+made and no service manager told.
+"""
+
+import contextlib
+import grp
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from muster.records.limits import NAME, NAME_RULE
+from muster.ui.client import MusterError
+from muster.ui.connection import Document, Mistaken
+from muster.ui.manual import Page
+
+UNIT = "musterd.service"
+RECORD = "share/muster/installed.json"
+GROUPS = ("muster-observer", "muster-operator", "muster-admin")
+STOP_TIMEOUT_S = 900  # a graceful leave waits for the services' stop commands
+_PROGRAMS = ("muster", "musterd")
+
+
+class Settings(NamedTuple):
+    """What is installed, and where."""
+
+    node: str
+    store: str
+    home: str = "/var/lib/muster"
+    prefix: str = "/usr/local"
+    root: Path = Path("/")
+    groups: tuple[str, ...] = GROUPS
+    metrics: str = ""
+    force: bool = False
+
+    def path(self, *parts: str) -> Path:
+        """A path below the root directory."""
+        return self.root.joinpath(*(part.lstrip("/") for part in parts))
+
+    @property
+    def record(self) -> Path:
+        """Where it is recorded what was installed."""
+        return self.path(self.prefix, RECORD)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this machine itself is set up, and no folder."""
+        return self.root == Path("/")
+
+
+class Step(NamedTuple):
+    """One change: `kind` is group, directory, link, file or command; `state` new, changed, unchanged or foreign."""
+
+    kind: str
+    target: str
+    about: str
+    state: str
+    do: Callable[[], None]
+    digest: str = ""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise `Mistaken` for what cannot be installed."""
+    if not NAME.fullmatch(settings.node):
+        raise Mistaken(f"a node cannot be called {settings.node!r}", "--node", f"a name has {NAME_RULE}")
+    for option, value in (("--store", settings.store), ("--home", settings.home), ("--prefix", settings.prefix)):
+        if not os.path.isabs(value):
+            raise Mistaken(f"{value!r} is no absolute path", option, "give the whole path, from /")
+        if any(not character.isprintable() for character in value):
+            raise Mistaken("it holds characters that cannot be printed", option, "choose another path")
+    for group in settings.groups:
+        if not NAME.fullmatch(group):
+            raise Mistaken(f"a group cannot be called {group!r}", "--group", f"a name has {NAME_RULE}")
+    if not settings.root.is_dir():
+        raise Mistaken("there is no such directory", f"--root {settings.root}", "make it first")
+
+
+def unit_file(settings: Settings) -> str:
+    """The systemd unit of the node."""
+    words = [f"{settings.prefix}/bin/musterd", "--store", settings.store, "--node", settings.node]
+    words += ["--home", settings.home, *(["--metrics", settings.metrics] if settings.metrics else [])]
+    return f"""\
+# Made by `muster install`; `systemctl edit musterd` changes it without touching this file.
+[Unit]
+Description=Muster cluster node {settings.node}
+Documentation=man:musterd(8) man:muster(1)
+After=network-online.target remote-fs-pre.target local-fs.target
+Wants=network-online.target
+StartLimitIntervalSec=300
+StartLimitBurst=5
+
+[Service]
+Type=notify
+# the daemon, which is restarted below the guard, says READY and STATUS
+NotifyAccess=all
+ExecStart={" ".join(_unit_word(word) for word in words)}
+# the guard hears SIGTERM and leaves gracefully: services move elsewhere first
+KillMode=mixed
+TimeoutStartSec=infinity
+TimeoutStopSec={STOP_TIMEOUT_S}
+# 2 and 3: wrong options, or a start that is refused; the log says what to do, and trying again does not help
+RestartPreventExitStatus=2 3
+Restart=on-failure
+RestartSec=5
+WatchdogSec=30
+WatchdogSignal=SIGKILL
+# the guard holds its memory and its priority, so that no other load can delay the lease
+LimitMEMLOCK=infinity
+LimitRTPRIO=99
+LimitNOFILE=65536
+OOMScoreAdjust=-900
+TasksMax=infinity
+# services are the node's own: they end with it, and must not be hidden from it
+Delegate=no
+PrivateTmp=no
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _unit_word(word: str) -> str:
+    """A word of ExecStart as systemd reads it back."""
+    safe = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{safe}"' if any(character in safe for character in " \t'\"\\;") else safe
+
+
+def plan(settings: Settings, pages: list[Page], completions: dict[str, str]) -> list[Step]:
+    """What is to be done, in order; steps that are needed no more say so. Raises `MusterError`."""
+    recorded = _recorded(settings)
+    steps = [_group(name) for name in settings.groups] if settings.is_live else []
+    steps.append(_directory(settings.path(settings.home), "this node's home: its key, socket and state", 0o700))
+    folder = Path(sys.executable).parent
+    if str(folder) != f"{settings.prefix}/bin":
+        steps += [_link(settings.path(settings.prefix, "bin", name), folder / name, recorded) for name in _PROGRAMS]
+    files = {f"lib/systemd/system/{UNIT}": (unit_file(settings), "runs the node, as systemd's service musterd")}
+    for page in pages:
+        files[f"share/man/man{page.file[-1]}/{page.file}"] = (page.text, "manual page")
+    for place, script in completions.items():
+        files[place] = (script, "completion for a shell")
+    for place, (text, about) in files.items():
+        steps.append(_file(settings.path(settings.prefix, place), text, about, recorded))
+    if settings.is_live and Path("/run/systemd/system").is_dir():
+        steps += [_command("systemctl", "daemon-reload"), _command("systemctl", "enable", UNIT)]
+    return steps
+
+
+def carry_out(settings: Settings, steps: list[Step]) -> None:
+    """Do what is needed of a plan, then record it. Raises `MusterError`, before anything is changed where it can."""
+    foreign = [step.target for step in steps if step.state == "foreign"]
+    if foreign and not settings.force:
+        what = f"there is something else already: {', '.join(foreign[:5])}"
+        raise MusterError(what, str(settings.root), "move it away, or replace it with --force")
+    if settings.is_live and os.geteuid() != 0:
+        raise MusterError("only root can set this machine up", "muster install", "run it with sudo, or name a --root")
+    done: dict[str, str] = {**_recorded(settings)}
+    for step in steps:
+        if step.state != "unchanged":
+            try:
+                step.do()
+            except OSError as error:
+                where, reason = str(error.filename or step.target), error.strerror or str(error)
+                raise MusterError(reason, where, "mend that, and run it again: what is done stays done") from error
+            except subprocess.CalledProcessError as error:
+                what = f"{step.target} failed: {(error.stderr or '').strip() or f'status {error.returncode}'}"
+                raise MusterError(what, step.kind, "mend that, and run it again: what is done stays done") from error
+        if step.kind in {"file", "link"}:
+            done[step.target] = step.digest
+        _write_record(settings, done)
+
+
+def removal(settings: Settings) -> list[Step]:
+    """What `uninstall` would remove: what is recorded and still as it was put there. Raises `MusterError`."""
+    recorded = _recorded(settings)
+    if not recorded:
+        raise MusterError(
+            "nothing is recorded as installed", str(settings.record), "give the --prefix and --root of it"
+        )
+    steps = []
+    if settings.is_live and Path("/run/systemd/system").is_dir():
+        steps.append(_command("systemctl", "disable", UNIT))
+    for target, digest in recorded.items():
+        path = Path(target)
+        state = "gone" if not os.path.lexists(path) else "installed" if _digest_of(path) == digest else "foreign"
+        about = {"gone": "is there no more", "foreign": "was changed since: left alone"}.get(state, "is removed")
+        steps.append(Step("file", target, about, state, path.unlink, digest))
+    record = settings.record
+    steps.append(Step("file", str(record), "is removed", "installed", record.unlink))
+    return steps
+
+
+def take_away(steps: list[Step]) -> None:
+    """Do what `removal` planned. Raises `MusterError`."""
+    for step in steps:
+        if step.state in {"foreign", "gone"}:
+            continue
+        try:
+            step.do()
+        except OSError as error:
+            raise MusterError(error.strerror or str(error), step.target, "mend that, and run it again") from error
+        except subprocess.CalledProcessError as error:
+            raise MusterError(f"{step.target} failed: {error.stderr}", step.kind, "see systemctl status") from error
+    for step in steps:
+        if step.kind == "file":
+            for folder in list(Path(step.target).parents)[:3]:
+                with contextlib.suppress(OSError):  # what others use too is not empty
+                    if folder.name in {"muster", "man1", "man8", "completions", "site-functions"}:
+                        folder.rmdir()
+
+
+def hints(settings: Settings) -> list[str]:
+    """What a person has still to do or to know."""
+    found = []
+    key = settings.path(settings.home, "key.pem")
+    if not key.exists():
+        found.append(f"put this node's key there, readable by root only: {key}")
+    if settings.is_live and not os.path.exists(settings.store):
+        found.append(f"there is no {settings.store} yet: connect the device, or make it with muster init")
+    if settings.is_live and not Path("/dev/watchdog").exists():
+        found.append(
+            "this machine shows no watchdog: a hung kernel then proves nothing to the others. Load the driver of its "
+            "hardware (most servers: ipmi_watchdog or iTCO_wdt), or in a virtual machine that of its host"
+        )
+    missing = [group for group in settings.groups if not _group_exists(group)]
+    if settings.is_live and not missing and settings.groups:
+        found.append(f"let people in: usermod --append --groups {settings.groups[0]} USER")
+    found.append("start it: systemctl start musterd; see it: systemctl status musterd, muster status")
+    return found
+
+
+def document(settings: Settings, steps: list[Step], *, done: bool) -> Document:
+    """A plan for JSON."""
+    shown = [{"kind": s.kind, "target": s.target, "about": s.about, "state": s.state} for s in steps]
+    return {"root": str(settings.root), "prefix": settings.prefix, "done": done, "steps": shown}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _group(name: str) -> Step:
+    state = "unchanged" if _group_exists(name) else "new"
+    return Step("group", name, "who may use the control socket", state, lambda: _run("groupadd", "--system", name))
+
+
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _directory(path: Path, about: str, mode: int) -> Step:
+    def make() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+
+    state = "unchanged" if path.is_dir() else "foreign" if os.path.lexists(path) else "new"
+    return Step("directory", str(path), about, state, make)
+
+
+def _file(path: Path, text: str, about: str, recorded: dict[str, str]) -> Step:
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.new")
+        draft.write_text(text)
+        draft.chmod(0o644)
+        draft.replace(path)
+
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Step("file", str(path), about, _state(path, digest, recorded), write, digest)
+
+
+def _link(path: Path, program: Path, recorded: dict[str, str]) -> Step:
+    def link() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.new")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(program)
+        draft.replace(path)
+
+    digest = f"-> {program}"
+    return Step("link", str(path), f"-> {program}", _state(path, digest, recorded), link, digest)
+
+
+def _command(*words: str) -> Step:
+    return Step("command", " ".join(words), "tells systemd", "new", lambda: _run(*words))
+
+
+def _run(*words: str) -> None:
+    if shutil.which(words[0]) is None:
+        raise FileNotFoundError(2, "there is no such program", words[0])
+    subprocess.run(words, check=True, capture_output=True, text=True, timeout=120)
+
+
+def _state(path: Path, digest: str, recorded: dict[str, str]) -> str:
+    if not os.path.lexists(path):
+        return "new"
+    found = _digest_of(path)
+    if found == digest:
+        return "unchanged"
+    return "changed" if found is not None and recorded.get(str(path)) == found else "foreign"
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        if path.is_symlink():
+            return f"-> {os.readlink(path)}"
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _recorded(settings: Settings) -> dict[str, str]:
+    try:
+        found = json.loads(settings.record.read_text())["files"]
+        return {str(path): str(digest) for path, digest in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        advice = "remove it if nothing of Muster is installed there"
+        raise MusterError(
+            f"the record of what is installed cannot be read: {error}", str(settings.record), advice
+        ) from error
+
+
+def _write_record(settings: Settings, files: dict[str, str]) -> None:
+    record = settings.record
+    record.parent.mkdir(parents=True, exist_ok=True)
+    draft = record.with_suffix(".new")
+    draft.write_text(json.dumps({"format": 1, "files": files}, indent=1) + "\n")
+    draft.replace(record)
