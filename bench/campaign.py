@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import idle, joins, machine, moves, simulated_joins, store
+from bench import idle, joins, machine, moves, placements, simulated_joins, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.ui.client import MusterError
@@ -36,6 +36,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "steady": ("evictions of healthy nodes, idle and beside four busy loops", idle.measure_steadiness),
     "joins": ("nodes that join together through a level of 50 ms work", joins.measure),
     "transition": ("one join and one leave through five levels without work", joins.measure_transition),
+    "placement": ("choosing nodes for many services, and deciding to start them all", placements.measure),
     "simulated-joins": ("the same as joins, many nodes, in the simulator", simulated_joins.measure),
 }
 

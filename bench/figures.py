@@ -28,6 +28,11 @@ TARGETS: dict[tuple[str, str, str], float] = {
     ("joins", "16 nodes", "ratio"): 2.5,
     ("simulated-joins", "16 nodes", "ratio"): 1.5,
     ("simulated-joins", "256 nodes", "ratio"): 1.5,
+    **{("placement", f"1000 services, 3 nodes, {kind}", "choose_ms"): 15 for kind in ("equal", "varied")},
+    **{("placement", f"5000 services, 32 nodes, {kind}", "choose_ms"): 250 for kind in ("equal", "varied")},
+    **{("placement", f"5000 services, 32 nodes, {kind}", "decide_ms"): 250 for kind in ("equal", "varied")},
+    **{("placement", f"5000 services, 32 nodes, {kind}", "peak_mib"): 150 for kind in ("equal", "varied")},
+    **{("placement", f"5000 services, 32 nodes, {kind}", "choose_growth"): 1.5 for kind in ("equal", "varied")},
     ("transition", "join", "duration_ms"): 25,
     ("transition", "leave", "duration_ms"): 25,
 }

@@ -28,6 +28,8 @@ class Scale(NamedTuple):
     simulated_joins: tuple[tuple[int, int], ...]  # nodes that join together, runs
     transition_runs: int
     store_runs: int
+    placements: tuple[tuple[int, int], ...]  # services, nodes
+    placement_runs: int
 
 
 def _cases(runs: int, services: tuple[int, ...], profile: str = "fast") -> tuple[Case, ...]:
@@ -48,6 +50,8 @@ WHOLE = Scale(
     simulated_joins=((1, 9), (2, 5), (8, 5), (16, 5), (64, 5), (256, 1)),
     transition_runs=15,
     store_runs=300,
+    placements=((1000, 3), (5000, 32), (10_000, 32), (5000, 256)),
+    placement_runs=7,
 )
 QUICK = Scale(
     name="quick",
@@ -63,6 +67,8 @@ QUICK = Scale(
     simulated_joins=((1, 9), (16, 5), (48, 1)),
     transition_runs=5,
     store_runs=100,
+    placements=((1000, 3), (5000, 32)),
+    placement_runs=3,
 )
 LEAST = Scale(
     name="least",
@@ -78,5 +84,7 @@ LEAST = Scale(
     simulated_joins=((1, 1), (3, 1)),
     transition_runs=1,
     store_runs=5,
+    placements=((8, 2),),
+    placement_runs=1,
 )
 SCALES = {scale.name: scale for scale in (WHOLE, QUICK, LEAST)}

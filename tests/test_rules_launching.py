@@ -463,3 +463,35 @@ def test_p6_30_from_a_node_on_standby_services_move_away_if_they_can() -> None:
     rounds.stop(2)
     rounds.settle()
     assert rounds.service("disk").node == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (ApplyServices((Definition("a", parent="nobody"),)), "its parent 'nobody' is not defined"),
+        (ApplyServices((Definition("a", parent="b"), Definition("b", parent="a"))), "a -> b -> a"),
+        (ApplyServices((Definition("top", parent="child"),)), "top -> child -> top"),
+        (ApplyServices((), withdraw=("top",)), "top is the parent of child: withdraw them too"),
+        (ApplyServices((Definition("a", parent="top"),), withdraw=("top", "child")), "its parent 'top' is not defined"),
+        (ApplyServices((Definition("a", unordered=("n7",)),)), "names node n7"),
+        (ApplyServices((Definition("a", maturity_count=4),)), "only 3 nodes are allowable"),
+        (ApplyServices((Definition("a", disallowable_nodes=("n0", "n1", "n2")),)), "leaves it no node at all"),
+    ],
+)
+def test_spec_6_5_what_cannot_be_is_refused_where_the_cluster_is_known(operation: ApplyServices, words: str) -> None:
+    rounds = Rounds(3)
+    rounds.define(Definition("top"), Definition("child", parent="top"))
+    before = dict(rounds.database.services)
+    done = rounds.ask(operation)
+    assert done.refused
+    assert words in done.outcome
+    assert rounds.database.services == before
+
+
+def test_spec_6_5_a_parent_and_its_children_may_be_defined_and_withdrawn_together() -> None:
+    rounds = Rounds(3)
+    assert not rounds.ask(ApplyServices((Definition("child", parent="top"), Definition("top")))).refused
+    rounds.settle()
+    assert not rounds.ask(ApplyServices((), withdraw=("top", "child"))).refused
+    rounds.settle()
+    assert rounds.database.services == {}

@@ -5,7 +5,7 @@ Each says why in words, so that the rules which act on it and the explanations t
 
 from typing import NamedTuple
 
-from muster.core.placement import WILDCARD, is_allowable
+from muster.core.placement import WILDCARD, is_allowable, rank
 from muster.core.round import Round
 from muster.records.state import Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
@@ -144,13 +144,6 @@ def working_children(service: Service, round_: Round) -> list[Service]:
     return [child for child in round_.children(service) if child.state in AT_WORK]
 
 
-def rank(definition: Definition, name: str) -> int:
-    """The place of a node in the preferences; nodes that are in no list come after those that are (SPEC 6.8)."""
-    if definition.ordered:
-        return definition.ordered.index(name) if name in definition.ordered else len(definition.ordered)
-    return 0 if not definition.unordered or name in definition.unordered else 1
-
-
 def preferred_node(service: Service, round_: Round) -> int | None:
     """The more preferred node that may take the service over now, free of cost (P6.25, SPEC 6.8)."""
     definition = service.definition
@@ -159,16 +152,10 @@ def preferred_node(service: Service, round_: Round) -> int | None:
         return None
     here = rank(definition, round_.name(service.node))
     shunned = round_.exhausted(service)
-    better = [
-        (rank(definition, round_.name(node)), node)
-        for node in round_.up
-        if node not in shunned
-        and is_allowable(definition, round_.name(node))
-        and rank(definition, round_.name(node)) < here
-    ]
-    if not better:
+    worse = [node for node in round_.present if not rank(definition, round_.name(node)) < here]
+    node = round_.placement.choose(definition, {*worse, *shunned})
+    if node is None:
         return None
-    node = min(better)[1]
     incarnation = round_.draft.member(node).incarnation
     had_its_turn = any((past.node, past.incarnation) == (node, incarnation) for past in service.takeovers)
     if had_its_turn or _is_held(service, round_) or not _was_notified(service, node, round_):

@@ -64,6 +64,7 @@ class Draft:
         self.database = database
         self.index = database.index + 1
         self.causes: list[str] = []
+        self._said: set[str] = set()  # the same, to be asked quickly: an entry may have thousands
         self.members = dict(database.members)
         self.transitions = dict(database.transitions)
         self.services = dict(database.services)
@@ -115,7 +116,8 @@ class Draft:
         self._because(cause)
 
     def _because(self, cause: str) -> None:
-        if cause and cause not in self.causes:
+        if cause and cause not in self._said:
+            self._said.add(cause)
             self.causes.append(cause)
 
     @property

@@ -12,26 +12,28 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, is_up
 from muster.core.lease import US_PER_MS
-from muster.core.placement import choose, is_allowable, load_of
+from muster.core.placement import Placement, load_of
+from muster.records.limits import MAXIMUM_GENERATIONS
 from muster.records.messages import CommandState, Report
 from muster.records.state import Definition, NodeState, Service, ServiceState
 from muster.records.terms import NO_NODE
 
-MAXIMUM_GENERATIONS = 16  # of a group, the parent of all included; checked where services are applied
-
 
 class Round:
-    """The draft, the facts, and the load as it grows while placing."""
+    """The draft, the facts, and where services go while the load grows."""
 
     def __init__(self, draft: Draft, facts: Facts) -> None:
         self.draft, self.facts = draft, facts
-        self.load = load_of(draft.database)
         self._commands: dict[int, dict[str, CommandState]] = {}  # by identity: the facts keep the reports alive
         self.present = [
             member.node for member in draft.members.values() if is_up(member) and facts.report(member) is not None
         ]
-        self.up = [node for node in self.present if not self.is_withheld(node)]
+        withheld = {node: words for node in self.present if (words := self.withheld(node))}
+        self.up = [node for node in self.present if node not in withheld]
         """The nodes that may be chosen: present, and neither on standby nor in maintenance."""
+        performance = {node: report.performance for node, report in facts.reports.items()}
+        nodes = draft.database.nodes
+        self.placement = Placement(nodes, self.present, load_of(draft.database), performance, withheld)
 
     # ---- what is --------------------------------------------------------------------------------------------------
 
@@ -39,10 +41,11 @@ class Round:
         """The node's name."""
         return self.draft.name(node)
 
-    def is_withheld(self, node: int) -> bool:
-        """Whether an operator keeps services away from the node."""
-        database = self.draft.database
-        return node in self.draft.standby or f"node/{database.name_of(node)}" in self.draft.maintenance
+    def withheld(self, node: int) -> str:
+        """Why an operator keeps services away from the node, in words; empty where nobody does."""
+        if node in self.draft.standby:
+            return "it is on standby"
+        return "it is in maintenance" if f"node/{self.name(node)}" in self.draft.maintenance else ""
 
     def age_ms(self, index: int) -> int:
         """How long ago entry `index` was committed."""
@@ -75,8 +78,9 @@ class Round:
         return found
 
     def children(self, service: Service) -> list[Service]:
-        """Its children in a group, as they are now."""
-        return [self.draft.services[name] for name in self._names_of_children.get(service.name, ())]
+        """Its children in a group, as they are now; those that this round has forgotten are gone."""
+        services = self.draft.services
+        return [services[name] for name in self._names_of_children.get(service.name, ()) if name in services]
 
     def at_work_beside(self, service: Service, state: ServiceState) -> int:
         """How many other children of its parent are in `state`."""
@@ -113,15 +117,13 @@ class Round:
             registered = parent is not None and parent.state is ServiceState.REGISTERED
             node = parent.node if parent is not None and registered else NO_NODE
             return node if node in self.present and node not in service.failed else None
-        definition = self.choosing(service)
-        target = service.target
-        shunned = {*service.failed, *self.exhausted(service)}
-        if target in self.present and target not in shunned and is_allowable(definition, self.name(target)):
-            return target
-        chosen = self._choose(definition, self.up, {*shunned, service.origin})
-        if chosen is None and service.origin in self.present:
-            chosen = self._choose(definition, [service.origin], shunned)  # back rather than nowhere
-        return chosen
+        return self.placement.choose(self.choosing(service), self.shunned(service), service.origin, service.target)
+
+    def shunned(self, service: Service) -> dict[int, str]:
+        """The nodes on which it has failed, and how, in words: they are passed over."""
+        return dict.fromkeys(self.exhausted(service), "it has failed there too often") | dict.fromkeys(
+            service.failed, "its start failed there"
+        )
 
     def elsewhere(self, service: Service) -> int | None:
         """A node that the service could move to from where it is."""
@@ -141,9 +143,6 @@ class Round:
         window_ms = service.definition.restart_window_ms
         return {found.node for found in service.exhausted if self.age_ms(found.entry) <= window_ms}
 
-    def _choose(self, definition: Definition, nodes: list[int], excluded: set[int]) -> int | None:
-        return choose(definition, self.draft.database.nodes, nodes, self.load, excluded)
-
     # ---- deciding -------------------------------------------------------------------------------------------------
 
     def put(self, service: Service, cause: str) -> None:
@@ -152,5 +151,5 @@ class Round:
         if before is None or before.state is not service.state:
             service = replace(service, since=self.draft.index)
         if service.node != NO_NODE and (before is None or before.node != service.node):
-            self.load[service.node] = self.load.get(service.node, 0) + 1
+            self.placement.assigned(service.node)
         self.draft.put(service, f"{service.name}: {cause}" if cause else "")

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from muster.core import instances
 from muster.core.draft import Draft, Facts, counts, is_up
-from muster.core.placement import is_allowable
+from muster.core.placement import WILDCARD, is_allowable
 from muster.core.refusal import Refused, member_named
-from muster.core.round import MAXIMUM_GENERATIONS
+from muster.records.limits import MAXIMUM_GENERATIONS, contradictions, group_problems
 from muster.records.messages import (
     ApplyServices,
     ClearService,
@@ -62,6 +62,7 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
             _check_redefinition(before, definition)
     for name in operation.withdraw:
         service_named(draft, name)
+    _check_groups(operation, draft)
     defined = changed = 0
     for definition in _with_inherited_policy(operation.definitions, draft):
         before = draft.services.get(definition.name)
@@ -104,13 +105,33 @@ def _check_redefinition(before: Service, definition: Definition) -> None:
 
 
 def _check_nodes(definition: Definition, known: set[str]) -> None:
-    named = {*definition.allowable_nodes, *definition.disallowable_nodes, *definition.ordered} - {"*"}
+    lists = (definition.allowable_nodes, definition.disallowable_nodes, definition.ordered, definition.unordered)
+    named = set().union(*lists) - {WILDCARD}
     unknown = sorted(named - known)
     if unknown:
         raise Refused(
             f"service {definition.name} names node {', '.join(unknown)}, which this cluster does not have; "
             f"it has {', '.join(sorted(known))}"
         )
+    for found in contradictions(definition, known):
+        raise Refused(f"service {definition.name}: {found.what}: {found.allowed}")
+
+
+def _check_groups(operation: ApplyServices, draft: Draft) -> None:
+    """Parents are defined, nobody is its own parent, and nobody loses its parent (SPEC 6.5)."""
+    withdrawn = set(operation.withdraw)
+    after = {
+        name: service.definition
+        for name, service in draft.services.items()
+        if not service.removed and name not in withdrawn
+    }
+    after |= {definition.name: definition for definition in operation.definitions}
+    for name, found in group_problems(after, [definition.name for definition in operation.definitions]):
+        raise Refused(f"service {name}: {found.what}: {found.allowed}")
+    orphans = sorted(name for name, definition in after.items() if definition.parent in withdrawn)
+    if orphans:
+        parent = after[orphans[0]].parent
+        raise Refused(f"{parent} is the parent of {', '.join(orphans)}: withdraw them too, or redefine them without it")
 
 
 def _refuse_instance(service: Service) -> None:

@@ -127,16 +127,17 @@ def _made_or_kept(
     count = 3 if nodes is None else nodes
     check_count(count)
     if service_file is not None:
-        _definitions(service_file, tuple(f"n{number}" for number in range(count)))
+        _definitions(service_file, tuple(f"n{number}" for number in range(count)), {})
     return create(directory, count, profile), False
 
 
-def _definitions(path: Path, nodes: tuple[str, ...]) -> list[Document]:
+def _definitions(path: Path, nodes: tuple[str, ...], cluster: Document | None = None) -> list[Document]:
+    """What a service file defines; `cluster`: the services that there are, if that is known. Raises `MusterError`."""
     import msgspec
 
     from muster.ui.services import read_service_file
 
-    return [msgspec.to_builtins(definition) for definition in read_service_file(path, nodes)]
+    return [msgspec.to_builtins(definition) for definition in read_service_file(path, nodes, cluster)]
 
 
 def _apply(cluster: DevelopmentCluster, path: Path) -> str:

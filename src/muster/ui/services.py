@@ -64,11 +64,11 @@ def apply(file: Path, dry_run: bool, as_json: bool) -> None:
     connection = settings().connection()
     try:
         current = connection.query("services")
-        nodes = tuple(_node_names(connection.query("nodes")))
+        nodes = tuple(connection.query("nodes")["nodes"])
     except Unreachable:
         read_service_file(file)  # what is wrong with the text alone can be said without any node
         raise
-    definitions = read_service_file(file, nodes)
+    definitions = read_service_file(file, nodes, _parents(current))
     documents = [msgspec.to_builtins(definition) for definition in definitions]
     changes = [_change(document, current["services"].get(document["name"])) for document in documents]
     if dry_run:
@@ -86,12 +86,15 @@ def apply(file: Path, dry_run: bool, as_json: bool) -> None:
     )
 
 
-def read_service_file(path: Path, nodes: tuple[str, ...] | None = None) -> tuple[Any, ...]:
+def read_service_file(
+    path: Path, nodes: tuple[str, ...] | None = None, cluster: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
     """The definitions in a service file. Raises `Mistaken` with every problem, a line each."""
-    from muster.ui.service_file import ServiceFileError, read
+    from muster.records.service_file import ServiceFileError
+    from muster.ui.service_file import read
 
     try:
-        return read(path, nodes)
+        return read(path, nodes, cluster)
     except ServiceFileError as error:
         count = len(error.problems)
         what = f"the service file has {count} problem{'s' if count > 1 else ''}; nothing was applied"
@@ -102,8 +105,15 @@ def read_service_file(path: Path, nodes: tuple[str, ...] | None = None) -> tuple
         raise Mistaken(what, "\n         ".join(lines), next_step) from error
 
 
-def _node_names(answer: Document) -> list[str]:
-    return list(answer["nodes"])
+def _parents(answer: Document) -> dict[str, Any]:
+    """The services that the cluster has, as far as groups are concerned: what else they are is its own matter."""
+    from muster.records.state import Definition
+
+    return {
+        name: Definition(name, parent=service["definition"].get("parent", ""))
+        for name, service in answer["services"].items()
+        if not service["removed"]
+    }
 
 
 def _change(document: Document, current: Document | None) -> Document:
@@ -179,6 +189,21 @@ def transfer(name: str, target: str, override: bool) -> None:
 def withdraw(name: str) -> None:
     """Stop SERVICE and forget its definition."""
     _operate("apply", definitions=[], withdraw=[name])
+
+
+@service.command()
+@json_option
+def schema(as_json: bool) -> None:
+    """Every key of a service file: its type, its default, what it means."""
+    from muster.ui.service_schema import document, pages
+
+    if as_json:
+        print_json(document())
+        return
+    from muster.ui.screen import console
+
+    for page in pages():
+        console().print(page)
 
 
 @service.command()
