@@ -17,8 +17,9 @@ from muster.drivers.guard import StartRefused, lock_home
 from muster.drivers.interconnect import InterconnectRefused, check_address
 from muster.drivers.store import StoreFailed
 from muster.drivers.store_inspection import newest_database
+from muster.records.outages import profile_with
 from muster.records.state import Database, NodeConfig
-from muster.records.timing import PROFILES, InconsistentProfile, check
+from muster.records.timing import PROFILES, InconsistentProfile
 
 EXIT_REFUSED = 3
 _GUARD_WORDS = 3  # of the guard's command line: interpreter, -m, module
@@ -100,7 +101,7 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     for address in config.addresses:
         check_address(address)
     try:
-        profile = check(PROFILES[database.cluster.profile])
+        profile = profile_with(PROFILES[database.cluster.profile], database.cluster.timers)
     except (KeyError, InconsistentProfile) as error:
         raise BootRefused(f"store {store}: its latency profile cannot be used: {error}; upgrade Muster") from error
     paths = ["--store", os.path.realpath(store), "--home", str(directory.resolve())]

@@ -37,6 +37,7 @@ from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
 from muster.records.geometry import Scope
+from muster.records.outages import profile_with
 from muster.records.registers import Strip
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, Profile
@@ -111,7 +112,8 @@ def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
     node = database.node_named(name)
     if node is None:
         raise StoreFailed(f"store {store_path}: node {name!r} is no longer configured in it")
-    return PROFILES[database.cluster.profile], database.nodes[node]
+    cluster = database.cluster
+    return profile_with(PROFILES[cluster.profile], cluster.timers), database.nodes[node]
 
 
 async def _serve(

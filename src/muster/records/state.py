@@ -81,6 +81,7 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     identity: str  # 32 hexadecimal digits, never reused
     profile: str
     authority: str  # PEM certificate of the cluster's authority
+    timers: tuple[tuple[str, int], ...] = ()  # those of the profile's timers that are set otherwise (SPEC 7.6)
 
 
 class NodeConfig(Struct, frozen=True, array_like=True, tag="node"):

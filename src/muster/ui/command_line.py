@@ -19,6 +19,7 @@ _COMMANDS = {
     "service": "muster.ui.services:service",
     "subsystem": "muster.ui.subsystem:subsystem",
     "store": "muster.ui.store:store",
+    "profile": "muster.ui.profile:profile",
     "debug": "muster.ui.debugging:debug",
     "dev": "muster.ui.development:dev",
     "rehearse": "muster.ui.rehearsal:rehearse",

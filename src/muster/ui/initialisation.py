@@ -16,9 +16,9 @@ from muster.records.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
 from muster.records.limits import NAME, NAME_RULE
 from muster.records.registers import MAXIMUM_SLOTS
 from muster.records.state import Cluster, NodeConfig, encode_database, initial_database
-from muster.records.timing import PROFILES
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken
+from muster.ui.profile import chosen_profile
 
 if TYPE_CHECKING:
     from muster.drivers.certificates import Credentials
@@ -46,6 +46,7 @@ class ClusterPlan(NamedTuple):
     scope: str  # host or shared
     slots: int = DEFAULT_SLOTS
     store_bytes: int | None = None  # None: what suits the scope
+    timers: tuple[tuple[str, int], ...] = ()  # set otherwise than the profile has them
 
 
 def parse_nodes(text: str) -> tuple[NodePlan, ...]:
@@ -77,8 +78,7 @@ def _check_name(what: str, name: str, where: str) -> None:
 def check_plan(plan: ClusterPlan) -> None:
     """Raise `Mistaken` for a plan that makes no cluster."""
     _check_name("the cluster's name", plan.name, "--name")
-    if plan.profile not in PROFILES:
-        raise Mistaken(f"there is no profile {plan.profile!r}", "--profile", "choose one of " + ", ".join(PROFILES))
+    chosen_profile(plan.profile, plan.timers, "--profile")
     if not 0 < plan.slots <= MAXIMUM_SLOTS:
         raise Mistaken(f"a store cannot have {plan.slots} slots", "--slots", f"choose 1 to {MAXIMUM_SLOTS}")
     if not 0 < len(plan.nodes) <= plan.slots:
@@ -119,7 +119,7 @@ def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False
     authority = create_authority(plan.name, identity.hex())
     credentials = [issue(authority, number, node.name, identity.hex()) for number, node in enumerate(plan.nodes)]
     database = initial_database(
-        Cluster(plan.name, identity.hex(), plan.profile, authority.certificate_pem),
+        Cluster(plan.name, identity.hex(), plan.profile, authority.certificate_pem, plan.timers),
         tuple(
             NodeConfig(number, node.name, node.addresses, credentials[number].certificate_pem)
             for number, node in enumerate(plan.nodes)

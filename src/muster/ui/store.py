@@ -25,6 +25,7 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     help="The nodes and their addresses on the interconnect; several links of one node are joined by +.",
 )
 @click.option("--profile", default="standard", show_default=True, help="Latency profile: fast, standard, virtualised.")
+@click.option("--set", "timers", multiple=True, metavar="KEY=VALUE", help="Set a timer: muster profile show.")
 @click.option(
     "--scope",
     type=click.Choice(["host", "shared"]),
@@ -42,6 +43,7 @@ def init(
     name: str,
     nodes: str,
     profile: str,
+    timers: tuple[str, ...],
     scope: str,
     keys: Path | None,
     slots: int,
@@ -59,8 +61,9 @@ def init(
       muster init ./store --name test --nodes n0=127.0.0.1:7700 --scope host --profile fast
     """
     from muster.ui.initialisation import ClusterPlan, initialise, parse_nodes
+    from muster.ui.profile import parse_overrides
 
-    plan = ClusterPlan(name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size))
+    plan = ClusterPlan(name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), parse_overrides(timers))
     folder = keys if keys is not None else Path(f"{name}-keys")
     identity = initialise(path.absolute(), plan, folder.absolute(), force=force)
     click.echo(f"{path} holds the new cluster {name} ({identity}) of {len(plan.nodes)} nodes; its keys are in {folder}")

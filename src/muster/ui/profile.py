@@ -1,0 +1,160 @@
+"""`muster profile`: the timers, and what they mean for every kind of outage (SPEC 7.6)."""
+
+import click
+
+from muster.records.outages import Moment, outages, profile_with, timeline
+from muster.records.timing import PROFILES, InconsistentProfile, Profile
+from muster.ui.connection import (
+    Document,
+    Mistaken,
+    Unreachable,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+DEFAULT = "standard"
+_WIDTH = 56  # of the picture
+
+
+def parse_overrides(words: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """KEY=VALUE of `--set`. Raises `Mistaken`."""
+    found: dict[str, int] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not (value.isascii() and value.removeprefix("-").isdecimal()) or len(value) > 12:
+            raise Mistaken(f"{word!r} sets nothing", "--set", "write KEY=VALUE with a whole number, as renew_ms=100")
+        if key in found:
+            raise Mistaken(f"{key} is set twice", "--set", "set it once")
+        found[key] = int(value)
+    return tuple(found.items())
+
+
+def chosen_profile(name: str, overrides: tuple[tuple[str, int], ...], where: str) -> Profile:
+    """The profile with its overrides, checked as at `muster init`. Raises `Mistaken` with the inequality it breaks."""
+    base = PROFILES.get(name)
+    if base is None:
+        raise Mistaken(f"there is no profile {name!r}", where, "choose one of " + ", ".join(PROFILES))
+    try:
+        return profile_with(base, overrides)
+    except InconsistentProfile as error:
+        raise Mistaken(str(error), "--set", f"see the timers: muster profile show {name}") from error
+
+
+@click.group()
+@connection_options
+def profile() -> None:
+    """Latency profiles: how soon a dead node is known to be dead, and what that costs."""
+
+
+@profile.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="Try another value of a timer; repeatable.")
+@click.option("--nodes", type=click.IntRange(1, 1000), metavar="N", help="How many [those of the cluster, or 3].")
+@json_option
+@connection_options
+@reporting
+def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: bool) -> None:
+    """The timeline that profile NAME gives, as a picture, and the bound on each outage.
+
+    NAME is fast, standard or virtualised; without it, the profile of the running cluster, and standard where no node
+    answers. Bounds are from the fault to where a service may be started elsewhere; the store's own latency and the
+    start itself come on top. With --set a timer is tried out, and refused with the inequality that it breaks: the same
+    check as at `muster init --set`.
+
+    \b
+    Examples:
+      muster profile show fast
+      muster profile show standard --set lease_ms=4000 --set panic_bound_ms=800
+      muster profile show --nodes 16 --json | jq '.outages[] | {fault, bound_ms}'
+    """
+    overrides = parse_overrides(words)
+    if name is not None:
+        found, source = chosen_profile(name, overrides, name), "as this release has it"
+    else:
+        base, count, source = _running()
+        nodes = nodes or count
+        try:
+            found = profile_with(base, overrides)
+        except InconsistentProfile as error:
+            raise Mistaken(str(error), "--set", "see the timers: muster profile show") from error
+    nodes = nodes or 3
+    if as_json:
+        print_json(document(found, nodes, overrides))
+        return
+    click.secho(f"profile {found.name}, {nodes} nodes", bold=True, nl=False)
+    click.echo(f"  ({source}{', with --set' if overrides else ''})")
+    for line in picture(timeline(found, nodes)):
+        click.echo(line)
+    click.echo()
+    _print_outages(found, nodes)
+    click.echo()
+    _print_timers(found, overrides)
+
+
+def _running() -> tuple[Profile, int, str]:
+    """The profile of the running cluster and its number of nodes."""
+    try:
+        answer = settings().connection().query("diagnostics")
+        count = len(settings().connection().query("nodes")["nodes"])
+    except Unreachable:
+        return PROFILES[DEFAULT], 3, "no node answers: this is what a new cluster gets"
+    return Profile(**answer["profile"]), count, f"of the running cluster {answer['cluster']}"
+
+
+def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...]) -> Document:
+    """Everything for JSON."""
+    return {
+        "profile": found.name,
+        "nodes": nodes,
+        "timers": {key: value for key, value in found._asdict().items() if key != "name"},
+        "overrides": dict(overrides),
+        "timeline": [moment._asdict() for moment in timeline(found, nodes)],
+        "outages": [outage._asdict() for outage in outages(found, nodes)],
+    }
+
+
+def picture(moments: tuple[Moment, ...]) -> list[str]:
+    """The timeline to scale: one line a moment, a bar from its beginning to its end."""
+    end_ms = max(moment.to_ms for moment in moments)
+    unit_ms = _tick_ms(end_ms)
+    lines = ["  ms after the last renewal began", "  " + _ruler(end_ms, unit_ms)]
+    for moment in moments:
+        begin, end = (moment.from_ms * _WIDTH // end_ms, moment.to_ms * _WIDTH // end_ms)
+        bar = " " * begin + ("*" if begin == end else "|" + "=" * (end - begin - 1) + "|")
+        when = str(moment.to_ms) if moment.from_ms == moment.to_ms else f"{moment.from_ms}..{moment.to_ms}"
+        lines += [f"  {bar:<{_WIDTH + 2}} {when:>13}", f"  {'':{min(begin, _WIDTH // 2)}}{moment.what}"]
+    return lines
+
+
+def _tick_ms(end_ms: int) -> int:
+    """A round number, so that four to nine of them fill the picture."""
+    unit = 1
+    while end_ms / unit >= 10:
+        unit *= 10
+    return next(step for step in (unit // 5 or 1, unit // 2 or 1, unit) if end_ms / step < 10)
+
+
+def _ruler(end_ms: int, unit_ms: int) -> str:
+    ruler = [" "] * (_WIDTH + 12)
+    for tick_ms in range(0, end_ms + 1, unit_ms):
+        place = tick_ms * _WIDTH // end_ms
+        for offset, character in enumerate(f"'{tick_ms}"):
+            ruler[place + offset] = character
+    return "".join(ruler).rstrip()
+
+
+def _print_outages(found: Profile, nodes: int) -> None:
+    click.secho(f"  {'FAULT':<24} {'BOUND':>9}  HOW", bold=True)
+    for outage in outages(found, nodes):
+        bound = "none" if outage.bound_ms is None else f"{outage.bound_ms} ms"
+        click.echo(f"  {outage.fault:<24} {bound:>9}  {outage.how}")
+
+
+def _print_timers(found: Profile, overrides: tuple[tuple[str, int], ...]) -> None:
+    changed = dict(overrides)
+    pairs = [f"{key}={value}{'*' if key in changed else ''}" for key, value in found._asdict().items() if key != "name"]
+    for start in range(0, len(pairs), 4):
+        click.echo("  " + "  ".join(f"{pair:<26}" for pair in pairs[start : start + 4]).rstrip())
