@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from muster.records.events import EventGroup
 from muster.records.messages import Report
 from muster.records.registers import ProofKind
 from muster.records.state import (
@@ -71,13 +72,18 @@ class Draft:
         self.operations: dict[str, Operation] = {}
         self.maintenance = dict(database.maintenance)
         self.standby = dict(database.standby)
+        self.event_groups = dict(database.event_groups)
         self._changed: dict[tuple[str, str], Change] = {}
 
     def member(self, node: int) -> Member:
         """The member record of a configured node."""
         return self.members.get(node) or Member(node)
 
-    def put(self, record: Member | Transition | Service | Operation | Maintenance | Standby, cause: str = "") -> None:
+    def put(
+        self,
+        record: Member | Transition | Service | Operation | Maintenance | Standby | EventGroup,
+        cause: str = "",
+    ) -> None:
         """Replace a record. `cause` goes into the entry's cause."""
         match record:
             case Member():
@@ -95,6 +101,9 @@ class Draft:
             case Standby():
                 self.standby[record.node] = record
                 key = ("standby", str(record.node))
+            case EventGroup():
+                self.event_groups[record.name] = record
+                key = ("event_group", record.name)
             case _:
                 self.operations[record.identity] = record
                 key = ("operation", record.identity)
@@ -102,12 +111,14 @@ class Draft:
         self._because(cause)
 
     def forget(self, kind: str, key: str, cause: str = "") -> None:
-        """Remove a record: a transition, a service, a maintenance or a standby."""
+        """Remove a record: a transition, a service, an event group, a maintenance or a standby."""
         match kind:
             case "transition":
                 self.transitions.pop(int(key), None)
             case "service":
                 self.services.pop(key, None)
+            case "event_group":
+                self.event_groups.pop(key, None)
             case "maintenance":
                 self.maintenance.pop(key, None)
             case _:

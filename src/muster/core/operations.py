@@ -6,12 +6,21 @@ changes nothing.
 
 from msgspec.structs import replace
 
-from muster.core import service_operations
+from muster.core import event_operations, service_operations
 from muster.core.draft import Draft, Facts, counts
 from muster.core.membership import condemn
 from muster.core.refusal import Refused, member_named
 from muster.core.transition import open_forced_leave, open_leave
-from muster.records.messages import EvictNode, LeaveNode, OperationRequest, Request, SetMaintenance, SetStandby
+from muster.records.messages import (
+    ApplyEvents,
+    EnableEvents,
+    EvictNode,
+    LeaveNode,
+    OperationRequest,
+    Request,
+    SetMaintenance,
+    SetStandby,
+)
 from muster.records.registers import ProofKind
 from muster.records.state import Maintenance, Member, NodeState, Operation, Proof, Standby
 
@@ -37,6 +46,10 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
             return _evict(member_named(draft, name), operation, draft, facts)
         case SetStandby(node=name):
             return _set_standby(member_named(draft, name), operation, draft)
+        case ApplyEvents():
+            return event_operations.apply(operation, draft, facts)
+        case EnableEvents():
+            return event_operations.enable(operation, draft)
         case SetMaintenance():
             return _set_maintenance(operation, draft)
         case _:

@@ -47,6 +47,7 @@ from muster.core.inputs import (
     Tick,
 )
 from muster.core.node import Node
+from muster.daemon.event_manager import EventManager
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.measures import Measures
@@ -77,6 +78,7 @@ class Daemon:
         self.node, self.recorder, self.measures = node, recorder, Measures()
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
+        self.events = EventManager(node, self.operate, self.note, boottime_us)
         self._store, self._guard = store, guard
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
@@ -96,11 +98,13 @@ class Daemon:
         self._spawn(self._serve_store())
         self._carry_out(self.node.start(boottime_us()))
         self.subsystems.restore()
+        self.events.start(runner)
         self._rearm()
 
     async def stop(self) -> None:
         """End the tasks of this shell; what they had begun in the store ends by itself."""
         self.subsystems.stop()
+        self.events.stop()
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):
@@ -145,6 +149,9 @@ class Daemon:
 
     def on_finished(self, command: CommandState) -> None:
         """The runner reports the end of a command."""
+        if command.action == "act":
+            self.events.action_ended(command)
+            return
         self.measures.command_ended(boottime_us(), command)
         self.feed(CommandFinished(command))
 
@@ -229,6 +236,7 @@ class Daemon:
                 case Elected():
                     self.measures.elections += 1
                     self.subsystems.replica_advanced()  # an adoption commits what it adopts
+                    self.events.replica_advanced()
 
     def _panic(self, cause: str) -> None:
         if not self.ended.is_set():
@@ -240,6 +248,7 @@ class Daemon:
         assert self._interconnect is not None
         self._interconnect.set_peers({config.node: config.addresses for config in self.node.database.nodes.values()})
         self.subsystems.replica_advanced()
+        self.events.replica_advanced()
         for event in self._changed:
             event.set()
 

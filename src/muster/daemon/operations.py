@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 
 from muster.daemon.control import ControlRefused
+from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
 from muster.records.limits import MAXIMUM_SERVICES, problem_of, shown
 from muster.records.messages import (
+    ApplyEvents,
     ApplyServices,
     ClearService,
     DeregisterService,
+    EnableEvents,
     EvictNode,
     FailService,
     LeaveNode,
@@ -37,6 +40,8 @@ OPERATIONS: dict[str, type[OperationRequest]] = {
     "clear": ClearService,
     "maintain": SetMaintenance,
     "standby": SetStandby,
+    "apply_events": ApplyEvents,
+    "enable_events": EnableEvents,
 }
 MAXIMUM_TEXT_CHARACTERS = 200  # a name that may not exist, a cause: it comes back in messages and stays in records
 
@@ -62,7 +67,13 @@ def read_operation(name: str, arguments: dict[str, Any]) -> OperationRequest:
         except msgspec.ValidationError as error:
             raise ControlRefused(f"argument {key!r}: {error}", where, "correct it and ask again") from error
     operation = kind(**values)
-    problem = _problem_of_apply(operation) if isinstance(operation, ApplyServices) else _problem_of_texts(values)
+    match operation:
+        case ApplyServices():
+            problem = _problem_of_apply(operation)
+        case ApplyEvents():
+            problem = _problem_of_events(operation)
+        case _:
+            problem = _problem_of_texts(values)
     if problem:
         raise ControlRefused(problem, where, "correct it and ask again")
     return operation
@@ -83,6 +94,18 @@ def _problem_of_apply(operation: ApplyServices) -> str:
         if name in names:
             return f"service {shown(name)} is named twice, to be withdrawn and otherwise"
         names.add(name)
+    return _problem_of_texts({f"withdraw[{position}]": name for position, name in enumerate(operation.withdraw)})
+
+
+def _problem_of_events(operation: ApplyEvents) -> str:
+    if len(operation.groups) + len(operation.withdraw) > MAXIMUM_GROUPS:
+        return f"it is about more than {MAXIMUM_GROUPS} event groups; that many are allowed"
+    names = [group.name for group in operation.groups]
+    for group in operation.groups:
+        if problem := problem_of_group(group):
+            return f"event group {shown(group.name)}: {problem}"
+        if names.count(group.name) > 1 or group.name in operation.withdraw:
+            return f"event group {group.name!r} is named twice"
     return _problem_of_texts({f"withdraw[{position}]": name for position, name in enumerate(operation.withdraw)})
 
 

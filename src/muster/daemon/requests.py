@@ -25,13 +25,20 @@ class Requests:
         """The answer to one request: awaitable, or an asynchronous iterator for `watch`."""
         if request.get("operation") in SUBSYSTEM_OPERATIONS:
             return self._of_a_program(request["operation"], request["arguments"])
+        if request.get("operation") == "occurred":
+            return self._occurred(request["arguments"])
         if "operation" in request:
             return self._operate(request["operation"], request["identity"], request["arguments"])
         if request["query"] == "watch":
             return self._watch()
         if request["query"] == "subsystem":
             return self._daemon.subsystems.stream(request["arguments"], request["peer"])
+        if request["query"] == "watcher":
+            return self._daemon.events.stream(request["arguments"], request["peer"])
         return self._query(request["query"], request["arguments"])
+
+    async def _occurred(self, arguments: Document) -> Document:
+        return self._daemon.events.occurred(arguments)
 
     async def _of_a_program(self, name: str, arguments: Document) -> Document:
         subsystems = self._daemon.subsystems
@@ -45,11 +52,26 @@ class Requests:
             if not isinstance(since, int):
                 raise ControlRefused("`since` must be a number", "query timeline", "send a commit index")
             return {"events": self._daemon.recorder.since(since)}
+        if name in ("events", "event_history", "service_log"):
+            return queries.head(self._daemon.node.database, self._view()) | await self._of_events(name, arguments)
         if name == "diagnostics":
             return queries.head(self._daemon.node.database, self._view()) | diagnostics(self._daemon)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)
+
+    async def _of_events(self, name: str, arguments: Document) -> Document:
+        """What happened on this node only: whoever asks merges the answers of several."""
+        events = self._daemon.events
+        if name != "service_log":
+            if arguments:
+                raise ControlRefused("it takes no arguments", f"query {name}", "send none")
+            return events.described() if name == "events" else {"occurrences": events.history()}
+        service = arguments.get("name")
+        if not isinstance(service, str) or not service or "\0" in service:
+            raise ControlRefused("it needs `name` as text", "query service_log", "send the name of a service")
+        self._answer("service", {"name": service})  # refuses an unknown one with a near miss
+        return await events.output(service)
 
     async def _watch(self) -> AsyncIterator[Document]:
         """The status, at once and again whenever it has changed."""

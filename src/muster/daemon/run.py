@@ -88,6 +88,8 @@ async def serve(
         runner_end,
         lambda command: daemon.on_finished(command) if daemon else None,
         lambda text: daemon.note("runner refused", text) if daemon else None,
+        lambda ended: daemon.events.command_ended(ended) if daemon else None,
+        lambda exited: daemon.events.program_exited(exited) if daemon else None,
     )
     store = DiskStore(store_path, config.node)
     try:

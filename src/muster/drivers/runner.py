@@ -258,12 +258,12 @@ class Runner:
     def _say_ended(self, service: Service, action: str, run: Run, failure: str) -> None:
         """For the history: nobody waits for it, so it never holds up what somebody does wait for."""
         if len(self._outbox) < OUTBOX_LIMIT // 2:
-            status = "is ready" if run.status is None and not failure else explain_status(run.status or 0)
+            status = failure or "is ready" if run.status is None else explain_status(run.status)
             duration_ms = (boottime_us() - run.launched_us) // US_PER_MS
             self._say(
                 {
                     "say": "ended", "service": service.name, "generation": run.generation, "action": action,
-                    "attempt": run.attempt, "failure": failure, "status": failure if run.status is None else status,
+                    "attempt": run.attempt, "failure": failure, "status": status,
                     "duration_ms": duration_ms, "output": run.output(),
                 }
             )  # fmt: skip

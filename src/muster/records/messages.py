@@ -7,6 +7,7 @@ only delays. New fields go to the end, with a default.
 import msgspec
 from msgspec import Struct
 
+from muster.records.events import GroupDefinition
 from muster.records.state import Definition, Entry, Level
 from muster.records.terms import NO_TERM, Term
 
@@ -179,6 +180,20 @@ class SetStandby(Struct, frozen=True, array_like=True, tag="standby"):
     end: bool = False
 
 
+class ApplyEvents(Struct, frozen=True, array_like=True, tag="events"):
+    """Define or change event groups; `withdraw` names groups whose definition goes (SPEC 5.3)."""
+
+    groups: tuple[GroupDefinition, ...]
+    withdraw: tuple[str, ...] = ()
+
+
+class EnableEvents(Struct, frozen=True, array_like=True, tag="enable"):
+    """Enable a group by hand, or disable it; it stays so until told otherwise."""
+
+    group: str
+    enabled: bool
+
+
 OperationRequest = (
     ApplyServices
     | RegisterService
@@ -191,6 +206,8 @@ OperationRequest = (
     | ClearService
     | SetMaintenance
     | SetStandby
+    | ApplyEvents
+    | EnableEvents
 )
 
 

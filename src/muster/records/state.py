@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct, field
 
+from muster.records.events import EventGroup
 from muster.records.registers import ProofKind
 from muster.records.terms import NO_NODE, NO_TERM, Term
 
@@ -291,7 +292,7 @@ class Forget(Struct, frozen=True, array_like=True, tag="forget"):
     key: str
 
 
-Change = Cluster | NodeConfig | Member | Transition | Service | Operation | Forget | Maintenance | Standby
+Change = Cluster | NodeConfig | Member | Transition | Service | Operation | Forget | Maintenance | Standby | EventGroup
 
 
 class Entry(Struct, frozen=True, array_like=True):
@@ -320,6 +321,7 @@ class Database(Struct):
     operations: dict[str, Operation] = field(default_factory=dict)
     maintenance: dict[str, Maintenance] = field(default_factory=dict)
     standby: dict[int, Standby] = field(default_factory=dict)
+    event_groups: dict[str, EventGroup] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> None:
         """Apply the next committed entry. Raises `ValueError` if it is not the next one."""
@@ -352,6 +354,10 @@ class Database(Struct):
                 self.maintenance[change.key] = change
             case Standby():
                 self.standby[change.node] = change
+            case EventGroup():
+                self.event_groups[change.name] = change
+            case Forget(kind="event_group"):
+                self.event_groups.pop(change.key, None)
             case Forget(kind="maintenance"):
                 self.maintenance.pop(change.key, None)
             case Forget(kind="standby"):

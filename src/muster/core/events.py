@@ -1,0 +1,546 @@
+"""The event manager of one node: which events are watched for here, and what an occurrence leads to (SPEC 5).
+
+Theory of operation. A value machine: `step(happened, now_us) -> effects`. It compares the replica with what it has had
+watched, as `executor.py` does for commands, so nothing is ever ordered from afar and nothing can be ordered twice.
+
+A group is enabled here while all that its definition names holds (P8.4): by hand, node, service, window, mastership;
+and only on a joined node. The events of enabled groups are *active*; each watcher that detects one is told to watch for
+it, and told to stop when it is not active any more. Every service that is registered here has a group of its own,
+`service/NAME`: the end of its program, and its check (SPEC 5.4). Its events name the service's generation, so a restart
+begins to watch anew.
+
+An occurrence is recorded whatever becomes of it: acted upon, debounced, over the rate, dropped because too many wait,
+or late because the event is not active (P8.5). An action is a command of the node, or a built-in function, which is an
+ordinary operation and nothing else (P8.7).
+"""
+
+import shlex
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from muster.core.lease import US_PER_MS
+from muster.records.events import REFERENCE, EventDefinition, GroupDefinition, Window, window_of
+from muster.records.messages import (
+    DeregisterService,
+    FailService,
+    OperationRequest,
+    RegisterService,
+    RestartService,
+    TransferService,
+)
+from muster.records.state import Database, Definition, NodeState, ServiceState
+
+CAPACITY = 1024  # occurrences that a node remembers
+MAXIMUM_AT_WORK = 16  # actions of a node
+MAXIMUM_WAITING = 256
+MAXIMUM_RESULT_CHARACTERS = 2000
+MAXIMUM_OUT = 32
+NEVER_US = 1 << 62
+CLOCK_US = 5_000_000  # how often windows are looked at
+PROGRAM_WATCHER, MEMBERSHIP_WATCHER = "program", "membership"  # part of the daemon; all others are connected
+FAILURE_POLICY = ("muster:fail", "{in.service}", "{out.detail}", "{in.generation}")
+
+Values = tuple[tuple[str, str], ...]
+
+
+# ---- what happens ---------------------------------------------------------------------------------------------------
+
+
+class ReplicaChanged(Struct, frozen=True):
+    """The replica of this node, which is confirmed, may have changed."""
+
+    database: Database
+    is_master: bool
+
+
+class ClockRead(Struct, frozen=True):
+    """The local clock of people: weekday (0: Monday) and minute of the day."""
+
+    weekday: int
+    minute: int
+
+
+class WatcherCame(Struct, frozen=True):
+    """A watcher has connected: it detects what names it, and the events it names."""
+
+    watcher: int
+    name: str
+    events: frozenset[str] = frozenset()
+
+
+class WatcherWent(Struct, frozen=True):
+    """Its connection is gone."""
+
+    watcher: int
+
+
+class Occurred(Struct, frozen=True):
+    """A watcher has detected an event."""
+
+    watcher: int
+    event: str
+    out: Values
+
+
+class Exited(Struct, frozen=True):
+    """The supervised program of this generation of a service has ended (P8.1)."""
+
+    service: str
+    generation: int
+    status: str
+    output: str
+
+
+class ActionEnded(Struct, frozen=True):
+    """An action function has ended, or an operation was answered."""
+
+    number: int
+    succeeded: bool
+    detail: str
+
+
+class Tick(Struct, frozen=True):
+    """Time has passed."""
+
+
+Happening = ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | Exited | ActionEnded | Tick
+
+
+# ---- what is to be done ---------------------------------------------------------------------------------------------
+
+
+class Watch(Struct, frozen=True):
+    """Have a watcher detect an event."""
+
+    watcher: int
+    event: str
+    parameters: Values
+    environment: Values
+
+
+class Unwatch(Struct, frozen=True):
+    """Have it stop."""
+
+    watcher: int
+    event: str
+
+
+class RunAction(Struct, frozen=True):
+    """Run an action function as a command of this node; answered by `ActionEnded`."""
+
+    number: int
+    event: str
+    command: tuple[str, ...]
+    timeout_ms: int
+    environment: dict[str, str]
+
+
+class RequestOperation(Struct, frozen=True):
+    """Issue an ordinary operation, again until it is answered or cancelled; answered by `ActionEnded`."""
+
+    number: int
+    identity: str
+    operation: OperationRequest
+
+
+class CancelAction(Struct, frozen=True):
+    """End what was begun under this number."""
+
+    number: int
+    event: str
+    reason: str
+
+
+Effect = Watch | Unwatch | RunAction | RequestOperation | CancelAction
+
+
+# ---- what it knows --------------------------------------------------------------------------------------------------
+
+
+class Active(Struct, frozen=True):
+    """An event that is watched for here."""
+
+    event: EventDefinition
+    group: str
+    service: str = ""
+    generation: int = 0
+    uid: int = 0
+    environment: Values = ()
+
+
+class Occurrence(Struct):
+    """One occurrence, what was done about it, and what became of that."""
+
+    number: int
+    at_us: int
+    event: str
+    group: str
+    parameters: Values
+    out: Values
+    verdict: str  # acted upon, debounced, over the rate, too many wait, not enabled
+    action: tuple[str, ...] = ()
+    result: str = ""  # of the action: waiting, running, succeeded, failed, cancelled
+    detail: str = ""
+    ended_us: int = 0
+
+
+class _Watcher(Struct):
+    name: str
+    events: frozenset[str]
+    watched: dict[str, Active]
+
+
+class EventManager:
+    """The machine of one node."""
+
+    def __init__(self, node: int, incarnation: int, numbers_from: int) -> None:
+        """`numbers_from`: above every number that an earlier daemon of this incarnation has given."""
+        self._node, self._incarnation, self._number = node, incarnation, numbers_from
+        self._database: Database | None = None
+        self._is_master = False
+        self._clock: tuple[int, int] | None = None
+        self._windows: dict[str, Window | None] = {}
+        self._active: dict[str, Active] = {}
+        self._watchers: dict[int, _Watcher] = {}
+        self._states: dict[int, NodeState] | None = None
+        self._exits: dict[str, Exited] = {}  # not acted upon yet
+        self._acted_us: dict[str, deque[int]] = {}  # event -> when it was acted upon, the newest last
+        self._at_work: dict[int, Occurrence] = {}
+        self._waiting: deque[tuple[Occurrence, Active]] = deque()
+        self._effects: list[Effect] = []
+        self._now_us = 0
+        self._node_name = ""
+        self._is_up = False
+        self.history: deque[Occurrence] = deque(maxlen=CAPACITY)
+
+    # ---- for queries ----------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> Mapping[str, Active]:
+        """The events watched for here, by name."""
+        return self._active
+
+    @property
+    def watchers(self) -> dict[int, tuple[str, tuple[str, ...]]]:
+        """The connected watchers: name and what each watches for."""
+        return {number: (watcher.name, tuple(watcher.watched)) for number, watcher in self._watchers.items()}
+
+    @property
+    def deadline_us(self) -> int:
+        """When the clock of people is to be read next."""
+        return self._now_us + CLOCK_US if self._windows else NEVER_US
+
+    def is_at_work(self, number: int) -> bool:
+        """Whether the action of this number still waits for its end."""
+        return number in self._at_work
+
+    def why_not(self, group: GroupDefinition) -> str:
+        """What keeps a group from being enabled here, in words; nothing where nothing does (P8.4)."""
+        database = self._database
+        if database is None or not self._is_up:
+            return "this node is not joined"
+        known = database.event_groups.get(group.name)
+        if known is not None and not known.enabled:
+            return f"disabled by hand; enable it: muster event enable {group.name}"
+        if "*" not in group.nodes and self._node_name not in group.nodes:
+            return f"only on {', '.join(group.nodes)}"
+        if group.service and not self._is_registered_here(group.service):
+            return f"only where service {group.service} is registered"
+        if group.on_master and not self._is_master:
+            return "only on the master"
+        if group.windows and not self._in_window(group):
+            return f"only at {', '.join(group.windows)}"
+        return ""
+
+    # ---- the machine ----------------------------------------------------------------------------------------------
+
+    def step(self, happened: Happening, now_us: int) -> list[Effect]:
+        """Take in what has happened; return what is to be done, in order."""
+        self._now_us = max(self._now_us, now_us)
+        match happened:
+            case ReplicaChanged(database=database, is_master=is_master):
+                self._follow(database, is_master)
+            case ClockRead(weekday=weekday, minute=minute):
+                self._clock = (weekday, minute)
+                self._settle()
+            case WatcherCame(watcher=number, name=name, events=events):
+                self._watchers[number] = _Watcher(name, events, {})
+                self._settle()
+            case WatcherWent(watcher=number):
+                self._watchers.pop(number, None)
+            case Occurred(watcher=number, event=event, out=out):
+                self._detected(number, event, out)
+            case Exited(service=service):
+                self._exits[service] = happened
+                self._act_on_exits()
+            case ActionEnded():
+                self._ended(happened)
+            case Tick():
+                pass
+        self._begin_waiting()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _follow(self, database: Database, is_master: bool) -> None:
+        before = self._states
+        own = database.member(self._node)
+        self._is_up = own.incarnation == self._incarnation and own.state is NodeState.JOINED
+        self._database, self._is_master = database, is_master
+        self._node_name = database.name_of(self._node)
+        self._settle()
+        if own.incarnation == self._incarnation and own.state in (NodeState.LEAVING, NodeState.INACTIVE):
+            self._give_up("the node leaves the cluster")
+        self._states = {member.node: member.state for member in database.members.values()}
+        if before is not None:
+            for node, state in self._states.items():
+                previous = before.get(node, NodeState.INACTIVE)
+                if state is not previous:
+                    self._membership_changed(database, node, state, previous)
+        self._act_on_exits()
+
+    def _settle(self) -> None:
+        """Have exactly the active events watched for."""
+        if self._database is None:
+            return
+        before, self._active = self._active, self._due(self._database)
+        for name, active in before.items():
+            if active.service and self._active.get(name) != active:
+                self._cancel_requests(name)
+        for number, watcher in self._watchers.items():
+            wanted = {name: active for name, active in self._active.items() if _detects(watcher, active)}
+            for name, active in list(watcher.watched.items()):
+                if wanted.get(name) != active:
+                    self._effects.append(Unwatch(number, name))
+                    del watcher.watched[name]
+            for name, active in wanted.items():
+                if name not in watcher.watched:
+                    watcher.watched[name] = active
+                    self._effects.append(Watch(number, name, active.event.parameters, active.environment))
+
+    def _due(self, database: Database) -> dict[str, Active]:
+        """The events of the groups that are enabled here (P8.4)."""
+        self._windows = {
+            text: self._windows.get(text) or window_of(text)
+            for group in database.event_groups.values()
+            for text in group.definition.windows
+        }
+        if not self._is_up:
+            return {}
+        found: dict[str, Active] = {}
+        for group in database.event_groups.values():
+            if not self.why_not(group.definition):
+                common = self._environment(database, group.definition.service)
+                for event in group.definition.events:
+                    found[event.name] = Active(event, group.name, environment=common)
+        for service in database.services.values():
+            if service.node == self._node and self._is_registered_here(service.name):
+                common = self._environment(database, service.name)
+                for event in events_of(service.definition, service.generation):
+                    found[event.name] = Active(
+                        event, f"service/{service.name}", service.name, service.generation, service.uid, common
+                    )
+        return found
+
+    def _is_registered_here(self, name: str) -> bool:
+        service = self._database.services.get(name) if self._database else None
+        here = service is not None and (service.node, service.incarnation) == (self._node, self._incarnation)
+        return here and service is not None and service.state is ServiceState.REGISTERED
+
+    def _in_window(self, group: GroupDefinition) -> bool:
+        if self._clock is None:
+            return False
+        windows = [self._windows.get(text) or window_of(text) for text in group.windows]
+        return any(window is not None and window.contains(*self._clock) for window in windows)
+
+    def _environment(self, database: Database, service: str) -> Values:
+        """What commands of watchers and actions are told beside their parameters."""
+        named = (("MUSTER_SERVICE", service),) if service else ()
+        definition = database.services[service].definition if service in database.services else None
+        given = (
+            tuple(item for item in definition.environment if not item[0].startswith("MUSTER_")) if definition else ()
+        )
+        own = (("MUSTER_CLUSTER", database.cluster.name), ("MUSTER_NODE", self._node_name))
+        return (*given, *own, ("MUSTER_INCARNATION", str(self._incarnation)), *named)
+
+    # ---- occurrences ----------------------------------------------------------------------------------------------
+
+    def _membership_changed(self, database: Database, node: int, state: NodeState, previous: NodeState) -> None:
+        name = database.name_of(node)
+        incarnation = str(database.member(node).incarnation)
+        out = (("node", name), ("state", str(state)), ("previous", str(previous)), ("incarnation", incarnation))
+        for active in list(self._active.values()):
+            wanted = dict(active.event.parameters)
+            fits = wanted.get("node", name) == name and wanted.get("state", str(state)) == str(state)
+            if active.event.watcher == MEMBERSHIP_WATCHER and fits:
+                self._occurred(active, out)
+
+    def _act_on_exits(self) -> None:
+        """Act on the end of each program whose service is registered with that very generation (P8.1, P8.7)."""
+        for name, exit_ in list(self._exits.items()):
+            service = self._database.services.get(name) if self._database else None
+            if self._database is not None and (service is None or service.generation > exit_.generation):
+                del self._exits[name]  # what has come since is the answer to it
+            active = self._active.get(f"{name}:exit")
+            if active is not None and active.generation == exit_.generation and name in self._exits:
+                del self._exits[name]
+                detail = f"its program {exit_.status}"
+                self._occurred(active, (("status", exit_.status), ("output", exit_.output), ("detail", detail)))
+
+    def _detected(self, number: int, event: str, out: Values) -> None:
+        """A watcher is heard about what it was asked to detect, and about nothing else (P8.6)."""
+        watcher = self._watchers.get(number)
+        active = self._active.get(event)
+        if active is None or watcher is None or event not in watcher.watched:
+            self._record(Occurrence(0, self._now_us, event[:255], "", (), _bounded(out), "not enabled"))
+            return
+        known = active.event.outputs
+        self._occurred(active, tuple(item for item in out if not known or item[0] in known))
+
+    def _occurred(self, active: Active, out: Values) -> None:
+        """Record it; act on it unless it is too soon, too often, or too many wait (P8.5)."""
+        event = active.event
+        acted = self._acted_us.setdefault(event.name, deque(maxlen=max(1, event.rate_count)))
+        occurrence = Occurrence(
+            0, self._now_us, event.name, active.group, event.parameters, _bounded(out), "acted upon"
+        )
+        if acted and event.debounce_ms and self._now_us - acted[-1] < event.debounce_ms * US_PER_MS:
+            occurrence.verdict = "debounced"
+        elif event.rate_count and self._is_over_rate(event, acted):
+            occurrence.verdict = "over the rate"
+        elif len(self._waiting) >= MAXIMUM_WAITING:
+            occurrence.verdict = "too many wait"
+        self._record(occurrence)
+        if occurrence.verdict == "acted upon":
+            acted.append(self._now_us)
+            if event.action:
+                occurrence.action = substituted(event.action, event.parameters, occurrence.out)
+                occurrence.result = "waiting"
+                self._waiting.append((occurrence, active))
+
+    def _is_over_rate(self, event: EventDefinition, acted: deque[int]) -> bool:
+        window_us = event.rate_window_ms * US_PER_MS
+        return sum(1 for at_us in acted if self._now_us - at_us < window_us) >= event.rate_count
+
+    def _record(self, occurrence: Occurrence) -> None:
+        self._number += 1
+        occurrence.number = self._number
+        self.history.append(occurrence)
+
+    # ---- actions --------------------------------------------------------------------------------------------------
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and len(self._at_work) < MAXIMUM_AT_WORK:
+            occurrence, active = self._waiting.popleft()
+            self._at_work[occurrence.number] = occurrence
+            occurrence.result = "running"
+            if occurrence.action[0].startswith("muster:"):
+                self._request(occurrence, active)
+            else:
+                self._effects.append(
+                    RunAction(
+                        occurrence.number, occurrence.event, occurrence.action, active.event.timeout_ms,
+                        self._action_environment(occurrence, active),
+                    )
+                )  # fmt: skip
+
+    def _request(self, occurrence: Occurrence, active: Active) -> None:
+        """Built-in action functions: ordinary service requests, and no other path (P8.7, SPEC 5.4)."""
+        operation = operation_of(occurrence.action)
+        if operation is None:
+            detail = f"{' '.join(occurrence.action)} is no built-in action function that can be carried out"
+            self._ended(ActionEnded(occurrence.number, False, detail))
+            return
+        identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
+        if active.event.name.endswith(":exit") and active.service:
+            identity = f"exit-{active.uid}-{active.generation}"  # asked twice, by two daemons, it is done once
+        self._effects.append(RequestOperation(occurrence.number, identity, operation))
+
+    def _action_environment(self, occurrence: Occurrence, active: Active) -> dict[str, str]:
+        epoch = self._database.epoch if self._database else 0
+        own = {
+            "MUSTER_EVENT": occurrence.event,
+            "MUSTER_GROUP": occurrence.group,
+            "MUSTER_EPOCH": str(epoch),
+            "MUSTER_OCCURRENCE": str(occurrence.number),
+        }
+        values = {f"MUSTER_IN_{key.upper()}": value for key, value in occurrence.parameters}
+        values |= {f"MUSTER_OUT_{key.upper()}": value for key, value in occurrence.out}
+        return dict(active.environment) | values | own
+
+    def _ended(self, ended: ActionEnded) -> None:
+        occurrence = self._at_work.pop(ended.number, None)
+        if occurrence is None:
+            return
+        if occurrence.result != "cancelled":
+            occurrence.result = "succeeded" if ended.succeeded else "failed"
+            occurrence.detail = ended.detail[:MAXIMUM_RESULT_CHARACTERS]
+        occurrence.ended_us = self._now_us
+
+    def _cancel_requests(self, event: str) -> None:
+        """The service has moved on: what was to be asked for it is void."""
+        for occurrence in self._at_work.values():
+            if occurrence.event == event and occurrence.action[0].startswith("muster:"):
+                self._effects.append(CancelAction(occurrence.number, event, "the service has moved on"))
+
+    def _give_up(self, reason: str) -> None:
+        """End all actions (P8.3)."""
+        for occurrence, _ in self._waiting:
+            occurrence.result, occurrence.detail, occurrence.ended_us = "cancelled", reason, self._now_us
+        self._waiting.clear()
+        for occurrence in self._at_work.values():
+            if occurrence.result != "cancelled":
+                occurrence.result, occurrence.detail = "cancelled", reason
+                self._effects.append(CancelAction(occurrence.number, occurrence.event, reason))
+
+
+def events_of(definition: Definition, generation: int) -> Iterable[EventDefinition]:
+    """The events of a registered service's own group (SPEC 5.4)."""
+    action = definition.on_failure or FAILURE_POLICY
+    own = (("service", definition.name), ("generation", str(generation)))
+    if definition.run:
+        ended = ("status", "output", "detail")
+        yield EventDefinition(f"{definition.name}:exit", PROGRAM_WATCHER, own, ended, action)
+    if definition.check_command:
+        how = (
+            ("command", shlex.join(definition.check_command)), ("interval", f"{definition.check_interval_ms}ms"),
+            ("timeout", f"{definition.check_timeout_ms}ms"), ("failures", str(definition.check_failures)),
+            ("of", str(definition.check_of)),
+        )  # fmt: skip
+        out = ("status", "output", "failures", "detail")
+        yield EventDefinition(f"{definition.name}:check", "check", (*own, *how), out, action)
+
+
+def substituted(words: tuple[str, ...], parameters: Values, out: Values) -> tuple[str, ...]:
+    """The action function with its references replaced, each word by itself: no value can become two words."""
+    values = {("in", key): value for key, value in parameters} | {("out", key): value for key, value in out}
+    return tuple(REFERENCE.sub(lambda found: values.get((found[1], found[2]), ""), word) for word in words)
+
+
+def operation_of(words: tuple[str, ...]) -> OperationRequest | None:
+    """The service request that a built-in action function stands for; None where its words make none."""
+    function, *rest = words
+    if not rest or not rest[0]:
+        return None
+    service, first, second = (*rest, "", "")[:3]
+    match function:
+        case "muster:fail":
+            return FailService(service, first[:200], int(second) if second.isdigit() else 0)
+        case "muster:restart":
+            return RestartService(service, first[:200])
+        case "muster:transfer":
+            return TransferService(service, first)
+        case "muster:register":
+            return RegisterService(service)
+        case "muster:deregister":
+            return DeregisterService(service)
+    return None
+
+
+def _detects(watcher: _Watcher, active: Active) -> bool:
+    return active.event.name in watcher.events or (bool(watcher.name) and watcher.name == active.event.watcher)
+
+
+def _bounded(values: Values) -> Values:
+    return tuple((key[:64], value[:MAXIMUM_RESULT_CHARACTERS]) for key, value in values[:MAXIMUM_OUT])

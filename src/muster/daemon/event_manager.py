@@ -1,0 +1,327 @@
+"""The event manager daemon of a node: the centre that watchers connect to (SPEC 5.1); its rules are `core/events.py`.
+
+Theory of operation. A watcher connects with the streaming request
+
+    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID}}
+
+and is asked to detect the active events that name it as their watcher, and those that it names itself. The first line
+of the answer holds its `token`; each further one asks it to detect an event, or to stop:
+
+    {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
+    {"unwatch": "disk-full"}
+
+On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {}}}`,
+and hears what was made of each. A stream that ends, however it ends, is a watcher that is gone; it connects again.
+
+Two watchers are part of the daemon: `program` (the runner tells it of the end of supervised programs) and `membership`
+(section 3's notifications, as the replica holds them). The others that are built in connect like any other.
+
+Bounded: watchers, what a watcher has not fetched, parameters, the history.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from muster.core import events
+from muster.core.effects import Reply, RunCommand
+from muster.core.node import Node
+from muster.daemon.command_log import CommandLog
+from muster.daemon.control import ControlRefused
+from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
+from muster.records.events import EventDefinition
+from muster.records.limits import shown
+from muster.records.messages import CommandState, OperationRequest
+
+MAXIMUM_WATCHERS = 24
+MAXIMUM_UNFETCHED = 4096
+MAXIMUM_NAMED_EVENTS = 256
+OPERATION_TIMEOUT_S = 10.0
+WHERE = "query watcher"
+US_PER_S = 1_000_000
+
+Document = dict[str, Any]
+Operate = Callable[[str, OperationRequest, float], Coroutine[Any, Any, Reply | None]]
+
+
+class _Stream:
+    """What one watcher has still to hear."""
+
+    def __init__(self, number: int, name: str, process: int) -> None:
+        self.number, self.name, self.process = number, name, process
+        self.token = os.urandom(16).hex()
+        self.lines: deque[Document] = deque()
+        self.arrived = asyncio.Event()
+        self.overrun = False
+
+    def offer(self, line: Document) -> None:
+        """Queue a line; a watcher that reads no more is given up."""
+        if len(self.lines) >= MAXIMUM_UNFETCHED:
+            self.overrun = True
+        else:
+            self.lines.append(line)
+        self.arrived.set()
+
+
+class EventManager:
+    """Drives the machine of one node. `operate` and `note` are the daemon's."""
+
+    def __init__(
+        self, node: Node, operate: Operate, note: Callable[[str, str], None], clock_us: Callable[[], int]
+    ) -> None:
+        self._node, self._operate, self._note, self._clock_us = node, operate, note, clock_us
+        # above what an earlier daemon of this incarnation has counted: it did not count one every microsecond
+        self._machine = events.EventManager(node.me, node.incarnation, clock_us())
+        self._runner: RunnerClient | None = None
+        self._streams: dict[str, _Stream] = {}  # by token
+        self._numbers = 0
+        self._requests: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+        self.commands = CommandLog()
+
+    # ---- the daemon's side ----------------------------------------------------------------------------------------
+
+    def start(self, runner: RunnerClient) -> None:
+        """Begin, with what the runner remembers of programs that ended while no daemon listened (P8.1)."""
+        self._runner = runner
+        for exited in runner.exited.values():
+            self.program_exited(exited)
+        self.replica_advanced()
+
+    def stop(self) -> None:
+        """The daemon ends: watchers connect again to the next one, which hears of every exit anew."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._requests.values():
+            task.cancel()
+
+    def replica_advanced(self) -> None:
+        """The replica may have changed: look at it once, after all that comes with it."""
+        if not self._is_scheduled and not self._stopped:
+            self._is_scheduled = True
+            self._loop.call_soon(self._look)
+
+    def program_exited(self, exited: ProgramExited) -> None:
+        """The runner tells of the end of a supervised program."""
+        self.commands.exited(exited)
+        self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
+        self._step(events.Exited(exited.service, exited.generation, exited.status, exited.output))
+
+    def command_ended(self, ended: CommandEnded) -> None:
+        """The runner tells of an attempt of a command, for the history."""
+        self.commands.ended(ended)
+        if ended.failure and ended.action != "act":
+            what = f"{ended.service}: {ended.action} (generation {ended.generation}), attempt {ended.attempt}"
+            self._note("command failed", f"{what}: {ended.failure}; it took {ended.duration_ms} ms")
+
+    def action_ended(self, state: CommandState) -> None:
+        """The runner tells of the end of an action function."""
+        self._note("action ended", f"{state.service}: {'succeeded' if state.succeeded else state.detail}")
+        self._step(events.ActionEnded(state.generation, state.succeeded, state.detail))
+
+    # ---- the watchers' side ---------------------------------------------------------------------------------------
+
+    async def stream(self, arguments: Document, _peer: dict[str, int]) -> AsyncIterator[Document]:
+        """Connect a watcher; then what it is asked to detect. Raises `ControlRefused`."""
+        name, named, process = _checked(arguments)
+        if len(self._streams) >= MAXIMUM_WATCHERS:
+            raise ControlRefused(f"{MAXIMUM_WATCHERS} watchers are connected already", WHERE, "end one of them")
+        self._numbers += 1
+        stream = _Stream(self._numbers, name, process)
+        self._streams[stream.token] = stream
+        try:
+            node = self._node
+            yield {"token": stream.token, "node": node.setup.name, "incarnation": node.incarnation}
+            self._step(events.WatcherCame(stream.number, name, frozenset(named)))
+            while not stream.overrun:
+                while stream.lines:
+                    yield stream.lines.popleft()
+                stream.arrived.clear()
+                if not stream.lines:
+                    await stream.arrived.wait()
+            self._note("watcher given up", f"{name or ', '.join(named)}: it has not fetched {MAXIMUM_UNFETCHED} lines")
+        finally:
+            self._streams.pop(stream.token, None)
+            self._step(events.WatcherWent(stream.number))
+
+    def occurred(self, arguments: Document) -> Document:
+        """A watcher has detected an event: what was made of it. Raises `ControlRefused`."""
+        where = "operation occurred"
+        token, event, out = (arguments.get(key) for key in ("token", "event", "out"))
+        if not isinstance(token, str) or not isinstance(event, str) or not isinstance(out, dict):
+            raise ControlRefused("it needs `token`, `event` and `out`", where, "send them as connected")
+        if len(arguments) > 3 or len(out) > events.MAXIMUM_OUT:
+            raise ControlRefused(f"it takes `out` with at most {events.MAXIMUM_OUT} values", where, "send fewer")
+        stream = self._streams.get(token)
+        if stream is None:
+            raise ControlRefused("no watcher is connected under this token", where, "connect again")
+        values = tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in out.items())
+        self._step(events.Occurred(stream.number, event, values))
+        newest = self._machine.history[-1]
+        if newest.verdict == "not enabled":
+            raise ControlRefused(
+                f"event {shown(event)} is not watched for here now",
+                where,
+                "see `muster event list` for what is enabled",
+            )
+        return {"occurrence": newest.number, "verdict": newest.verdict}
+
+    # ---- queries --------------------------------------------------------------------------------------------------
+
+    def described(self) -> Document:
+        """The groups and their events as they stand on this node, and the watchers connected here."""
+        database, machine = self._node.database, self._machine
+        watching = {
+            event: name or "a watcher of this event" for name, found in machine.watchers.values() for event in found
+        }
+        groups = []
+        for group in sorted(database.event_groups.values(), key=lambda each: each.name):
+            why = machine.why_not(group.definition)
+            own = [_described_event(event, watching) for event in group.definition.events]
+            groups.append(
+                {
+                    "group": group.name, "service": group.definition.service, "enabled_by_hand": group.enabled,
+                    "nodes": list(group.definition.nodes), "on_master": group.definition.on_master,
+                    "windows": list(group.definition.windows), "enabled_here": not why, "why_not": why, "events": own,
+                }
+            )  # fmt: skip
+        of_services: dict[str, list[Document]] = {}
+        for active in machine.active.values():
+            if active.service:
+                of_services.setdefault(active.group, []).append(_described_event(active.event, watching))
+        for name, own in sorted(of_services.items()):
+            groups.append(
+                {
+                    "group": name, "service": name.removeprefix("service/"), "enabled_by_hand": True, "nodes": ["*"],
+                    "on_master": False, "windows": [], "enabled_here": True, "why_not": "", "events": own,
+                }
+            )  # fmt: skip
+        watchers = [{"name": stream.name, "process": stream.process} for stream in self._streams.values()]
+        return {"groups": groups, "watchers": watchers}
+
+    def history(self) -> list[Document]:
+        """Every occurrence that this node remembers, oldest first; times by the clock of people."""
+        offset_s = time.time() - self._clock_us() / US_PER_S
+        return [
+            {
+                "node": self._node.setup.name, "number": each.number, "at_s": offset_s + each.at_us / US_PER_S,
+                "event": each.event, "group": each.group, "in": dict(each.parameters), "out": dict(each.out),
+                "verdict": each.verdict, "action": list(each.action), "result": each.result, "detail": each.detail,
+                "took_ms": max(0, each.ended_us - each.at_us) // 1000,
+            }
+            for each in self._machine.history
+        ]  # fmt: skip
+
+    async def output(self, service: str) -> Document:
+        """What a service's commands did here, and what those that run now have written."""
+        assert self._runner is not None
+        now = await self._runner.output(service, 1.0)
+        return {"commands": self.commands.of(service), "running": {"output": now.output, "status": now.status}}
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        self._is_scheduled = False
+        if self._node.is_confirmed and not self._stopped:
+            self._step(events.ReplicaChanged(self._node.database, self._node.is_master))
+            if self._timer is None and self._machine.deadline_us != events.NEVER_US:
+                self._read_clock()
+
+    def _read_clock(self) -> None:
+        self._timer = None
+        if self._stopped:
+            return
+        now = time.localtime()
+        self._step(events.ClockRead(now.tm_wday, now.tm_hour * 60 + now.tm_min))
+        if self._machine.deadline_us != events.NEVER_US:
+            delay_s = (self._machine.deadline_us - self._clock_us()) / US_PER_S
+            self._timer = self._loop.call_later(max(0.1, delay_s), self._read_clock)
+
+    def _step(self, happened: events.Happening) -> None:
+        if self._stopped:
+            return
+        for effect in self._machine.step(happened, self._clock_us()):
+            match effect:
+                case events.Watch(watcher=watcher, event=event):
+                    line = {"watch": event, "in": dict(effect.parameters), "environment": dict(effect.environment)}
+                    self._offer(watcher, line)
+                case events.Unwatch(watcher=watcher, event=event):
+                    self._offer(watcher, {"unwatch": event})
+                case events.RunAction():
+                    self._run(effect)
+                case events.RequestOperation(number=number):
+                    self._requests[number] = self._loop.create_task(self._request(effect))
+                case events.CancelAction(number=number):
+                    self._cancel(effect)
+                case _:
+                    raise AssertionError(f"nobody carries out {type(effect).__name__}")
+
+    def _offer(self, watcher: int, line: Document) -> None:
+        for stream in self._streams.values():
+            if stream.number == watcher:
+                stream.offer(line)
+
+    def _run(self, effect: events.RunAction) -> None:
+        assert self._runner is not None
+        self._note("action", f"{effect.event}: {' '.join(effect.command)}"[:500])
+        self._runner.run(
+            RunCommand(
+                effect.event, 0, effect.number, "act", effect.command, effect.timeout_ms, effect.environment,
+            )
+        )  # fmt: skip
+
+    async def _request(self, effect: events.RequestOperation) -> None:
+        """Ask until a master has answered; the identity makes it one and the same request (P9.1)."""
+        try:
+            while (reply := await self._operate(effect.identity, effect.operation, OPERATION_TIMEOUT_S)) is None:
+                self._note("action waits", f"no master has answered {type(effect.operation).__name__} yet")
+            self._step(events.ActionEnded(effect.number, not reply.refused, reply.outcome))
+        finally:
+            self._requests.pop(effect.number, None)
+
+    def _cancel(self, effect: events.CancelAction) -> None:
+        task = self._requests.get(effect.number)
+        if task is None:
+            assert self._runner is not None
+            self._runner.cancel_act(effect.event, effect.number, effect.reason)
+            return
+        # what was asked may still be carried out; the generation that it names makes it harmless when it is late
+        task.cancel()
+        self._loop.call_soon(self._step, events.ActionEnded(effect.number, False, effect.reason))
+
+
+def _described_event(event: EventDefinition, watching: dict[str, str]) -> Document:
+    return {
+        "event": event.name, "watcher": event.watcher, "in": dict(event.parameters), "out": list(event.outputs),
+        "action": list(event.action), "debounce_ms": event.debounce_ms, "rate_count": event.rate_count,
+        "rate_window_ms": event.rate_window_ms, "watched_by": watching.get(event.name, _own_watcher(event)),
+    }  # fmt: skip
+
+
+def _own_watcher(event: EventDefinition) -> str:
+    return "muster" if event.watcher in (events.PROGRAM_WATCHER, events.MEMBERSHIP_WATCHER) else ""
+
+
+def _checked(arguments: Document) -> tuple[str, list[str], int]:
+    name, named, process = arguments.get("name", ""), arguments.get("events", []), arguments.get("process", 0)
+    unknown = sorted(arguments.keys() - {"name", "events", "process"})
+    if unknown:
+        raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process")
+    if not isinstance(name, str) or len(name) > 64:
+        raise ControlRefused("`name` must be a text of at most 64 characters", WHERE, "shorten it")
+    if name in (events.PROGRAM_WATCHER, events.MEMBERSHIP_WATCHER):
+        raise ControlRefused(f"watcher {name!r} is part of the daemon", WHERE, "choose another name")
+    if not isinstance(named, list) or not all(isinstance(each, str) and 0 < len(each) <= 255 for each in named):
+        raise ControlRefused("`events` must be a list of names", WHERE, "name events that exist: muster event list")
+    if len(named) > MAXIMUM_NAMED_EVENTS or not (name or named):
+        raise ControlRefused(f"it needs a name, or up to {MAXIMUM_NAMED_EVENTS} events", WHERE, "give either")
+    if not isinstance(process, int) or isinstance(process, bool):
+        raise ControlRefused("`process` must be a number", WHERE, "send the id of the process")
+    return name, named, process

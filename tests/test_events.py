@@ -1,0 +1,297 @@
+"""The rules of events: groups, occurrences, watchers, actions (SPEC 5, PROTOCOL 8), on the machine itself."""
+
+import pytest
+
+from muster.core.events import (
+    MAXIMUM_AT_WORK,
+    MAXIMUM_WAITING,
+    ActionEnded,
+    CancelAction,
+    ClockRead,
+    Effect,
+    EventManager,
+    Exited,
+    Happening,
+    Occurred,
+    ReplicaChanged,
+    RequestOperation,
+    RunAction,
+    Unwatch,
+    Watch,
+    WatcherCame,
+    WatcherWent,
+    substituted,
+)
+from muster.records.event_limits import problem_of_event, problem_of_group
+from muster.records.events import EventDefinition, EventGroup, GroupDefinition, window_of
+from muster.records.messages import FailService, RestartService
+from muster.records.state import (
+    Cluster,
+    Database,
+    Definition,
+    Member,
+    NodeConfig,
+    NodeState,
+    Service,
+    ServiceState,
+)
+
+MS = 1000
+DISK = EventDefinition(
+    "disk-full", "disk", (("path", "/srv"),), ("free",), ("/bin/page", "{in.path} has {out.free}", "now")
+)
+
+
+def database(*groups: GroupDefinition, state: NodeState = NodeState.JOINED, enabled: bool = True) -> Database:
+    """Two nodes; n0 is the one whose machine is looked at."""
+    found = Database(cluster=Cluster("test", "0" * 32, "fast", ""))
+    for node in (0, 1):
+        found.nodes[node] = NodeConfig(node, f"n{node}", (), "")
+        found.members[node] = Member(node, state if node == 0 else NodeState.JOINED, 7)
+    for group in groups:
+        found.event_groups[group.name] = EventGroup(group, 1, enabled)
+    return found
+
+
+class Machine:
+    """A machine with one watcher called `disk`, and a clock of its own."""
+
+    def __init__(self, *groups: GroupDefinition) -> None:
+        self.inner = EventManager(0, 7, 0)
+        self.now_us = 1_000_000
+        self.database = database(*groups)
+        self.step(WatcherCame(1, "disk"))
+
+    def step(self, happened: Happening) -> list[Effect]:
+        """One step at the present time."""
+        return self.inner.step(happened, self.now_us)
+
+    def follow(self, *, is_master: bool = False) -> list[Effect]:
+        """The replica may have changed."""
+        return self.step(ReplicaChanged(self.database, is_master))
+
+    def occurs(self, event: str = "disk-full", *, watcher: int = 1, **out: str) -> list[Effect]:
+        """A watcher detects an event."""
+        return self.step(Occurred(watcher, event, tuple(out.items())))
+
+    def verdicts(self) -> list[str]:
+        """What was made of each occurrence."""
+        return [each.verdict for each in self.inner.history]
+
+    def registers(self, definition: Definition, generation: int, node: int = 0) -> list[Effect]:
+        """A service is registered."""
+        self.database.services[definition.name] = Service(
+            definition, 3, ServiceState.REGISTERED, True, node, 7, generation
+        )
+        return self.follow()
+
+
+def watched(effects: list[Effect]) -> list[str]:
+    return [effect.event for effect in effects if isinstance(effect, Watch)]
+
+
+def unwatched(effects: list[Effect]) -> list[str]:
+    return [effect.event for effect in effects if isinstance(effect, Unwatch)]
+
+
+def test_p8_4_a_group_is_enabled_while_all_that_it_names_holds() -> None:
+    group = GroupDefinition("g", (DISK,), ("n0",), "web", True, ("mon 08:00-18:00",))
+    machine = Machine(group)
+    assert machine.follow(is_master=True) == []
+    assert "service web" in machine.inner.why_not(group)
+    machine.registers(Definition("web"), 5)
+    machine.follow(is_master=True)
+    assert "only at mon" in machine.inner.why_not(group)
+    effects = machine.step(ClockRead(0, 9 * 60))
+    assert watched(effects) == ["disk-full"]
+    assert "only on the master" in (machine.follow(is_master=False) and machine.inner.why_not(group))
+    assert watched(machine.follow(is_master=True)) == ["disk-full"]
+    machine.database.event_groups["g"] = EventGroup(group, 1, enabled=False)
+    assert unwatched(machine.follow(is_master=True)) == ["disk-full"]
+    assert "muster event enable g" in machine.inner.why_not(group)
+    machine.database.event_groups["g"] = EventGroup(group, 1)
+    assert watched(machine.follow(is_master=True)) == ["disk-full"]
+    assert unwatched(machine.step(ClockRead(0, 18 * 60))) == ["disk-full"]
+
+
+@pytest.mark.parametrize("state", [NodeState.JOINING, NodeState.LEAVING, NodeState.INACTIVE])
+def test_p8_4_nothing_is_watched_for_on_a_node_that_is_not_joined(state: NodeState) -> None:
+    machine = Machine(GroupDefinition("g", (DISK,)))
+    assert watched(machine.follow()) == ["disk-full"]
+    machine.database = database(GroupDefinition("g", (DISK,)), state=state)
+    assert unwatched(machine.follow()) == ["disk-full"]
+
+
+@pytest.mark.parametrize(
+    ("window", "weekday", "at", "contains"),
+    [
+        ("22:00-06:00", 0, "23:00", True),
+        ("22:00-06:00", 0, "05:59", True),
+        ("22:00-06:00", 0, "06:00", False),
+        ("fri 22:00-06:00", 5, "05:00", True),  # Friday's night ends on Saturday
+        ("fri 22:00-06:00", 4, "05:00", False),
+        ("sat,sun", 6, "00:00", True),
+        ("sat-mon", 0, "12:00", True),
+        ("sat-mon", 1, "12:00", False),
+        ("08:00-24:00", 2, "23:59", True),
+    ],
+)
+def test_p8_4_windows_are_of_days_and_hours(window: str, weekday: int, at: str, contains: bool) -> None:
+    found = window_of(window)
+    assert found is not None
+    hours, minutes = map(int, at.split(":"))
+    assert found.contains(weekday, hours * 60 + minutes) is contains
+
+
+@pytest.mark.parametrize("text", ["", "25:00-26:00", "funday", "mon-", "8-18", "22:70-23:00"])
+def test_what_is_no_window_is_refused(text: str) -> None:
+    assert window_of(text) is None
+    assert "windows has" in problem_of_group(GroupDefinition("g", (DISK,), windows=(text,)))
+
+
+def test_p8_5_an_occurrence_is_acted_upon_with_its_values_in_single_words() -> None:
+    machine = Machine(GroupDefinition("g", (DISK,)))
+    machine.follow()
+    (action,) = machine.occurs(free="1 MiB; rm -rf {in.path}", stranger="x")
+    assert isinstance(action, RunAction)
+    assert action.command == ("/bin/page", "/srv has 1 MiB; rm -rf {in.path}", "now")
+    assert action.environment["MUSTER_OUT_FREE"] == "1 MiB; rm -rf {in.path}"
+    assert action.environment["MUSTER_EPOCH"] == "0"
+    assert "MUSTER_OUT_STRANGER" not in action.environment  # not among its OUT parameters
+    machine.now_us += 5 * MS
+    machine.step(ActionEnded(action.number, False, "ended with status 1"))
+    (record,) = machine.inner.history
+    assert (record.verdict, record.result, record.detail) == ("acted upon", "failed", "ended with status 1")
+    assert record.ended_us - record.at_us == 5 * MS
+
+
+def test_p8_5_debounce_and_rate_keep_actions_apart_and_record_all() -> None:
+    event = EventDefinition("e", "disk", action=("true",), debounce_ms=10, rate_count=2, rate_window_ms=1000)
+    machine = Machine(GroupDefinition("g", (event,)))
+    machine.follow()
+    for wait_ms in (0, 5, 10, 20, 1000, 1):
+        machine.now_us += wait_ms * MS
+        machine.occurs("e")
+    assert machine.verdicts() == [
+        "acted upon", "debounced", "acted upon", "over the rate", "acted upon", "debounced",
+    ]  # fmt: skip
+
+
+def test_p8_3_actions_are_bounded_and_the_others_wait_in_their_turn() -> None:
+    event = EventDefinition("e", "disk", action=("true",))
+    machine = Machine(GroupDefinition("g", (event,)))
+    machine.follow()
+    begun = [effect for _ in range(MAXIMUM_AT_WORK + MAXIMUM_WAITING + 5) for effect in machine.occurs("e")]
+    assert len(begun) == MAXIMUM_AT_WORK
+    assert machine.verdicts()[-5:] == ["too many wait"] * 5
+    first = begun[0]
+    assert isinstance(first, RunAction)
+    (following,) = machine.step(ActionEnded(first.number, True, ""))
+    assert isinstance(following, RunAction)
+    assert following.number == first.number + MAXIMUM_AT_WORK
+
+
+def test_p8_3_actions_end_when_the_node_leaves() -> None:
+    event = EventDefinition("e", "disk", action=("sleep", "100"))
+    machine = Machine(GroupDefinition("g", (event,)))
+    machine.follow()
+    (action,) = machine.occurs("e")
+    assert isinstance(action, RunAction)
+    machine.database.members[0] = Member(0, NodeState.LEAVING, 7)
+    assert CancelAction(action.number, "e", "the node leaves the cluster") in machine.follow()
+    machine.step(ActionEnded(action.number, False, "whatever"))
+    assert machine.inner.history[0].result == "cancelled"
+
+
+def test_p8_6_a_watcher_is_heard_about_what_it_was_asked_for_only() -> None:
+    other = EventDefinition("e", "other", action=("true",))
+    machine = Machine(GroupDefinition("g", (DISK, other)))
+    machine.follow()
+    assert watched(machine.step(WatcherCame(2, "", frozenset({"e"})))) == ["e"]
+    assert machine.occurs("e", watcher=1) == []
+    assert machine.occurs("e", watcher=2) != []
+    machine.step(WatcherWent(2))
+    assert machine.occurs("e", watcher=2) == []
+    assert machine.verdicts() == ["not enabled", "acted upon", "not enabled"]
+
+
+def test_p8_7_the_end_of_a_program_is_a_request_that_names_its_generation() -> None:
+    machine = Machine()
+    # it ends while its start is being committed: it is acted upon once the service is registered
+    assert machine.step(Exited("web", 5, "was killed by SIGKILL", "last words")) == []
+    (request,) = machine.registers(Definition("web", run=("/bin/web",)), 5)
+    assert isinstance(request, RequestOperation)
+    assert request.operation == FailService("web", "its program was killed by SIGKILL", 5)
+    assert request.identity == "exit-3-5"
+    assert machine.follow() == []
+    # the service has moved on: what was asked for it is void
+    assert machine.registers(Definition("web", run=("/bin/web",)), 9) == [
+        CancelAction(request.number, "web:exit", "the service has moved on")
+    ]
+    machine.step(ActionEnded(request.number, False, "void"))
+    assert machine.step(Exited("web", 5, "ended with status 0", "")) == []  # late
+    assert len(machine.inner.history) == 1
+
+
+def test_p8_7_a_service_on_another_node_is_none_of_this_nodes_business() -> None:
+    machine = Machine()
+    machine.step(WatcherCame(2, "check"))
+    definition = Definition("web", run=("/bin/web",), check_command=("true",))
+    assert machine.registers(definition, 5, node=1) == []
+    assert machine.step(Exited("web", 5, "ended with status 0", "")) == []
+
+
+def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_the_administrators() -> None:
+    machine = Machine()
+    machine.step(WatcherCame(2, "check"))
+    definition = Definition("web", check_command=("/bin/probe", "a b"), check_failures=2, check_of=3)
+    (watch,) = machine.registers(definition, 5)
+    assert isinstance(watch, Watch)
+    parameters = dict(watch.parameters)
+    assert (parameters["command"], parameters["failures"], parameters["of"]) == ("/bin/probe 'a b'", "2", "3")
+    assert ("MUSTER_SERVICE", "web") in watch.environment
+    assert machine.registers(definition, 6)[0] == Unwatch(2, "web:check")
+    own = Definition(
+        "web", check_command=("/bin/probe",), on_failure=("muster:restart", "{in.service}", "{out.output}")
+    )
+    machine.registers(own, 7)
+    (request,) = machine.occurs("web:check", watcher=2, output="no answer")
+    assert isinstance(request, RequestOperation)
+    assert request.operation == RestartService("web", "no answer")
+
+
+def test_the_membership_watcher_tells_of_transitions_as_they_are_asked_for() -> None:
+    event = EventDefinition(
+        "gone", "membership", (("state", "inactive"),), action=("log", "{out.node}", "{out.previous}")
+    )
+    assert problem_of_event(event) == ""
+    machine = Machine(GroupDefinition("g", (event,)))
+    assert machine.follow() == []
+    machine.database.members[1] = Member(1, NodeState.FORCED_LEAVING, 7)
+    assert machine.follow() == []
+    machine.database.members[1] = Member(1, NodeState.INACTIVE, 7)
+    (action,) = machine.follow()
+    assert isinstance(action, RunAction)
+    assert action.command == ("log", "n1", "forced-leaving")
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        (EventDefinition("e", "disk", action=("x", "{in.path}")), "refers to {in.path}, which the event does not have"),
+        (EventDefinition("e", "disk", out=("a",), action=("{out.b}",)), "it has {out.a}"),
+        (EventDefinition("e", "check"), "needs parameter command"),
+        (EventDefinition("e", "membership", (("nodes", "n0"),)), "takes no parameter 'nodes'"),
+        (EventDefinition("e", "timer", (("interval", "1s"),), out=("when",)), "fills in no 'when'"),
+        (EventDefinition("e", action=("muster:explode", "web")), "the built-in ones are muster:fail"),
+        (EventDefinition("e", action=("muster:restart",)), "names no service"),
+        (EventDefinition("e", rate_count=1), "rate needs both"),
+        (EventDefinition("a:b"), "a name has"),
+    ],
+)
+def test_a_wrong_event_is_refused_with_what_is_allowed(event: EventDefinition, says: str) -> None:
+    assert says in problem_of_event(event)
+
+
+def test_references_without_a_value_are_empty_and_values_are_never_expanded_again() -> None:
+    assert substituted(("{out.a}{in.b}{x}",), (("b", "{out.a}"),), ()) == ("{out.a}{x}",)
