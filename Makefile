@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TEST_PROCESSES ?= 2
 SOAK_SEEDS ?= 5000
+MINUTES ?= 30
+SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check soak bench bench-quick lock clean
+.PHONY: help install run test check soak lab bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -57,6 +59,9 @@ soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search
 	$(BIN)/muster sim --exhaustive --nodes 3
 	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
 
+lab: $(INSTALLED) ## real daemons in network namespaces under random faults, as root: make lab MINUTES=30 SEED=1
+	$(BIN)/python lab random --minutes $(MINUTES) --seed $(SEED) $(ARGUMENTS)
+
 bench: $(INSTALLED) ## measure on real daemons, every figure at least five times; about an hour
 	@mkdir -p build && $(BIN)/python bench --scale whole --json build/bench.json $(ARGUMENTS)
 
@@ -73,4 +78,4 @@ lock: ## write the lock files anew from pyproject.toml, with the newest releases
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-lock .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench lab -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import DevCluster
-from exclusive_record import RecordReader
+from lab import exclusive_service
+from lab.exclusive_record import RecordReader
 from muster.drivers.process_tree import read_command_line, read_environment, read_name, read_parents
 from muster.ui import node_processes
 from muster.ui.client import ControlClient, MusterError
 from muster.ui.development_cluster import DevelopmentCluster, open_cluster
 from muster.ui.node_processes import NodeProcess
 
-SERVICE_PROGRAM = Path(__file__).with_name("exclusive_service.py")
+SERVICE_PROGRAM = Path(exclusive_service.__file__)
 DEADLINE_S = 90.0  # far beyond what anything here takes: other tests share the machine
 ANSWER_S = 0.5
 PAUSE_S = 0.02

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import exclusive_service
-from exclusive_record import Judge, Line, RecordReader, Violation
+from lab import exclusive_service
+from lab.exclusive_record import Judge, Line, RecordReader, Violation
 
 DEADLINE_S = 30.0
 

@@ -1,6 +1,6 @@
 """Real daemons, real faults: whatever is killed or stopped, no service ever runs twice (SPEC 7.1-7.3, 6.7).
 
-The services keep their own record (`exclusive_service.py`); it alone is judged (`exclusive_record.py`).
+The services keep their own record (`lab/exclusive_service.py`); it alone is judged (`lab/exclusive_record.py`).
 
     MUSTER_FAULT_ROUNDS   how many random rounds, in all parts together [100]
     MUSTER_FAULT_SEED     an integer, to repeat the choices of a run; a failure prints it
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from exclusive_record import Line
 from faulty_cluster import (
     CORE_ROLES,
     DEADLINE_S,
@@ -28,6 +27,7 @@ from faulty_cluster import (
     now_us,
     outline,
 )
+from lab.exclusive_record import Line
 
 ROUNDS = int(os.environ.get("MUSTER_FAULT_ROUNDS", "100"))
 PARTS = 4  # the rounds spend most of their time waiting: parts run side by side

@@ -51,6 +51,7 @@ from muster.daemon.event_manager import EventManager
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.measures import Measures
+from muster.daemon.observations import Observations
 from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
@@ -74,8 +75,13 @@ def boottime_us() -> int:
 class Daemon:
     """Drives one node until it leaves or panics."""
 
-    def __init__(self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, home: Path) -> None:
+    def __init__(
+        self, node: Node, store: Store, guard: GuardChannel, recorder: FlightRecorder, home: Path,
+        observations: Observations | None = None,
+    ) -> None:  # fmt: skip
+        """`observations`: what the network lab's checkers are given; nothing, outside of it."""
         self.node, self.recorder, self.measures = node, recorder, Measures()
+        self._observations = observations
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self.events = EventManager(node, self.operate, self.note, boottime_us)
@@ -96,6 +102,8 @@ class Daemon:
         """Begin: the node's first effects, its timer, the store's queue."""
         self._interconnect, self._runner = interconnect, runner
         self._spawn(self._serve_store())
+        if self._observations is not None:
+            self._observations.began(boottime_us(), self.node.database)
         self._carry_out(self.node.start(boottime_us()))
         self.subsystems.restore()
         self.events.start(runner)
@@ -121,6 +129,8 @@ class Daemon:
         """
         number = next(self._stimuli)
         outer, self.recorder.stimulus = self.recorder.stimulus, lambda: f"{number} {described(happened)}"
+        if self._observations is not None:
+            self._observations.took(boottime_us(), happened)
         try:
             self._carry_out(self.node.step(happened, boottime_us()))
         except OSError as error:
@@ -201,6 +211,8 @@ class Daemon:
 
     def _carry_out(self, effects: list[Effect]) -> None:
         assert self._runner is not None
+        if self._observations is not None:
+            self._observations.decided(boottime_us(), self.node, effects)
         for effect in effects:
             match effect:
                 case Send(to=to, message=message):
@@ -278,6 +290,8 @@ class Daemon:
                 answer = StoreRefused(effect.operation, _kind(error), str(error))
             failed = isinstance(answer, StoreRefused)
             self.measures.store_answered(_STORE_WORDS[type(effect)], boottime_us() - started_us, failed=failed)
+            if self._observations is not None and not failed:
+                self._observations.stored(boottime_us(), effect)
             self.feed(answer)
 
     async def _store_effect(self, effect: StoreEffect) -> Input:

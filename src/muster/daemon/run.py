@@ -26,6 +26,7 @@ from muster.daemon.log_file import keep_log_bounded
 from muster.daemon.main import KEY_FILE
 from muster.daemon.metrics_endpoint import VARIABLE as METRICS
 from muster.daemon.metrics_endpoint import Endpoint, MetricsRefused
+from muster.daemon.observations import requested
 from muster.daemon.readiness import keep_service_manager_informed
 from muster.daemon.releases import release
 from muster.daemon.requests import Requests
@@ -100,7 +101,8 @@ async def serve(
             one_machine=store.header.scope is Scope.HOST,
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
-        daemon = Daemon(node, store, guard, recorder, home)
+        observations = requested(name, config.node, incarnation)
+        daemon = Daemon(node, store, guard, recorder, home, observations)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, log, context))
         await _serve(daemon, config, runner, guard, home, lost)
     finally:

@@ -410,6 +410,10 @@ def _opened(transition: Transition, before: ReplicaState, after: ReplicaState) -
     proof = after.members.get(transition.node, Member(transition.node)).last_proof
     # A forced leave that no level takes part in is over at once, and the next incarnation may join with it.
     over = transition.kind is TransitionKind.JOINING and proof is not None and proof.incarnation == member.incarnation
+    if transition.late:  # SPEC 3.10: levels that a joined node registers later are taken through its join alone
+        if (member.state, member.incarnation) != (NodeState.JOINED, transition.incarnation):
+            yield f"{_name(transition)} at late levels {transition.levels} opens while it is {member.state}"
+        return
     if member.state not in allowed and not over:
         yield f"{_name(transition)} opens while it is {member.state}"
     if transition.kind is TransitionKind.JOINING and transition.incarnation <= member.incarnation:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from exclusive_service import LINE_BYTES
+from lab.exclusive_service import LINE_BYTES
 
 _READ_LINES = 8192
 

@@ -29,7 +29,7 @@ import time
 from typing import NoReturn
 
 LINE_BYTES = 128
-PERIOD_S = 0.005
+PERIOD_S = int(os.environ.get("EXCLUSIVE_PERIOD_MS", "5")) / 1000
 LINGER_S = 0.1
 FORMS = ("plain", "daemon", "parent", "slow", "act")
 

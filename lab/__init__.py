@@ -1,0 +1,1 @@
+"""The network lab: real daemons in network namespaces under real faults, judged by the simulator's checkers."""
