@@ -315,6 +315,20 @@ def test_p6_26_a_failure_of_an_earlier_generation_changes_nothing() -> None:
     assert rounds.service("web") == before
 
 
+def test_p6_26_a_failure_that_is_told_before_the_registration_is_committed_is_acted_upon_after_it() -> None:
+    rounds = Rounds()
+    rounds.held = {("web", "start")}
+    rounds.define(WEB)
+    rounds.settle()
+    generation = rounds.service("web").generation
+    rounds.ask(FailService("web", "exit status 7", generation))
+    rounds.held.clear()
+    rounds.settle()
+    assert rounds.at("web")[0] is REGISTERED
+    assert rounds.service("web").generation > generation
+    assert any("restart 1 of" in told for told in rounds.told)
+
+
 def test_p6_26_a_failing_parent_takes_its_children_along_a_failing_child_nobody() -> None:
     rounds = settled(*(replace(each, restarts=1) for each in GROUP))
     here = rounds.service("disk").node

@@ -188,6 +188,7 @@ def _take_over(service: Service, round_: Round, name: str) -> None:
         takeovers=(*service.takeovers, takeover)[-RECENT_TAKEOVERS:],
     )  # fmt: skip
     round_.put(moved, f"taken over by {name}, which is preferred")
+    _stop_at_once(moved, round_)
 
 
 def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
@@ -198,7 +199,9 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     here = round_.name(service.node)
     if len(recent) <= definition.restarts:
         reason = f"it failed on {here}: {detail}; restart {len(recent)} of {definition.restarts}"
-        round_.put(replace(service, broken="", target=service.node, failures=recent, reason=reason), reason)
+        restarting = replace(service, broken="", target=service.node, failures=recent, reason=reason)
+        round_.put(restarting, reason)
+        _stop_at_once(restarting, round_)
         return
     reason = f"it failed {len(recent)} times within {window_ms // 1000} s on {here}: {detail}"
     given_up = (*service.exhausted, Exhausted(service.node, round_.draft.index))
@@ -206,12 +209,18 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     if round_.elsewhere(after) is not None:
         after = replace(after, intent=True, origin=service.node)
     round_.put(after, reason)
+    _stop_at_once(after, round_)
+
+
+def _stop_at_once(service: Service, round_: Round) -> None:
+    """Whoever has no children to wait for begins to stop in the very entry that says why."""
+    if not working_children(service, round_) and not _too_many_stop(service, round_):
+        _stop(service, round_, service.reason)
 
 
 def _started(service: Service, round_: Round, _detail: str) -> None:
     done = replace(
         service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause="",
-        broken="",
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
 
@@ -347,7 +356,7 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
     if node is None:
         _cannot_start(service, round_)
         return
-    service = replace(service, matured=True, waits_since=0, cause="")
+    service = replace(service, matured=True, waits_since=0, cause="", broken="")
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
     definition = service.definition

@@ -213,7 +213,9 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
 def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     if operation.generation not in (0, service.generation):
         return f"{service.name} has moved on since: nothing is done about generation {operation.generation}"
-    if service.state is not ServiceState.REGISTERED or instances.is_template(service):
+    # It may fail before its registration is committed: that is acted upon as soon as it is.
+    runs = service.state is ServiceState.REGISTERED or (service.state is ServiceState.STARTING and operation.generation)
+    if not runs or instances.is_template(service):
         return f"{service.name} is {service.state}, not registered: nothing is done"
     failures = (*service.failures, draft.index)[-MAXIMUM_FAILURES:]
     failed = replace(service, failures=failures, broken=operation.detail or "it failed")

@@ -150,7 +150,7 @@ class ServiceState(IntEnum):
         return "de-registered" if self is ServiceState.DEREGISTERED else self.name.lower()
 
 
-class Definition(Struct, frozen=True, forbid_unknown_fields=True):
+class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A service as its administrator defined it (SPEC 6.2, 6.5, 6.6). Commands are argument lists; empty means none.
 
     The name of an instance of a service that is placed on all nodes is that of the service, `@` and its node's.

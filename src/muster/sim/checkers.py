@@ -32,6 +32,14 @@ from muster.sim.history import (
     ServiceEnded,
     Told,
 )
+from muster.sim.service_checkers import (
+    GroupOrder,
+    NoFlapping,
+    NotifyElsewhere,
+    RecoveryBeforeRestart,
+    expected_state,
+    notify_missing,
+)
 
 WAITED_FOR = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
 BUILT_IN_LEVEL = 40  # the event manager acknowledges inside its node: nothing of it is seen from outside
@@ -258,6 +266,8 @@ MAY_FOLLOW = {
 
 
 def _followed(before: Service, after: Service) -> Findings:
+    if after.definition.on_all:
+        return  # a template: it shows what its instances are
     if after.state is not before.state and after.state not in MAY_FOLLOW[before.state]:
         yield f"{after.name} goes from {before.state} to {after.state}"
     if after.generation < before.generation:
@@ -278,6 +288,9 @@ def _commanded(service: Service, state: ReplicaState) -> Findings:
     if service.state is ServiceState.STOPPING:
         return
     name, definition = state.names.get(service.node, ""), service.definition
+    template = state.services.get(service.template)
+    if service.state is ServiceState.RECOVERING and template is not None:
+        definition = template.definition  # an instance's recovery runs where the whole service may (SPEC 6.6)
     allowed = "*" in definition.allowable_nodes or name in definition.allowable_nodes
     if not allowed or name in definition.disallowable_nodes:
         yield f"{service.name} is {service.state} on {name}, which its definition does not allow"
@@ -462,6 +475,10 @@ Checker = (
     | NewerCommandsOnly
     | MarkAfterCommit
     | ServiceRules
+    | GroupOrder
+    | NotifyElsewhere
+    | RecoveryBeforeRestart
+    | NoFlapping
     | LevelsInOrder
     | Soundness
 )
@@ -474,6 +491,10 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     NewerCommandsOnly,
     MarkAfterCommit,
     ServiceRules,
+    GroupOrder,
+    NotifyElsewhere,
+    RecoveryBeforeRestart,
+    NoFlapping,
     LevelsInOrder,
     Soundness,
 )
@@ -501,6 +522,7 @@ class Progress:
         self._lives: dict[int, int] = {}
         self._latest: dict[int, Applied] = {}
         self._running: dict[str, int] = {}
+        self._notified: set[tuple[int, int, str, int]] = set()  # (node, incarnation, service, generation)
         self._started: dict[str, int] = {}  # service -> generation of the last start command that succeeded
 
     def missing(self) -> str:
@@ -528,6 +550,8 @@ class Progress:
                     del self._lives[seen.node]
             case Applied():
                 self._latest[seen.node] = seen
+            case CommandTaken(action="notify"):
+                self._notified.add((seen.node, seen.incarnation, seen.service, seen.generation))
             case CommandEnded(action="start", succeeded=True):
                 self._started[seen.service] = seen.generation
             case ServiceBegan():
@@ -554,24 +578,18 @@ class Progress:
 
     def _services_missing(self, state: ReplicaState) -> str:
         for name, service in state.services.items():
-            if service.cause:
-                continue  # it waits for its administrator, and says why
             word = str(service.state)
-            if service.removed:
+            if service.removed and not service.cause:
                 return f"{name} is withdrawn and not forgotten"
-            expected = "registered" if service.wanted and _has_a_node(service, state) else "de-registered"
+            expected = expected_state(service, state)
+            if not expected:
+                continue
             if word != expected:
                 return f"{name} is {word}, not {expected}"
+            if service.intent:
+                return f"{name} is {word} and still has transfer intent"
             runs_on = self._running.get(name, NO_NODE)
             by_command = self._started.get(name) == service.generation
             if runs_on != service.node and (by_command or runs_on != NO_NODE):
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
-        return ""
-
-
-def _has_a_node(service: Service, state: ReplicaState) -> bool:
-    """Whether a node that is up may run it: where a leave is held up, the only one may not be."""
-    definition = service.definition
-    names = {state.names.get(node, "") for node, member in state.members.items() if member.state is NodeState.JOINED}
-    allowed = names if "*" in definition.allowable_nodes else names & set(definition.allowable_nodes)
-    return bool(allowed - set(definition.disallowable_nodes)) or service.state is ServiceState.REGISTERED
+        return notify_missing(state, self._notified)

@@ -27,7 +27,7 @@ class Machine:
         self.guard: Guard | None = None
         self.lives: list[Life] = []  # those that have not ended; an earlier one may still be dying
         self.hung: set[int] = set()  # levels whose subsystem does not get on
-        self._drift_ppm = int((world.random.random() * 2 - 1) * MAXIMUM_DRIFT_PPM)
+        self._drift_ppm = int((world.random.random() * 2 - 1) * MAXIMUM_DRIFT_PPM * world.settings.drift)
         self._unfinished: list[tuple[int, Callable[[], None]]] = []  # work of hung levels
 
     @property

@@ -19,7 +19,7 @@ from muster.records.messages import (
 )
 from muster.records.state import Barriers, Definition, Level
 from muster.records.timing import FAST
-from muster.sim import schedule
+from muster.sim import random_services, schedule
 from muster.sim.events import US_PER_MS, US_PER_S
 from muster.sim.schedule import Deed, Step, When
 from muster.sim.world import Settings
@@ -50,7 +50,8 @@ class _Planner:
         self.random = random
         self.nodes = self._pick((2, 3, 3, 3, 3, 3, 4, 5))
         self.calm_us = int((6 + random.random() * 8) * US_PER_S)
-        self.services = [f"s{number}" for number in range(1 + int(random.random() * 4))]
+        self.launching = random.random() < 0.6  # services of every sort; otherwise plain ones, and more of the rest
+        self.services = [f"s{number}" for number in range(1 + int(random.random() * (6 if self.launching else 4)))]
         self.steps: schedule.Schedule = []
         self.asked = 0
         self.now_us = 0
@@ -100,6 +101,8 @@ class _Planner:
                 return
             if self.random.random() < share:
                 self._pick(self.faults)()
+            elif self.launching and self.random.random() < 0.3:
+                self._fail()
             else:
                 self._ask(self._operation())
 
@@ -132,6 +135,8 @@ class _Planner:
 
     def _definition(self, name: str) -> Definition:
         nodes = [f"n{node}" for node in range(self.nodes)]
+        if self.launching:
+            return random_services.definition(self.random, name, nodes, self.services[: self.services.index(name)])
         everywhere = self.random.random() < 0.6
         allowable = ("*",) if everywhere else tuple(n for n in nodes if self.random.random() < 0.7) or (nodes[0],)
         ordered = tuple(n for n in reversed(nodes) if self.random.random() < 0.4)
@@ -148,6 +153,8 @@ class _Planner:
 
     def _operation(self) -> OperationRequest:
         service, draw = self._pick(self.services), self.random.random()
+        if self.launching and self.random.random() < 0.4:
+            return random_services.operation(self.random, service, f"n{self._node()}")
         if draw < 0.3:
             return RegisterService(service)
         if draw < 0.45:
@@ -160,6 +167,13 @@ class _Planner:
         if draw < 0.93:
             return LeaveNode(f"n{self._node()}")
         return EvictNode(f"n{self._node()}", "the operator wants it out")
+
+    def _fail(self) -> None:
+        """The process of a service dies: wherever it is, one of these hits it."""
+        service = self._pick(self.services)
+        for node in range(self.nodes):
+            self.asked += 1
+            self._do(schedule.Fail(service, node, f"op{self.asked}"))
 
     # ---- faults --------------------------------------------------------------------------------------------------
 

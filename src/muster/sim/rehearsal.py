@@ -9,10 +9,18 @@ at last the `Verdict` of the simulator's checkers.
 
 from collections.abc import Iterator
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from muster.core.effects import RunCommand
 from muster.core.transition import EVENT_MANAGER, SETTLED_STATE
-from muster.records.messages import LeaveNode
+from muster.records.messages import (
+    DeregisterService,
+    FailService,
+    LeaveNode,
+    OperationRequest,
+    RegisterService,
+    TransferService,
+)
 from muster.records.registers import ClaimFlag
 from muster.records.state import Level, Member, NodeState, Transition, TransitionKind
 from muster.records.terms import NO_TERM, Term
@@ -36,6 +44,8 @@ from muster.sim.history import (
     Replied,
 )
 from muster.sim.machine import Machine
+from muster.sim.rehearsed_services import ServiceAccount, decide
+from muster.sim.runner import Outcome
 from muster.sim.scenario import RehearsedLevel, Scenario, ScriptStep
 from muster.sim.world import Settings, World
 
@@ -66,6 +76,7 @@ class Frame(NamedTuple):
     master: str | None
     term: int
     levels: dict[str, dict[str, dict[str, str]]]
+    services: dict[str, dict[str, Any]] = {}  # noqa: RUF012  # never changed
 
 
 class BrokenRule(NamedTuple):
@@ -123,7 +134,10 @@ def _patience(scenario: Scenario) -> tuple[int, int, int]:
     slowest_us = max((level.work_us for level in scenario.levels), default=0)
     all_us = sum(level.work_us * sum(level.barriers) for level in scenario.levels)
     quiet_us = (2 * (PROFILE.link_loss_ms(nodes) + PROFILE.proof_ms()) + 500) * US_PER_MS
-    return quiet_us, PATIENCE_US + 2 * slowest_us, MAXIMUM_AFTERMATH_US + 4 * nodes * all_us
+    slowest_us += sum(service.longest_us for service in scenario.services)
+    waits_us = max((service.definition.maturity_time_ms * US_PER_MS for service in scenario.services), default=0)
+    all_us += slowest_us + waits_us
+    return quiet_us, PATIENCE_US + 2 * slowest_us + waits_us, MAXIMUM_AFTERMATH_US + 4 * nodes * all_us
 
 
 class Stage(World):
@@ -143,7 +157,10 @@ class Stage(World):
             reboots=0.0,
             names=scenario.nodes,
             event_manager=next((level for level in levels if level.number == EVENT_MANAGER), None),
+            services=tuple(service.definition for service in scenario.services),
+            drift=0.0,
         )
+        self._services = {service.definition.name: service for service in scenario.services}
         super().__init__(settings, Random(seed))
         for step in scenario.steps:
             self.loop.at(step.at_us, self._do, step)
@@ -161,11 +178,18 @@ class Stage(World):
         """How long a subsystem takes for one barrier: what the scenario says."""
         return self._work_us[level]
 
+    def decide(self, node: int, command: RunCommand) -> Outcome:
+        """What becomes of a service's command: what the scenario says."""
+        return decide(self._services, self.settings.names[node], command)
+
     def machine_stopped(self, machine: Machine) -> None:
         """A node has stopped: it boots again when the script says so, and then with subsystems that work."""
         machine.hung.clear()
 
     def _do(self, step: ScriptStep) -> None:
+        if step.service:
+            self._do_to_service(step)
+            return
         node = self._nodes[step.node]
         machine = self.machines[node]
         remark = ""
@@ -176,6 +200,29 @@ class Stage(World):
         self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
         if not remark:
             self._carry_out(step, node)
+
+    def _do_to_service(self, step: ScriptStep) -> None:
+        """Ask for something on a node that is on, as an operator would; or let the service's process die on one."""
+        operations: dict[str, OperationRequest] = {
+            "register": RegisterService(step.service),
+            "deregister": DeregisterService(step.service),
+            "transfer": TransferService(step.service, step.node),
+        }
+        asked = next((machine.node for machine in self.machines if machine.daemon is not None), None)
+        operation = operations.get(step.verb)
+        remark = ": no node is on" if asked is None else ""
+        if operation is None:
+            asked = self._nodes[step.node]
+            life = self.machines[asked].life
+            generation = life.runner.generation_of(step.service) if life is not None else 0
+            remark = "" if generation else ": it does not run there"
+            operation = FailService(step.service, f"its process died on {step.node}", generation)
+            if life is not None:
+                life.runner.end_service(step.service)
+        self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
+        if not remark and asked is not None:
+            self._asked += 1
+            self._ask(schedule.Ask(asked, f"{step}, request {self._asked}", operation), 1)
 
     def _carry_out(self, step: ScriptStep, node: int) -> None:
         match step.verb:
@@ -222,6 +269,8 @@ def unrest(stage: Stage, account: "Account") -> str:
         return "no node has formed the cluster"
     for transition in newest.state.transitions.values():
         return account.held_up(transition)
+    if restless := account.services.unrest():
+        return restless
     incarnations = {machine.node: machine.life.incarnation for machine in running if machine.life is not None}
     for member in newest.state.members.values():
         if member.state is not NodeState.INACTIVE and incarnations.get(member.node) != member.incarnation:
@@ -248,6 +297,7 @@ class Account:
         self.names = scenario.nodes
         self.master: int | None = None
         self.newest: Applied | None = None  # of all replicas: the state of the cluster
+        self.services = ServiceAccount(scenario.services, scenario.nodes)
         self._term = NO_TERM
         self._levels: dict[int, RehearsedLevel] = {level.number: level for level in scenario.levels}
         self._states = [NodeState.INACTIVE for _ in scenario.nodes]
@@ -289,7 +339,7 @@ class Account:
                 levels[level.name][name] = dict(zip(self.names, states, strict=True))
         nodes = {name: str(state) for name, state in zip(self.names, self._states, strict=True)}
         master = self.names[self.master] if self.master is not None else None
-        return Frame(at_us, events, nodes, master, self._term.number, levels)
+        return Frame(at_us, events, nodes, master, self._term.number, levels, self.services.documents())
 
     def held_up(self, transition: Transition) -> str:
         """What a transition waits for, in words."""
@@ -313,6 +363,10 @@ class Account:
     # ---- what is seen --------------------------------------------------------------------------------------------
 
     def _see(self, seen: Observation) -> None:
+        self._follow(seen)
+        self._events += self.services.see(seen, set(self._lives))
+
+    def _follow(self, seen: Observation) -> None:
         match seen:
             case Disturbed(what=what):
                 self._events.append(what)
@@ -385,6 +439,7 @@ class Account:
             return
         before = self.newest.state.members if self.newest is not None else {}
         self.newest = seen
+        self._events += self.services.applied(seen)
         for member in seen.state.members.values():
             self._follow_member(before.get(member.node, Member(member.node)), member)
 

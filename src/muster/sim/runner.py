@@ -72,7 +72,7 @@ class Runner:
         )  # fmt: skip
         if command.action == "recovery":
             self.end_service(command.service)
-        if command.action != "stop":
+        if command.action not in ("stop", "notify"):
             self._begin_service(command)
         outcome = self._decide(self.node, command)
         self.loop.after(outcome.duration_us, self._command_exits, command, outcome.succeeded)
@@ -96,6 +96,15 @@ class Runner:
             ServiceBegan(self.loop.now_us, self.node, self.incarnation, command.service, command.generation)
         )
 
+    def generation_of(self, service: str) -> int:
+        """The generation of which something of the service runs; 0 for none."""
+        return self._active.get(service, 0)
+
+    def is_started(self, service: str) -> bool:
+        """Whether its start has succeeded here: what fails before is the start command's to say."""
+        known = self._commands.get(service)
+        return known is not None and known.action == "start" and known.finished and known.succeeded
+
     def end_service(self, service: str) -> None:
         """Nothing of the service runs any more."""
         generation = self._active.pop(service, None)
@@ -114,7 +123,8 @@ class Runner:
         if known.generation != command.generation:
             return
         # A stop that failed leaves the service as it is; a failed start is cleaned up before it is reported.
-        if command.action == "recovery" or succeeded == (command.action == "stop"):
+        failed_or_stopped = succeeded == (command.action == "stop")
+        if command.action == "recovery" or (failed_or_stopped and command.action != "notify"):
             self.end_service(command.service)
         detail = "" if succeeded else f"{command.action} ended with status 1"
         state = CommandState(command.service, command.generation, command.action, True, succeeded, detail)

@@ -2,7 +2,8 @@
 
 A scenario has a `title`; a table `[cluster]` with its `nodes`, and as one likes the `levels` of its subsystems, the
 `work` of each for one barrier, and `barriers`; and tables `[[step]]`, each with the time `at` which it happens and what
-to `do` then. `VERBS` lists what can be done.
+to `do` then. `VERBS` lists what can be done. Services are tables `[[service]]`, as in a service file, with the key
+`rehearsal` beside (`rehearsed_services.py`).
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from muster.records.limits import NAME, NAME_RULE, shown
 from muster.records.state import Barriers
 from muster.records.toml_lines import Place, Problem, document_of, duration_of, key_lines
+from muster.sim.rehearsed_services import RehearsedService, read_services
 
 MAXIMUM_FILE_BYTES = 1024 * 1024
 MAXIMUM_NODES = 40
@@ -38,6 +40,10 @@ VERBS = {  # what each is followed by
     "heal": ("NODE",),
     "hang": ("NODE", "LEVEL"),
     "unhang": ("NODE", "LEVEL"),
+    "register": ("SERVICE",),
+    "deregister": ("SERVICE",),
+    "transfer": ("SERVICE", "NODE"),
+    "fail": ("SERVICE", "NODE"),
 }
 _TYPES = ("joining", "leaving", "forced_leaving")  # of transitions
 
@@ -52,16 +58,18 @@ class RehearsedLevel(NamedTuple):
 
 
 class ScriptStep(NamedTuple):
-    """What the script does at one moment. `level` is the name of a level for `hang` and `unhang`, else empty."""
+    """What the script does at one moment; of `node`, `level` and `service` those are empty that the verb has not."""
 
     at_us: int
     verb: str
     node: str
     level: str
     line: int
+    service: str = ""
 
     def __str__(self) -> str:
-        return " ".join(word for word in (self.verb, self.node, self.level) if word)
+        words = {"NODE": self.node, "LEVEL": self.level, "SERVICE": self.service}
+        return " ".join((self.verb, *(words[what] for what in VERBS[self.verb])))
 
 
 class Scenario(NamedTuple):
@@ -71,6 +79,7 @@ class Scenario(NamedTuple):
     nodes: tuple[str, ...]
     levels: tuple[RehearsedLevel, ...]
     steps: tuple[ScriptStep, ...]
+    services: tuple[RehearsedService, ...] = ()
 
 
 class ScenarioError(ValueError):
@@ -135,7 +144,7 @@ class _Reading:
 
     def scenario(self, document: dict[str, Any]) -> Scenario:
         """Everything in the file. Raises `ScenarioError`."""
-        self._check_keys((), "the scenario", document, ("title", "cluster", "step"))
+        self._check_keys((), "the scenario", document, ("title", "cluster", "step", "service"))
         title = document.get("title", "")
         if not isinstance(title, str):
             self._add(("title",), "title", f"is {shown(title)}", 'a text, as title = "N0 fails"')
@@ -146,10 +155,19 @@ class _Reading:
         self._check_keys(("cluster",), "cluster", cluster, ("nodes", "levels", "work", "barriers"))
         nodes = self._nodes(cluster)
         levels = self._levels(cluster)
-        steps = self._steps(document, nodes, levels)
+        services, problems = read_services(document, self._lines, self._source, nodes)
+        self._problems += problems
+        tables = document.get("service", [])
+        named = [table.get("name") for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
+        known = {
+            "NODE": nodes,
+            "LEVEL": tuple(level.name for level in levels),
+            "SERVICE": tuple(name for name in named if isinstance(name, str)),
+        }
+        steps = self._steps(document, known)
         if self._problems:
             raise ScenarioError(self._problems)
-        return Scenario(title, nodes, levels, steps)
+        return Scenario(title, nodes, levels, steps, services)
 
     def _nodes(self, cluster: dict[str, Any]) -> tuple[str, ...]:
         example = 'a list of names, as nodes = ["N0", "N1"]'
@@ -233,9 +251,7 @@ class _Reading:
             found[name] = Barriers(**counts)
         return found
 
-    def _steps(
-        self, document: dict[str, Any], nodes: tuple[str, ...], levels: tuple[RehearsedLevel, ...]
-    ) -> tuple[ScriptStep, ...]:
+    def _steps(self, document: dict[str, Any], known: dict[str, tuple[str, ...]]) -> tuple[ScriptStep, ...]:
         tables = document.get("step", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self._add(("step",), "step", "is no list of tables", "begin each step with a line [[step]]")
@@ -243,13 +259,10 @@ class _Reading:
         if not 1 <= len(tables) <= MAXIMUM_STEPS:
             what = f"has {len(tables) or 'no'} steps"
             self._add((), "the scenario", what, f"1 to {MAXIMUM_STEPS}, each beginning with a line [[step]]")
-        names = tuple(level.name for level in levels)
-        found = [self._step(number, table, nodes, names) for number, table in enumerate(tables[:MAXIMUM_STEPS])]
+        found = [self._step(number, table, known) for number, table in enumerate(tables[:MAXIMUM_STEPS])]
         return tuple(sorted((step for step in found if step is not None), key=lambda step: step.at_us))
 
-    def _step(
-        self, number: int, table: dict[str, Any], nodes: tuple[str, ...], levels: tuple[str, ...]
-    ) -> ScriptStep | None:
+    def _step(self, number: int, table: dict[str, Any], known: dict[str, tuple[str, ...]]) -> ScriptStep | None:
         place: Place = ("step", number)
         subject = f"step {number + 1}"
         self._check_keys(place, subject, table, ("at", "do"))
@@ -265,13 +278,15 @@ class _Reading:
             self._add((*place, "do"), subject, what, 'add do = "boot NODE"')
             return None
         words = deed.split()
-        problem = _deed_problem(words, nodes, levels)
+        problem = _deed_problem(words, known)
         if problem is not None:
             self._add((*place, "do"), subject, *problem)
         if problem is not None or at_ms is None:
             return None
         line = self._lines.get((*place, "do"), 0)
-        return ScriptStep(at_ms * 1000, words[0], words[1], words[2] if len(words) > 2 else "", line)
+        named = dict(zip(VERBS[words[0]], words[1:], strict=True))
+        about = (named.get("NODE", ""), named.get("LEVEL", ""))
+        return ScriptStep(at_ms * 1000, words[0], *about, line, named.get("SERVICE", ""))
 
     def _table(self, cluster: dict[str, Any], key: str, example: str, default: dict[str, Any]) -> dict[str, Any]:
         table = cluster.get(key, default)
@@ -293,7 +308,7 @@ class _Reading:
         self._problems.append(Problem(self._source, line, subject, what, allowed))
 
 
-def _deed_problem(words: list[str], nodes: tuple[str, ...], levels: tuple[str, ...]) -> tuple[str, str] | None:
+def _deed_problem(words: list[str], known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
     """What is wrong with the words of a deed, and what is allowed."""
     if not words:
         return "do is empty", 'write do = "boot NODE"'
@@ -303,9 +318,9 @@ def _deed_problem(words: list[str], nodes: tuple[str, ...], levels: tuple[str, .
     usage = " ".join((verb, *VERBS[verb]))
     if len(words) != 1 + len(VERBS[verb]):
         return f"do is {shown(' '.join(words))}", f"write {usage}"
-    for what, word, known in zip(VERBS[verb], words[1:], (nodes, levels), strict=False):
-        if word not in known:
-            return f"unknown {what.lower()} {shown(word)}", _nearest(word, known)
+    for what, word in zip(VERBS[verb], words[1:], strict=True):
+        if word not in known[what]:
+            return f"unknown {what.lower()} {shown(word)}", _nearest(word, known[what])
     return None
 
 

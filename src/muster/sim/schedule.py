@@ -123,6 +123,14 @@ class Ask(Struct, frozen=True, tag="ask"):
     operation: OperationRequest
 
 
+class Fail(Struct, frozen=True, tag="fail"):
+    """The process of a service dies on a node, if it runs there; the node's event manager sees it (SPEC 5.4)."""
+
+    service: str
+    node: int
+    identity: str  # of the request that follows
+
+
 class Calm(Struct, frozen=True, tag="calm"):
     """Every fault is over: everything is resumed, mended and booted, and commands succeed from now on."""
 
@@ -143,6 +151,7 @@ Deed = (
     | Unhang
     | Mend
     | Ask
+    | Fail
     | Calm
 )
 

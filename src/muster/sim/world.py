@@ -14,8 +14,17 @@ import msgspec
 
 from muster.core.effects import RunCommand
 from muster.core.inputs import OperationRequested
+from muster.records.messages import FailService
 from muster.records.registers import Claim, ClaimFlag, Mark, RegisterKind
-from muster.records.state import Cluster, Level, NodeConfig, encode_database, initial_database
+from muster.records.state import (
+    Cluster,
+    Definition,
+    Level,
+    NodeConfig,
+    Service,
+    encode_database,
+    initial_database,
+)
 from muster.records.terms import Stamp, Term
 from muster.records.timing import Profile
 from muster.sim import schedule
@@ -45,6 +54,8 @@ class Settings(NamedTuple):
     reboots: float = 1.0  # share of nodes that boot again by themselves after they stopped
     names: tuple[str, ...] = ()  # of the nodes; empty: n0, n1, ...
     event_manager: Level | None = None  # a rehearsed event manager, with simulated work (SPEC 8.4)
+    services: tuple[Definition, ...] = ()  # defined before the first node boots
+    drift: float = 1.0  # share of the drift that clocks may have; 0: they run alike, for people who read times
 
 
 class World:
@@ -69,6 +80,9 @@ class World:
         """What `muster init` leaves: slot 0 holds the first journal, at index 0."""
         nodes = tuple(NodeConfig(m.node, m.name, (f"sim:{m.node}",), "") for m in self.machines)
         database = initial_database(Cluster("sim", "0" * 32, self.profile.name, ""), nodes)
+        for definition in self.settings.services:
+            service = Service(definition, 0, wanted=definition.auto_register)
+            database.services[definition.name] = service
         for copy in (0, 1):
             CheckpointTarget(self.store.halves[0][0], FIRST_MARK, encode_database(database)).land(copy)
             claim = Claim(Stamp(0, 0, FIRST_TERM, 1), ClaimFlag.WITHDRAWN, FIRST_MARK)
@@ -118,6 +132,7 @@ class World:
             schedule.Unhang: lambda deed: self.machines[deed.node].unhang(deed.level),
             schedule.Mend: lambda deed: self._mend(deed.node),
             schedule.Ask: lambda deed: self._ask(deed, 1),
+            schedule.Fail: self._fail,
             schedule.Calm: self._calm,
         }
 
@@ -260,6 +275,16 @@ class World:
             daemon.request(OperationRequested(deed.identity, deed.operation))
         if times < MAXIMUM_ASKING:
             self.loop.after(ASK_AGAIN_US, self._ask, deed, times + 1)
+
+    def _fail(self, deed: schedule.Fail) -> None:
+        life = self.machines[deed.node].life
+        generation = life.runner.generation_of(deed.service) if life is not None else 0
+        if life is None or not generation or not life.runner.is_started(deed.service):
+            return
+        life.runner.end_service(deed.service)
+        failed = FailService(deed.service, "its process died", generation)
+        delay_us = int((1 + self.random.random() * 20) * US_PER_MS)
+        self.loop.after(delay_us, self._ask, schedule.Ask(deed.node, deed.identity, failed), 1)
 
     def _calm(self, _deed: schedule.Calm) -> None:
         self.calm = True

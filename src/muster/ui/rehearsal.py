@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from muster.ui.connection import EXIT_REFUSED, Document, Mistaken, json_option, reporting
+from muster.ui.service_table import ServiceTable, show_verdict
 
 if TYPE_CHECKING:
     from muster.sim.rehearsal import Frame, Verdict
@@ -30,9 +31,10 @@ _WIDEST_LEVELS = 80  # characters; wider, the table leaves the levels to the wor
 def rehearse(scenario: str, as_json: bool, seed: int) -> None:
     """Play a SCENARIO through the very rules that the daemon runs, in a virtual cluster.
 
-    SCENARIO is a file, or one of those that come with Muster: fig-3-7, fig-8-10, fig-11-12, fig-13-15.
-    Shows whenever something changes what the subsystem of each level on each node holds for each node, and at the end
-    what the simulator's checkers say. The same seed always makes the same run. Ends with 1 if a rule was broken.
+    SCENARIO is a file, or one of those that come with Muster: fig-3-7, fig-8-10, fig-11-12, fig-13-15, table-2 and
+    table-3. Shows whenever something changes what the subsystem of each level on each node holds for each node, or what
+    becomes of each service if there are any, and at the end what the simulator's checkers say. The same seed always
+    makes the same run. Ends with 1 if a rule was broken.
 
     \b
     A scenario:
@@ -50,7 +52,15 @@ def rehearse(scenario: str, as_json: bool, seed: int) -> None:
     What can be done:
       boot N, leave N, kill N (power cut), pause N, resume N,
       isolate N (interconnect lost), blind N (store lost), heal N,
-      hang N LEVEL, unhang N LEVEL
+      hang N LEVEL, unhang N LEVEL,
+      register S, deregister S, transfer S N, fail S N (its process dies on N)
+
+    \b
+    A service: a table as in a service file, with how its commands end:
+      [[service]]
+      name = "web"
+      start_command = "/usr/bin/web"
+      rehearsal = {start = "20s", stop = {N0 = "fail", default = "2s"}}
 
     \b
     Examples:
@@ -67,7 +77,9 @@ def rehearse(scenario: str, as_json: bool, seed: int) -> None:
         what = f"the scenario has {count} problem{'s' if count > 1 else ''}; nothing was rehearsed"
         where = "\n         ".join(map(str, error.problems))
         raise Mistaken(what, where, "mend them; see muster rehearse --help") from error
-    lines = _JsonLines() if as_json else _Table(found, seed)
+    lines: _JsonLines | _Table | ServiceTable
+    table = ServiceTable if found.services else _Table
+    lines = _JsonLines() if as_json else table(found, seed)
     verdict: Verdict | None = None
     for seen in rehearsal.rehearse(found, seed):
         if isinstance(seen, rehearsal.Frame):
@@ -93,6 +105,7 @@ class _JsonLines:
                 "master": frame.master,
                 "term": frame.term,
                 "levels": frame.levels,
+                "services": frame.services,
             }
         )
 
@@ -149,11 +162,4 @@ class _Table:
 
     def verdict(self, verdict: "Verdict") -> None:
         """Whether it settled, and what the checkers found."""
-        for broken in verdict.violations:
-            click.secho(f"a rule was broken at {broken.at_us / 1e6:.4f} s: {broken.rule}: {broken.message}", fg="red")
-        if verdict.settled:
-            click.echo(f"settled at {verdict.at_us / 1e6:.1f} s")
-        else:
-            click.secho(f"not settled by {verdict.at_us / 1e6:.1f} s: {verdict.missing}", fg="red")
-        if not verdict.violations:
-            click.echo("the checkers found nothing")
+        show_verdict(verdict)
