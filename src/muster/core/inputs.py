@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from muster.records.messages import CommandState, Message, OperationRequest
+from muster.records.messages import CommandState, Message, OperationRequest, Performance
 from muster.records.registers import Strip
 from muster.records.state import Level
 
@@ -115,6 +115,12 @@ class FenceConfirmed(Struct, frozen=True):
     detail: str
 
 
+class PerformanceMeasured(Struct, frozen=True):
+    """How busy this node's machine has been of late, measured every few seconds (SPEC 6.2)."""
+
+    performance: Performance
+
+
 class Tick(Struct, frozen=True):
     """Time has passed: the deadline that `Node.deadline_us` gave is over."""
 
@@ -135,5 +141,6 @@ Input = (
     | SubsystemAnswered
     | OperationRequested
     | FenceConfirmed
+    | PerformanceMeasured
     | Tick
 )

@@ -46,6 +46,7 @@ from muster.core.inputs import (
     OperationRequested,
     PeerConnected,
     PeerLost,
+    PerformanceMeasured,
     StoreDone,
     StoreRefused,
     StripRead,
@@ -57,6 +58,7 @@ from muster.core.lease import US_PER_MS, Evidence
 from muster.core.links import Links
 from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
+from muster.core.performance import is_news
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.subsystems import Subsystems
 from muster.core.tenure import Outcome, Tenure, Trouble
@@ -72,6 +74,7 @@ from muster.records.messages import (
     Heartbeat,
     Message,
     OperationRequest,
+    Performance,
     Report,
     Request,
     Response,
@@ -145,6 +148,7 @@ class Node:
         self._waiting = Waiting()
         self._ages = Ages()
         self._questions = Questions()
+        self._performance: Performance | None = None  # as it was last told
         self._last_report: Report | None = None
         self._report_us = 0  # when it was sent
         self._report_due_us: int | None = None
@@ -299,6 +303,10 @@ class Node:
             case SubsystemAnswered(question=question, level=level, objection=objection):
                 self._questions.answered(question, level, objection)
                 self._tell_verdicts()
+            case PerformanceMeasured(performance=performance):
+                if is_news(self._performance, performance):
+                    self._performance = performance
+                    self._send_report()
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
@@ -768,6 +776,7 @@ class Node:
             tuple(self._levels()),
             self._subsystems.acknowledged(self.database),
             self._executor.states(self.database),
+            performance=self._performance,
         )
 
     def _levels(self) -> list[Level]:

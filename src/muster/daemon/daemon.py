@@ -40,6 +40,7 @@ from muster.core.inputs import (
     OperationRequested,
     PeerConnected,
     PeerLost,
+    PerformanceMeasured,
     StoreDone,
     StoreRefused,
     StripRead,
@@ -56,12 +57,15 @@ from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
 from muster.drivers.interconnect import Interconnect
+from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
 from muster.records.messages import CommandState, LeaveNode, Message, OperationRequest
 from muster.records.state import NodeState
 
 US_PER_S = 1_000_000
+MEASUREMENT_S = 5.0  # between two measurements of how busy this machine is
+FIRST_MEASUREMENT_S = 1.0  # until the first one, which needs two readings
 LAST_WORDS_S = 0.2  # for frames under way when this node has left
 
 StoreEffect = WriteClaim | WriteView | WriteMarks | ReadJournal | WriteCheckpoint | AppendFrame
@@ -104,6 +108,7 @@ class Daemon:
         self._spawn(self._serve_store())
         if self._observations is not None:
             self._observations.began(boottime_us(), self.node.database)
+        self._spawn(self._measure_performance())
         self._carry_out(self.node.start(boottime_us()))
         self.subsystems.restore()
         self.events.start(runner)
@@ -279,6 +284,16 @@ class Daemon:
         else:
             self.measures.store_answered("read strip", boottime_us() - started_us, failed=False)
             self.feed(StripRead(read, strip, started_us, boottime_us()))
+
+    async def _measure_performance(self) -> None:
+        meter = PerformanceMeter(lambda: boottime_us() / US_PER_S)
+        pause_s = FIRST_MEASUREMENT_S
+        while not self.ended.is_set():
+            measured = meter.measure()
+            if measured is not None:
+                self.feed(PerformanceMeasured(measured))
+                pause_s = MEASUREMENT_S
+            await asyncio.sleep(pause_s)
 
     async def _serve_store(self) -> None:
         while True:
