@@ -498,13 +498,14 @@ class CoreCluster:
 
     def register(self, node: int, level: Level) -> None:
         """A subsystem registers while the node runs."""
+        level = level._replace(registration=self.now_us)
         self.lives[node].levels += (level,)
         self.give(node, LevelRegistered(level))
 
     def unregister(self, node: int, level: Level) -> None:
         """A subsystem goes while its node runs on; what it owed, nobody acknowledges any more."""
         life = self.lives[node]
-        life.levels = tuple(each for each in life.levels if each != level)
+        life.levels = tuple(each for each in life.levels if each.number != level.number)
         life.owed = [notification for notification in life.owed if notification.level != level.number]
         self.give(node, LevelGone(level.number))
 

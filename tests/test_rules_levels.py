@@ -1,6 +1,9 @@
-"""Levels that come late, hang, or end a join early: rules P3.9 to P3.12 of docs/PROTOCOL.md (SPEC 3.7, 3.10, 3.13)."""
+"""Levels that come late, hang, or end a join early: rules P3.9 to P3.13 of docs/PROTOCOL.md (SPEC 3.7, 3.10, 3.13)."""
+
+import pytest
 
 from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, Step, joined_cluster
+from muster.core.subsystems import Subsystems
 from muster.records.messages import EvictNode, LeaveNode, Report
 from muster.records.registers import ProofKind
 from muster.records.state import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
@@ -321,3 +324,115 @@ def test_p3_12_when_the_master_dies_the_next_one_turns_the_join() -> None:
     cluster.until("n2 has left", lambda: 2 not in cluster.lives)
     assert cluster.levels_of(2, LEAVING) == [10]
     assert cluster.do(1, EvictNode("n2", "")).refused
+
+
+# ---- P3.13 one registration, one subsystem ---------------------------------------------------------------------------
+
+TWICE = VOLUMES._replace(barriers=Barriers(2, 2, 2))
+
+
+def half_way() -> CoreCluster:
+    """Three nodes; n2 has registered level 20, and its own join there is at the second of two barriers."""
+    cluster = joined_cluster(3, (LOCKS,))
+    cluster.acknowledges = lambda _node, notification: not (notification.level == 20 and notification.barrier == 1)
+    cluster.register(2, TWICE)
+    cluster.until("its join is at the second barrier", lambda: cluster.is_step(2, (20, 1)) and cluster.lives[2].owed)
+    return cluster
+
+
+def gap_is_lost(envelope: Envelope) -> bool:
+    """No report of n2 without the level arrives: the master sees only the successor's."""
+    message = envelope.message
+    return envelope.sender == 2 and isinstance(message, Report) and all(each.number != 20 for each in message.levels)
+
+
+def replace_at_once(cluster: CoreCluster, level: Level) -> int:
+    """The program on n2 goes and another one comes in its place; how many notifications had been given by then."""
+    cluster.loses = gap_is_lost
+    cluster.unregister(2, TWICE)
+    before = len(cluster.notifications(2, level=20))
+    cluster.register(2, level)
+    return before
+
+
+def test_p3_13_who_registers_again_at_once_is_told_from_the_first_barrier_and_of_its_own_join() -> None:
+    cluster = half_way()
+    first = cluster.transition(2)
+    assert first is not None
+    before = replace_at_once(cluster, TWICE)
+    cluster.acknowledge_all()
+    cluster.until("it has joined there", lambda: cluster.is_quiet(0, 1, 2) and 20 in cluster.levels_in_record(2))
+    fresh = cluster.notifications(2, level=20)[before:]
+    assert [(n.node, n.kind, n.barrier) for n in fresh] == [(2, JOINING, 0), (2, JOINING, 1)]
+    assert {n.transition for n in fresh}.isdisjoint({first.identity})
+
+
+def test_p3_13_a_successor_with_other_barriers_is_told_as_it_has_registered() -> None:
+    cluster = half_way()
+    before = replace_at_once(cluster, Level(20, "cache", Barriers(1, 1, 1)))
+    cluster.acknowledge_all()
+    cluster.until("it has joined there", lambda: cluster.is_quiet(0, 1, 2) and 20 in cluster.levels_in_record(2))
+    assert [(n.node, n.kind, n.barrier) for n in cluster.notifications(2, level=20)[before:]] == [(2, JOINING, 0)]
+    assert [level.name for level in cluster.database.member(2).levels] == ["locks", "cache", "event manager"]
+
+
+def test_p3_13_what_waits_for_the_last_one_goes_on_without_the_new_one() -> None:
+    """n0's leave is at the second barrier of the level: the successor on n2 has missed the first, and is not told."""
+    cluster = joined_cluster(3, (LOCKS, TWICE))
+    cluster.acknowledges = lambda node, notification: (
+        not (node == 2 and (notification.level, notification.barrier) == (20, 1))
+    )
+    cluster.ask(1, LeaveNode("n1"))
+    cluster.until("n2 holds the leave up", lambda: cluster.is_step(1, (20, 1)) and cluster.lives[2].owed)
+    before = replace_at_once(cluster, TWICE)
+    cluster.acknowledge_all()
+    cluster.until("n1 has left", lambda: 1 not in cluster.lives and cluster.is_quiet(0, 2))
+    cluster.until("the new one has joined", lambda: 20 in cluster.levels_in_record(2) and cluster.is_quiet(0, 2))
+    fresh = cluster.notifications(2, level=20)[before:]
+    assert [(n.node, n.kind, n.barrier) for n in fresh] == [(2, JOINING, 0), (2, JOINING, 1)]
+    assert fresh[0].vector[1] is NodeState.INACTIVE or fresh[0].vector[1] is NodeState.LEAVING
+
+
+def test_p3_13_when_the_master_dies_the_next_one_strikes_the_last_registration() -> None:
+    cluster = half_way()
+    cluster.loses = lambda envelope: envelope.sender == 2 and envelope.to == 0 and isinstance(envelope.message, Report)
+    before = len(cluster.notifications(2, level=20))
+    cluster.unregister(2, TWICE)
+    cluster.register(2, TWICE)
+    cluster.run(500)
+    assert len(cluster.notifications(2, level=20)) == before
+    cluster.kill(0)
+    cluster.acknowledge_all()
+    cluster.until("it has joined there", lambda: cluster.is_quiet(1, 2) and 20 in cluster.levels_in_record(2))
+    own = [(n.node, n.kind, n.barrier) for n in cluster.notifications(2, level=20)[before:] if n.node == 2]
+    assert own == [(2, JOINING, 0), (2, JOINING, 1)]
+
+
+def test_p3_13_on_a_node_that_leaves_the_last_one_is_struck_and_the_new_one_hears_nothing() -> None:
+    cluster = joined_cluster(3, (LOCKS, TWICE))
+    cluster.acknowledges = lambda node, notification: not (node == 2 and notification.level == 20)
+    cluster.ask(1, LeaveNode("n2"))
+    cluster.until("its leave is at the level", lambda: cluster.is_step(2, (20, 0)) and cluster.lives[2].owed)
+    before = replace_at_once(cluster, TWICE)
+    cluster.until("n2 has left", lambda: 2 not in cluster.lives)
+    assert len(cluster.notifications(2, level=20)) == before
+
+
+def test_p3_13_a_program_that_returns_to_a_restarted_daemon_keeps_its_registration() -> None:
+    cluster = half_way()
+    before, identity = len(cluster.moments), cluster.lives[2].levels[-1].identity
+    cluster.restart_daemon(2)
+    cluster.until("it is told again", lambda: cluster.lives[2].owed)
+    cluster.acknowledge_all()
+    cluster.until("it has joined there", lambda: cluster.is_quiet(0, 1, 2))
+    later = [moment.members[2] for moment in cluster.moments[before:] if 2 in moment.members]
+    assert later and all(identity in [level.identity for level in member.levels] for member in later)
+
+
+def test_p3_13_a_registration_that_cannot_be_told_from_the_last_one_is_a_bug_of_the_driver() -> None:
+    subsystems = Subsystems(0, 1)
+    subsystems.register(TWICE._replace(registration=5))
+    subsystems.unregister(20)
+    with pytest.raises(ValueError, match="level 20 registers as 5, after 5: take a higher one"):
+        subsystems.register(TWICE._replace(registration=5))
+    subsystems.register(TWICE._replace(registration=6))

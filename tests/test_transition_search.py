@@ -28,7 +28,7 @@ from muster.sim import schedule
 from muster.sim.checkers import judge
 from muster.sim.events import US_PER_MS
 from muster.sim.history import Applied, LevelAcknowledged, Notified, ReplicaState
-from muster.sim.transition_search import ONE, ONE_TWICE, SUITES, TWO, SearchTooLarge, account, run
+from muster.sim.transition_search import LATE, ONE, ONE_TWICE, SUITES, TWO, SearchTooLarge, account, run
 from muster.sim.transition_seats import Budget, World
 from muster.sim.world import Settings
 from muster.sim.world import World as Virtual
@@ -137,6 +137,11 @@ def _forgetful(self: subsystems.Subsystems, step: Acknowledgement) -> bool:
     return True
 
 
+def _by_number(self: subsystems.Subsystems, level: Level) -> bool:
+    """Take the last registration of a level for the present one."""
+    return level.number in self.levels
+
+
 class Mutant(NamedTuple):
     """An error, where it is put in, the world that it is searched in, and what the search must say."""
 
@@ -151,6 +156,7 @@ DEATHS = World(3, 3, (ONE,), Budget(crashes=2))
 JOIN = World(2, 1, (ONE, TWO), Budget(boots=1, crashes=1))
 LEAVE = World(2, 2, (ONE, TWO), Budget(leaves=1, crashes=1))
 LEAVES = World(2, 2, (ONE,), Budget(leaves=2))
+REPLACED = World(2, 2, (ONE,), Budget(late=2, gone=1), LATE)
 MUTANTS = (
     Mutant(transition, "all_acknowledged", lambda *_: True, LEAVE, r"SPEC 3.4"),
     Mutant(transition, "_owes_others", lambda *_: False, LEAVES, r"SPEC 3.4: n\d has not acknowledged"),
@@ -164,6 +170,7 @@ MUTANTS = (
     Mutant(membership, "open_forced_leave", _all_levels, JOIN, r"SPEC 3.9: .* told was up to"),
     Mutant(membership, "barrier_conflict", lambda *_: "no", JOIN, r"SPEC 2.4: n\d ends inactive \(running: True\)"),
     Mutant(subsystems.Subsystems, "acknowledge", _forgetful, LEAVE, r"SPEC 3.6: level \d+ is told .* twice"),
+    Mutant(subsystems.Subsystems, "_is_here", _by_number, REPLACED, r"SPEC 3.4: .* begins with barrier 1"),
 )
 
 

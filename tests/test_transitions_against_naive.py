@@ -355,7 +355,7 @@ class Real:
         self.incarnations = dict.fromkeys(NODES, 0)
         self.told: list[Told] = []
         self._notified: dict[Told, Acknowledgement] = {}
-        self._requests = 0
+        self._requests = self._registrations = 0
 
     def boot(self, node: int, levels: set[int]) -> None:
         """As `Naive`, all of them."""
@@ -367,7 +367,8 @@ class Real:
 
     def register(self, node: int, level: int) -> None:
         """A subsystem comes."""
-        self.running[node].register(LEVELS[level])
+        self._registrations += 1
+        self.running[node].register(LEVELS[level]._replace(registration=self._registrations))
         self._go_on()
 
     def gone(self, node: int, level: int) -> None:

@@ -73,7 +73,11 @@ class CommandFinished(Struct, frozen=True):
 
 
 class LevelRegistered(Struct, frozen=True):
-    """A subsystem registers on this node, at any time (SPEC 3.2, 3.10)."""
+    """A subsystem registers on this node, at any time (SPEC 3.2, 3.10).
+
+    Its `registration` is above that of the last one of the level on this incarnation; one that was there before a
+    restart of the daemon keeps its own (P3.13).
+    """
 
     level: Level
 

@@ -6,6 +6,10 @@ barrier of that level: from then on the subsystem takes part in everything that 
 what has passed it is in the state vector of its first notification, so it is told of everything once and misses nothing
 (P3.9). A joining node's new level above the one at work simply becomes part of its join; a joined node's new level is
 taken through the node's join at that level alone, at once. What is missing in the report is struck from the record.
+
+A subsystem that goes and comes again, or gives its level over to another one, may do so between two reports. Each
+registration has a number of its own, so the record of the last one is struck first all the same, and until then its
+node does not notify the new one: it begins at the beginning (P3.13).
 """
 
 from collections.abc import Mapping
@@ -60,8 +64,9 @@ def follow_reports(draft: Draft, facts: Facts) -> None:
         if report is None or not counts(member) or member.eviction is not None:
             continue
         reported = {level.number: level for level in report.levels}
+        present = {level.identity for level in report.levels}
         for level in member.levels:
-            if level.number not in reported:
+            if level.identity not in present:
                 _deregister(draft, node, level)
         if member.state is NodeState.LEAVING:
             continue  # its levels only become fewer

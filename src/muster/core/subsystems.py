@@ -20,20 +20,30 @@ class Subsystems:
         self._event_manager_outside = event_manager_outside
         self._worked: set[Acknowledgement] = set()  # what an event manager outside has processed
         self.levels: dict[int, Level] = {}
+        self._ended: dict[int, int] = {}  # level -> the last registration that has gone
         self._notified: set[Acknowledgement] = set()
         self._acknowledged: set[Acknowledgement] = set()
         self._narrated: tuple[set[Acknowledgement], set[Acknowledgement]] = (set(), set())  # told, acknowledged
 
     def register(self, level: Level) -> None:
-        """A subsystem registers (SPEC 3.2). Raises ValueError if the level is taken on this node."""
+        """A subsystem registers (SPEC 3.2).
+
+        Raises ValueError if the level is taken on this node, or the registration cannot be told from one that has
+        gone (P3.13).
+        """
         if level.number in self.levels:
             raise ValueError(f"level {level.number} is registered already, by {self.levels[level.number].name}")
+        if level.registration <= self._ended.get(level.number, -1):
+            last = self._ended[level.number]
+            raise ValueError(f"level {level.number} registers as {level.registration}, after {last}: take a higher one")
         self.levels[level.number] = level
 
     def unregister(self, number: int) -> bool:
         """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none."""
-        if self.levels.pop(number, None) is None:
+        gone = self.levels.pop(number, None)
+        if gone is None:
             return False
+        self._ended[number] = gone.registration
         self._notified = {step for step in self._notified if step.level != number}
         self._acknowledged = {step for step in self._acknowledged if step.level != number}
         return True
@@ -99,13 +109,22 @@ class Subsystems:
         return traces
 
     def _current(self, database: Database) -> dict[Acknowledgement, Transition]:
-        if database.member(self._node).incarnation != self._incarnation:
+        """The steps that wait for a subsystem of this node. While the record still shows the last registration of a
+        level, they wait for that one, which is gone, and its successor hears of nothing (P3.13).
+        """
+        own = database.member(self._node)
+        if own.incarnation != self._incarnation:
             return {}
+        counted = {level.number for level in own.levels if self._is_here(level)}
         return {
             Acknowledgement(transition.identity, transition.level, transition.barrier): transition
             for transition in database.transitions.values()
-            if self._node in transition.participants and transition.level in self.levels
+            if self._node in transition.participants and transition.level in counted
         }
+
+    def _is_here(self, level: Level) -> bool:
+        here = self.levels.get(level.number)
+        return here is not None and here.identity == level.identity
 
     def _holds_services(self, database: Database) -> bool:
         """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8)."""

@@ -11,7 +11,8 @@ another connection, `{"operation": "acknowledge", "arguments": {"token", "transi
 notification acknowledges nothing, and the next one comes while it works on the last (SPEC 3.6). `deregister_level`
 ends the registration; so does the end of the node's own leave at that level (SPEC 3.11): then the stream ends with its
 closing line. A stream that ends otherwise means that the program has died, or reads no more, and its policy
-`on_loss` decides: the level goes, with an event, or the node fails.
+`on_loss` decides: the level goes, with an event, or the node fails. A program may register again at once, or another
+one in its place: the core tells it nothing of what its predecessor was still counted with for (P3.13).
 
 One that `vetoes` also hears a line with a `question` before each graceful leave and each transfer, and answers it with
 `{"operation": "answer", "arguments": {"token", "question", "objection"}}`; an empty objection is consent.
@@ -26,6 +27,7 @@ Bounded: registrations of a node, notifications that a program has not fetched, 
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -40,7 +42,7 @@ from muster.core.node import Node
 from muster.daemon.control import ControlRefused
 from muster.records.limits import NAME, NAME_RULE, shown
 from muster.records.messages import LeaveNode, TransferService
-from muster.records.state import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.state import Barriers, Level, NodeState, TransitionKind
 
 MAXIMUM_REGISTRATIONS = 32  # half of the control socket's connections
 MAXIMUM_UNFETCHED = 256  # notifications; each node has one transition at a time
@@ -48,7 +50,6 @@ MAXIMUM_LEVEL = 65_535
 MAXIMUM_OBJECTION_CHARACTERS = 300
 MAXIMUM_BARRIERS = 64
 MAXIMUM_DEADLINE_MS = 24 * 60 * 60 * 1000
-STRIKE_TIMEOUT_S = 10.0  # for the cluster to stop counting with the last program of a level
 FILE_NAME = "subsystems.json"
 WHERE = "query subsystem"
 
@@ -100,7 +101,6 @@ class Registration:
         self.kept = kept
         self.stream = 0  # number of the connection that fetches; an earlier one says nothing any more
         self.attached = False
-        self.counted = False  # the cluster has had it in the node's record
         self.outstanding: dict[Step, Document] = {}
         self.acknowledged: set[Step] = set()
         self.over = False
@@ -180,7 +180,6 @@ class Registrations:
         self._feed, self._note, self._panic = feed, note, panic
         self._by_level: dict[int, Registration] = {}
         self._refused: dict[int, str] = {}  # what the core said while a registration was given to it
-        self._advanced = asyncio.Event()  # the replica has; for those who wait until a level is struck
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -190,7 +189,6 @@ class Registrations:
         """Take over what the last daemon of this incarnation has left, and wait for its programs to return."""
         for kept in self._remembered():
             registration = Registration(kept)
-            registration.counted = True
             self._by_level[kept.level.number] = registration
             self._feed(LevelRegistered(kept.level))
         if self._by_level:
@@ -266,15 +264,13 @@ class Registrations:
         current = {(t.identity, t.level, t.barrier) for t in database.transitions.values()}
         own = database.member(me)
         mine = own.incarnation == self._node.incarnation
-        counted = {level.number for level in own.levels} if mine else set()
-        for number, registration in list(self._by_level.items()):
+        leaves = mine and own.state in (NodeState.LEAVING, NodeState.INACTIVE)
+        counted = {level.identity for level in own.levels}
+        for registration in list(self._by_level.values()):
             registration.forget(current)
-            if number in counted:
-                registration.counted = True
-            elif registration.counted and mine and own.state in (NodeState.LEAVING, NodeState.INACTIVE):
+            if leaves and registration.level.identity not in counted:  # or it came too late to be counted (P3.9)
                 self._drop(registration)
                 self._note("subsystem deregistered", f"{registration.described}: its node leaves")
-        self._advanced.set()
 
     # ---- the programs' side ---------------------------------------------------------------------------------------
 
@@ -283,7 +279,7 @@ class Registrations:
         if arguments.keys() == {"token"}:
             registration = self._with_token(arguments["token"])
         else:
-            registration = await self._register(_wanted(arguments), peer["pid"])
+            registration = self._register(_wanted(arguments), peer["pid"])
         number = registration.attach()
         try:
             node = self._node
@@ -327,12 +323,12 @@ class Registrations:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    async def _register(self, wanted: Wanted, peer_pid: int) -> Registration:
+    def _register(self, wanted: Wanted, peer_pid: int) -> Registration:
         pid = wanted.process or peer_pid
         barriers = Barriers(wanted.barriers.joining, wanted.barriers.leaving, wanted.barriers.forced_leaving)
         evicts = wanted.on_hang == "evict"
-        level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, evicts, wanted.vetoes)
-        await self._until_struck(level.number)
+        number = time.clock_gettime_ns(time.CLOCK_BOOTTIME)  # grows over all daemons of one incarnation (P3.13)
+        level = Level(wanted.level, wanted.name, barriers, wanted.deadline_ms, evicts, wanted.vetoes, number)
         self._refuse_if_impossible(level)
         kept = Kept(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid)
         registration = self._by_level[level.number] = Registration(kept)
@@ -348,25 +344,6 @@ class Registrations:
         if level.number in self._refused:
             raise _refusal(self._refused[level.number])
         return registration
-
-    async def _until_struck(self, number: int) -> None:
-        """Wait until the cluster no longer counts with the level's last program: this one is told everything anew."""
-        deadline = asyncio.get_running_loop().time() + STRIKE_TIMEOUT_S
-        while number not in self._by_level and self._counts_with(number):
-            self._advanced.clear()
-            remaining_s = deadline - asyncio.get_running_loop().time()
-            try:
-                await asyncio.wait_for(self._advanced.wait(), max(0.0, remaining_s))
-            except TimeoutError as error:
-                what = f"the last program of level {number} is gone, but no master has taken note of it"
-                next_step = "see `muster status`, and register again when it has a master"
-                raise ControlRefused(what, WHERE, next_step) from error
-
-    def _counts_with(self, number: int) -> bool:
-        own = self._node.database.member(self._node.me)
-        if own.incarnation != self._node.incarnation or number == EVENT_MANAGER_LEVEL.number:  # that one is no program
-            return False
-        return any(level.number == number for level in own.levels)
 
     def _refuse_if_impossible(self, level: Level) -> None:
         own = self._node.database.member(self._node.me)

@@ -52,6 +52,7 @@ class Level(NamedTuple):
 
     One that has not acknowledged within `deadline_ms` (0: never) is hung; `evicts` is the level's policy then: force
     its node out, or else wait and alert (SPEC 3.13). One that `vetoes` is asked before a planned change.
+    `registration` tells it from others of its number before it on the same incarnation; it grows (P3.13).
     """
 
     number: int
@@ -60,6 +61,12 @@ class Level(NamedTuple):
     deadline_ms: int = 0
     evicts: bool = False
     vetoes: bool = False
+    registration: int = 0
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What tells it from every other registration on one incarnation of a node (P3.13)."""
+        return self.number, self.registration
 
 
 MEMBERSHIP_LEVEL = Level(0, "membership")

@@ -247,7 +247,7 @@ class Model:
         subsystems = self._registered(node, incarnation, self.world.levels_of(node))
         fresh = Seat(
             True, incarnation, subsystems=subsystems, acknowledged=seat.acknowledged, report=seat.report,
-            proven=seat.proven,
+            proven=seat.proven, gone=seat.gone,
         )  # fmt: skip
         return self._with(state, {node: fresh})
 
@@ -264,7 +264,7 @@ class Model:
         farewell = self._report(state, node, seat) if heard else 0
         dead = Seat(
             False, seat.incarnation, acknowledged=seat.acknowledged, report=seat.report, farewell=farewell,
-            proven=seat.proven,
+            proven=seat.proven, gone=seat.gone,
         )  # fmt: skip
         if state[1] == node:
             return self._without_master(state, {node: dead})
@@ -308,16 +308,21 @@ class Model:
 
     def _registering(self, state: State, node: int, seat: Seat, budget: Budget) -> list[tuple[Step, State]]:
         """The late level comes or goes on a node that runs."""
-        level = self.world.late_level
         happened: Input
+        # Registrations are counted up from the budget's end: each is above all before it.
+        level = self.world.late_level._replace(registration=self.world.budget.late - budget.late)
         here = level.number in self._subsystems.values[seat.subsystems].levels
         if here:
             if not budget.gone:
                 return []
             what, happened, spent = "gone", LevelGone(level.number), "gone"
             kept = frozenset(item for item in seat.held if item[0][0] != level.number)
+            own: Subsystems = self._subsystems.values[seat.subsystems]
             seat = seat._replace(
-                held=kept, working=frozenset(step for step in seat.working if step.level != level.number)
+                held=kept,
+                working=frozenset(step for step in seat.working if step.level != level.number),
+                acknowledged=frozenset(each for each in seat.acknowledged if each[1].level != level.number),
+                gone=seat.gone | {(seat.incarnation, *own.levels[level.number].identity)},
             )
         else:
             if not budget.late:
@@ -402,7 +407,10 @@ class Model:
         seat = seats[requirement.node]
         if isinstance(requirement, AcknowledgedBy):
             done = (requirement.incarnation, requirement.step) in seat.acknowledged
-            require(done, "3.4", f"n{requirement.node} has not acknowledged {requirement.step}, and it goes on")
+            gone = (requirement.incarnation, requirement.step.level, requirement.registration) in seat.gone
+            where = f"n{requirement.node}, level {requirement.step.level}"
+            require(gone or not requirement.gone, "3.4", f"{where} is left in the middle of {requirement.step}")
+            require(done or gone, "3.4", f"n{requirement.node} has not acknowledged {requirement.step}, and it goes on")
         else:
             stopped = seat.incarnation > requirement.incarnation or not seat.running
             require(stopped, "3.9", f"incarnation {requirement.incarnation} of n{requirement.node} still runs")
@@ -439,7 +447,10 @@ class Model:
         outcome = self._input(node, seat, number, None)
         if outcome.ended == "left":
             require(seat.promised == seat.incarnation, "3.7", f"n{node} has left, and nobody had asked it to")
-            return Seat(False, seat.incarnation, acknowledged=seat.acknowledged, report=seat.report, proven=seat.proven)
+            return Seat(
+                False, seat.incarnation, acknowledged=seat.acknowledged, report=seat.report, proven=seat.proven,
+                gone=seat.gone,
+            )  # fmt: skip
         require(not outcome.ended, "3.12", f"n{node} {outcome.ended}, and it was not proven dead")
         database: Database = self.databases.values[number]
         steps = {present_step(each) for each in database.transitions.values()}
@@ -546,9 +557,14 @@ class Model:
                 self._judge_subsystems(node, seat, database)
 
     def _judge_subsystems(self, node: int, seat: Seat, database: Database) -> None:
-        levels = self._subsystems.values[seat.subsystems].levels
-        counted = {level.number for level in database.member(node).levels}
-        require(counted == set(levels), "3.10", f"n{node} has levels {sorted(levels)}, {sorted(counted)} count")
+        here = {level.identity for level in self._subsystems.values[seat.subsystems].levels.values()}
+        counted = {level.identity for level in database.member(node).levels}
+        require(counted == here, "3.10", f"n{node} has levels {sorted(here)}, {sorted(counted)} count")
+        heard = {key for key, _ in seat.held}
+        for number, _ in here:
+            for member in database.members.values():
+                known = (number, member.node) in heard or member.state is not NodeState.JOINED
+                require(known, "3.10", f"level {number} on n{node} was never told of n{member.node}")
         require(not seat.working, "3.4", f"n{node} still works on {set(seat.working)}")
         for (level, about), held in seat.held:
             judge_held(node, level, database.member(about), held, self._count(level, held.kind))

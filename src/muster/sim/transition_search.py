@@ -183,6 +183,7 @@ def _words(step: Step) -> str:
 ONE, TWO = Level(10, "low"), Level(20, "high")
 ONE_TWICE, TWO_TWICE = Level(10, "low", Barriers(2, 1, 2)), Level(20, "high", Barriers(1, 2, 1))
 LATE, TALL = Level(30, "late", Barriers(2, 1, 1)), Level(50, "tall")
+LATE_TWICE, LOW = Level(30, "late", Barriers(1, 2, 2)), Level(5, "lowest", Barriers(2, 1, 2))
 
 # What is searched by default: several worlds, because each reaches what the others cannot afford.
 SUITES = {
@@ -197,6 +198,9 @@ SUITES = {
         World(2, 1, (ONE, TWO), Budget(boots=1, leaves=1, crashes=1), LATE, event_manager=None),
         World(2, 1, (ONE,), Budget(boots=1, leaves=1, crashes=1), LATE, tall=TALL),
         World(3, 3, (ONE_TWICE, TWO), Budget(crashes=2), LATE),
+        World(2, 1, (ONE,), Budget(boots=1, late=2, gone=1), LATE),
+        World(2, 2, (ONE,), Budget(leaves=1, late=2, gone=1), LATE),
+        World(2, 2, (ONE,), Budget(crashes=1, late=2, gone=1), LATE),
     ),
     3: (
         World(3, 2, (ONE_TWICE, TWO), Budget(boots=1, crashes=2), LATE),
@@ -209,6 +213,12 @@ SUITES = {
         World(3, 3, (ONE,), Budget(crashes=1, late=1), LATE),
         World(2, 1, (ONE, TWO), Budget(boots=2, leaves=1, crashes=1), LATE),
         World(2, 1, (ONE, TWO), Budget(boots=1, leaves=1, crashes=1, late=1), LATE),
+        World(2, 1, (ONE,), Budget(boots=1, crashes=1, late=2, gone=1), LATE),
+        World(2, 1, (ONE,), Budget(boots=1, crashes=1, late=1), LOW),
+        World(2, 1, (ONE,), Budget(boots=1, changes=1, late=2, gone=1), LATE),
+        World(2, 2, (ONE,), Budget(restarts=1, changes=1, late=2, gone=1), LATE),
+        World(2, 2, (), Budget(leaves=1, crashes=1, late=2, gone=1), LATE_TWICE),
+        World(3, 3, (), Budget(late=2, gone=1), LATE),
     ),
 }
 

@@ -96,6 +96,7 @@ class Seat(NamedTuple):
     proven: tuple[int, ...] = ()  # its incarnations of whose end the master has proof
     promised: int = 0  # the incarnation whose leave was accepted
     restarted: bool = False
+    gone: frozenset[tuple[int, int, int]] = frozenset()  # (incarnation, level, registration) of subsystems that went
 
 
 class Outcome(NamedTuple):
