@@ -160,15 +160,18 @@ class Life:
 class CoreCluster:
     """Nodes 0, 1, ... of one cluster. What a test may set: `profile`, `deadman`, and the conditions below."""
 
-    def __init__(self, nodes: int = 2, profile: Profile = FAST, deadman: Deadman = Deadman.PID_NAMESPACE) -> None:
+    def __init__(
+        self, nodes: int = 2, profile: Profile = FAST, deadman: Deadman = Deadman.PID_NAMESPACE, slots: int = 0
+    ) -> None:
         self.nodes, self.profile, self.deadman = nodes, profile, deadman
+        slots = slots or nodes
         self.now_us = 1_000_000
         configs = tuple(NodeConfig(node, f"n{node}", (f"127.0.0.1:{7000 + node}",), "") for node in range(nodes))
         blob = encode_database(initial_database(Cluster("test", "0" * 32, profile.name, ""), configs))
-        self.leases = [_blank(RegisterKind.LEASE, node, Lease) for node in range(nodes)]
-        self.claims = [_blank(RegisterKind.CLAIM, node, Claim) for node in range(nodes)]
-        self.views = [_blank(RegisterKind.VIEW, node, View) for node in range(nodes)]
-        self.marks = [_blank(RegisterKind.MARKS, node, Marks) for node in range(nodes)]
+        self.leases = [_blank(RegisterKind.LEASE, node, Lease) for node in range(slots)]
+        self.claims = [_blank(RegisterKind.CLAIM, node, Claim) for node in range(slots)]
+        self.views = [_blank(RegisterKind.VIEW, node, View) for node in range(slots)]
+        self.marks = [_blank(RegisterKind.MARKS, node, Marks) for node in range(slots)]
         self.journals: dict[tuple[int, int], tuple[Mark, bytes, tuple[bytes, ...]]] = {
             (node, claim.mark.half): (claim.mark, blob, ()) for node, claim in enumerate(self.claims)
         }

@@ -161,14 +161,18 @@ def test_an_expired_certificate_is_refused_at_the_boot_of_its_own_node(
     issue = certificates.issue
     past = datetime.now(UTC) - timedelta(days=1)
 
-    def expired(authority: certificates.Credentials, node: int, name: str, cluster: str) -> certificates.Credentials:
+    def expired(
+        authority: certificates.Credentials, node: int, name: str, cluster: str, *, not_after: datetime
+    ) -> certificates.Credentials:
+        assert not_after > past
         return issue(authority, node, name, cluster, not_before=past - timedelta(days=1), not_after=past)
 
     monkeypatch.setattr(certificates, "issue", expired)
     cluster = create(tmp_path / "cluster", 1, "fast")
     line = refused(musterd(cluster.directory / "store", "n0", cluster.home("n0")))
     assert "expired" in line
-    assert "issue a new one" in line
+    assert "muster node token n0" in line
+    assert "--renew-expired" in line
 
 
 def test_an_address_in_use_is_named_with_its_holder(made: Path) -> None:

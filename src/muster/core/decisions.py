@@ -9,7 +9,7 @@ import zlib
 
 import msgspec
 
-from muster.core import membership, operations, registration, service, transition
+from muster.core import authority, membership, operations, registration, service, transition
 from muster.core.draft import Draft, Facts
 from muster.records.messages import Request
 from muster.records.state import Database, NodeState, Operation
@@ -19,6 +19,7 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     """The draft of the next entry, and what became of each request, in order."""
     draft = Draft(database)
     answers = [operations.carry_out(request, draft, facts) for request in requests]
+    authority.advance(draft, facts)
     membership.admit(draft, facts)
     registration.follow_reports(draft, facts)
     membership.force_out_the_dead(draft, facts)

@@ -14,16 +14,20 @@ from muster.records.messages import Report
 from muster.records.registers import ProofKind
 from muster.records.state import (
     Change,
+    Cluster,
     Database,
     Forget,
     Maintenance,
     Member,
+    NodeConfig,
     NodeState,
     Operation,
     Service,
     Standby,
     Transition,
 )
+
+Record = Cluster | NodeConfig | Member | Transition | Service | Operation | Maintenance | Standby | EventGroup
 
 
 class StopEvidence(Protocol):
@@ -51,6 +55,7 @@ class Facts(msgspec.Struct):
     services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
     free_bytes: Callable[[], int]  # what the journal can still take of new definitions
     age_us: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed (`core/ages.py`)
+    slots: dict[int, int] = msgspec.field(default_factory=dict)  # of the store: slot -> last incarnation that ran in it
 
     def report(self, member: Member) -> Report | None:
         """The report of exactly this incarnation, in this term."""
@@ -66,6 +71,8 @@ class Draft:
         self.index = database.index + 1
         self.causes: list[str] = []
         self._said: set[str] = set()  # the same, to be asked quickly: an entry may have thousands
+        self.cluster = database.cluster
+        self.nodes = dict(database.nodes)
         self.members = dict(database.members)
         self.transitions = dict(database.transitions)
         self.services = dict(database.services)
@@ -79,13 +86,15 @@ class Draft:
         """The member record of a configured node."""
         return self.members.get(node) or Member(node)
 
-    def put(
-        self,
-        record: Member | Transition | Service | Operation | Maintenance | Standby | EventGroup,
-        cause: str = "",
-    ) -> None:
+    def put(self, record: Record, cause: str = "") -> None:
         """Replace a record. `cause` goes into the entry's cause."""
         match record:
+            case Cluster():
+                self.cluster = record
+                key = ("cluster", "")
+            case NodeConfig():
+                self.nodes[record.node] = record
+                key = ("node", str(record.node))
             case Member():
                 self.members[record.node] = record
                 key = ("member", str(record.node))
@@ -111,7 +120,7 @@ class Draft:
         self._because(cause)
 
     def forget(self, kind: str, key: str, cause: str = "") -> None:
-        """Remove a record: a transition, a service, an event group, a maintenance or a standby."""
+        """Remove a record of any kind; that of a node goes with its member record."""
         match kind:
             case "transition":
                 self.transitions.pop(int(key), None)
@@ -121,6 +130,10 @@ class Draft:
                 self.event_groups.pop(key, None)
             case "maintenance":
                 self.maintenance.pop(key, None)
+            case "node":
+                self.nodes.pop(int(key), None)
+                self.members.pop(int(key), None)
+                self._changed.pop(("member", key), None)
             case _:
                 self.standby.pop(int(key), None)
         self._changed[kind, key] = Forget(kind, key)
@@ -138,7 +151,8 @@ class Draft:
 
     def name(self, node: int) -> str:
         """The configured name of `node`."""
-        return self.database.name_of(node)
+        config = self.nodes.get(node)
+        return config.name if config is not None else self.database.name_of(node)
 
     def transition_of(self, node: int) -> Transition | None:
         """The transition of `node`; there is never more than one."""

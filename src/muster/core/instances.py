@@ -29,7 +29,7 @@ def expand(round_: Round) -> None:
 
 def _expand(template: Service, round_: Round) -> None:
     states = set()
-    for config in round_.draft.database.nodes.values():
+    for config in round_.draft.nodes.values():
         name = f"{template.name}{SEPARATOR}{config.name}"
         instance = round_.draft.services.get(name)
         if instance is None and not template.removed and is_allowable(template.definition, config.name):
@@ -54,7 +54,7 @@ def _follow(instance: Service, round_: Round) -> None:
     """What is withdrawn, redefined or forbidden for a template is so for its instances."""
     template = round_.draft.services.get(instance.template)
     node_name = instance.name.rpartition(SEPARATOR)[2]
-    configured = any(config.name == node_name for config in round_.draft.database.nodes.values())
+    configured = any(config.name == node_name for config in round_.draft.nodes.values())
     if template is None or template.removed or not is_template(template) or not configured:
         if not instance.removed:
             round_.put(replace(instance, removed=True, wanted=False), "is needed no more")

@@ -55,7 +55,7 @@ def admit(draft: Draft, facts: Facts) -> None:
     admitted = [
         node
         for node, report in sorted(facts.reports.items())
-        if report.wish == "join" and node in draft.database.nodes and _admit(draft, facts, node, report)
+        if report.wish == "join" and node in draft.nodes and _admit(draft, facts, node, report)
     ]
     open_joins(draft, admitted)
 

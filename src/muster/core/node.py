@@ -127,6 +127,8 @@ class Node:
     ) -> None:
         self.setup, self.database = setup, database
         self.me = setup.node
+        own_config = database.nodes.get(self.me)
+        self._generation = own_config.generation if own_config is not None else 0
         self._profile = setup.profile
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
@@ -710,6 +712,10 @@ class Node:
         """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
         if not self._confirmed or self._ended:
             return
+        config = self.database.nodes.get(self.me)
+        if config is None or config.name != self.setup.name or config.generation != self._generation:
+            self._panic("this node was removed from the cluster")  # P1.3
+            return
         own = self.database.member(self.me)
         if own.incarnation == self.setup.incarnation:
             if own.state is NodeState.FORCED_LEAVING:
@@ -855,6 +861,7 @@ class Node:
             self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
             self._find_hung(reports), self._services_open, self._free_bytes,
             lambda index: self._ages.age_us(index, self._now_us),
+            self._observer.slots(),
         )  # fmt: skip
         if not self._services_open:
             self._services_open = facts.services_open = all_have_reported(self.database, facts)

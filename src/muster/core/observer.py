@@ -68,6 +68,10 @@ class Observer:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
         return node == self._me or (node < len(self._watches) and self._watches[node].is_live())
 
+    def slots(self) -> dict[int, int]:
+        """The last incarnation that ran in each slot of the store; slots whose lease is unknown are left out."""
+        return {slot: lease.stamp.incarnation for slot, lease in enumerate(self.strip.leases) if lease is not None}
+
     def highest_term(self) -> Term:
         """The highest term that anybody has claimed."""
         return max((claim.stamp.term for claim in self.strip.claims if claim is not None), default=NO_TERM)

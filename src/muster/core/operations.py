@@ -6,18 +6,25 @@ changes nothing.
 
 from msgspec.structs import replace
 
-from muster.core import event_operations, service_operations
+from muster.core import authority, configuration, event_operations, service_operations
 from muster.core.draft import Draft, Facts, counts
 from muster.core.membership import condemn
 from muster.core.refusal import Refused, member_named
 from muster.core.transition import open_forced_leave, open_leave
 from muster.records.messages import (
+    AbandonRotation,
+    AddNode,
     ApplyEvents,
+    CertifyNodes,
     EnableEvents,
+    EnrolNode,
     EvictNode,
+    IssueToken,
     LeaveNode,
     OperationRequest,
+    RemoveNode,
     Request,
+    RotateAuthority,
     SetMaintenance,
     SetStandby,
 )
@@ -52,6 +59,10 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
             return event_operations.enable(operation, draft)
         case SetMaintenance():
             return _set_maintenance(operation, draft)
+        case AddNode() | RemoveNode() | IssueToken() | EnrolNode() | CertifyNodes():
+            return configuration.carry_out(operation, draft, facts)
+        case RotateAuthority() | AbandonRotation():
+            return authority.carry_out(operation, draft, facts)
         case _:
             return service_operations.carry_out(operation, draft, facts)
 

@@ -55,7 +55,7 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
             f"the definitions need {size} bytes and the store has {max(0, free_bytes)} left for them: "
             "withdraw services, or make a new store with a larger --size (muster init)"
         )
-    known = {config.name for config in draft.database.nodes.values()}
+    known = {config.name for config in draft.nodes.values()}
     for definition in operation.definitions:
         _check_nodes(definition, known)
         if (before := draft.services.get(definition.name)) is not None:

@@ -48,14 +48,18 @@ from muster.core.inputs import (
     Tick,
 )
 from muster.core.node import Node
+from muster.daemon.authority_keys import AuthorityKeys
+from muster.daemon.enrolment import Enrolments
 from muster.daemon.event_manager import EventManager
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.measures import Measures
 from muster.daemon.observations import Observations
+from muster.daemon.renewal import Certification
 from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
+from muster.daemon.trust import Credentials
 from muster.drivers.interconnect import Interconnect
 from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
@@ -89,6 +93,10 @@ class Daemon:
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self.events = EventManager(node, self.operate, self.note, boottime_us)
+        self.credentials = Credentials(node.me, home, self.note)
+        self.keys = AuthorityKeys(home, self._send, self.note)
+        self.certification = Certification(node, self.keys, self.operate, self.changes, self.note)
+        self.enrolments = Enrolments(node, self.keys, self.operate, self.note)
         self._store, self._guard = store, guard
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
@@ -109,6 +117,7 @@ class Daemon:
         if self._observations is not None:
             self._observations.began(boottime_us(), self.node.database)
         self._spawn(self._measure_performance())
+        self._spawn(self.certification.run())
         self._carry_out(self.node.start(boottime_us()))
         self.subsystems.restore()
         self.events.start(runner)
@@ -147,7 +156,7 @@ class Daemon:
     def on_message(self, sender: int, message: Message) -> None:
         """A frame from a peer."""
         self.measures.frames["received"] += 1
-        if not self.history.takes(sender, message):
+        if not (self.history.takes(sender, message) or self.keys.takes(sender, message)):
             self.feed(MessageReceived(sender, message))
 
     def on_connected(self, node: int, incarnation: int) -> None:
@@ -161,6 +170,12 @@ class Daemon:
     def on_trouble(self, text: str) -> None:
         """Something on the interconnect that people should know."""
         self.note("interconnect trouble", text)
+
+    def on_distrust(self) -> None:
+        """A connection was refused for what one of the two knows: the store may hold a newer record (P1.1)."""
+        if self._interconnect is not None and self.credentials.may_look_again():
+            work = self.credentials.look_again(self.store_path, lambda: self.node.database, self._interconnect)
+            self._spawn(work)
 
     def on_finished(self, command: CommandState) -> None:
         """The runner reports the end of a command."""
@@ -263,7 +278,7 @@ class Daemon:
 
     def _membership_may_have_changed(self) -> None:
         assert self._interconnect is not None
-        self._interconnect.set_peers({config.node: config.addresses for config in self.node.database.nodes.values()})
+        self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
         self.events.replica_advanced()
         for event in self._changed:

@@ -6,15 +6,20 @@ What is wrong with the store, the name, the key or the addresses is said here, o
 import argparse
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from muster.daemon.authority_keys import AuthorityKeys
 from muster.daemon.log_file import LogRefused, add_log_options, prepare_log
 from muster.daemon.metrics_endpoint import VARIABLE, MetricsRefused, check_endpoint
-from muster.drivers.certificates import CertificateRefused, client_context, server_context, verify_pair
+from muster.daemon.trust import CERTIFICATE_FILE, KEY_FILE, authorities_of, expected_end_s, own_certificate
+from muster.drivers.certificates import CertificateRefused, Subject
 from muster.drivers.guard import StartRefused, lock_home
 from muster.drivers.interconnect import InterconnectRefused, check_address
+from muster.drivers.private_files import write_private
 from muster.drivers.store import StoreFailed
 from muster.drivers.store_inspection import newest_database
 from muster.records.outages import profile_with
@@ -23,7 +28,6 @@ from muster.records.timing import PROFILES, InconsistentProfile
 
 EXIT_REFUSED = 3
 _GUARD_WORDS = 3  # of the guard's command line: interpreter, -m, module
-KEY_FILE = "key.pem"
 
 
 class BootRefused(Exception):
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `musterd`."""
     options = _parse(arguments)
     try:
+        if options.renew_expired:
+            renew_expired(options.store, options.node, options.home)
         command = prepare(options.store, options.node, options.home)
         command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
         if options.predecessor_stopped:
@@ -84,6 +90,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"serve metrics for Prometheus there: 127.0.0.1:PORT or unix:/PATH [none]; or {VARIABLE}",
     )
     add_log_options(parser)
+    parser.add_argument(
+        "--renew-expired",
+        action="store_true",
+        help="issue this node's certificate anew with the authority's key in its home, where the whole cluster was "
+        "down for so long that nobody is left to ask",
+    )
     return parser.parse_args(arguments)
 
 
@@ -94,9 +106,15 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     directory = Path(home)
     if not directory.is_dir():
         raise BootRefused(f"home {home}: there is no such directory; make it, with the node's {KEY_FILE} in it")
-    key = str(directory / KEY_FILE)
-    authority = database.cluster.authority
-    verify_pair(server_context(config.certificate, key, authority), client_context(config.certificate, key, authority))
+    if not config.certificate:
+        raise BootRefused(
+            f"store {store}: {name} is configured and has no certificate yet; enrol it here, with its token: "
+            f"muster enrol --store {store} --name {name} --home {home}"
+        )
+    try:
+        own_certificate(config, directory, authorities_of(database))
+    except CertificateRefused as error:
+        raise CertificateRefused(f"{error}{_way_back(config, store, home)}") from error
     os.close(lock_home(str(directory.resolve())))  # before its address is found taken, by itself
     for address in config.addresses:
         check_address(address)
@@ -110,6 +128,38 @@ def prepare(store: str, name: str, home: str) -> list[str]:
         sys.executable, "-m", "muster.drivers.guard", *paths, "--node-id", str(config.node), "--name", name,
         "--profile", msgspec.json.encode(profile._asdict()).decode(), "--daemon", *daemon,
     ]  # fmt: skip
+
+
+def _way_back(config: NodeConfig, store: str, home: str) -> str:
+    """What helps a node whose certificate has ended, or whose key is not the one on record."""
+    end_s = expected_end_s(config.certificate)
+    name = config.name
+    if end_s is None or end_s > time.time():
+        return ""
+    return (
+        f"; it ended on {datetime.fromtimestamp(end_s, UTC):%Y-%m-%d %H:%M:%S} UTC. If another node runs: there, "
+        f"`muster node token {name}`; here, `muster enrol --store {store} --name {name} --home {home}`. If none does: "
+        "start this one with --renew-expired"
+    )
+
+
+def renew_expired(store: str, name: str, home: str) -> None:
+    """Issue this node's certificate anew on this machine, for its key, into its home (P1.6). Raises as `prepare`."""
+    from muster.daemon.enrolment import issuing_authority
+    from muster.drivers.signing import Reissue, carry_out
+
+    database = newest_database(store)
+    config, cluster = _configured(database, name, store), database.cluster
+    authority = issuing_authority(cluster)
+    keys = AuthorityKeys(Path(home), lambda _node, _message: None, lambda _event, _text: None)
+    if not keys.holds(authority):
+        raise BootRefused(
+            f"home {home}: it lacks the authority's key, {keys.path(authority)}; put it there from the folder that "
+            "`muster init` wrote, or enrol this node on a running cluster (muster node token, muster enrol)"
+        )
+    subject = Subject(config.node, config.name, cluster.identity)
+    job = Reissue(authority, keys.path(authority), ((subject, config.certificate),), cluster.certificate_lifetime_s)
+    write_private(Path(home) / CERTIFICATE_FILE, carry_out(job).certificates[0])
 
 
 def _configured(database: Database, name: str, store: str) -> NodeConfig:

@@ -23,13 +23,13 @@ from muster.daemon.daemon import Daemon, boottime_us
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.log_file import keep_log_bounded
-from muster.daemon.main import KEY_FILE
 from muster.daemon.metrics_endpoint import VARIABLE as METRICS
 from muster.daemon.metrics_endpoint import Endpoint, MetricsRefused
 from muster.daemon.observations import requested
 from muster.daemon.readiness import keep_service_manager_informed
 from muster.daemon.releases import release
 from muster.daemon.requests import Requests
+from muster.daemon.trust import KEY_FILE
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
 from muster.drivers.interconnect import Interconnect, InterconnectRefused
@@ -129,12 +129,15 @@ async def _serve(
         node.me, cluster.identity, node.incarnation, node.setup.profile,
         on_message=daemon.on_message, on_connected=daemon.on_connected,
         on_lost=daemon.on_lost, on_trouble=daemon.on_trouble,
+        on_distrust=daemon.on_distrust, on_visitor=daemon.enrolments.visit,
     )  # fmt: skip
     control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle)
     daemon.start(interconnect, runner)
     try:
         interconnect.set_peers({peer.node: peer.addresses for peer in node.database.nodes.values()})
-        await interconnect.start(config.addresses, config.certificate, str(home / KEY_FILE), cluster.authority)
+        certificate, authorities = daemon.credentials.at_boot(node.database)
+        await interconnect.start(config.addresses, certificate, str(home / KEY_FILE), authorities)
+        daemon.credentials.follow(node.database, interconnect)
         await control.start()
     except (InterconnectRefused, CertificateRefused, SocketRefused) as error:
         daemon.note("cannot run", str(error))

@@ -78,6 +78,7 @@ def create_authority(
     Raises `CertificateRefused` if the validity is empty or a name cannot stand in a certificate.
     """
     from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
@@ -89,8 +90,10 @@ def create_authority(
         .issuer_name(subject)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     )
-    return _finish(builder, key, key)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return Credentials(certificate.decode(), _key_text(key))
 
 
 def issue(
@@ -102,31 +105,113 @@ def issue(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> Credentials:
-    """Issue a node's certificate, for both ends of a connection (SPEC 1.6).
+    """Make a key and issue a node's certificate for it, for both ends of a connection (SPEC 1.6).
 
     Without times it is good from a day ago until the authority itself ends, at most ten years. Raises
     `CertificateRefused`.
     """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = Subject(node, node_name, cluster_identity)
+    return Credentials(_certify(authority, subject, key.public_key(), not_before, not_after), _key_text(key))
+
+
+class Subject(NamedTuple):
+    """The node that a certificate is for."""
+
+    node: int
+    name: str
+    cluster_identity: str
+
+
+def request_certificate(node_name: str) -> tuple[str, str]:
+    """Make a private key, and a request for a certificate of it: (key, request), both PEM (P1.4)."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key_pem = _key_text(ec.generate_private_key(ec.SECP256R1()))
+    return key_pem, request_for(key_pem, node_name)
+
+
+def request_for(key_pem: str, node_name: str) -> str:
+    """A request (PEM) for a certificate of a key that exists. Raises `CertificateRefused`."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    name = _distinguished_name(node_name, "")
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    return builder.sign(_load_key(key_pem), hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def sign_request(
+    authority: Credentials, subject: Subject, request_pem: str, *, not_after: datetime | None = None
+) -> str:
+    """Issue a certificate (PEM) for the key of a request, whose own signature proves that the asker has it (P1.4).
+
+    Raises `CertificateRefused`.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        request = x509.load_pem_x509_csr(request_pem.encode())
+        valid = request.is_signature_valid
+    except (ValueError, TypeError) as error:
+        raise CertificateRefused(
+            f"certificate request: it cannot be read ({error}); make it with muster enrol"
+        ) from error
+    key = request.public_key()
+    if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateRefused("certificate request: its signature is not of its own key; make it with muster enrol")
+    return _certify(authority, subject, key, None, not_after)
+
+
+def reissue(
+    authority: Credentials,
+    subject: Subject,
+    certificate_pem: str,
+    *,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> str:
+    """Issue a certificate (PEM) anew for the key of another one (P1.6, P1.7). Raises `CertificateRefused`."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = _load_certificate(certificate_pem, f"certificate of {subject.name}").public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateRefused(f"certificate of {subject.name}: its key is of another kind; enrol the node anew")
+    return _certify(authority, subject, key, not_before, not_after)
+
+
+def _certify(
+    authority: Credentials,
+    subject: Subject,
+    key: "ec.EllipticCurvePublicKey",
+    not_before: datetime | None,
+    not_after: datetime | None,
+) -> str:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
+    node, node_name, cluster_identity = subject
     if not 0 <= node <= MAXIMUM_NODE:
         raise CertificateRefused(f"node id {node} of {node_name!r}: it must lie in 0 to {MAXIMUM_NODE}; choose another")
     issuer, issuer_key = _load_authority(authority)
     start, end = _validity(not_before, not_after, issuer.not_valid_after_utc)
     names = _alternative_names(Identity(cluster_identity, node), node_name)
-    key = ec.generate_private_key(ec.SECP256R1())
     purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    builder = (
-        _builder(_distinguished_name(node_name, cluster_identity), key.public_key(), start, end)
+    certificate = (
+        _builder(_distinguished_name(node_name, cluster_identity), key, start, end)
         .issuer_name(issuer.subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(purposes, critical=False)
         .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .sign(issuer_key, hashes.SHA256())
     )
-    return _finish(builder, key, issuer_key)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def describe(certificate_pem: str) -> Description:
@@ -220,17 +305,11 @@ def _builder(
     )
 
 
-def _finish(
-    builder: "x509.CertificateBuilder", key: "ec.EllipticCurvePrivateKey", signer: "ec.EllipticCurvePrivateKey"
-) -> Credentials:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
+def _key_text(key: "ec.EllipticCurvePrivateKey") -> str:
+    from cryptography.hazmat.primitives import serialization
 
-    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    certificate = builder.add_extension(issuer_identifier, critical=False).sign(signer, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return Credentials(certificate.public_bytes(pem).decode(), private.decode())
+    private = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()).decode()
 
 
 def _load_certificate(pem: str, what: str) -> "x509.Certificate":
@@ -242,19 +321,24 @@ def _load_certificate(pem: str, what: str) -> "x509.Certificate":
         raise CertificateRefused(f"{what}: this is no PEM certificate ({error}); give the file's whole text") from error
 
 
-def _load_authority(authority: Credentials) -> tuple["x509.Certificate", "ec.EllipticCurvePrivateKey"]:
+def _load_key(pem: str, what: str = "private key of this node") -> "ec.EllipticCurvePrivateKey":
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    certificate = _load_certificate(authority.certificate_pem, "certificate of the authority")
     try:
-        key = serialization.load_pem_private_key(authority.key_pem.encode(), password=None)
+        key = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError) as error:
-        raise CertificateRefused(
-            f"private key of the authority: it cannot be read ({error}); give the key that "
-            "`muster init` made, unencrypted"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        advice = "give the key that Muster made, unencrypted"
+        raise CertificateRefused(f"{what}: it cannot be read ({error}); {advice}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateRefused(f"{what}: it is of another kind than Muster makes; give the key that Muster made")
+    return key
+
+
+def _load_authority(authority: Credentials) -> tuple["x509.Certificate", "ec.EllipticCurvePrivateKey"]:
+    certificate = _load_certificate(authority.certificate_pem, "certificate of the authority")
+    key = _load_key(authority.key_pem, "private key of the authority")
+    if key.public_key() != certificate.public_key():
         raise CertificateRefused(
             "private key of the authority: it does not belong to the authority's certificate; "
             "give the key that the same `muster init` made"
@@ -278,6 +362,34 @@ def server_context(certificate_pem: str, key_path: str, authority_pem: str) -> s
 def client_context(certificate_pem: str, key_path: str, authority_pem: str) -> ssl.SSLContext:
     """TLS settings for connections that this node makes; like `server_context`. Raises `CertificateRefused`."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, certificate_pem, key_path, authority_pem)
+
+
+def visitor_context(certificate_pem: str, key_path: str) -> ssl.SSLContext:
+    """TLS settings towards a machine that is no node yet: it knows us by our certificate, we it by its token (P1.4).
+
+    Raises `CertificateRefused`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    _load_own(context, certificate_pem, key_path)
+    return context
+
+
+def enrolling_context(authority_pem: str) -> ssl.SSLContext:
+    """TLS settings of a machine that is no node yet: it has no certificate, and trusts this authority only (P1.4)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the node's URI and its key are checked instead
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_verify_locations(cadata=authority_pem)
+    return context
+
+
+def check_pair(certificate_pem: str, key_path: str) -> None:
+    """Raise `CertificateRefused` unless the key at `key_path` is its owner's only, and that of the certificate."""
+    _load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate_pem, key_path)
 
 
 def peer_identity(certificate: Mapping[str, object] | None) -> Identity:

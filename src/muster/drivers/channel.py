@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol, cast
 
+from muster.drivers.certificate_fields import NoCertificate, key_pin
 from muster.drivers.certificates import explain_tls
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
@@ -35,6 +36,7 @@ MAXIMUM_QUEUE_FRAMES = 4096
 _RECORD_BYTES = 16_384  # largest plaintext of one TLS record
 _PIECE_BYTES = 128 * 1024  # encrypted at once; more waits as it is, where it can still be counted
 _MS_PER_S = 1000
+VISITOR_GREETING = b"MUSTER-ENROL 1\n"  # of a machine that is no node yet, where a node begins its handshake (P1.4)
 
 
 class Cause(NamedTuple):
@@ -62,6 +64,9 @@ class ChannelOwner(Protocol):
 
     def silence_ms(self) -> int:
         """How long sent bytes may stay unacknowledged before the kernel ends the connection."""
+
+    def divert(self, channel: "Channel", transport: asyncio.Transport, data: bytes) -> None:
+        """It is no node that has connected: `transport`, which has received `data`, is the owner's from now on."""
 
     def admit(self, channel: "Channel") -> bool:
         """A TCP connection is made; false if it had to be ended at once."""
@@ -141,6 +146,9 @@ class Channel(asyncio.Protocol):
         """Encrypted bytes from the other end."""
         if self.phase is Phase.CLOSED:
             return
+        if not (self.outgoing or self._received_bytes) and data[:1] == VISITOR_GREETING[:1]:
+            self._hand_over(data)
+            return
         self._received_bytes += len(data)
         self._incoming.write(data)
         if self.phase is Phase.HANDSHAKE:
@@ -173,6 +181,13 @@ class Channel(asyncio.Protocol):
     def peer_certificate(self) -> Mapping[str, object] | None:
         """The other's verified certificate."""
         return cast("Mapping[str, object] | None", self._tls.getpeercert())
+
+    def peer_key(self) -> str:
+        """The pin of the other's public key (`certificate_fields.key_pin`); empty where it cannot be read."""
+        try:
+            return key_pin(self._tls.getpeercert(binary_form=True) or b"")
+        except NoCertificate:
+            return ""
 
     def say_hello(self, hello: Hello) -> None:
         """Send this end's first frame."""
@@ -225,6 +240,16 @@ class Channel(asyncio.Protocol):
         self._owner.channel_ended(self, before, cause)
 
     # --- Inside ---
+
+    def _hand_over(self, data: bytes) -> None:
+        """The first byte is of no TLS handshake: let the owner see who it is. This is no channel any more."""
+        transport, self._transport = self._transport, None
+        self.phase = Phase.CLOSED
+        self._disarm()
+        self.gone.set()
+        self._owner.discard(self)
+        if transport is not None:
+            self._owner.divert(self, transport, data)
 
     def _arm(self, action: Callable[[], None]) -> None:
         self._disarm()

@@ -10,6 +10,9 @@ opened last and closes the other a little later, so the higher id never finds it
 the same end as an older one always replaces it: nobody makes a second one before the first has ended. A peer's newer
 incarnation replaces whatever there was; an older one is refused.
 
+*Trust* is a record of its own (P1.1): the authorities, and for each node the one public key that is accepted as its.
+It may change at any time; connections that it no longer allows end at once.
+
 *Nothing waits, nothing grows.* `send` never blocks. What a peer does not take waits in a queue of bounded bytes and
 count; when that is full the connection is dropped and made anew: every message is idempotent, and the rules send
 again. Connections that have not proven themselves are bounded in number, time and bytes. What goes wrong with whom is
@@ -28,6 +31,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 from muster.drivers.certificates import (
     CertificateRefused,
@@ -35,6 +39,7 @@ from muster.drivers.certificates import (
     peer_identity,
     server_context,
     verify_pair,
+    visitor_context,
 )
 from muster.drivers.channel import Cause, Channel, Phase
 from muster.records.messages import (
@@ -53,6 +58,27 @@ FIRST_PAUSE_MS = 20  # after a first failed attempt to connect; doubles up to `c
 HEAD_START_MS = 50  # of the lower id, when both ends want to connect
 LINGER_MS = 250  # how long the lower id keeps the older of two connections
 _MS_PER_S = 1000
+
+
+Visitor = Callable[[asyncio.Transport, bytes, ssl.SSLContext], None]
+
+
+class Trust(NamedTuple):
+    """Whom a node accepts (P1.1)."""
+
+    authorities: str  # PEM, one or more certificates
+    keys: Mapping[int, str]  # pin of the one public key of each configured node; empty for one that is not enrolled
+
+
+class _Credentials(NamedTuple):
+    """TLS settings made from this node's certificate and the authorities that it trusts."""
+
+    certificate_pem: str
+    key_path: str
+    authority_pem: str
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    visitor: ssl.SSLContext
 
 
 class InterconnectRefused(Exception):
@@ -138,7 +164,9 @@ class Interconnect:
 
     Callbacks, all called from the event loop: `on_message(sender, message)`; `on_connected(node, incarnation)` when a
     connection opens (again without a loss between when a new one has replaced it: what was under way may be lost);
-    `on_lost(node, cause)` when none is left; `on_trouble(text)` for people, each cause once.
+    `on_lost(node, cause)` when none is left; `on_trouble(text)` for people, each cause once; `on_distrust()` when this
+    end or the other has refused a connection for what it knows of nodes and certificates, which may be old;
+    `on_visitor(transport, data, settings)` when somebody connects to be enrolled.
     """
 
     def __init__(
@@ -152,6 +180,8 @@ class Interconnect:
         on_connected: Callable[[int, int], None],
         on_lost: Callable[[int, str], None],
         on_trouble: Callable[[str], None],
+        on_distrust: Callable[[], None] = lambda: None,
+        on_visitor: Visitor | None = None,
         versions: tuple[int, int] = WIRE_VERSIONS,
     ) -> None:
         self.node, self.handshake_ms = node, profile.connect_ms
@@ -164,7 +194,9 @@ class Interconnect:
         self._channels: set[Channel] = set()  # all that have a socket
         self._half_open: OrderedDict[Channel, None] = OrderedDict()  # accepted, no Hello yet; oldest first
         self._servers: list[asyncio.Server] = []
-        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._credentials: _Credentials | None = None
+        self._keys: Mapping[int, str] | None = None
+        self._on_distrust, self._on_visitor = on_distrust, on_visitor
         self._closing = False
 
     async def start(
@@ -175,6 +207,34 @@ class Interconnect:
         Raises `CertificateRefused` for a certificate or key that no peer would accept, and `InterconnectRefused` for
         an address that cannot be had, naming the process that holds it where that can be known.
         """
+        self._credentials = self._load(certificate_pem, key_path, authority_pem)
+        try:
+            for address in (listen,) if isinstance(listen, str) else listen:
+                self._servers.append(await self._listen(address))
+        except InterconnectRefused:
+            self._credentials = None
+            await self.close()
+            raise
+        for peer in self._peers.values():
+            self._dial_always(peer)
+
+    def set_trust(self, trust: Trust, certificate_pem: str) -> None:
+        """Go by this record from now on (P1.1), and show this certificate. May be called at any time once started.
+
+        Raises `CertificateRefused` where the certificate is not for this node's key, or of no trusted authority: then
+        the old one is still shown, and the old authorities are trusted; the keys are changed all the same.
+        """
+        self._keys = dict(trust.keys)
+        for peer in self._peers.values():
+            for channel in [each for each in peer.channels if each.peer_key() != self._keys.get(peer.node)]:
+                cause = Cause("other key", "its certificate is no longer accepted")
+                self.loop.call_soon(lambda channel=channel, cause=cause: channel.end(cause))  # type: ignore[misc]
+        old = self._credentials
+        if old is None or (old.certificate_pem, old.authority_pem) == (certificate_pem, trust.authorities):
+            return
+        self._credentials = self._load(certificate_pem, old.key_path, trust.authorities)
+
+    def _load(self, certificate_pem: str, key_path: str, authority_pem: str) -> _Credentials:
         server = server_context(certificate_pem, key_path, authority_pem)
         client = client_context(certificate_pem, key_path, authority_pem)
         identity = verify_pair(server, client)
@@ -182,15 +242,8 @@ class Interconnect:
             wanted = f"node {self.node} of cluster {self._hello.cluster}"
             text = f"certificate of this node: it names {identity.uri}, and this is {wanted}"
             raise CertificateRefused(f"{text}; give the certificate and key that were made for this node")
-        try:
-            for address in (listen,) if isinstance(listen, str) else listen:
-                self._servers.append(await self._listen(address, server))
-        except InterconnectRefused:
-            await self.close()
-            raise
-        self._contexts = (server, client)
-        for peer in self._peers.values():
-            self._dial_always(peer)
+        visitor = visitor_context(certificate_pem, key_path)
+        return _Credentials(certificate_pem, key_path, authority_pem, server, client, visitor)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -223,7 +276,7 @@ class Interconnect:
             if node not in self._peers:
                 self._peers[node] = peer
                 peer.vacant.set()
-                if self._contexts is not None:
+                if self._credentials is not None:
                     self._dial_always(peer)
 
     def send(self, node: int, message: Message) -> bool:
@@ -279,6 +332,14 @@ class Interconnect:
             self._drop_slowest()
         return True
 
+    def divert(self, channel: Channel, transport: asyncio.Transport, data: bytes) -> None:
+        """Somebody wants to be enrolled (P1.4), or is lost."""
+        self._half_open.pop(channel, None)
+        if self._on_visitor is None or self._credentials is None or self._closing:
+            transport.abort()
+        else:
+            self._on_visitor(transport, data, self._credentials.visitor)
+
     def channel_secured(self, channel: Channel) -> None:
         """TLS is up: see whom the certificate names, and greet."""
         try:
@@ -295,6 +356,10 @@ class Interconnect:
             channel.end(Cause("other node", text))
             return
         channel.node = identity.node
+        if self._keys is not None and identity.node in self._keys and channel.peer_key() != self._keys[identity.node]:
+            text = "its certificate is not for the key that this cluster has on record for it"
+            channel.end(Cause("other key", f"{text}; a removed or replaced machine is running, stop it"))
+            return
         if not channel.outgoing:
             return
         peer = self._peers.get(identity.node)
@@ -329,6 +394,8 @@ class Interconnect:
                 return
         if cause is _SUPERFLUOUS:
             return
+        if before is not Phase.OPEN and (cause.kind in _DISTRUST or cause.kind.startswith("TLS")):
+            self._on_distrust()
         if channel.outgoing or before is Phase.OPEN:
             self._acquaintances.note(f"node {channel.node}", Cause(cause.kind, f"at {channel.address}: {cause.text}"))
         else:
@@ -422,16 +489,20 @@ class Interconnect:
         text = f"more than {MAXIMUM_HALF_OPEN} connections wait for a handshake; find out what program connects here"
         slowest.end(Cause("too many handshakes", text), at_once=True)
 
-    async def _listen(self, address: str, context: ssl.SSLContext) -> asyncio.Server:
+    async def _listen(self, address: str) -> asyncio.Server:
         host, port = parse_address(address)
         try:
-            return await self.loop.create_server(lambda: Channel(self, context, None, ""), host or None, port)
+            return await self.loop.create_server(self._accept, host or None, port)
         except OSError as error:
             reason, advice = _reason(error), "correct this node's address in the configuration"
             if error.errno == errno.EADDRINUSE:
                 reason = f"it is in use by {_holder_of(port)}"
                 advice = "stop that, or give this node another address"
             raise InterconnectRefused(f"address {address}: cannot listen there: {reason}; {advice}") from error
+
+    def _accept(self) -> Channel:
+        assert self._credentials is not None, "nobody listens before that"
+        return Channel(self, self._credentials.server, None, "")
 
     def _dial_always(self, peer: Peer) -> None:
         peer.dialler = self.loop.create_task(self._dial(peer), name=f"interconnect to node {peer.node}")
@@ -459,9 +530,9 @@ class Interconnect:
         """Connect once, and stay until that connection ends."""
         address = peer.next_address()
         bound_s = self.handshake_ms / _MS_PER_S / len(peer.addresses)
-        if self._contexts is None:
+        if self._credentials is None:
             raise AssertionError("dialling before start")
-        channel = Channel(self, self._contexts[1], peer.node, address)
+        channel = Channel(self, self._credentials.client, peer.node, address)
         try:
             host, port = parse_address(address)
             async with asyncio.timeout(bound_s):
@@ -478,6 +549,7 @@ class Interconnect:
 
 
 _ORDINARY = frozenset({"closed", "broken", "replaced"})  # ends of open connections that only the rules need to know
+_DISTRUST = frozenset({"other key", "not configured", "no node", "closed early"})  # what we or they know may be old
 _MUTUAL = frozenset({"other cluster", "other node", "versions"})  # refusals that the other end can see by our Hello
 
 

@@ -28,6 +28,10 @@ NAME_RULE = "1 to 64 characters of a-z, A-Z, 0-9, dot, underscore and hyphen, a 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 RESERVED = "MUSTER_"  # the beginning of the variables that Muster itself gives to every command
 
+MAXIMUM_LINKS = 8  # addresses of one node
+RESERVED_NAMES = frozenset({"authority"})  # of nodes: the folder of the authority's keys has that name
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):(\d{1,5})")
+
 _SHOWN_CHARACTERS = 60
 
 # Each field that is a command, a duration, a number or a word, and what it may be.
@@ -103,6 +107,32 @@ def problem_of(definition: Definition) -> str:
     for found in contradictions(definition):
         return f"{found.what}: {found.allowed}"
     return ""
+
+
+def address_problem(text: str) -> str:
+    """What is wrong with an address of the interconnect; empty where nothing is."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found.group(2)) < 65536:
+        return f"{shown(text)} is no address: write HOST:PORT with a port from 1 to 65535, an IPv6 address in brackets"
+    return ""
+
+
+def node_name_problem(name: str) -> str:
+    """What is wrong with a node's name; empty where nothing is."""
+    if not NAME.fullmatch(name):
+        return f"a node cannot be called {shown(name)}: a name has {NAME_RULE}"
+    if name in RESERVED_NAMES:
+        return f"a node cannot be called {name!r}: the authority's keys have that name"
+    return ""
+
+
+def addresses_problem(addresses: tuple[str, ...]) -> str:
+    """What is wrong with the addresses of one node; empty where nothing is."""
+    if not 0 < len(addresses) <= MAXIMUM_LINKS:
+        return f"it has {len(addresses)} addresses: give it 1 to {MAXIMUM_LINKS}"
+    if len(set(addresses)) < len(addresses):
+        return "an address is given twice: name each once"
+    return next(filter(None, map(address_problem, addresses)), "")
 
 
 def command_problem(words: tuple[str, ...]) -> str:

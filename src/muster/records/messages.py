@@ -194,6 +194,69 @@ class EnableEvents(Struct, frozen=True, array_like=True, tag="enable"):
     enabled: bool
 
 
+class AddNode(Struct, frozen=True, array_like=True, tag="add_node"):
+    """Configure a new node, and allow the machine that knows the token of `verifier` to become it (P1.2, P1.4)."""
+
+    node: str
+    addresses: tuple[str, ...]
+    verifier: str
+    expires_s: int
+
+
+class RemoveNode(Struct, frozen=True, array_like=True, tag="remove_node"):
+    """Forget a node that is no member and does not run (P1.3)."""
+
+    node: str
+
+
+class IssueToken(Struct, frozen=True, array_like=True, tag="issue_token"):
+    """A new token for a configured node that does not run: it may be enrolled anew (P1.4)."""
+
+    node: str
+    verifier: str
+    expires_s: int
+
+
+class EnrolNode(Struct, frozen=True, array_like=True, tag="enrol_node"):
+    """A member has checked the token and signed the certificate: use the token up (P1.4). Nodes only ask for it."""
+
+    node: int
+    generation: int
+    verifier: str
+    certificate: str
+    issuer: str
+
+
+class Certified(Struct, frozen=True, array_like=True):
+    """A new certificate in place of the one with fingerprint `replaces`, of the same key."""
+
+    node: int
+    generation: int
+    replaces: str
+    certificate: str
+
+
+class CertifyNodes(Struct, frozen=True, array_like=True, tag="certify_nodes"):
+    """Certificates issued anew: renewed before they expire, or by the incoming authority (P1.6, P1.7)."""
+
+    certificates: tuple[Certified, ...]
+    issuer: str
+
+
+class RotateAuthority(Struct, frozen=True, array_like=True, tag="rotate_authority"):
+    """Begin to replace the authority by the one in `incoming` (PEM), whose key the asking node holds (P1.7).
+
+    `restart`: also where another one is on its way already.
+    """
+
+    incoming: str
+    restart: bool = False
+
+
+class AbandonRotation(Struct, frozen=True, array_like=True, tag="abandon_rotation"):
+    """Give a rotation up, as long as no certificate of the incoming authority is in use (P1.7)."""
+
+
 OperationRequest = (
     ApplyServices
     | RegisterService
@@ -208,6 +271,13 @@ OperationRequest = (
     | SetStandby
     | ApplyEvents
     | EnableEvents
+    | AddNode
+    | RemoveNode
+    | IssueToken
+    | EnrolNode
+    | CertifyNodes
+    | RotateAuthority
+    | AbandonRotation
 )
 
 
@@ -282,6 +352,19 @@ class HistoryAnswer(Struct, frozen=True, array_like=True, tag=12):
     omitted: int = 0
 
 
+class KeyRequest(Struct, frozen=True, array_like=True, tag=13):
+    """Node to node: do you hold the private key of the authority with this fingerprint? (P1.5)"""
+
+    authority: str
+
+
+class KeyAnswer(Struct, frozen=True, array_like=True, tag=14):
+    """The private key, for the asking node's home only. Never logged, never in the store (P1.5)."""
+
+    authority: str
+    key_pem: str
+
+
 Message = (
     Hello
     | Heartbeat
@@ -295,6 +378,8 @@ Message = (
     | Verdict
     | HistoryRequest
     | HistoryAnswer
+    | KeyRequest
+    | KeyAnswer
 )
 
 _encoder = msgspec.msgpack.Encoder()

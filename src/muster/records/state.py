@@ -4,6 +4,7 @@ An `Entry` carries whole new versions of the records it changes, never instructi
 nodes of two releases can never apply the same entry differently (SPEC 9.2). New fields go to the end, with a default.
 """
 
+import hashlib
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -82,6 +83,26 @@ class Proof(Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
+class Rotation(IntEnum):
+    """How far the replacement of the cluster's authority has come (P1.7)."""
+
+    NONE = 0
+    TRUSTING = 1  # the incoming authority is committed; every member must have heard of it
+    CERTIFYING = 2  # the master issues every node's certificate anew
+    SETTLING = 3  # every member must have heard of its new certificate; then the old authority goes
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+DEFAULT_CERTIFICATE_LIFETIME_S = 365 * 24 * 3600
+
+
+def fingerprint(pem: str) -> str:
+    """A short name of a certificate, from its PEM text."""
+    return hashlib.sha256(pem.encode()).hexdigest()[:32]
+
+
 class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     """What the whole cluster shares (SPEC 1.3 a)."""
 
@@ -90,15 +111,33 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     profile: str
     authority: str  # PEM certificate of the cluster's authority
     timers: tuple[tuple[str, int], ...] = ()  # those of the profile's timers that are set otherwise (SPEC 7.6)
+    incoming: str = ""  # PEM certificate of the authority that is about to replace it; empty where none is
+    rotation: Rotation = Rotation.NONE
+    rotation_index: int = 0  # of the entry that every member must have applied before the rotation's next step
+    certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S  # of a node's certificate; renewed before its end
+
+
+class Enrolment(Struct, frozen=True, array_like=True):
+    """A one-time token that a machine may become this node with: its verifier, never the token itself (P1.4)."""
+
+    verifier: str  # SHA-256 of the token, hexadecimal
+    expires_s: int  # seconds since 1970, by the clock of the node that is asked
 
 
 class NodeConfig(Struct, frozen=True, array_like=True, tag="node"):
-    """Persistent configuration of one node (SPEC 1.3 a). `addresses` are HOST:PORT."""
+    """Persistent configuration of one node (SPEC 1.3 a). `addresses` are HOST:PORT.
+
+    `generation` is the index of the entry that added it (0: `muster init`), so that a slot used again holds another
+    node (SPEC 9.1).
+    """
 
     node: int
     name: str
     addresses: tuple[str, ...]
-    certificate: str  # PEM
+    certificate: str  # PEM; empty until the node is enrolled. Peers accept its public key, and no other (P1.1)
+    generation: int = 0
+    enrolment: Enrolment | None = None
+    issuer: str = ""  # fingerprint of the authority that issued the certificate; empty: the one of `muster init`
 
 
 class Eviction(Struct, frozen=True, array_like=True):

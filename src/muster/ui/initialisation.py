@@ -4,18 +4,24 @@ The keys are on disk before the store exists: whatever interrupts this, there is
 """
 
 import contextlib
-import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from muster.records.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
-from muster.records.limits import NAME, NAME_RULE
+from muster.records.limits import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
 from muster.records.registers import MAXIMUM_SLOTS
-from muster.records.state import Cluster, NodeConfig, encode_database, initial_database
+from muster.records.state import (
+    DEFAULT_CERTIFICATE_LIFETIME_S,
+    Cluster,
+    NodeConfig,
+    encode_database,
+    fingerprint,
+    initial_database,
+)
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken
 from muster.ui.profile import chosen_profile
@@ -26,8 +32,8 @@ if TYPE_CHECKING:
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.pem"
 AUTHORITY_FOLDER = "authority"
-MAXIMUM_LINKS = 8  # addresses of one node
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):(\d{1,5})")
+AUTHORITY_KEYS_FOLDER = "authority-keys"  # in a node's home, see daemon/authority_keys.py
+SHORTEST_LIFETIME_S, LONGEST_LIFETIME_S = 10, 10 * 365 * 24 * 3600  # of a node's certificate
 
 
 class NodePlan(NamedTuple):
@@ -47,6 +53,7 @@ class ClusterPlan(NamedTuple):
     slots: int = DEFAULT_SLOTS
     store_bytes: int | None = None  # None: what suits the scope
     timers: tuple[tuple[str, int], ...] = ()  # set otherwise than the profile has them
+    certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S
 
 
 def parse_nodes(text: str) -> tuple[NodePlan, ...]:
@@ -63,8 +70,7 @@ def parse_nodes(text: str) -> tuple[NodePlan, ...]:
 
 
 def _address(text: str, where: str) -> str:
-    found = _ADDRESS.fullmatch(text.strip())
-    if found is None or not 0 < int(found.group(2)) < 65536:
+    if address_problem(text.strip()):
         next_step = "write HOST:PORT with a port from 1 to 65535, an IPv6 address in brackets"
         raise Mistaken(f"{text.strip()!r} is no address", where, next_step)
     return text.strip()
@@ -79,6 +85,9 @@ def check_plan(plan: ClusterPlan) -> None:
     """Raise `Mistaken` for a plan that makes no cluster."""
     _check_name("the cluster's name", plan.name, "--name")
     chosen_profile(plan.profile, plan.timers, "--profile")
+    if not SHORTEST_LIFETIME_S <= plan.certificate_lifetime_s <= LONGEST_LIFETIME_S:
+        what = f"certificates cannot be good for {plan.certificate_lifetime_s} s"
+        raise Mistaken(what, "--certificate-lifetime", "choose 10s to 3650d, as 90d")
     if not 0 < plan.slots <= MAXIMUM_SLOTS:
         raise Mistaken(f"a store cannot have {plan.slots} slots", "--slots", f"choose 1 to {MAXIMUM_SLOTS}")
     if not 0 < len(plan.nodes) <= plan.slots:
@@ -117,11 +126,22 @@ def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False
     _refuse_overwriting(path, keys, force=force)
     identity = secrets.token_bytes(16)
     authority = create_authority(plan.name, identity.hex())
-    credentials = [issue(authority, number, node.name, identity.hex()) for number, node in enumerate(plan.nodes)]
+    end = datetime.now(UTC) + timedelta(seconds=plan.certificate_lifetime_s)
+    credentials = [
+        issue(authority, number, node.name, identity.hex(), not_after=end) for number, node in enumerate(plan.nodes)
+    ]
+    issuer = fingerprint(authority.certificate_pem)
     database = initial_database(
-        Cluster(plan.name, identity.hex(), plan.profile, authority.certificate_pem, plan.timers),
+        Cluster(
+            plan.name,
+            identity.hex(),
+            plan.profile,
+            authority.certificate_pem,
+            plan.timers,
+            certificate_lifetime_s=plan.certificate_lifetime_s,
+        ),
         tuple(
-            NodeConfig(number, node.name, node.addresses, credentials[number].certificate_pem)
+            NodeConfig(number, node.name, node.addresses, credentials[number].certificate_pem, issuer=issuer)
             for number, node in enumerate(plan.nodes)
         ),
     )
@@ -166,6 +186,8 @@ def _refuse_overwriting(path: Path, keys: Path, *, force: bool) -> None:
 @contextlib.contextmanager
 def _keys_in_place(keys: Path, owners: "dict[str, Credentials]") -> Iterator[None]:
     """Write the keys, and take them away again if what follows fails."""
+    from muster.drivers.private_files import write_private
+
     made: list[Path] = []
     existed = keys.exists()
     try:
@@ -174,8 +196,13 @@ def _keys_in_place(keys: Path, owners: "dict[str, Credentials]") -> Iterator[Non
             folder = keys / name
             folder.mkdir(mode=0o700, exist_ok=True)
             made.append(folder)
-            _write_private(folder / KEY_FILE, credentials.key_pem)
-            _write_private(folder / CERTIFICATE_FILE, credentials.certificate_pem)
+            write_private(folder / KEY_FILE, credentials.key_pem)
+            write_private(folder / CERTIFICATE_FILE, credentials.certificate_pem)
+            if name != AUTHORITY_FOLDER:  # every node can sign for newcomers, and for itself (P1.5)
+                (folder / AUTHORITY_KEYS_FOLDER).mkdir(mode=0o700, exist_ok=True)
+                authority = owners[AUTHORITY_FOLDER]
+                name_of_key = f"{fingerprint(authority.certificate_pem)}.pem"
+                write_private(folder / AUTHORITY_KEYS_FOLDER / name_of_key, authority.key_pem)
     except OSError as error:
         _take_away(keys, made, existed=existed)
         what = f"the keys cannot be written: {error.strerror or error}"
@@ -193,15 +220,3 @@ def _take_away(keys: Path, made: list[Path], *, existed: bool) -> None:
     if not existed:
         with contextlib.suppress(OSError):
             keys.rmdir()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """A file that only its owner may read, durable, whole or not there."""
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w") as file:  # of a descriptor
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
