@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import idle, joins, machine, moves, placements, simulated_joins, store
+from bench import idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.ui.client import MusterError
@@ -30,6 +30,7 @@ Measure = Callable[[Scale, Path, Measurement], None]
 MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "store": ("a commit, an election, a read of all registers, on a store of its own", store.measure),
     "power-cut": ("outage when the serving node loses its power, and its parts", moves.measure_power_cuts),
+    "lab-power-cut": ("the same in the network lab: link down, then kill; needs root", lab_power_cuts.measure),
     "leave": ("graceful leave of the serving node", moves.measure_leaves),
     "cold-boot": ("from starting musterd on three nodes to all services started", moves.measure_cold_boots),
     "idle": ("CPU seconds a minute and memory of a node that has nothing to do", idle.measure),

@@ -19,6 +19,8 @@ STEP_TIMEOUT_S = 60.0
 STARTED_TOGETHER = 4  # nodes of a large cluster; interpreters that start at once take each other's time
 _POLL_S = 0.02
 
+MakeCluster = Callable[[Path, int, str], DevelopmentCluster]  # where it lives, how many nodes, latency profile
+
 
 class Rig:
     """One cluster with services that announce themselves."""
@@ -111,8 +113,21 @@ class Rig:
         return sorted(events, key=lambda event: int(event["at_us"]))
 
 
+def development_cluster(directory: Path, nodes: int, profile: str) -> DevelopmentCluster:
+    """The cluster of most measurements. Raises `MusterError`."""
+    return create(directory, nodes, profile, name="bench")
+
+
 @contextmanager
-def rig(directory: Path, nodes: int, profile: str = "fast", *, boots: bool = True) -> Iterator[Rig]:
+def rig(
+    directory: Path,
+    nodes: int,
+    profile: str = "fast",
+    *,
+    boots: bool = True,
+    make_cluster: MakeCluster = development_cluster,
+    kind: type[Rig] = Rig,
+) -> Iterator[Rig]:
     """A cluster below `directory`, with all nodes joined if it `boots`; nothing of it is left afterwards."""
     number = 1
     while (directory / f"c{number}").exists():
@@ -123,8 +138,8 @@ def rig(directory: Path, nodes: int, profile: str = "fast", *, boots: bool = Tru
     announcements.start()
     cluster: DevelopmentCluster | None = None
     try:
-        cluster = create(place / "d", nodes, profile, name="bench")
-        made = Rig(cluster, announcements)
+        cluster = make_cluster(place / "d", nodes, profile)
+        made = kind(cluster, announcements)
         if boots:
             made.boot(made.names)
         yield made

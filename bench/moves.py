@@ -14,9 +14,10 @@ node's guard to the last service's own word that it runs again. Its parts come f
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.announcements import boottime_us
-from bench.cluster import Document, Rig, repeated, rig, settle
+from bench.cluster import Document, MakeCluster, Rig, repeated, rig, settle
 from bench.figures import Measurement
 from bench.scales import Case, Scale
 from muster.ui.client import MusterError
@@ -33,15 +34,24 @@ def measure_power_cuts(scale: Scale, directory: Path, measurement: Measurement) 
     _measure_cases(scale.power_cuts, directory, measurement, _cut)
 
 
+def measure_cases_of_power_cuts(
+    cases: tuple[Case, ...], directory: Path, measurement: Measurement, make_cluster: MakeCluster, kind: type[Rig]
+) -> None:
+    """The same on clusters of another kind."""
+    _measure_cases(cases, directory, measurement, _cut, partial(rig, make_cluster=make_cluster, kind=kind))
+
+
 def measure_leaves(scale: Scale, directory: Path, measurement: Measurement) -> None:
     """Graceful leaves."""
     _measure_cases(scale.leaves, directory, measurement, _leave)
 
 
-def _measure_cases(cases: tuple[Case, ...], directory: Path, measurement: Measurement, once: Once) -> None:
+def _measure_cases(
+    cases: tuple[Case, ...], directory: Path, measurement: Measurement, once: Once, make_rig: Callable[..., Any] = rig
+) -> None:
     for profile in dict.fromkeys(case.profile for case in cases):
         for case in (case for case in cases if case.profile == profile):
-            make = partial(rig, directory, NODES, profile)
+            make = partial(make_rig, directory, NODES, profile)
             repeated(case.runs, make, partial(once, case, measurement), measurement, _title(case))
 
 

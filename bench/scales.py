@@ -17,6 +17,7 @@ class Scale(NamedTuple):
 
     name: str
     power_cuts: tuple[Case, ...]
+    lab_power_cuts: tuple[Case, ...]
     leaves: tuple[Case, ...]
     boot_runs: int
     boot_services: tuple[int, ...]
@@ -39,6 +40,7 @@ def _cases(runs: int, services: tuple[int, ...], profile: str = "fast") -> tuple
 WHOLE = Scale(
     name="whole",
     power_cuts=(*_cases(7, (1, 100)), *_cases(5, (1,), "standard")),
+    lab_power_cuts=(*_cases(7, (1, 100)), *_cases(5, (1,), "standard")),
     leaves=_cases(7, (1, 100)),
     boot_runs=5,
     boot_services=(1, 100),
@@ -56,6 +58,7 @@ WHOLE = Scale(
 QUICK = Scale(
     name="quick",
     power_cuts=_cases(3, (1, 100)),
+    lab_power_cuts=(Case(1, "master", "fast", 3), Case(100, "master", "fast", 3)),
     leaves=_cases(2, (1, 100)),
     boot_runs=2,
     boot_services=(100,),
@@ -73,6 +76,7 @@ QUICK = Scale(
 LEAST = Scale(
     name="least",
     power_cuts=(Case(2, "master", "fast", 1),),
+    lab_power_cuts=(Case(2, "master", "fast", 1),),
     leaves=(Case(2, "other", "fast", 1),),
     boot_runs=1,
     boot_services=(2,),

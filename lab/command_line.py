@@ -28,10 +28,7 @@ def main() -> None:
         _show_kinds()
         return
     try:
-        plan = _read_plan(options.file, _names(options.nodes)) if options.what == "script" else []
-        settings = Settings(options.seed, options.nodes, options.profile, options.output.resolve())
-        enter()
-        fine = run_script(settings, plan) if options.what == "script" else run_random(settings, _duration_s(options))
+        fine = _carry_out(options)
     except Mistaken as error:
         _fail(f"{error.what} ({error.where}): {error.next_step}", EXIT_USAGE)
     except MusterError as error:
@@ -40,6 +37,19 @@ def main() -> None:
         _fail(str(error), EXIT_REFUSED)
     else:
         raise SystemExit(0 if fine else EXIT_FOUND)
+
+
+def _carry_out(options: argparse.Namespace) -> bool:
+    """Do in the sandbox what was asked for; whether nothing was found."""
+    if options.what == "outages":
+        from lab.outages import measure
+
+        enter()
+        return measure(options.scale, options.directory.resolve(), options.output.resolve())
+    plan = _read_plan(options.file, _names(options.nodes)) if options.what == "script" else []
+    settings = Settings(options.seed, options.nodes, options.profile, options.output.resolve())
+    enter()
+    return run_script(settings, plan) if options.what == "script" else run_random(settings, _duration_s(options))
 
 
 def _fail(text: str, status: int) -> None:
@@ -73,6 +83,12 @@ def _parse() -> argparse.Namespace:
         command.add_argument(
             "--output", type=Path, default=output, metavar="DIR", help="keep histories here [build/lab]"
         )
+    outages = commands.add_parser("outages", help="measure power cuts, for the benchmark")
+    outages.add_argument(
+        "--scale", default="quick", metavar="SCALE", help="how much, as `python bench --scale` [quick]"
+    )
+    outages.add_argument("--directory", type=Path, default=Path(), metavar="DIR", help="put the stores below DIR [.]")
+    outages.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the figures here")
     commands.add_parser("kinds", help="the faults that there are")
     return parser.parse_args()
 

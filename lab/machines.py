@@ -106,6 +106,11 @@ class LabCluster(DevelopmentCluster):
             return {}
         return found if isinstance(found, dict) else {}
 
+    def remove(self) -> None:
+        """As of every development cluster; the network goes too."""
+        super().remove()
+        self.network.remove()
+
     def close(self) -> None:
         """End everything, whatever has become of it."""
         for store in self.stores.values():

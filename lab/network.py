@@ -52,6 +52,13 @@ class Network:
             run("ip", "-n", space, "link", "set", "lo", "up")
         self.delays_by = "netem" if self._has_netem() else "tbf"
 
+    def remove(self) -> None:
+        """Take everything apart, for the next network in the same sandbox."""
+        for name in self.names:
+            run("ip", "link", "del", self._port(name))
+            run("ip", "netns", "del", namespace(name))
+        run("ip", "link", "del", BRIDGE)
+
     def _has_netem(self) -> bool:
         port = self._port(self.names[0])
         try:
