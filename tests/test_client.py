@@ -28,7 +28,7 @@ from muster.client import (
     register,
     register_async,
 )
-from muster.client.protocol import socket_path
+from muster.client.address import socket_path
 from muster.daemon import subsystems
 from muster.ui.client import ControlClient, MusterError
 

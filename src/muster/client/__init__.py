@@ -30,17 +30,41 @@ node has stopped or restarted, and whatever the program holds for the cluster mu
 With `judge=function` the program is asked before every graceful leave and every transfer: what the function returns for
 a `Planned` change is its objection, in words; an empty text is consent. Nobody is asked about a forced leave.
 
-This package needs the standard library only.
+A program can also be a watcher (SPEC 5.1): it detects events that are defined in the cluster, and tells of each; what
+is done about it is the event's action function.
+
+    from muster.client import watch
+
+    with watch(events=["disk-full"], directory="/tmp/try", node="n0") as watcher:
+        while True:
+            for asked in watcher.asked.values():        # what is to be detected, with its IN parameters
+                free = free_bytes(asked.parameters["path"])
+                if free < 2**20:
+                    watcher.occurred(asked.event, free=str(free))
+            watcher.wait(timeout_s=5.0)                 # until that changes, or the time is over
+
+The same for asyncio: `async with await watch_async(...) as watcher`, `await watcher.occurred(...)`,
+`await watcher.wait(...)`.
+
+This package needs the standard library only; a blocking watcher needs no asyncio either.
 """
 
-from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
-from muster.client.blocking import Notification, Subsystem, register
-from muster.client.errors import ClientError, Lost, Refused, Unreachable
-from muster.client.protocol import Barriers, Kind, Planned
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
+    from muster.client.asynchronous_watching import AsyncWatcher, watch_async
+    from muster.client.blocking import Notification, Subsystem, register
+    from muster.client.errors import ClientError, Lost, Refused, Unreachable
+    from muster.client.protocol import Barriers, Kind, Planned
+    from muster.client.watching import Asked, Watcher, watch
 
 __all__ = [
+    "Asked",
     "AsyncNotification",
     "AsyncSubsystem",
+    "AsyncWatcher",
     "Barriers",
     "ClientError",
     "Kind",
@@ -50,6 +74,26 @@ __all__ = [
     "Refused",
     "Subsystem",
     "Unreachable",
+    "Watcher",
     "register",
     "register_async",
+    "watch",
+    "watch_async",
 ]
+
+_PLACES = {
+    "asynchronous": ("AsyncNotification", "AsyncSubsystem", "register_async"),
+    "asynchronous_watching": ("AsyncWatcher", "watch_async"),
+    "blocking": ("Notification", "Subsystem", "register"),
+    "errors": ("ClientError", "Lost", "Refused", "Unreachable"),
+    "protocol": ("Barriers", "Kind", "Planned"),
+    "watching": ("Asked", "Watcher", "watch"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for, and nothing else: the small watcher process of each node has no room for the rest."""
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"muster.client.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from muster.client.address import socket_path
 from muster.client.errors import ClientError, Lost, Refused
 from muster.client.protocol import (
     FIRST_PAUSE_S,
@@ -24,7 +25,6 @@ from muster.client.protocol import (
     ask,
     connect,
     next_line,
-    socket_path,
     told_from,
     unreachable,
 )

@@ -1,24 +1,20 @@
 """The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/subsystems.py`)."""
 
 import asyncio
-import contextlib
 import json
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from muster.client.address import reachable
 from muster.client.errors import Refused, Unreachable
 
-LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
-SOCKET_FILE = "control.sock"
 MAXIMUM_LINE_BYTES = 1024 * 1024
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
-_SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 
 Document = dict[str, Any]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -80,30 +76,12 @@ def told_from(line: Document) -> Told:
     )  # fmt: skip
 
 
-def socket_path(
-    directory: str | os.PathLike[str] | None, node: str | None, given: str | os.PathLike[str] | None
-) -> Path:
-    """The control socket: `given`; or that of `node` in the development cluster in `directory`; or this machine's.
-
-    Raises `ValueError` for a combination that names none.
-    """
-    if given is not None:
-        if directory is not None or node is not None:
-            raise ValueError("give either a socket, or a directory and a node of the development cluster in it")
-        return Path(given)
-    if directory is None and node is None:
-        return LOCAL_SOCKET
-    if directory is None or not node or "/" in node or node in {".", ".."}:
-        raise ValueError("a development cluster needs both: its directory, and the name of the node to register with")
-    return Path(directory).resolve() / "nodes" / node / SOCKET_FILE
-
-
 async def connect(path: Path) -> Streams:
     """Connect to the control socket. Raises `OSError`."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
-        with _reachable(path) as address:
+        with reachable(path) as address:
             while True:
                 try:
                     connection.connect(address)
@@ -115,19 +93,6 @@ async def connect(path: Path) -> Streams:
     except BaseException:
         connection.close()
         raise
-
-
-@contextlib.contextmanager
-def _reachable(path: Path) -> Iterator[str]:
-    """An address of `path` that fits into a socket address, however long the path is."""
-    if len(os.fsencode(path)) <= _SUN_PATH_BYTES:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 async def ask(streams: Streams, request: Document) -> Document:

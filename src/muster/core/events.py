@@ -21,7 +21,15 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from muster.core.lease import US_PER_MS
-from muster.records.events import REFERENCE, EventDefinition, GroupDefinition, Window, window_of
+from muster.records.events import (
+    BUILT_IN_WATCHER,
+    PROCESS_WATCHERS,
+    REFERENCE,
+    EventDefinition,
+    GroupDefinition,
+    Window,
+    window_of,
+)
 from muster.records.messages import (
     DeregisterService,
     FailService,
@@ -539,7 +547,10 @@ def operation_of(words: tuple[str, ...]) -> OperationRequest | None:
 
 
 def _detects(watcher: _Watcher, active: Active) -> bool:
-    return active.event.name in watcher.events or (bool(watcher.name) and watcher.name == active.event.watcher)
+    named = active.event.watcher
+    if watcher.name == BUILT_IN_WATCHER and named in PROCESS_WATCHERS:
+        return True
+    return active.event.name in watcher.events or (bool(watcher.name) and watcher.name == named)
 
 
 def _bounded(values: Values) -> Values:

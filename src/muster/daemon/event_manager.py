@@ -9,6 +9,7 @@ of the answer holds its `token`; each further one asks it to detect an event, or
 
     {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
     {"unwatch": "disk-full"}
+    {"settled": true}            once, after all that is active as it connects
 
 On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {}}}`,
 and hears what was made of each. A stream that ends, however it ends, is a watcher that is gone; it connects again.
@@ -26,13 +27,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from muster.client.watching import UNKNOWN_WATCHER
 from muster.core import events
 from muster.core.effects import Reply, RunCommand
 from muster.core.node import Node
 from muster.daemon.command_log import CommandLog
 from muster.daemon.control import ControlRefused
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
-from muster.records.events import EventDefinition
+from muster.records.events import PROCESS_WATCHERS, EventDefinition
 from muster.records.limits import shown
 from muster.records.messages import CommandState, OperationRequest
 
@@ -81,6 +83,7 @@ class EventManager:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
+        self._has_watcher: bool | None = None  # an earlier daemon may have had one
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self.commands = CommandLog()
@@ -140,6 +143,7 @@ class EventManager:
             node = self._node
             yield {"token": stream.token, "node": node.setup.name, "incarnation": node.incarnation}
             self._step(events.WatcherCame(stream.number, name, frozenset(named)))
+            stream.offer({"settled": True})
             while not stream.overrun:
                 while stream.lines:
                     yield stream.lines.popleft()
@@ -161,7 +165,7 @@ class EventManager:
             raise ControlRefused(f"it takes `out` with at most {events.MAXIMUM_OUT} values", where, "send fewer")
         stream = self._streams.get(token)
         if stream is None:
-            raise ControlRefused("no watcher is connected under this token", where, "connect again")
+            raise ControlRefused("no watcher is connected under this one", UNKNOWN_WATCHER, "connect again")
         values = tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in out.items())
         self._step(events.Occurred(stream.number, event, values))
         newest = self._machine.history[-1]
@@ -231,8 +235,16 @@ class EventManager:
         self._is_scheduled = False
         if self._node.is_confirmed and not self._stopped:
             self._step(events.ReplicaChanged(self._node.database, self._node.is_master))
+            self._want_watcher()
             if self._timer is None and self._machine.deadline_us != events.NEVER_US:
                 self._read_clock()
+
+    def _want_watcher(self) -> None:
+        """The built-in watcher process runs while there is something for it to detect."""
+        needed = any(active.event.watcher in PROCESS_WATCHERS for active in self._machine.active.values())
+        if needed != self._has_watcher and self._runner is not None:
+            self._has_watcher = needed
+            self._runner.want_watcher(needed)
 
     def _read_clock(self) -> None:
         self._timer = None
@@ -240,6 +252,7 @@ class EventManager:
             return
         now = time.localtime()
         self._step(events.ClockRead(now.tm_wday, now.tm_hour * 60 + now.tm_min))
+        self._want_watcher()
         if self._machine.deadline_us != events.NEVER_US:
             delay_s = (self._machine.deadline_us - self._clock_us()) / US_PER_S
             self._timer = self._loop.call_later(max(0.1, delay_s), self._read_clock)

@@ -8,7 +8,9 @@ A request names its service and what the command is for:
 """
 
 import errno
+import json
 import os
+from collections.abc import Iterable, Iterator
 
 from muster.drivers.process_tree import explain_status
 from muster.drivers.readiness import Condition, Conditions
@@ -242,3 +244,23 @@ def failure_of(run: Run, request: Request, missing: str) -> str:
         advice = "a program given as `run` must stay in the foreground" if run.status == 0 else ""
         return with_tail("; ".join(filter(None, (f"{explain_status(run.status)} before it was ready", advice))), run)
     return with_tail(explain_status(run.status), run) if run.status else ""
+
+
+def inventory_of(services: Iterable[Service], limit_bytes: int) -> Iterator[dict[str, object]]:
+    """What is known of all commands, in parts of about that size; the last one says so."""
+    part: list[dict[str, object]] = []
+    highest: dict[str, int] = {}
+    size = 0
+    for service in services:
+        command = {"service": service.name, **service.result.described(with_state=True)}
+        if service.exited is not None:
+            command["exited"] = service.exited.described()
+        length = len(json.dumps(command)) + len(json.dumps(service.name)) + 32
+        if part and size + length > limit_bytes:
+            yield {"last": False, "commands": part, "highest": highest}
+            part, highest, size = [], {}, 0
+        part.append(command)
+        if not service.is_apart:
+            highest[service.name] = service.result.generation
+        size += length
+    yield {"last": True, "commands": part, "highest": highest}

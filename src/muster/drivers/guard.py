@@ -80,7 +80,7 @@ _PACKETS_A_TURN = 256  # taken from one channel before the loop goes on
 _CREDENTIALS = struct.Struct("3i")
 _EMPTY_HOME_US = 5_000_000
 _STOP_AT_ONCE = (signal.SIGINT, signal.SIGQUIT)
-_FORKED_NAMES = ("muster-init", "muster-runner", "muster-keeper")
+_FORKED_NAMES = ("muster-init", "muster-runner", "muster-watcher", "muster-keeper")
 _STATE_BYTES = 4096
 _DEADMEN = {"auto": None, "pid-namespace": Deadman.PID_NAMESPACE, "process-tree": Deadman.PROCESS_TREE}
 

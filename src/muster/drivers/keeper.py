@@ -34,6 +34,7 @@ class Launch(NamedTuple):
     environment: dict[str, str]
     open_files: tuple[int, int]
     says_executed: bool = False
+    dies_with_keeper: bool = False
 
 
 def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
@@ -89,7 +90,7 @@ def _execute(launch: Launch, status_fd: int, output_fd: int, leash: Leash, keepe
     try:
         os.setsid()
         # In a namespace the kernel needs no help; in a tree this reaches the command even if its keeper is killed.
-        if leash.is_tree:
+        if leash.is_tree or launch.dies_with_keeper:
             die_with_parent(signal.SIGKILL)
             if os.getppid() != keeper:
                 os._exit(_NOT_EXECUTED)

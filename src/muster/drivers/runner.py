@@ -24,6 +24,7 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
      and where wanted "grace_ms", "retries", "retry_pause_ms", "program": true,
      "ready": {"command": [...], "port": N, "file", "notify": true}}
     {"do": "cancel", "service", "generation", "action": "act", "reason"}
+    {"do": "watcher", "wanted": BOOL}   the built-in watcher process, see `watcher.py`
     {"do": "inventory", "request": N}
     {"do": "output", "request": N, "service"}
     {"say": "finished", "service", "generation", "action", "succeeded", "detail"}
@@ -63,6 +64,7 @@ from muster.drivers.commands import (
     Run,
     Service,
     failure_of,
+    inventory_of,
     number,
     text,
 )
@@ -80,6 +82,7 @@ from muster.drivers.process_tree import (
     send,
 )
 from muster.drivers.readiness import Condition, PortTaken
+from muster.drivers.watcher_process import WatcherProcess
 
 PACKET_BYTES = 64 * 1024
 SEND_BUFFER_BYTES = 4 * PACKET_BYTES
@@ -112,6 +115,7 @@ class Runner:
         base_environment: dict[str, str],
     ) -> None:
         self._guard, self._daemon, self._leash = guard, daemon, leash
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._pulse_us = pulse_ms * US_PER_MS
         self._next_pulse_us = 0
         self._starts = 0  # start commands at work
@@ -122,11 +126,11 @@ class Runner:
         self._readers: dict[int, tuple[Service, Run]] = {}
         self._working: dict[str, Service] = {}  # services with a job
         self._outbox: deque[bytes] = deque()
+        self._watcher = WatcherProcess(leash, base_environment, self._open_files)
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
         self._parents: dict[int, int] | None = None  # of this turn of the loop
         self._orphaned = False
-        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def prepare(self) -> None:
         """Signals, descriptors and limits of this process."""
@@ -169,6 +173,7 @@ class Runner:
             for service in list(self._working.values()):
                 self._advance(service, boottime_us())
                 self._pulse_if_due()  # each may fork, and there may be thousands
+            self._watcher.keep_running(boottime_us())
             self._flush()
 
     def _pulse_if_due(self) -> None:
@@ -242,12 +247,14 @@ class Runner:
             act = self._services.get(f"{text(packet, 'service')}\0{number(packet, 'generation', 1)}")
             if act is not None and act.job is not None:
                 self._cancel(act, act.job, text(packet, "reason"))
+        elif what == "watcher":
+            self._watcher.want(packet.get("wanted") is True)
         elif what == "inventory":
             self._say_inventory(number(packet, "request", 0))
         elif what == "output":
             self._say_output(number(packet, "request", 0), text(packet, "service"))
         else:
-            raise Refused(f"a packet asks for {what!r}; known are 'run', 'cancel', 'inventory' and 'output'")
+            raise Refused(f"a packet asks for {what!r}; known are 'run', 'cancel', 'watcher', 'inventory' and 'output'")
 
     def _say(self, packet: dict[str, object]) -> None:
         self._outbox.append(json.dumps(packet).encode())
@@ -277,25 +284,8 @@ class Runner:
 
     def _say_inventory(self, request: object) -> None:
         """Every service's result, in as many packets as it takes (SPEC 7.7)."""
-        part: list[dict[str, object]] = []
-        highest: dict[str, int] = {}
-        size = 0
-        for service in self._services.values():
-            command = {"service": service.name, **service.result.described(with_state=True)}
-            if service.exited is not None:
-                command["exited"] = service.exited.described()
-            length = len(json.dumps(command)) + len(json.dumps(service.name)) + 32
-            if part and size + length > _INVENTORY_BYTES:
-                self._say_part(request, part, highest, last=False)
-                part, highest, size = [], {}, 0
-            part.append(command)
-            if not service.is_apart:
-                highest[service.name] = service.result.generation
-            size += length
-        self._say_part(request, part, highest, last=True)
-
-    def _say_part(self, request: object, part: list[dict[str, object]], highest: dict[str, int], last: bool) -> None:
-        self._say({"say": "inventory", "request": request, "last": last, "commands": part, "highest": highest})
+        for part in inventory_of(self._services.values(), _INVENTORY_BYTES):
+            self._say({"say": "inventory", "request": request, **part})
 
     def _flush(self) -> None:
         while self._outbox:
@@ -596,6 +586,8 @@ class Runner:
                 break
             if pid == 0:
                 break
+            if self._watcher.ended(pid, boottime_us()):
+                continue
             if pid in self._keepers:
                 service, run = self._keepers.pop(pid)
                 self._bury(service, run)
@@ -626,7 +618,7 @@ class Runner:
     def _adopt_strays(self, bereaved: list[Service]) -> None:
         """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
         for pid, parent in read_parents().items():
-            if parent != os.getpid() or pid in self._keepers:
+            if parent != os.getpid() or pid in self._keepers or pid == self._watcher.pid:
                 continue
             # Not only among the bereaved: of keepers that died at once, some may not have been reaped yet.
             named = self._services.get(read_environment(pid).get(b"MUSTER_SERVICE", b"").decode(errors="replace"))

@@ -129,6 +129,10 @@ class RunnerClient:
         """End an action function that this daemon has had run; it is reported as any other end. Never waits."""
         self._send({"do": "cancel", "service": event, "generation": number, "action": "act", "reason": reason})
 
+    def want_watcher(self, wanted: bool) -> None:
+        """Have the built-in watcher process run, or end. Never waits."""
+        self._send({"do": "watcher", "wanted": wanted})
+
     async def output(self, service: str, timeout_s: float) -> Output:
         """What the commands of a service that run now have written, the end of it; nothing if none answers."""
         request = int.from_bytes(os.urandom(6), "little")

@@ -4,6 +4,7 @@ import re
 
 from muster.records.events import ACTIONS, BUILT_IN, REFERENCE, EventDefinition, GroupDefinition, window_of
 from muster.records.limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, NAME, NAME_RULE, command_problem, shown
+from muster.records.toml_lines import duration_of
 
 MAXIMUM_GROUPS = 256  # in the cluster
 MAXIMUM_EVENTS = 64  # in a group
@@ -11,6 +12,7 @@ MAXIMUM_PARAMETERS = 32
 MAXIMUM_VALUE_CHARACTERS = 2000
 MAXIMUM_WINDOWS = 32
 MAXIMUM_RATE = 1000
+_AT = re.compile(r"([01]?\d|2[0-3]):[0-5]\d")
 PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 NEEDED = {"check": (("command",),), "process": (("pid", "pid_file"),), "timer": (("interval", "at"),)}
 
@@ -83,6 +85,14 @@ def _problem_of_parameters(event: EventDefinition, given: list[str]) -> str:
     unknown = [key for key in given if key not in takes]
     if event.watcher == "membership" and unknown:
         return f"watcher {event.watcher} takes no parameter {unknown[0]!r}: allowed are {', '.join(takes)}"
+    durations = [value for key, value in event.parameters if key in ("interval", "timeout")]
+    if any((duration_of(value) or 0) <= 0 for value in durations):
+        return f'{shown(durations[0])} is no duration with its unit, as "500ms", "60s", "2m"'
+    if any(key == "at" and not _AT.fullmatch(value) for key, value in event.parameters):
+        return 'at is no time of day: write it as "22:00"'
+    counts = [value for key, value in event.parameters if key in ("failures", "of", "pid")]
+    if any(not value.isdigit() or not 0 < int(value) <= 1 << 22 for value in counts):
+        return f"{shown(counts[0])} is no number above 0"
     for needed in NEEDED.get(event.watcher, ()):
         if not set(needed) & set(given):
             return f"watcher {event.watcher} needs parameter {' or '.join(needed)}"

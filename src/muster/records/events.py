@@ -18,6 +18,8 @@ BUILT_IN = {  # watchers that every node has: what they take, and what they fill
     "process": (("pid", "pid_file"), ("pid", "detail")),
     "timer": (("interval", "at"), ("time",)),
 }
+PROCESS_WATCHERS = ("check", "process", "timer")  # those of the built-in watcher process
+BUILT_IN_WATCHER = "built-in"  # the name under which that connects
 ACTIONS = ("muster:fail", "muster:restart", "muster:transfer", "muster:register", "muster:deregister")
 
 _WINDOW = re.compile(r"(?:(?P<days>[a-z,-]+))?\s*(?:(?P<from>\d{1,2}:\d{2})-(?P<to>\d{1,2}:\d{2}))?")

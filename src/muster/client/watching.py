@@ -1,0 +1,301 @@
+"""Watchers: programs that detect events and tell the node's event manager of each (SPEC 5.1, 5.2).
+
+No threads, no asyncio.
+The lines on the control socket are those of `muster/daemon/event_manager.py`. Two connections: one hears what is to be
+detected, the other tells of occurrences.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from muster.client.address import reachable, socket_path
+from muster.client.errors import Lost, Refused, Unreachable
+
+MAXIMUM_LINE_BYTES = 1024 * 1024
+RECONNECT_S = 10.0
+UNKNOWN_WATCHER = "its token"  # where a daemon finds a connection missing that an earlier one had
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+_READ_BYTES = 64 * 1024
+
+Document = dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """An event that the watcher is asked to detect: its IN parameters, and what commands about it should be told."""
+
+    event: str
+    parameters: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+class Orders:
+    """What a watcher is asked to detect, as its stream tells it. Pure: lines in, changes out."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Asked] = {}
+        self._stale: set[str] = set()  # asked for before the connection broke, and not yet again
+
+    def begin(self) -> None:
+        """A connection begins: it repeats everything."""
+        self._stale = set(self.asked)
+
+    def take(self, line: Document) -> bool:
+        """One line of the stream; whether what is asked has changed."""
+        match line:
+            case {"watch": str(event), "in": dict(parameters), "environment": dict(environment)}:
+                found = Asked(event, parameters, environment)
+                self._stale.discard(event)
+                before = self.asked.get(event)
+                self.asked[event] = found
+                return before != found
+            case {"unwatch": str(event)}:
+                return self.asked.pop(event, None) is not None
+            case {"settled": True}:
+                gone, self._stale = self._stale, set()
+                for event in gone:
+                    del self.asked[event]
+                return bool(gone)
+        return False
+
+
+def watcher_request(name: str, events: Iterable[str]) -> Document:
+    """The request that connects a watcher. Raises `ValueError`."""
+    found = list(events)
+    if not name and not found:
+        raise ValueError("give the name of the watcher, or the events that it detects")
+    return {"query": "watcher", "arguments": {"name": name, "events": found, "process": os.getpid()}}
+
+
+def occurrence_request(token: str, event: str, out: Mapping[str, str]) -> Document:
+    """The request that tells of an occurrence."""
+    arguments = {"token": token, "event": event, "out": dict(out)}
+    return {"operation": "occurred", "identity": os.urandom(16).hex(), "arguments": arguments}
+
+
+class _Lines:
+    """One connection: lines of JSON, both ways. Raises `OSError`, `Refused`."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._inbox = bytearray()
+        try:
+            self.socket.settimeout(timeout_s)
+            with reachable(path) as address:
+                self.socket.connect(address)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def ask(self, request: Document) -> Document:
+        """Send a request; the result of its answer, or of the first line of it."""
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
+        return self.result()
+
+    def result(self) -> Document:
+        """The next result; waits for it as long as the socket's time limit."""
+        while True:
+            line = self.line()
+            if line is not None:
+                return line
+            data = self.socket.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the daemon has ended the connection")
+            self._inbox += data
+
+    def read(self) -> None:
+        """Take in what is there, without waiting for more than the first byte."""
+        data = self.socket.recv(_READ_BYTES)
+        if not data:
+            raise ConnectionResetError("the daemon has ended the connection")
+        self._inbox += data
+
+    def line(self) -> Document | None:
+        """The next whole line's result, if one is here."""
+        end = self._inbox.find(b"\n")
+        if end < 0:
+            if len(self._inbox) > MAXIMUM_LINE_BYTES:
+                raise _foreign()
+            return None
+        line = bytes(self._inbox[:end])
+        del self._inbox[: end + 1]
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise _foreign() from error
+        if isinstance(answer, dict) and answer.get("ok") is True:
+            if answer.get("more") is False:
+                raise ConnectionResetError("the daemon has ended the stream")
+            result = answer.get("result")
+            return result if isinstance(result, dict) else {}
+        parts = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(parts, dict):
+            raise _foreign()
+        raise Refused(*(str(parts.get(key, "")) for key in ("what", "where", "next")))
+
+    def close(self) -> None:
+        """End the connection."""
+        self.socket.close()
+
+
+class Watcher:
+    """A connected watcher; made by `watch`. Not for several threads at once."""
+
+    def __init__(self, path: Path, name: str, events: Iterable[str], timeout_s: float, reconnect_s: float) -> None:
+        """Connect. Raises `Refused`, `Unreachable`."""
+        self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
+        self._request = watcher_request(name, events)
+        self._orders = Orders()
+        self._stream: _Lines | None = None
+        self._calls: _Lines | None = None
+        self._token = ""
+        self.node = ""
+        self.incarnation = 0
+        self._connect(timeout_s)
+
+    @property
+    def asked(self) -> Mapping[str, Asked]:
+        """What is to be detected now, by the name of the event."""
+        return self._orders.asked
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when `wait` has something to do."""
+        if self._stream is None:
+            raise Lost("the watcher is closed", "muster.client", "connect a new one")
+        return self._stream.socket.fileno()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until what is asked changes, at most `timeout_s`; whether it has. Connects again when the daemon restarts.
+
+        Raises `Lost` if it cannot, `Refused`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                if self._take_lines():
+                    return True
+                left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not select.select([self.fileno()], [], [], left_s)[0]:
+                    return False
+                assert self._stream is not None
+                self._stream.read()
+            except OSError:
+                self._connect_again()
+
+    def occurred(self, event: str, /, **out: str) -> str:
+        """The event has occurred, with these OUT parameters; what was made of it: acted upon, debounced, over the rate.
+
+        Raises `Refused` if it is not to be detected (any more), `Lost` if no daemon answers.
+        """
+        for attempt in (1, 2, 3):
+            try:
+                if self._calls is None:
+                    self._calls = _Lines(self._path, self._timeout_s)
+                return str(self._calls.ask(occurrence_request(self._token, event, out))["verdict"])
+            except OSError:
+                self._close_calls()  # an idle one is ended by the daemon
+                if attempt == 2:
+                    self._connect_again()
+            except Refused as refused:
+                self._close_calls()
+                if refused.where != UNKNOWN_WATCHER or attempt == 3:
+                    raise
+                self._connect_again()  # the daemon has been restarted
+        raise Lost("the daemon does not answer", f"control socket {self._path}", "see to it that the node runs")
+
+    def close(self) -> None:
+        """Nothing more is detected."""
+        self._close_calls()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_lines(self) -> bool:
+        changed = False
+        while self._stream is not None and (line := self._stream.line()) is not None:
+            changed = self._orders.take(line) or changed
+        return changed
+
+    def _connect(self, timeout_s: float) -> None:
+        try:
+            self._stream = _Lines(self._path, timeout_s)
+            first = self._stream.ask(self._request)
+        except OSError as error:
+            self.close()
+            raise unreachable(self._path, error, timeout_s) from error
+        except BaseException:
+            self.close()
+            raise
+        self._token, self.node, self.incarnation = str(first["token"]), str(first["node"]), int(first["incarnation"])
+        self._orders.begin()
+
+    def _connect_again(self) -> None:
+        self.close()
+        deadline = time.monotonic() + self._reconnect_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                self._connect(self._timeout_s)
+            except Unreachable as error:
+                if time.monotonic() + pause_s >= deadline:
+                    raise Lost(error.what, error.where, error.next_step) from error
+            else:
+                return
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _close_calls(self) -> None:
+        if self._calls is not None:
+            with contextlib.suppress(OSError):
+                self._calls.close()
+            self._calls = None
+
+
+def watch(
+    name: str = "",
+    *,
+    events: Iterable[str] = (),
+    directory: str | os.PathLike[str] | None = None,
+    node: str | None = None,
+    socket: str | os.PathLike[str] | None = None,
+    timeout_s: float = 15.0,
+    reconnect_s: float = RECONNECT_S,
+) -> Watcher:
+    """Connect a watcher to a node. Raises `Refused`, `Unreachable`; `ValueError` for its own arguments.
+
+    It is asked to detect the events whose definition names `name` as their watcher, and those in `events`, while they
+    are enabled on that node. `directory` and `node` name a node of a development cluster, `socket` the control socket
+    of any. `reconnect_s`: how long a daemon that is gone is waited for.
+    """
+    return Watcher(socket_path(directory, node, socket), name, events, timeout_s, reconnect_s)
+
+
+def unreachable(path: Path, error: OSError, tried_s: float) -> Unreachable:
+    """The error for a daemon that did not answer."""
+    words: dict[type[OSError], str] = {
+        FileNotFoundError: "there is no such socket",
+        ConnectionRefusedError: "no daemon serves it",
+    }
+    what = words.get(type(error)) or error.strerror or str(error)
+    where = f"control socket {path}"
+    return Unreachable(f"{what} (tried for {tried_s:g} s)", where, "see to it that the node runs, as this very user")
+
+
+def _foreign() -> Refused:
+    return Refused("what answers there is no Muster daemon", "control socket", "check the path of the control socket")

@@ -1,0 +1,353 @@
+"""The built-in watcher process of a node: checks, processes, timers (SPEC 5.1).
+
+Forked by the runner from its own image while an event needs it, and forked again when it dies; a watcher as any other
+to the event manager, which it talks to through `muster.client`. It keeps nothing that it could lose: what it is asked
+to detect it hears anew from whatever daemon it connects to.
+
+    check      runs a command every `interval`; `failures` failures of the last `of` runs are an occurrence
+    process    the end of a process, by its pidfd: `pid`, or what `pid_file` holds, looked at again when it changes
+    timer      every `interval`, or each day `at` HH:MM by the local clock
+
+Each check runs below a keeper of its own and is ended with all that it started when its `timeout` is over.
+"""
+
+import contextlib
+import gc
+import heapq
+import os
+import re
+import select
+import shlex
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+from muster.client.errors import ClientError, Lost
+from muster.client.watching import Asked, Watcher
+from muster.core.lease import US_PER_MS
+from muster.drivers.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
+from muster.drivers.keeper import Launch, restore_default_signals, spawn_keeper
+from muster.drivers.process_tree import (
+    close_descriptors_except,
+    descendants,
+    end_everything_below,
+    explain_status,
+    read_parents,
+    say,
+    send,
+)
+
+NAME = "built-in"
+MAXIMUM_CHECKS_AT_WORK = 32
+TAIL_BYTES = 2000
+_CONNECT_PAUSE_S = 0.1
+_LOOK_MS = 500  # for a pid file that is not there or has not changed
+_SWEEP_US = 5_000_000
+_MAXIMUM_OF = 1000
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+
+
+def run_watcher(leash: Leash, runner: int, environment: dict[str, str], open_files: tuple[int, int]) -> NoReturn:
+    """Become the watcher, in a process freshly forked by the runner."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    signal.set_wakeup_fd(-1)  # shared with the runner
+    restore_default_signals()
+    signal.signal(LEASH_SIGNAL, lambda _number, _frame: os._exit(1))
+    leash.bind(runner)
+    adopt_orphans()
+    set_process_name("muster-watcher")
+    close_descriptors_except(())
+    gc.freeze()
+    gc.enable()
+    path = Path(environment["MUSTER_NODE_HOME"]) / "control.sock"
+    while True:
+        try:
+            with Watcher(path, NAME, (), 10.0, 0.0) as watcher:
+                BuiltIn(watcher, leash, environment, open_files).loop()
+        except ClientError:
+            end_everything_below(boottime_us() + _SWEEP_US, boottime_us)  # checks of a daemon that is gone
+            time.sleep(_CONNECT_PAUSE_S)
+
+
+class Check:
+    """One run of a check's command."""
+
+    def __init__(self, keeper: int, status_fd: int, output_fd: int, deadline_us: int) -> None:
+        self.keeper, self.status_fd, self.output_fd, self.deadline_us = keeper, status_fd, output_fd, deadline_us
+        self.tail = bytearray()
+        self.status = ""  # in words, once known; nothing for a success
+        self.is_known = False
+
+
+class Subject:
+    """One event that is watched for."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        values = asked.parameters
+        self.interval_us = milliseconds(values.get("interval", ""), 10_000) * US_PER_MS
+        self.timeout_us = milliseconds(values.get("timeout", ""), 10_000) * US_PER_MS
+        self.failures = number(values.get("failures", ""), 1)
+        self.results: deque[bool] = deque(maxlen=min(_MAXIMUM_OF, max(self.failures, number(values.get("of", ""), 1))))
+        self.check: Check | None = None
+        self.pid = 0
+        self.pidfd = -1
+
+
+class BuiltIn:
+    """The loop of the watcher process."""
+
+    def __init__(
+        self, watcher: Watcher, leash: Leash, environment: dict[str, str], open_files: tuple[int, int]
+    ) -> None:
+        self._watcher, self._leash = watcher, leash
+        self._environment, self._open_files = environment, open_files
+        self._subjects: dict[str, Subject] = {}
+        self._due: list[tuple[int, str, int]] = []  # a heap: when, event, identity of its subject
+        self._poll = select.poll()
+        self._readers: dict[int, Subject] = {}
+
+    def loop(self) -> None:
+        """Until the connection ends. Raises `ClientError`."""
+        stream = self._watcher.fileno()
+        self._poll.register(stream, select.POLLIN)
+        while True:
+            if self._watcher.wait(0.0):
+                self._follow()
+            if self._watcher.fileno() != stream:
+                raise Lost("it has connected again meanwhile", "the watcher process", "it begins anew")
+            now_us = boottime_us()
+            while self._due and self._due[0][0] <= now_us:
+                _at_us, event, identity = heapq.heappop(self._due)
+                subject = self._subjects.get(event)
+                if subject is not None and id(subject) == identity:
+                    self._work(event, subject, now_us)
+            wait_ms = max(0, (self._due[0][0] - boottime_us()) // US_PER_MS + 1) if self._due else None
+            for descriptor, _mask in self._poll.poll(wait_ms):
+                subject = self._readers.get(descriptor)
+                if subject is not None:
+                    self._readable(descriptor, subject)
+            self._reap()
+
+    def _follow(self) -> None:
+        """Begin and end what has been asked for since."""
+        asked = self._watcher.asked
+        for event, subject in list(self._subjects.items()):
+            if asked.get(event) != subject.asked:
+                self._end(subject)
+                del self._subjects[event]
+        for event, wanted in asked.items():
+            if event not in self._subjects:
+                subject = self._subjects[event] = Subject(wanted)
+                self._later(event, subject, self._first_us(subject))
+
+    def _first_us(self, subject: Subject) -> int:
+        values = subject.asked.parameters
+        if "pid" in values or "pid_file" in values:
+            return boottime_us()
+        if "at" in values and "command" not in values:
+            return boottime_us() + _until(values["at"]) * 1_000_000
+        return boottime_us() + subject.interval_us
+
+    def _later(self, event: str, subject: Subject, at_us: int) -> None:
+        heapq.heappush(self._due, (at_us, event, id(subject)))
+
+    def _work(self, event: str, subject: Subject, now_us: int) -> None:
+        values = subject.asked.parameters
+        if "command" in values:
+            self._work_on_check(event, subject, now_us)
+        elif "pid" in values or "pid_file" in values:
+            self._look_for_process(event, subject, now_us)
+        else:
+            self._tell(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            at = values.get("at")
+            # a minute later at the earliest: the same minute comes again only tomorrow
+            again_us = now_us + (60 + _until(at, in_s=60)) * 1_000_000 if at else now_us + subject.interval_us
+            self._later(event, subject, again_us)
+
+    # --- checks ---
+
+    def _work_on_check(self, event: str, subject: Subject, now_us: int) -> None:
+        if subject.check is not None:  # its time is over
+            self._kill(subject.check)
+            self._judge(event, subject, f"did not end within {subject.timeout_us // US_PER_MS} ms")
+        at_work = sum(1 for other in self._subjects.values() if other.check is not None)
+        if at_work >= MAXIMUM_CHECKS_AT_WORK:
+            self._later(event, subject, now_us + _LOOK_MS * US_PER_MS)
+            return
+        try:
+            subject.check = self._start(event, subject, now_us)
+        except (OSError, ValueError) as error:
+            self._judge(event, subject, f"cannot be started: {error}")
+            self._later(event, subject, now_us + subject.interval_us)
+            return
+        self._later(event, subject, subject.check.deadline_us)
+
+    def _start(self, event: str, subject: Subject, now_us: int) -> Check:
+        """Run the command. Raises `OSError`, `ValueError`."""
+        command = tuple(shlex.split(subject.asked.parameters["command"]))
+        if not command:
+            raise ValueError("its command has no words")
+        environment = {
+            **self._environment,
+            **subject.asked.environment,
+            "MUSTER_EVENT": event,
+            "MUSTER_ACTION": "check",
+        }
+        launch = Launch(event, command, environment, self._open_files, dies_with_keeper=True)
+        opened: list[int] = []
+        try:
+            opened += os.pipe()
+            opened += os.pipe()
+            keeper = spawn_keeper(launch, opened[1], opened[3], self._leash)
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        os.close(opened[1])
+        os.close(opened[3])
+        for descriptor in (opened[0], opened[2]):
+            os.set_blocking(descriptor, False)
+            self._readers[descriptor] = subject
+            self._poll.register(descriptor, select.POLLIN)
+        return Check(keeper, opened[0], opened[2], now_us + subject.timeout_us)
+
+    def _readable(self, descriptor: int, subject: Subject) -> None:
+        check = subject.check
+        event = subject.asked.event
+        if descriptor == subject.pidfd:
+            self._process_ended(event, subject)
+            return
+        if check is None:
+            return
+        try:
+            data = os.read(descriptor, 64 * 1024)
+        except BlockingIOError:
+            return
+        if descriptor == check.output_fd:
+            check.tail = (check.tail + data)[-TAIL_BYTES:]
+            if not data:
+                self._close(descriptor)
+                check.output_fd = -1
+        for line in data.split() if descriptor == check.status_fd else ():
+            if line[:1] == b"E":
+                check.status = f"cannot be executed: {os.strerror(int(line[1:]))}"
+            elif line[:1] == b"S":
+                check.status = check.status or ("" if line == b"S0" else explain_status(int(line[1:])))
+                check.is_known = True
+        if check.is_known:
+            self._drain(check)
+            self._kill(check)
+            self._judge(event, subject, check.status)
+            self._reschedule(event, subject)
+
+    def _drain(self, check: Check) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while check.output_fd >= 0 and (data := os.read(check.output_fd, 64 * 1024)):
+                check.tail = (check.tail + data)[-TAIL_BYTES:]
+
+    def _reschedule(self, event: str, subject: Subject) -> None:
+        """The next run, an interval after the end of this one; the entry for its time limit is void."""
+        self._due = [entry for entry in self._due if entry[2] != id(subject)]
+        heapq.heapify(self._due)
+        self._later(event, subject, boottime_us() + subject.interval_us)
+
+    def _judge(self, event: str, subject: Subject, failure: str) -> None:
+        """A run is over: k failures of the last n are an occurrence, and are counted anew after it."""
+        check, subject.check = subject.check, None
+        subject.results.append(not failure)
+        failures = subject.results.count(False)
+        if not failure or failures < subject.failures:
+            return
+        output = check.tail.decode(errors="replace").strip() if check else ""
+        of = f" ({failures} of {len(subject.results)})" if subject.results.maxlen != 1 else ""
+        subject.results.clear()
+        detail = f"its check {failure}{of}" + (f"; it wrote: {output[-150:]}" if output else "")
+        self._tell(event, status=failure, output=output, failures=str(failures), detail=detail)
+
+    def _kill(self, check: Check) -> None:
+        """End what is left of a check; its keeper is reaped when nothing is."""
+        send([*descendants([check.keeper], read_parents())], signal.SIGKILL)
+        for descriptor in (check.status_fd, check.output_fd):
+            if descriptor >= 0:
+                self._close(descriptor)
+        check.status_fd = check.output_fd = -1
+
+    # --- processes ---
+
+    def _look_for_process(self, event: str, subject: Subject, now_us: int) -> None:
+        if subject.pidfd >= 0:
+            return
+        pid = _pid_of(subject.asked.parameters)
+        if pid and pid != subject.pid:
+            with contextlib.suppress(OSError):
+                subject.pidfd = os.pidfd_open(pid)
+                subject.pid = pid
+                self._readers[subject.pidfd] = subject
+                self._poll.register(subject.pidfd, select.POLLIN)
+                return
+        self._later(event, subject, now_us + _LOOK_MS * US_PER_MS)
+
+    def _process_ended(self, event: str, subject: Subject) -> None:
+        self._close(subject.pidfd)
+        subject.pidfd = -1
+        self._tell(event, pid=str(subject.pid), detail=f"process {subject.pid} has ended")
+        self._later(event, subject, boottime_us() + _LOOK_MS * US_PER_MS)
+
+    # --- all of them ---
+
+    def _tell(self, event: str, **out: str) -> None:
+        try:
+            self._watcher.occurred(event, **out)
+        except ClientError as error:
+            say(f"muster watcher process: {event}: {error}")
+
+    def _end(self, subject: Subject) -> None:
+        if subject.check is not None:
+            self._kill(subject.check)
+        if subject.pidfd >= 0:
+            self._close(subject.pidfd)
+
+    def _close(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._readers[descriptor]
+        os.close(descriptor)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def milliseconds(text: str, otherwise: int) -> int:
+    """A duration such as `500ms`, `60s`, `2m`, `1h`."""
+    found = _DURATION.fullmatch(text.strip())
+    return max(1, round(float(found[1]) * _UNITS_MS[found[2]])) if found else otherwise
+
+
+def number(text: str, otherwise: int) -> int:
+    """A number above 0."""
+    return max(1, int(text)) if text.isdigit() else otherwise
+
+
+def _until(at: str, in_s: int = 0) -> int:
+    """Seconds until the local clock, in `in_s` seconds from now, is next at HH:MM."""
+    hours, _, minutes = (int(part) if part.isdigit() else 0 for part in at.partition(":"))
+    now = time.localtime(time.time() + in_s)
+    wanted = hours * 3600 + minutes * 60
+    return (wanted - (now.tm_hour * 3600 + now.tm_min * 60 + now.tm_sec)) % 86_400
+
+
+def _pid_of(parameters: object) -> int:
+    values = parameters if isinstance(parameters, dict) else {}
+    text = values.get("pid", "")
+    if not text:
+        try:
+            with open(values.get("pid_file", ""), encoding="ascii", errors="replace") as file:
+                text = file.read(32).strip()
+        except OSError:
+            return 0
+    return int(text) if text.isdigit() else 0
