@@ -108,6 +108,7 @@ def test_random_runs_reach_what_the_rules_are_about() -> None:
     assert {"start", "stop", "recovery", "joining", "leaving", "forced-leaving"} <= seen
     assert {str(ProofKind.LEASE_EXPIRED), str(ProofKind.PANIC_TOMBSTONE), str(ProofKind.NEXT_INCARNATION)} <= seen
     assert {"Elected", "Told", "MarksWritten", "Replied", "ServiceEnded", "LifeEnded"} <= seen
+    assert {"ProgramCame", "ProgramWent"} <= seen
 
 
 def _proofs(applied: Applied) -> list[Proof]:

@@ -1,7 +1,7 @@
 """Every order in which small worlds of transitions can go, and every point at which a node can die (SPEC 3, 2.4)."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from random import Random
 from typing import NamedTuple
@@ -137,9 +137,9 @@ def _forgetful(self: subsystems.Subsystems, step: Acknowledgement) -> bool:
     return True
 
 
-def _by_number(self: subsystems.Subsystems, level: Level) -> bool:
+def _by_number(levels: Mapping[int, Level], counted: Level) -> bool:
     """Take the last registration of a level for the present one."""
-    return level.number in self.levels
+    return counted.number in levels
 
 
 class Mutant(NamedTuple):
@@ -170,7 +170,7 @@ MUTANTS = (
     Mutant(membership, "open_forced_leave", _all_levels, JOIN, r"SPEC 3.9: .* told was up to"),
     Mutant(membership, "barrier_conflict", lambda *_: "no", JOIN, r"SPEC 2.4: n\d ends inactive \(running: True\)"),
     Mutant(subsystems.Subsystems, "acknowledge", _forgetful, LEAVE, r"SPEC 3.6: level \d+ is told .* twice"),
-    Mutant(subsystems.Subsystems, "_is_here", _by_number, REPLACED, r"SPEC 3.4: .* begins with barrier 1"),
+    Mutant(subsystems, "is_present", _by_number, REPLACED, r"SPEC 3.4: .* begins with barrier 1"),
 )
 
 

@@ -4,6 +4,8 @@ It remembers no orders: it compares the committed records with what was told alr
 reordered messages, a restarted daemon and a new master all come to the same.
 """
 
+from collections.abc import Mapping
+
 from muster.core import history
 from muster.core.effects import Notify, Trace
 from muster.core.transition import EVENT_MANAGER, state_at_level
@@ -115,16 +117,12 @@ class Subsystems:
         own = database.member(self._node)
         if own.incarnation != self._incarnation:
             return {}
-        counted = {level.number for level in own.levels if self._is_here(level)}
+        counted = {level.number for level in own.levels if is_present(self.levels, level)}
         return {
             Acknowledgement(transition.identity, transition.level, transition.barrier): transition
             for transition in database.transitions.values()
             if self._node in transition.participants and transition.level in counted
         }
-
-    def _is_here(self, level: Level) -> bool:
-        here = self.levels.get(level.number)
-        return here is not None and here.identity == level.identity
 
     def _holds_services(self, database: Database) -> bool:
         """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8)."""
@@ -132,6 +130,12 @@ class Subsystems:
             service.node == self._node or (service.origin == self._node and service.intent)
             for service in database.services.values()
         )
+
+
+def is_present(levels: Mapping[int, Level], counted: Level) -> bool:
+    """Whether the subsystem that the record counts with is the one that is registered now (P3.13)."""
+    here = levels.get(counted.number)
+    return here is not None and here.identity == counted.identity
 
 
 def _order(step: Acknowledgement) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from muster.records.registers import Claim
-from muster.records.state import Entry, Member, NodeState, Service, ServiceState, Transition, TransitionKind
+from muster.records.state import Entry, Level, Member, NodeState, Service, ServiceState, Transition, TransitionKind
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.sim.history import (
     Applied,
@@ -25,6 +25,8 @@ from muster.sim.history import (
     MarksWritten,
     Notified,
     Observation,
+    ProgramCame,
+    ProgramWent,
     Raised,
     ReplicaState,
     Replied,
@@ -305,13 +307,17 @@ class LevelsInOrder:
         self._acknowledged: set[tuple[int, int, int, int, int]] = set()  # node, incarnation, transition, level, barrier
         self._index = -1
         self._state: ReplicaState | None = None
-        self._concerned: dict[tuple[int, int], dict[int, int]] = {}  # (transition, level) -> node -> incarnation
+        # (transition, level) -> node -> (incarnation, registration)
+        self._concerned: dict[tuple[int, int], dict[int, tuple[int, int]]] = {}
+        self._went: set[tuple[int, int, int, int]] = set()  # node, incarnation, level, registration: nobody answers
         self._steps: set[tuple[int, int, int]] = set()  # committed (transition, level, barrier)
 
     def see(self, seen: Observation) -> Findings:
         """See `Checker`."""
         if isinstance(seen, LevelAcknowledged):
             self._acknowledged.add((seen.node, seen.incarnation, seen.transition, seen.level, seen.barrier))
+        elif isinstance(seen, ProgramWent):
+            self._went.add((seen.node, seen.incarnation, *seen.level.identity))
         elif isinstance(seen, Applied) and seen.index > self._index:
             if seen.index == self._index + 1 and self._state is not None:
                 yield from self._advanced(self._state, seen.state)
@@ -327,9 +333,10 @@ class LevelsInOrder:
         step = (transition.identity, transition.level)
         if step not in self._concerned:
             self._concerned[step] = {
-                member.node: member.incarnation
+                member.node: (member.incarnation, level.registration)
                 for member in state.members.values()
-                if member.state in WAITED_FOR and any(level.number == transition.level for level in member.levels)
+                for level in member.levels
+                if member.state in WAITED_FOR and level.number == transition.level
             }
 
     def _advanced(self, before: ReplicaState, after: ReplicaState) -> Findings:
@@ -376,9 +383,10 @@ class LevelsInOrder:
     def _waited(self, old: Transition, after: ReplicaState, doing: str) -> Findings:
         if old.level == BUILT_IN_LEVEL:
             return
-        for node, incarnation in self._concerned.get((old.identity, old.level), {}).items():
+        for node, (incarnation, registration) in self._concerned.get((old.identity, old.level), {}).items():
             member = after.members.get(node, Member(node))
-            still = member.incarnation == incarnation and member.state in WAITED_FOR
+            went = (node, incarnation, old.level, registration) in self._went
+            still = member.incarnation == incarnation and member.state in WAITED_FOR and not went
             step = (node, incarnation, old.identity, old.level, old.barrier)
             if still and step not in self._acknowledged:
                 yield f"{_name(old)} {doing} before n{node} acknowledged level {old.level} barrier {old.barrier}"
@@ -389,6 +397,46 @@ class LevelsInOrder:
             yield f"level {seen.level} on n{seen.node} is told of step {step}, which was not committed"
         if seen.vector.get(seen.about) != NodeState(seen.kind.value):
             yield f"level {seen.level} on n{seen.node} is told {seen.kind} of n{seen.about} against the vector"
+
+
+class ToldFromTheStart:
+    """SPEC 3.4, 3.6, 3.10: a subsystem is told the barriers of a transition from the first one on, the next one after
+    it has acknowledged, each once unless its daemon was restarted; one that comes in another's place begins anew.
+    """
+
+    def __init__(self) -> None:
+        # (node, incarnation, level) -> transition -> (barrier, acknowledged, daemons so far)
+        self._told: dict[tuple[int, int, int], dict[int, tuple[int, bool, int]]] = {}
+        self._daemons: dict[int, int] = {}
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        match seen:
+            case DaemonStarted():
+                self._daemons[seen.node] = self._daemons.get(seen.node, 0) + 1
+            case ProgramCame() | ProgramWent():
+                self._told.pop((seen.node, seen.incarnation, seen.level.number), None)
+            case LevelAcknowledged():
+                told = self._told.get((seen.node, seen.incarnation, seen.level), {})
+                if seen.transition in told and told[seen.transition][0] == seen.barrier:
+                    told[seen.transition] = (seen.barrier, True, told[seen.transition][2])
+            case Notified():
+                yield from self._notified(seen)
+            case _:
+                pass
+
+    def _notified(self, seen: Notified) -> Findings:
+        told = self._told.setdefault((seen.node, seen.incarnation, seen.level), {})
+        barrier, acknowledged, daemons = told.get(seen.transition, (-1, True, 0))
+        again = seen.barrier == barrier and self._daemons.get(seen.node, 0) > daemons
+        if not again and not (acknowledged and seen.barrier == barrier + 1):
+            last = "nothing" if barrier < 0 else f"barrier {barrier} (acknowledged: {acknowledged})"
+            yield (
+                f"level {seen.level} on n{seen.node} is told barrier {seen.barrier} of {seen.kind} of n{seen.about} "
+                f"after {last}"
+            )
+        done = acknowledged if seen.barrier == barrier else False
+        told[seen.transition] = (seen.barrier, done, self._daemons.get(seen.node, 0))
 
 
 def _name(transition: Transition) -> str:
@@ -432,21 +480,26 @@ def _opened(transition: Transition, before: ReplicaState, after: ReplicaState) -
     if transition.kind is TransitionKind.JOINING and transition.incarnation <= member.incarnation:
         yield f"{_name(transition)} opens for incarnation {transition.incarnation}, not a new one"
     if transition.kind is TransitionKind.FORCED_LEAVING:
-        yield from _forced_levels(transition, member, before)
+        yield from _forced_levels(transition, member, before, after)
 
 
-def _forced_levels(transition: Transition, member: Member, before: ReplicaState) -> Findings:
+def _forced_levels(transition: Transition, member: Member, before: ReplicaState, after: ReplicaState) -> Findings:
     """SPEC 3.9: from the lowest level up to the highest ever told, without those that a leave had completed."""
     completed: set[int] = set()
     for other in before.transitions.values():
         if other.node == member.node and other.kind is TransitionKind.LEAVING:
             completed = set(other.levels[: other.position])
+    still = {
+        other.node: {level.number for level in other.levels if other.state in WAITED_FOR}
+        for other in after.members.values()
+    }
     registered = {
         level.number
         for other in before.members.values()
         if other.state in WAITED_FOR
         for level in other.levels
-        if level.number <= member.told_level
+        # Of the others only what does not go in the same entry: nobody is there to be told.
+        if level.number <= member.told_level and (other.node == member.node or level.number in still[other.node])
     }
     missing = registered - completed - set(transition.levels)
     if missing:
@@ -480,6 +533,7 @@ Checker = (
     | RecoveryBeforeRestart
     | NoFlapping
     | LevelsInOrder
+    | ToldFromTheStart
     | Soundness
 )
 CHECKERS: tuple[Callable[[], Checker], ...] = (
@@ -496,6 +550,7 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     RecoveryBeforeRestart,
     NoFlapping,
     LevelsInOrder,
+    ToldFromTheStart,
     Soundness,
 )
 
@@ -524,6 +579,8 @@ class Progress:
         self._running: dict[str, int] = {}
         self._notified: set[tuple[int, int, str, int]] = set()  # (node, incarnation, service, generation)
         self._started: dict[str, int] = {}  # service -> generation of the last start command that succeeded
+        self._programs: dict[tuple[int, int, int], Level] = {}  # (node, incarnation, level) that programs registered
+        self._joined: set[tuple[int, int, int]] = set()  # those of them that were told of their node's join
 
     def missing(self) -> str:
         """What is not yet as it should be, or nothing."""
@@ -552,6 +609,14 @@ class Progress:
                 self._latest[seen.node] = seen
             case CommandTaken(action="notify"):
                 self._notified.add((seen.node, seen.incarnation, seen.service, seen.generation))
+            case ProgramCame() | ProgramWent():
+                place = (seen.node, seen.incarnation, seen.level.number)
+                self._joined.discard(place)
+                self._programs.pop(place, None)
+                if isinstance(seen, ProgramCame):
+                    self._programs[place] = seen.level
+            case Notified(kind=TransitionKind.JOINING) if seen.about == seen.node:
+                self._joined.add((seen.node, seen.incarnation, seen.level))
             case CommandEnded(action="start", succeeded=True):
                 self._started[seen.service] = seen.generation
             case ServiceBegan():
@@ -574,6 +639,18 @@ class Progress:
         for transition in state.transitions.values():
             if transition.node not in held_up:
                 return f"{_name(transition)} is not over"
+        return self._programs_missing(state, held_up)
+
+    def _programs_missing(self, state: ReplicaState, held_up: set[int]) -> str:
+        """SPEC 3.10: a program that has registered counts, and was told of its own node's join."""
+        for (node, incarnation, number), level in self._programs.items():
+            member = state.members.get(node, Member(node))
+            if self._lives.get(node) != incarnation or node in held_up:
+                continue
+            if level.identity not in [each.identity for each in member.levels]:
+                return f"level {number} on n{node} does not count"
+            if (node, incarnation, number) not in self._joined:
+                return f"level {number} on n{node} was never told of its node's join"
         return ""
 
     def _services_missing(self, state: ReplicaState) -> str:

@@ -16,7 +16,7 @@ from muster.core.node import Node, Setup
 from muster.core.tenure import newest_journal, restore
 from muster.records.messages import Append, CommandState, Message
 from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
-from muster.records.state import Database
+from muster.records.state import Database, Level
 from muster.records.terms import Term
 from muster.sim.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
 from muster.sim.events import US_PER_MS, Process
@@ -66,6 +66,7 @@ class Daemon:
         self._ended = False  # the node has asked its guard to end it: it takes nothing in any more
         self._stepping = False
         self._inputs: deque[inputs.Input] = deque()
+        self._programs: dict[int, Level] = {}  # as the core knows them: it may not have heard of the last change
         self._store = StoreQueue(self)
         self._carry = self._carriers()
 
@@ -103,7 +104,8 @@ class Daemon:
             rehearsed_event_manager=world.settings.event_manager,
         )  # fmt: skip
         self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
-        for level in world.levels:
+        self._programs = dict(life.programs)
+        for level in (*world.levels, *life.programs.values()):
             self._carry_out(self.node.step(inputs.LevelRegistered(level), self.now_us()))
         self._carry_out(self.node.start(self.now_us()))
         self.endpoint = Endpoint(
@@ -126,6 +128,25 @@ class Daemon:
         """The runner says that a command has ended."""
         if self.node is not None:
             self.world.loop.deliver(self.process, self.step, inputs.CommandFinished(command))
+
+    def program_came(self, level: Level) -> None:
+        """A program registers on the control socket; before the node has its replica, `_start` takes it in."""
+        if self.node is not None:
+            self.world.loop.deliver(self.process, self._register, level)
+
+    def _register(self, level: Level) -> None:
+        if self.life.programs.get(level.number) == level:
+            self._programs[level.number] = level
+            self.step(inputs.LevelRegistered(level))
+
+    def program_went(self, number: int) -> None:
+        """A program deregisters, or its connection has ended."""
+        if self.node is not None:
+            self.world.loop.deliver(self.process, self._unregister, number)
+
+    def _unregister(self, number: int) -> None:
+        if self._programs.pop(number, None) is not None:
+            self.step(inputs.LevelGone(number))
 
     def request(self, asked: inputs.OperationRequested) -> None:
         """A client asks for an operation."""
@@ -237,6 +258,9 @@ class Daemon:
 
     def _notify(self, effect: effects.Notify) -> None:
         world, life = self.world, self.life
+        program = self._programs.get(effect.level)
+        if life.programs.get(effect.level) != program:
+            return  # it has gone: there is nobody at the other end
         step = (effect.transition, effect.level, effect.barrier)
         self._record(
             Notified(
@@ -246,12 +270,14 @@ class Daemon:
         )  # fmt: skip
         world.point(self.machine.node, "notify", "begun")
         if step in life.acknowledged:  # answered from memory (SPEC 3.4)
-            world.loop.deliver_after(100, self.process, self._acknowledge, step)
+            world.loop.deliver_after(100, self.process, self._acknowledge, step, program)
             return
-        self.machine.work(effect.level, lambda: world.loop.deliver(self.process, self._acknowledge, step))
+        self.machine.work(effect.level, lambda: world.loop.deliver(self.process, self._acknowledge, step, program))
 
-    def _acknowledge(self, step: tuple[int, int, int]) -> None:
+    def _acknowledge(self, step: tuple[int, int, int], program: Level | None = None) -> None:
         transition, level, barrier = step
+        if program != self.life.programs.get(level):
+            return  # it has gone, and what it worked on with it
         if step not in self.life.acknowledged:
             self.life.acknowledged.add(step)
             self._record(

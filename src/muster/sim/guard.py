@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from muster.core.lease import LeaseKeeper, LeaseWatch, Stop, next_incarnation
 from muster.records.messages import CommandState
 from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind
+from muster.records.state import Level
 from muster.sim.disk import RegisterTarget, TwoCopyWrite
 from muster.sim.events import US_PER_MS, Clock, Process
-from muster.sim.history import LifeBegan, LifeEnded, Logged
+from muster.sim.history import LifeBegan, LifeEnded, Logged, ProgramCame, ProgramWent
 from muster.sim.runner import Runner
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Life:
         self.daemon: Daemon | None = None
         self.daemon_absent_us = world.loop.now_us  # since when there is no daemon, while there is none
         self.acknowledged: set[tuple[int, int, int]] = set()  # what the subsystems have processed
+        self.programs: dict[int, Level] = {}  # that have registered a level; they outlive a daemon
         self.stopping = False
         self.ended = False
         self.cause = ""
@@ -49,6 +51,27 @@ class Life:
     def _command_finished(self, command: CommandState) -> None:
         if self.daemon is not None:
             self.daemon.command_finished(command)
+
+    def come(self, level: Level) -> None:
+        """A program registers a level; the daemon that runs, or else the next one, takes it in (SPEC 3.10, P3.13)."""
+        machine = self.machine
+        level = level._replace(registration=machine.world.loop.now_us)
+        self.programs[level.number] = level
+        machine.world.history.append(ProgramCame(level.registration, machine.node, self.incarnation, level))
+        if self.daemon is not None:
+            self.daemon.program_came(level)
+
+    def go(self, number: int) -> None:
+        """The program of a level ends, with all that it has processed and not processed."""
+        level = self.programs.pop(number, None)
+        if level is None:
+            return
+        machine = self.machine
+        self.acknowledged = {step for step in self.acknowledged if step[1] != number}
+        now_us = machine.world.loop.now_us
+        machine.world.history.append(ProgramWent(now_us, machine.node, self.incarnation, level))
+        if self.daemon is not None:
+            self.daemon.program_went(number)
 
     def pulse_lost(self, now_us: int) -> str:
         """Why the guard must panic for want of a pulse, or nothing."""

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from muster.records.messages import OperationRequest
 from muster.records.registers import Claim
-from muster.records.state import Entry, Member, NodeState, Operation, Service, Transition, TransitionKind
+from muster.records.state import Entry, Level, Member, NodeState, Operation, Service, Transition, TransitionKind
 from muster.records.terms import Term
 
 
@@ -123,6 +123,24 @@ class LevelAcknowledged(Struct, frozen=True):
     level: int
     transition: int
     barrier: int
+
+
+class ProgramCame(Struct, frozen=True):
+    """A program has registered this level on `node`, which may run already."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    level: Level
+
+
+class ProgramWent(Struct, frozen=True):
+    """The program of this level on `node` has ended its registration."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    level: Level
 
 
 class Asked(Struct, frozen=True):
@@ -236,6 +254,8 @@ Observation = (
     | Told
     | Notified
     | LevelAcknowledged
+    | ProgramCame
+    | ProgramWent
     | Asked
     | Replied
     | CommandTaken

@@ -4,16 +4,16 @@ A mutant is in force for the duration of one run, in the process that runs it. I
 faults are too kind or a checker sleeps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from muster.core import executor, lease, mastership, membership, service, transition
+from muster.core import executor, lease, mastership, membership, service, subsystems, transition
 from muster.core.draft import Draft, Facts
 from muster.core.mastership import Action, Decided, IsDead, Mastership, Phase
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, ProofKind, Strip
-from muster.records.state import Member, Proof, Service, Transition
+from muster.records.state import Level, Member, Proof, Service, Transition
 from muster.records.terms import NO_TERM, Stamp, Term
 
 
@@ -133,6 +133,13 @@ def _tell_early(_original: Callable[..., tuple[Mastership, Action]]) -> Callable
     return append
 
 
+def _mistaken_registration(_original: Callable[..., bool]) -> Callable[..., bool]:
+    def is_present(levels: Mapping[int, Level], counted: Level) -> bool:
+        return counted.number in levels
+
+    return is_present
+
+
 HISTORY = ("OneHistory", "NothingGoesBack", "NothingLost")
 PROOF = ("ProofFirst", "OneNodeAtATime")
 MUTANTS: dict[str, Mutant] = {
@@ -175,6 +182,10 @@ MUTANTS: dict[str, Mutant] = {
     "early-level": Mutant(
         "the first acknowledgement of a level is enough (against SPEC 3.4)",
         ("LevelsInOrder",), transition, "all_acknowledged", _early_level,
+    ),
+    "mistaken-registration": Mutant(
+        "a program is told what its predecessor was still counted with for (against SPEC 3.10)",
+        ("ToldFromTheStart", "Soundness"), subsystems, "is_present", _mistaken_registration,
     ),
 }  # fmt: skip
 

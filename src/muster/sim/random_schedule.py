@@ -25,6 +25,7 @@ from muster.sim.schedule import Deed, Step, When
 from muster.sim.world import Settings
 
 LEVELS = ((10, "lock manager"), (20, "virtual disks"), (30, "file system"))
+PROGRAMS = ((15, "volume cache"), (50, "application"))
 WRITTEN = ("claim", "claim", "mark", "withdrawal", "frame", "frame", "checkpoint", "marks", "lease")
 RARE = ("claim", "mark", "withdrawal", "checkpoint", "marks", "elected")  # points that a run reaches a few times
 STAGES = ("begun", "half written", "written", "written")
@@ -80,6 +81,8 @@ class _Planner:
         )  # fmt: skip
         self._boot()
         self._disturb()
+        if self.random.random() < 0.6:
+            self._programs()
         self.steps.append(Step(self.calm_us, schedule.Calm()))
         self.steps.sort(key=lambda step: step.at_us)
         return Plan(settings, self.steps, self.calm_us)
@@ -105,6 +108,26 @@ class _Planner:
                 self._fail()
             else:
                 self._ask(self._operation())
+
+    def _programs(self) -> None:
+        """Programs that register levels while the cluster runs, go, come back, and take each other's place."""
+        levels = [
+            Level(number, name, Barriers(*(1 + int(self.random.random() * 2.4) for _ in range(3))))
+            for number, name in PROGRAMS
+        ]
+        self.now_us = 0
+        pace_ms = self._pick((100, 300, 1000))
+        while True:
+            self.now_us += self._us(1, 2 * pace_ms)
+            if self.now_us >= self.calm_us - 50 * US_PER_MS:
+                return
+            level, node = self._pick(levels), self._node()
+            if self.random.random() < 0.35:
+                self._do(schedule.Go(level.number, node))
+                if self.random.random() < 0.6:
+                    self._step(self.now_us + self._us(0, 30), schedule.Come(level, node))
+            else:
+                self._do(schedule.Come(level, node))
 
     # ---- draws ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from muster.records.messages import OperationRequest
+from muster.records.state import Level
 
 HERE = -1
 EVERYWHERE = -1
@@ -109,6 +110,20 @@ class Unhang(Struct, frozen=True, tag="unhang"):
     node: int
 
 
+class Come(Struct, frozen=True, tag="come"):
+    """A program registers a level on a node that runs; at once in the place of the one that is there (SPEC 3.10)."""
+
+    level: Level
+    node: int
+
+
+class Go(Struct, frozen=True, tag="go"):
+    """The program of a level on a node deregisters, if there is one; what it has not acknowledged, nobody does."""
+
+    level: int
+    node: int
+
+
 class Mend(Struct, frozen=True, tag="mend"):
     """A node's links and its way to the store work again."""
 
@@ -149,6 +164,8 @@ Deed = (
     | Lossy
     | Hang
     | Unhang
+    | Come
+    | Go
     | Mend
     | Ask
     | Fail

@@ -130,6 +130,8 @@ class World:
             schedule.Lossy: self._lossy,
             schedule.Hang: self._hang,
             schedule.Unhang: lambda deed: self.machines[deed.node].unhang(deed.level),
+            schedule.Come: self._come,
+            schedule.Go: self._go,
             schedule.Mend: lambda deed: self._mend(deed.node),
             schedule.Ask: lambda deed: self._ask(deed, 1),
             schedule.Fail: self._fail,
@@ -254,6 +256,17 @@ class World:
     def _hang(self, deed: schedule.Hang) -> None:
         self.machines[deed.node].hung.add(deed.level)
         self._later(deed.for_us, schedule.Unhang(deed.level, deed.node))
+
+    def _come(self, deed: schedule.Come) -> None:
+        life = self.machines[deed.node].life
+        if life is not None and not life.stopping:
+            life.go(deed.level.number)
+            life.come(deed.level)
+
+    def _go(self, deed: schedule.Go) -> None:
+        life = self.machines[deed.node].life
+        if life is not None and not life.stopping:
+            life.go(deed.level)
 
     def _mend(self, node: int) -> None:
         access = self.machines[node].access
