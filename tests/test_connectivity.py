@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muster.core.connectivity import Candidate, broken_pairs, surviving_set
+from muster.core.connectivity import Candidate, Reason, broken_pairs, reasons, surviving_set
 
 FULL_RUN = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -22,6 +22,7 @@ def clusters(draw: st.DrawFn, most: int = 7) -> dict[int, Candidate]:
             draw(st.booleans()),
             draw(st.integers(0, 3)),
             frozenset(other for other in nodes if other != node and (node, other) not in deaf),
+            draw(st.booleans()) if {(node, other) for other in nodes - {node}} <= deaf else False,
         )
         for node in nodes
     }
@@ -38,6 +39,7 @@ def is_connected(candidates: dict[int, Candidate], nodes: tuple[int, ...]) -> bo
 def is_better(candidates: dict[int, Candidate], one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether `one` survives rather than `other`: any link, joined nodes, then work, then size, then the lowest ids."""
     for measure in (
+        lambda nodes: int(not any(candidates[node].cut_off for node in nodes)),
         lambda nodes: int(any(candidates[node].heard for node in nodes)),
         lambda nodes: sum(candidates[node].joined for node in nodes),
         lambda nodes: sum(candidates[node].work for node in nodes),
@@ -134,3 +136,34 @@ def test_p4_4_without_broken_links_all_survive() -> None:
     whole = {node: joined(node, *(other for other in range(5) if other != node)) for node in range(5)}
     assert surviving_set(whole) == set(range(5))
     assert surviving_set({}) == frozenset()
+
+
+def test_p4_4_a_node_whose_own_interfaces_are_down_ranks_last_whatever_it_runs() -> None:
+    laden = Candidate(0, joined=True, work=100, heard=frozenset(), cut_off=True)
+    idle = Candidate(1, joined=False, work=0, heard=frozenset())
+    assert surviving_set({0: laden, 1: idle}) == {1}
+    assert surviving_set({0: laden._replace(cut_off=False), 1: idle}) == {0}  # with links, its work counts
+    assert surviving_set({0: laden, 1: idle._replace(cut_off=True)}) == {0}  # all cables pulled: work again
+
+
+@given(clusters())
+@FULL_RUN
+def test_whoever_is_outside_is_told_a_set_that_is_really_worse(candidates: dict[int, Candidate]) -> None:
+    survivors, found = reasons(candidates)
+    assert survivors == surviving_set(candidates)
+    assert {each.node for each in found} == candidates.keys() - survivors
+    for each in found:
+        assert each.node in each.instead
+        assert is_connected(candidates, tuple(sorted(each.instead)))
+        assert is_better(candidates, tuple(sorted(survivors)), tuple(sorted(each.instead)))
+
+
+def test_the_reason_is_the_first_measure_by_which_the_other_set_loses() -> None:
+    pair = {
+        0: Candidate(0, joined=True, work=1, heard=frozenset({2})),
+        1: Candidate(1, joined=True, work=3, heard=frozenset({2})),
+        2: Candidate(2, joined=True, work=0, heard=frozenset({0, 1})),
+    }
+    survivors, (reason,) = reasons(pair)
+    assert survivors == {1, 2}
+    assert reason == Reason(0, frozenset({0, 2}), "services at work", 3, 1)

@@ -1,8 +1,9 @@
 """Who survives when links fail: arithmetic only (SPEC 7.4).
 
 Every node's view register says whom it hears. A link counts only if both ends hear each other. The surviving set is
-fully connected; among those a node that hears nobody ranks last whatever it runs, then joined nodes count before
-joining or leaving ones, then the most protected work, then the most nodes, then the lowest ids.
+fully connected; among those a node whose own interfaces are down ranks last whatever it runs, then one that hears
+nobody, then joined nodes count before joining or leaving ones, then the most protected work, then the most nodes, then
+the lowest ids.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ class Candidate(NamedTuple):
     joined: bool
     work: int  # services assigned to it
     heard: frozenset[int]
+    cut_off: bool = False  # its own interfaces have no link, and nobody hears it
 
 
 def broken_pairs(candidates: Mapping[int, Candidate]) -> set[tuple[int, int]]:
@@ -58,9 +60,48 @@ def surviving_set(candidates: Mapping[int, Candidate]) -> frozenset[int]:
 _STEPS = 20_000
 
 
-def _rank(nodes: frozenset[int], candidates: Mapping[int, Candidate]) -> tuple[bool, int, int, int, tuple[int, ...]]:
+def _rank(
+    nodes: frozenset[int], candidates: Mapping[int, Candidate]
+) -> tuple[bool, bool, int, int, int, tuple[int, ...]]:
     members = [candidates[node] for node in nodes]
     linked = any(member.heard for member in members)
     joined = sum(1 for member in members if member.joined)
     work = sum(member.work for member in members)
-    return (linked, joined, work, len(members), tuple(-node for node in sorted(nodes)))
+    carried = bool(members) and not any(member.cut_off for member in members)
+    return (carried, linked, joined, work, len(members), tuple(-node for node in sorted(nodes)))
+
+
+_MEASURES = (
+    "interfaces with a link",
+    "hearing anybody",
+    "joined nodes",
+    "services at work",
+    "nodes",
+    "the lowest node ids",
+)
+
+
+class Reason(NamedTuple):
+    """Why a node is outside: the best set that it could be in, and the first measure by which that one loses."""
+
+    node: int
+    instead: frozenset[int]
+    measure: str  # one of `_MEASURES`
+    chosen: int  # that measure of the surviving set
+    other: int  # and of `instead`
+
+
+def reasons(candidates: Mapping[int, Candidate]) -> tuple[frozenset[int], tuple[Reason, ...]]:
+    """The surviving set, and for each node outside it why not a set with that node (SPEC 7.4)."""
+    survivors = surviving_set(candidates)
+    broken = broken_pairs(candidates)
+    found = []
+    for node in sorted(candidates.keys() - survivors):
+        apart = {b if a == node else a for a, b in broken if node in (a, b)}
+        with_it = surviving_set({key: each for key, each in candidates.items() if key not in apart and key != node})
+        instead = with_it | {node}
+        ranks = zip(_MEASURES, _rank(survivors, candidates), _rank(instead, candidates), strict=True)
+        measure, chosen, other = next(((m, a, b) for m, a, b in ranks if a != b), (_MEASURES[-1], 0, 0))
+        numbers = [value if isinstance(value, int) else 0 for value in (chosen, other)]
+        found.append(Reason(node, instead, measure, int(numbers[0]), int(numbers[1])))
+    return survivors, tuple(found)

@@ -125,6 +125,12 @@ class PerformanceMeasured(Struct, frozen=True):
     performance: Performance
 
 
+class OwnLinksChanged(Struct, frozen=True):
+    """The interfaces that carry this node's addresses have all lost their link, or one has one again (SPEC 7.4)."""
+
+    cut_off: bool
+
+
 class Tick(Struct, frozen=True):
     """Time has passed: the deadline that `Node.deadline_us` gave is over."""
 
@@ -146,5 +152,6 @@ Input = (
     | OperationRequested
     | FenceConfirmed
     | PerformanceMeasured
+    | OwnLinksChanged
     | Tick
 )

@@ -25,6 +25,10 @@ class Links:
         self.connected: dict[int, int] = {}  # peer -> its incarnation
         self.view_sequence = view_sequence
         self.said: frozenset[int] | None = None  # the nodes heard, as last written into the own view
+        self.cut_off = False  # the own interfaces have no link
+        self.store_lost_ms: dict[int, int] = {}  # for how long each peer says that it cannot read the store
+        self._said_cut_off = False
+        self._views_us: dict[int, tuple[int, int]] = {}  # each node's view: its sequence, and when that was first seen
         self.next_view_us = started_us
         self._heard_us: dict[int, int] = {}
         self._broken_since: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -32,6 +36,21 @@ class Links:
     def hear(self, node: int, now_us: int) -> None:
         """A frame of `node` arrived."""
         self._heard_us[node] = now_us
+
+    def frame_age_us(self, node: int, now_us: int) -> int:
+        """Time since the last frame of `node`, or since this daemon began."""
+        return now_us - self._heard_us.get(node, self._started_us)
+
+    def see_views(self, strip: Strip, now_us: int) -> None:
+        """Note which views have advanced."""
+        for node, view in enumerate(strip.views):
+            sequence = view.stamp.sequence if view else 0
+            if self._views_us.get(node, (-1, 0))[0] != sequence:
+                self._views_us[node] = (sequence, now_us)
+
+    def view_age_us(self, node: int, now_us: int) -> int:
+        """Time since the view of `node` was first seen as it is."""
+        return now_us - self._views_us.get(node, (0, self._started_us))[1]
 
     def heard(self, nodes: int, now_us: int) -> frozenset[int]:
         """The connected nodes whose frames arrived within the link bound, in a cluster of `nodes` nodes."""
@@ -49,13 +68,13 @@ class Links:
         if now_us < settled_us and not set(live) <= heard | {self._me}:
             self.next_view_us = min(settled_us, now_us + self._profile.heartbeat_ms * US_PER_MS)
             return None
-        if now_us < self.next_view_us and heard == self.said:
+        if now_us < self.next_view_us and heard == self.said and self.cut_off == self._said_cut_off:
             return None
         return heard
 
     def view_written(self, heard: frozenset[int], now_us: int) -> None:
         """The own view is being written with `heard`, as record `view_sequence`."""
-        self.said = heard
+        self.said, self._said_cut_off = heard, self.cut_off
         self.next_view_us = now_us + self._profile.view_ms * US_PER_MS
 
     def candidates(
@@ -73,7 +92,8 @@ class Links:
             own = self.heard(len(database.nodes), now_us) if member.node == self._me else None
             heard = own if own is not None else view.heard if view else frozenset()
             joined = member.state is NodeState.JOINED
-            found[member.node] = Candidate(member.node, joined, work.get(member.node, 0), heard)
+            alone = not heard and (self.cut_off if own is not None else view is not None and view.cut_off)
+            found[member.node] = Candidate(member.node, joined, work.get(member.node, 0), heard, alone)
         return found
 
     def judge(

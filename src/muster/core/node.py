@@ -44,6 +44,7 @@ from muster.core.inputs import (
     LevelRegistered,
     MessageReceived,
     OperationRequested,
+    OwnLinksChanged,
     PeerConnected,
     PeerLost,
     PerformanceMeasured,
@@ -235,6 +236,25 @@ class Node:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
         return self._observer.is_live(node)
 
+    def store_lost_ms(self) -> int:
+        """For how long no read of the store has succeeded, if that is longer than a gap; else 0 (SPEC 7.5)."""
+        silent_ms = (self._now_us - max(self._observer.read_us, self._started_us)) // US_PER_MS
+        return silent_ms if silent_ms > self._profile.gap_ms else 0
+
+    @property
+    def links(self) -> Links:
+        """What this node hears, for reports."""
+        return self._links
+
+    @property
+    def observer(self) -> Observer:
+        """What this node has read from the store, for reports."""
+        return self._observer
+
+    def connectivity(self) -> dict[int, Candidate]:
+        """The live members as the choice of the surviving set sees them, for reports."""
+        return self._link_candidates()
+
     def waited_for(self) -> dict[int, tuple[tuple[int, ...], int]]:
         """Who has not acknowledged the present step of each transition, and for how long it has been at work (us).
 
@@ -311,6 +331,9 @@ class Node:
                     self._send_report()
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
+            case OwnLinksChanged(cut_off=cut_off):
+                self._links.cut_off = cut_off
+                self._trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
             case Tick():
                 pass
 
@@ -342,6 +365,7 @@ class Node:
         self._periodic_read = 0
         self._next_read_us = max(self._now_us, read.started_us + self._profile.read_ms * US_PER_MS)
         self._observe(read)
+        self._links.see_views(read.strip, self._now_us)
         if self._tenure.observe(read.strip, self._now_us):
             self._trace("superseded", "a higher term was claimed")
         self._watch_links()
@@ -504,7 +528,7 @@ class Node:
                 self._trace("link lost", detail, about=node)
         self._links.view_sequence += 1
         self._links.view_written(heard, self._now_us)
-        view = View(self._stamp(self._links.view_sequence), heard)
+        view = View(self._stamp(self._links.view_sequence), heard, self._links.cut_off)
         self._effects.append(WriteView(self._begin_write("view"), view))
 
     def _publish_marks(self) -> None:
@@ -531,6 +555,7 @@ class Node:
         self._links.hear(sender, self._now_us)
         match message:
             case Heartbeat(term=term, index=index):
+                self._links.store_lost_ms[sender] = message.store_lost_ms
                 self._followers.is_at(sender, term, index)
                 if term == self._accepted and term.node == sender:
                     self._waiting.told = dict(message.waiting)
@@ -691,7 +716,8 @@ class Node:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
         if self.is_master:
             waiting = tuple((t.identity, missing(t, self._reports())) for t in self.database.transitions.values())
-        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting))
+        lost_ms = self.store_lost_ms()
+        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting, lost_ms))
 
     def _send(self, node: int, message: Message) -> None:
         if node in self._links.connected:

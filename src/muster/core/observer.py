@@ -28,13 +28,14 @@ class Observer:
         self._me, self._incarnation = me, incarnation
         self.strip = strip
         self.read_started_us = 0  # of the read that gave `strip`
+        self.read_us = 0  # when that read ended
         self._watches = [LeaseWatch(profile.gap_ms, timers_prove=one_machine) for _ in strip.leases]
         self._confirmed: dict[tuple[int, int], Evidence] = {}  # by fence agents and operators
         self._told: set[tuple[int, int]] = set()
 
     def observe(self, read: StripRead, database: Database) -> list[tuple[int, Evidence]]:
         """Take a read in; returns the members that it is the first to prove dead."""
-        self.strip, self.read_started_us = read.strip, read.started_us
+        self.strip, self.read_started_us, self.read_us = read.strip, read.started_us, read.finished_us
         for watch, lease in zip(self._watches, read.strip.leases, strict=True):
             watch.observe(lease, read.started_us, read.finished_us)
         found = []
@@ -63,6 +64,10 @@ class Observer:
     def is_dead(self, node: int, incarnation: int) -> bool:
         """Whether there is such proof."""
         return self.evidence(node, incarnation) is not None
+
+    def silent_us(self, node: int) -> int:
+        """For how long the chain of reads has shown the same beat of the node's lease."""
+        return self._watches[node].silent_us() if node < len(self._watches) else 0
 
     def is_live(self, node: int) -> bool:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""

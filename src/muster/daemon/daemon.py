@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
+from muster.core.diagnosis import Diagnosis
 from muster.core.effects import (
     AppendFrame,
     AskSubsystem,
@@ -108,6 +109,7 @@ class Daemon:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stimuli = itertools.count(1)
+        self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
         self.ended = asyncio.Event()
 
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
@@ -221,6 +223,10 @@ class Daemon:
     def note(self, event: str, detail: str) -> None:
         """Record an event of this node."""
         self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
+
+    def acknowledged(self, node: int) -> bool | None:
+        """Whether the kernel of `node` acknowledges what is sent there; None where no connection is open."""
+        return self._interconnect.acknowledged(node) if self._interconnect is not None else None
 
     def _send(self, node: int, message: Message) -> None:
         assert self._interconnect is not None

@@ -34,6 +34,8 @@ class NodeView(Struct, frozen=True):
     links: frozenset[int] = frozenset()  # whom it hears on the interconnect
     live: frozenset[int] = frozenset()  # nodes whose lease in the store is being renewed
     running: tuple[str, ...] = ()  # services that its runner holds started
+    conditions: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """node -> its condition (`core/diagnosis.py`) and the evidence, in words"""
     waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
 
@@ -147,6 +149,8 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         "live": own or node in view.live,
         "link": own or node in view.links,
         "services": sorted(name for name, service in database.services.items() if service.node == node),
+        "condition": view.conditions.get(node, ("unknown", ""))[0],
+        "evidence": view.conditions.get(node, ("unknown", ""))[1],
         "cause": _node_cause(database, view, member),
     }
 

@@ -7,6 +7,7 @@ from muster.daemon import queries
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
 from muster.daemon.diagnostics import diagnostics
+from muster.daemon.evidence import conditions, links
 from muster.daemon.operations import read_operation
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
@@ -56,6 +57,8 @@ class Requests:
             return queries.head(self._daemon.node.database, self._view()) | await self._of_events(name, arguments)
         if name == "diagnostics":
             return queries.head(self._daemon.node.database, self._view()) | diagnostics(self._daemon)
+        if name == "links":
+            return queries.head(self._daemon.node.database, self._view()) | links(self._daemon)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)
@@ -103,6 +106,7 @@ class Requests:
             links=node.heard(),
             live=frozenset(config for config in node.database.nodes if node.is_live(config)),
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),
+            conditions={other: (found[0], found[1]) for other, found in conditions(self._daemon).items()},
             waited_for=node.waited_for(),
         )
 

@@ -29,11 +29,13 @@ from muster.daemon.observations import requested
 from muster.daemon.readiness import keep_service_manager_informed
 from muster.daemon.releases import release
 from muster.daemon.requests import Requests
+from muster.daemon.signs import watch_signs
 from muster.daemon.trust import KEY_FILE
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
-from muster.drivers.interconnect import Interconnect, InterconnectRefused
+from muster.drivers.interconnect import Interconnect, InterconnectRefused, parse_address
 from muster.drivers.log_lines import Log
+from muster.drivers.own_links import OwnLinks
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
@@ -145,12 +147,14 @@ async def _serve(
         return
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
     endpoint = await _serve_metrics(daemon)
+    watching = asyncio.ensure_future(watch_signs(daemon, OwnLinks(_hosts(config.addresses))))
     telling = asyncio.ensure_future(keep_service_manager_informed(daemon))
     waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
     telling.cancel()
+    watching.cancel()
     if endpoint is not None:
         await endpoint.close()
     await daemon.stop()
@@ -158,6 +162,10 @@ async def _serve(
     await interconnect.close()
     if daemon.ended.is_set() and not lost.is_set():
         await lost.wait()  # the guard ends this process with everything else
+
+
+def _hosts(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(parse_address(address)[0] for address in addresses)
 
 
 async def _serve_metrics(daemon: Daemon) -> Endpoint | None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -37,6 +38,8 @@ _RECORD_BYTES = 16_384  # largest plaintext of one TLS record
 _PIECE_BYTES = 128 * 1024  # encrypted at once; more waits as it is, where it can still be counted
 _MS_PER_S = 1000
 VISITOR_GREETING = b"MUSTER-ENROL 1\n"  # of a machine that is no node yet, where a node begins its handshake (P1.4)
+_TCP_INFO_BYTES = 104  # struct tcp_info of every kernel since 2.6
+_TCP_UNACKED, _TCP_UNACKED_OFFSET = struct.Struct("=I"), 24
 
 
 class Cause(NamedTuple):
@@ -177,6 +180,21 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     # --- Called by the owner ---
+
+    def acknowledged(self) -> bool | None:
+        """Whether the other kernel has acknowledged all that was sent, or something of it of late; None: not open.
+
+        A stopped process does not keep its kernel from that; a machine without power, or a cut cable, does.
+        """
+        if self._transport is None or self.phase is not Phase.OPEN:
+            return None
+        handle = self._transport.get_extra_info("socket")
+        try:
+            info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return None
+        (unacknowledged,) = _TCP_UNACKED.unpack_from(info, _TCP_UNACKED_OFFSET)
+        return bool(unacknowledged == 0)
 
     def peer_certificate(self) -> Mapping[str, object] | None:
         """The other's verified certificate."""

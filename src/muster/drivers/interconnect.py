@@ -256,6 +256,12 @@ class Interconnect:
         """Incarnation of every node that a connection is open with."""
         return {node: peer.channels[-1].incarnation for node, peer in self._peers.items() if peer.channels}
 
+    def acknowledged(self, node: int) -> bool | None:
+        """Whether the kernel of `node` acknowledges what is sent there; None where no connection is open."""
+        peer = self._peers.get(node)
+        found = [channel.acknowledged() for channel in peer.channels] if peer else []
+        return None if not found else any(found)
+
     def queued_bytes(self, node: int) -> int:
         """Bytes that wait in this process for `node`."""
         peer = self._peers.get(node)

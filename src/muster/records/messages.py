@@ -32,6 +32,7 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=2):
     term: Term
     index: int
     waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    store_lost_ms: int = 0  # for how long the sender has not been able to read the store (SPEC 7.5)
 
 
 class Append(Struct, frozen=True, array_like=True, tag=3):

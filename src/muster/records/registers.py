@@ -105,6 +105,7 @@ class View(NamedTuple):
 
     stamp: Stamp
     heard: frozenset[int]  # node ids whose interconnect frames arrived within the link bound
+    cut_off: bool = False  # no interface that carries an address of the node has a link (SPEC 7.4)
 
 
 class Marks(NamedTuple):
@@ -121,6 +122,7 @@ _CAUSE_BYTES = 120
 _LEASE = struct.Struct("<BBII16sH")
 _CLAIM = struct.Struct("<BQHBI")
 _VIEW = struct.Struct("<Q")
+_CUT_OFF = b"\x01"  # after it, only where it is so
 _MARK = struct.Struct("<HQ")
 
 
@@ -146,7 +148,7 @@ def encode_register(register: Register) -> bytes:
             mark = register.mark
             return _CLAIM.pack(register.flag, mark.term.number, mark.term.node, mark.half, mark.generation)
         case View():
-            return _VIEW.pack(sum(1 << node for node in register.heard))
+            return _VIEW.pack(sum(1 << node for node in register.heard)) + (_CUT_OFF if register.cut_off else b"")
         case Marks():
             return b"".join(_MARK.pack(node, incarnation) for node, incarnation in register.condemned)
 
@@ -162,8 +164,9 @@ def decode_register(kind: RegisterKind, stamp: Stamp, payload: bytes) -> Registe
             flag, number, node, half, generation = _CLAIM.unpack(payload)
             return Claim(stamp, ClaimFlag(flag), Mark(Term(number, node), half, generation))
         if kind is RegisterKind.VIEW:
-            (bits,) = _VIEW.unpack(payload)
-            return View(stamp, frozenset(node for node in range(64) if bits >> node & 1))
+            (bits,) = _VIEW.unpack(payload.removesuffix(_CUT_OFF) if len(payload) > _VIEW.size else payload)
+            heard = frozenset(node for node in range(64) if bits >> node & 1)
+            return View(stamp, heard, cut_off=len(payload) > _VIEW.size)
         return Marks(stamp, tuple(_MARK.iter_unpack(payload)))
     except (struct.error, ValueError) as error:
         raise MalformedRegister(f"{kind.name.lower()} register of node {stamp.owner}: {error}") from error

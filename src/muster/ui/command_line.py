@@ -13,6 +13,7 @@ _COMMANDS = {
     "status": "muster.ui.screen:status",
     "services": "muster.ui.services:services",
     "transitions": "muster.ui.screen:transitions",
+    "links": "muster.ui.links:links",
     "timeline": "muster.ui.timeline:timeline",
     "apply": "muster.ui.services:apply",
     "node": "muster.ui.nodes:node",

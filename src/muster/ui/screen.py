@@ -111,6 +111,9 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
 
 def _timeless(answer: Document) -> Document:
     """The answer without the times that run on: what a reader of lines wants to see only when the rest changes."""
+    if "nodes" in answer:  # the evidence counts milliseconds
+        nodes = {name: {**node, "evidence": ""} for name, node in answer["nodes"].items()}
+        answer = {**answer, "nodes": nodes}
     if "transitions" not in answer:
         return answer
     running = [{key: value for key, value in each.items() if key != "elapsed_ms"} for each in answer["transitions"]]
@@ -186,8 +189,15 @@ def nodes_table(answer: Document) -> Table:
         services = ", ".join(node["services"][:6]) + (" ..." if len(node["services"]) > 6 else "")
         lease = Text("live", style="green") if node["live"] else Text("silent", style="dim")
         link = Text("up", style="green") if node["link"] else Text("down", style="dim")
-        table.add_row(shown, _state(node["state"]), lease, link, _plain(services), _in_short(node["cause"]))
+        table.add_row(shown, _state(node["state"]), lease, link, _plain(services), _in_short(_why(node)))
     return table
+
+
+def _why(node: Document) -> str:
+    """What ails a node and the evidence; then what waits for it. Of one that is well only the latter."""
+    condition, evidence = node.get("condition", "well"), node.get("evidence", "")
+    ails = f"{condition}: {evidence}" if evidence and condition != "never ran" else ""
+    return "; ".join(filter(None, (ails, node["cause"])))
 
 
 def services_table(answer: Document) -> Table:

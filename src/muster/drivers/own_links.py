@@ -1,0 +1,79 @@
+"""Whether the interfaces that carry this node's own addresses have a link (SPEC 7.4).
+
+Asked of the kernel's network namespace of this process, by ioctl: /sys may show another namespace's interfaces. An
+address that no interface holds decides nothing: a node is taken for cut off only where every interface that carries an
+address of it is known, and none has a carrier.
+"""
+
+import array
+import fcntl
+import socket
+import struct
+
+_SIOCGIFCONF, _SIOCGIFFLAGS = 0x8912, 0x8913
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40  # RUNNING: the interface is operational, so it has a carrier
+_NAME_BYTES, _REQUEST_BYTES = 16, 40
+_MAXIMUM_INTERFACES = 1024
+_IPV6_TABLE = "/proc/net/if_inet6"
+
+
+class OwnLinks:
+    """Watches the interfaces of `hosts`, numeric addresses or names that resolve to local ones."""
+
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        self._addresses = {address for host in hosts for address in _resolved(host)}
+        self._found: dict[str, str] = {}  # address -> interface, as last seen
+
+    def cut_off(self) -> bool:
+        """Whether every interface that carries an own address is without a link. Never raises."""
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+                known = _ipv4_interfaces(handle) | _ipv6_interfaces()
+                # An IPv6 address goes with its link: what held it last stands for it.
+                self._found.update({address: known[address] for address in self._addresses & known.keys()})
+                if not self._found or self._found.keys() != self._addresses:
+                    return False
+                return not any(_is_running(handle, interface) for interface in set(self._found.values()))
+        except OSError:
+            return False  # what cannot be known decides nothing
+
+
+def _resolved(host: str) -> set[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return {host}
+
+
+def _ipv4_interfaces(handle: socket.socket) -> dict[str, str]:
+    buffer = array.array("B", bytes(_MAXIMUM_INTERFACES * _REQUEST_BYTES))
+    request = struct.pack("iL", len(buffer), buffer.buffer_info()[0])
+    used = struct.unpack("iL", fcntl.ioctl(handle, _SIOCGIFCONF, request))[0]
+    data = buffer.tobytes()[:used]
+    found = {}
+    for start in range(0, used, _REQUEST_BYTES):
+        name = data[start : start + _NAME_BYTES].partition(b"\0")[0].decode(errors="replace")
+        address = socket.inet_ntoa(data[start + 20 : start + 24])
+        found[address] = name.partition(":")[0]  # an alias has its interface's link
+    return found
+
+
+def _ipv6_interfaces() -> dict[str, str]:
+    found = {}
+    try:
+        with open(_IPV6_TABLE) as file:
+            for line in file:
+                words = line.split()
+                found[socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0]))] = words[-1]
+    except OSError:
+        return {}  # a kernel without IPv6
+    return found
+
+
+def _is_running(handle: socket.socket, interface: str) -> bool:
+    request = struct.pack("16sH22x", interface.encode()[: _NAME_BYTES - 1], 0)
+    try:
+        flags = struct.unpack("16sH22x", fcntl.ioctl(handle, _SIOCGIFFLAGS, request))[1]
+    except OSError:
+        return False  # the interface is gone
+    return bool(flags & _IFF_UP and flags & _IFF_RUNNING)

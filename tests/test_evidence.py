@@ -1,0 +1,185 @@
+"""A paused node, a cut link, a lost store and a dead node are told apart by their evidence (SPEC 7.4, 7.5)."""
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from conftest import DevCluster
+from muster.core.diagnosis import CONDITIONS, Signs, diagnose
+from muster.core.inputs import OwnLinksChanged
+from muster.core.links import Links
+from muster.drivers.own_links import OwnLinks
+from muster.records.registers import RegisterKind, View, decode_register, encode_register
+from muster.records.terms import Stamp, Term
+from muster.records.timing import FAST
+from muster.ui.links import page
+
+WELL = Signs("live", 0, 0, 0, connected=True, acknowledges=True, cut_off=False, heard_by=("n1",), store_lost_ms=0,
+             own_store_lost_ms=0)  # fmt: skip
+LATE = 5000
+
+
+@pytest.mark.parametrize(
+    ("signs", "condition", "words"),
+    [
+        (WELL, "well", ""),
+        (WELL._replace(frame_silent_ms=LATE), "cut link", "its lease and its view in the store advance"),
+        (WELL._replace(connected=False), "cut link", "n1 hear it"),
+        (WELL._replace(frame_silent_ms=LATE, cut_off=True), "own links down", "its links are down"),
+        (WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE), "store lost", "heard on the interconnect"),
+        (
+            WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE, store_lost_ms=4000),
+            "store lost",
+            "it says so itself, for 4000 ms",
+        ),
+        (WELL._replace(view_silent_ms=LATE), "store lost", "its daemon is heard, but that writes nothing"),
+        (WELL._replace(view_silent_ms=LATE, frame_silent_ms=LATE), "daemon silent", "its guard renews the lease"),
+        (
+            WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE, frame_silent_ms=LATE),
+            "paused",
+            "its kernel acknowledges what is sent",
+        ),
+        (
+            WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE, frame_silent_ms=LATE, acknowledges=False),
+            "silent",
+            "nothing acknowledges what is sent to it",
+        ),
+        (
+            WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE, connected=False, acknowledges=None),
+            "silent",
+            "its connection has ended",
+        ),
+        (
+            WELL._replace(
+                lease_silent_ms=LATE, view_silent_ms=LATE, connected=False, gone="lease expired", member=False
+            ),
+            "dead",
+            "lease expired",
+        ),
+        (WELL._replace(lease="clean", connected=False), "left", "tombstone"),
+        (WELL._replace(lease="panicked", connected=False, gone="panic: its disk"), "dead", "panic: its disk"),
+        (WELL._replace(lease="never", connected=False), "never ran", "no incarnation"),
+        (WELL._replace(own_store_lost_ms=900), "well", "this node has not been able to read the store"),
+        (WELL._replace(own_store_lost_ms=900, store_lost_ms=800), "store lost", "it says the same of itself"),
+        (WELL._replace(own_store_lost_ms=900, connected=False), "unknown", "hears nothing from it"),
+    ],
+)
+def test_each_condition_has_its_own_signs(signs: Signs, condition: str, words: str) -> None:
+    found = diagnose(signs, FAST, 3)
+    assert found.condition == condition
+    assert words in found.evidence
+
+
+def test_whatever_the_signs_there_is_one_condition_and_all_but_the_well_have_evidence() -> None:
+    seen = set()
+    truths = (False, True)
+    ages = (0, LATE)
+    every: Any = itertools.product(
+        ("live", "clean", "panicked", "never"), ages, ages, ages, truths, (None, *truths), truths, [()], ages, ages,
+        ("", "proof"), truths,
+    )  # fmt: skip
+    for each in every:
+        signs = Signs(*each)
+        found = diagnose(signs, FAST, 3)
+        assert found.condition in CONDITIONS
+        assert found.evidence or found.condition == "well"
+        seen.add(found.condition)
+    assert seen == set(CONDITIONS)
+
+
+def test_a_view_says_that_the_own_links_are_down_and_is_as_before_where_they_are_not() -> None:
+    stamp = Stamp(3, 5, Term(2, 1), 9)
+    whole = View(stamp, frozenset({0, 2}))
+    for view in (whole, whole._replace(cut_off=True), View(stamp, frozenset(), cut_off=True)):
+        assert decode_register(RegisterKind.VIEW, stamp, encode_register(view)) == view
+    assert len(encode_register(whole)) == 8  # what the releases before could read
+
+
+def test_p4_4_a_view_is_written_at_once_when_the_own_links_change() -> None:
+    links = Links(0, FAST, 0, 0)
+    assert links.view_due(1, [0], 1) == frozenset()
+    links.view_written(frozenset(), 1)
+    assert links.view_due(1, [0], 2) is None
+    links.cut_off = OwnLinksChanged(cut_off=True).cut_off
+    assert links.view_due(1, [0], 3) == frozenset()
+    links.view_written(frozenset(), 3)
+    assert links.view_due(1, [0], 4) is None
+
+
+def test_an_address_that_no_interface_holds_decides_nothing() -> None:
+    assert not OwnLinks(("127.0.0.1",)).cut_off()
+    assert not OwnLinks(("203.0.113.7",)).cut_off()
+    assert not OwnLinks(("no-such-host.invalid",)).cut_off()
+    assert not OwnLinks(("127.0.0.1", "203.0.113.7")).cut_off()
+
+
+def test_an_interface_that_goes_down_is_seen_in_the_processs_own_network_namespace() -> None:
+    program = """
+import ctypes, fcntl, os, socket, struct
+if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
+    raise SystemExit(77)
+from muster.drivers.own_links import OwnLinks
+handle = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def put(flags):
+    fcntl.ioctl(handle, 0x8914, struct.pack("16sH22x", b"lo", flags))
+put(1)
+links, both = OwnLinks(("127.0.0.1",)), OwnLinks(("127.0.0.1", "::1"))
+assert not links.cut_off() and not both.cut_off()
+put(0)
+assert links.cut_off() and both.cut_off()
+put(1)
+assert not links.cut_off() and not both.cut_off()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    if ended.returncode == 77:
+        pytest.skip("not applicable: this user may not make a network namespace")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_matrix_shows_every_direction_and_the_reasons() -> None:
+    row: dict[str, Any] = {"own_links": "up", "view_age_ms": 100, "live": True, "member": True, "counted": True}
+    answer = {
+        "cluster": "c",
+        "node": "n0",
+        "matrix": {
+            "n0": {**row, "hears": ["n1", "n2"]},
+            "n1": {**row, "hears": ["n0"]},
+            "n2": {**row, "hears": [], "own_links": "down"},
+        },
+        "broken": [["n0", "n2"], ["n1", "n2"]],
+        "surviving": ["n0", "n1"],
+        "outside": [{"node": "n2", "reason": "its own interfaces have no link"}],
+    }
+    lines = page(answer)
+    assert [line.split() for line in lines[3:6]] == [
+        ["n0", ".", "yes", "yes", "up", "0.1", "s"],
+        ["n1", "yes", ".", "NO", "up", "0.1", "s"],
+        ["n2", "NO", "NO", ".", "down", "0.1", "s"],
+    ]
+    assert "  n2 is outside: its own interfaces have no link" in lines
+
+
+def test_a_hung_node_and_one_whose_power_was_cut_are_told_apart_on_real_daemons(dev_cluster: DevCluster) -> None:
+    dev_cluster.up(3)
+    well = dev_cluster.wait_for(
+        "all to be well", lambda status: all(node["condition"] == "well" for node in status["nodes"].values())
+    )
+    assert well["nodes"]["n1"]["evidence"] == ""
+    links = dev_cluster.json("links")
+    assert links["broken"] == []
+    assert set(links["surviving"]) == {"n0", "n1", "n2"}
+    assert sorted(links["matrix"]["n1"]["hears"]) == ["n0", "n2"]
+    dev_cluster.succeed("dev", "hang", "n2")
+    hung = dev_cluster.wait_for("n2 to be dead", lambda status: status["nodes"]["n2"]["condition"] == "dead", node="n0")
+    evidence = hung["nodes"]["n2"]["evidence"]
+    assert "lease expired" in evidence
+    assert "before that paused" in evidence
+    dev_cluster.succeed("dev", "kill", "n1")
+    cut = dev_cluster.wait_for("n1 to be dead", lambda status: status["nodes"]["n1"]["condition"] == "dead", node="n0")
+    assert "lease expired" in cut["nodes"]["n1"]["evidence"]
+    assert "before that paused" not in cut["nodes"]["n1"]["evidence"]
+    assert "dead: lease expired" in dev_cluster.succeed("status", "--node", "n0").replace("\n", " ")
+    assert "nobody is outside" in dev_cluster.succeed("links", "--node", "n0")
