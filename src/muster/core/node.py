@@ -299,14 +299,8 @@ class Node:
                 self._settle_tenure()
             case MessageReceived(sender=sender, message=message):
                 self._message(sender, message)
-            case PeerConnected(node=node, incarnation=incarnation):
-                self._links.connected[node] = incarnation
-                self._links.hear(node, self._now_us)
-                self._heartbeat(node)
-                self._send_report(force=True)
-            case PeerLost(node=node, cause=cause):
-                if self._links.connected.pop(node, None) is not None:
-                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
+            case PeerConnected() | PeerLost() | OwnLinksChanged():
+                self._link_changed(happened)
             case CommandFinished(command=command):
                 self._executor.finished(command)
                 self._send_report()
@@ -331,11 +325,22 @@ class Node:
                     self._send_report()
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
+            case Tick():
+                pass
+
+    def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
+        match change:
+            case PeerConnected(node=node, incarnation=incarnation):
+                self._links.connected[node] = incarnation
+                self._links.hear(node, self._now_us)
+                self._heartbeat(node)
+                self._send_report(force=True)
+            case PeerLost(node=node, cause=cause):
+                if self._links.connected.pop(node, None) is not None:
+                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
             case OwnLinksChanged(cut_off=cut_off):
                 self._links.cut_off = cut_off
                 self._trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
-            case Tick():
-                pass
 
     # ---- the store -----------------------------------------------------------------------------------------------
 
