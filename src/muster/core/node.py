@@ -60,6 +60,7 @@ from muster.core.links import Links
 from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.performance import is_news
+from muster.core.plan import Plan
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.subsystems import Subsystems
 from muster.core.tenure import Outcome, Tenure, Trouble
@@ -267,6 +268,16 @@ class Node:
             elapsed_us = self._waiting.elapsed_us(record, self._now_us)
             found[record.identity] = (record.participants if nodes is None else nodes, elapsed_us)
         return found
+
+    def age_ms(self, index: int) -> int:
+        """How long ago entry `index` was committed, as far as this node knows."""
+        return self._ages.age_us(index, self._now_us) // US_PER_MS
+
+    def plan(self) -> Plan:
+        """A copy of what this node knows, to try a change on; on the master with how busy the nodes are."""
+        reports = self._reports() if self.is_master else {}
+        performance = {node: report.performance for node, report in reports.items()}
+        return Plan(self.database, dict(self._ages.told(self.database, self._now_us)), performance, self._free_bytes())
 
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""

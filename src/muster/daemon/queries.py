@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from muster.records.state import Database, Member, NodeState, Service, ServiceState, Transition
+from muster.records.state import Database, Maintenance, Member, NodeState, Service, ServiceState, Standby, Transition
 from muster.records.terms import NO_NODE, NO_TERM, Term
 
 Document = dict[str, Any]
@@ -36,6 +36,7 @@ class NodeView(Struct, frozen=True):
     running: tuple[str, ...] = ()  # services that its runner holds started
     conditions: dict[int, tuple[str, str]] = field(default_factory=dict)
     """node -> its condition (`core/diagnosis.py`) and the evidence, in words"""
+    age_ms: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed
     waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
 
@@ -77,6 +78,7 @@ def status(database: Database, view: NodeView) -> Document:
         "term_node": _name(database, view.term.node) if view.term != NO_TERM else None,
         "nodes": {name: _node(database, view, node) for name, node in _by_name(database)},
         "services": {name: _service(database, database.services[name]) for name in sorted(database.services)},
+        **maintenance(database, view),
         "transitions": _transitions(database, view),
     }
 
@@ -108,12 +110,28 @@ def nodes(database: Database, view: NodeView) -> Document:
     return {"nodes": {name: _node_in_full(database, view, node) for name, node in _by_name(database)}}
 
 
+def maintenance(database: Database, view: NodeView) -> Document:
+    """What Muster leaves alone, and the nodes on standby; `remaining_ms` is null where it has no end."""
+    found = [database.maintenance[key] for key in sorted(database.maintenance)]
+    return {
+        "maintenance": [
+            {"kind": each.kind, "subject": each.subject, "cause": each.cause, "remaining_ms": _remaining(each, view)}
+            for each in found
+        ],
+        "standby": {
+            database.name_of(node): {"cause": each.cause, "remaining_ms": _remaining(each, view)}
+            for node, each in sorted(database.standby.items())
+        },
+    }
+
+
 _QUERIES: dict[str, tuple[Callable[..., Document], tuple[str, ...]]] = {
     "status": (status, ()),
     "services": (services, ()),
     "service": (service, ("name",)),
     "transitions": (transitions, ()),
     "nodes": (nodes, ()),
+    "maintenance": (maintenance, ()),
 }
 
 
@@ -180,12 +198,22 @@ def _service(database: Database, service: Service) -> Document:
     state = str(service.state)
     return {
         "state": state,
-        "flags": ["T"] if service.intent else [],
+        "flags": _flags(service),
         "node": _name(database, service.node) if active else None,
         "nodes": {name: state if active and node == service.node else None for name, node in _by_name(database)},
         "wanted": service.wanted,
         "cause": service.cause,
     }
+
+
+def _flags(service: Service) -> list[str]:
+    """T transfer intent, M awaiting maturity, N has a notify command (SPEC 6.9)."""
+    flags = (("T", service.intent), ("M", service.waits_since), ("N", service.definition.notify_command))
+    return [letter for letter, is_set in flags if is_set]
+
+
+def _remaining(each: Maintenance | Standby, view: NodeView) -> int | None:
+    return max(0, each.duration_ms - view.age_ms(each.since)) if each.duration_ms else None
 
 
 def _service_in_full(database: Database, service: Service) -> Document:

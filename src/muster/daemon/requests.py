@@ -1,9 +1,10 @@
 """What this node's control socket answers: queries from the replica, operations through the core (SPEC 8.1)."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from muster.daemon import queries
+from muster.daemon import planning, queries
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
 from muster.daemon.diagnostics import diagnostics
@@ -21,6 +22,7 @@ class Requests:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._planning = asyncio.Lock()
 
     def handle(self, request: Document) -> Any:
         """The answer to one request: awaitable, or an asynchronous iterator for `watch`."""
@@ -59,6 +61,8 @@ class Requests:
             return queries.head(self._daemon.node.database, self._view()) | diagnostics(self._daemon)
         if name == "links":
             return queries.head(self._daemon.node.database, self._view()) | links(self._daemon)
+        if name == "plan":
+            return await self._plan(arguments)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)
@@ -75,6 +79,16 @@ class Requests:
             raise ControlRefused("it needs `name` as text", "query service_log", "send the name of a service")
         self._answer("service", {"name": service})  # refuses an unknown one with a near miss
         return await events.output(service)
+
+    async def _plan(self, arguments: Document) -> Document:
+        """What a change would do; computed beside the daemon's work, one at a time."""
+        change = planning.read_change(arguments)
+        async with self._planning:
+            plan = self._daemon.node.plan()
+            database = self._daemon.node.database
+            names = {config.node: config.name for config in database.nodes.values()}
+            answered = queries.head(database, self._view())
+            return answered | await asyncio.to_thread(planning.answer, plan, change, names)
 
     async def _watch(self) -> AsyncIterator[Document]:
         """The status, at once and again whenever it has changed."""
@@ -108,6 +122,7 @@ class Requests:
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),
             conditions={other: (found[0], found[1]) for other, found in conditions(self._daemon).items()},
             waited_for=node.waited_for(),
+            age_ms=node.age_ms,
         )
 
     async def _operate(self, name: str, identity: str, arguments: Document) -> Document:

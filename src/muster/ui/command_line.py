@@ -16,6 +16,8 @@ _COMMANDS = {
     "links": "muster.ui.links:links",
     "timeline": "muster.ui.timeline:timeline",
     "apply": "muster.ui.services:apply",
+    "plan": "muster.ui.planning:plan",
+    "maintenance": "muster.ui.maintenance:maintenance",
     "node": "muster.ui.nodes:node",
     "service": "muster.ui.services:service",
     "subsystem": "muster.ui.subsystem:subsystem",

@@ -124,7 +124,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._chosen: Path | None = None
 
-    def query(self, query: str, /, **arguments: str | int) -> Document:
+    def query(self, query: str, /, **arguments: object) -> Document:
         """The answer to a query. Raises `Unreachable`, or `MusterError` when the node refuses it."""
         if len(self._sockets) == 1:
             (socket,) = self._sockets.values()
@@ -163,7 +163,7 @@ class Connection:
                 self._chosen = self._sockets[str(answered["node"])]
         return self._chosen
 
-    def _ask(self, socket: Path, timeout_s: float, name: str, arguments: dict[str, str | int]) -> Document:
+    def _ask(self, socket: Path, timeout_s: float, name: str, arguments: dict[str, object]) -> Document:
         try:
             answer: Document = ControlClient(socket, timeout_s).query(name, **arguments)
         except MusterError as error:

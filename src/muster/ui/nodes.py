@@ -17,6 +17,7 @@ from muster.ui.connection import (
     reporting,
     settings,
 )
+from muster.ui.durations import duration_option
 
 _POLL_S = 0.05
 
@@ -86,6 +87,64 @@ def evict(name: str, cause: str, confirmed_dead: bool) -> None:
     """
     answer = settings().connection().operate("evict", node=name, cause=cause, confirmed_dead=confirmed_dead)
     click.echo(answer["outcome"])
+
+
+@node.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@duration_option
+@click.option("--cause", default="", help="Why; shown in status and history.")
+@connection_options
+@reporting
+def standby(name: str, duration_ms: int, cause: str) -> None:
+    """Keep services away from NODE: it gets none, and those that can run elsewhere move. It stays a member.
+
+    \b
+    Examples:
+      muster node standby n1 --for 2h --cause "new kernel"
+      muster node active n1
+    """
+    answer = settings().connection().operate("standby", node=name, duration_ms=duration_ms, cause=cause)
+    click.echo(answer["outcome"])
+
+
+@node.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@connection_options
+@reporting
+def active(name: str) -> None:
+    """End the standby of NODE: it gets services again."""
+    click.echo(settings().connection().operate("standby", node=name, end=True)["outcome"])
+
+
+@node.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--cause", default="drained", show_default=True, help="Why; shown in status and history.")
+@connection_options
+@reporting
+def drain(name: str, wait_s: float, cause: str) -> None:
+    """Put NODE on standby and wait until no service is on it, saying what it waits for.
+
+    \b
+    Example:
+      muster node drain n1 && ssh n1 reboot
+    """
+    connection = settings().connection()
+    click.echo(connection.operate("standby", node=name, cause=cause)["outcome"])
+    deadline, said = time.monotonic() + wait_s, ""
+    while True:
+        services = connection.query("nodes")["nodes"][name]["services"]
+        if not services:
+            click.echo(f"{name} is empty; it stays on standby until: muster node active {name}")
+            return
+        progress = f"{name} still has {', '.join(services[:5])}" + (" and others" if len(services) > 5 else "")
+        if progress != said:
+            click.echo(progress, err=True)
+            said = progress
+        if time.monotonic() > deadline:
+            next_step = f"see why: muster why {services[0]} ; or give it up: muster node active {name}"
+            raise MusterError(f"{progress} after {wait_s:g} s", f"node {name}", next_step)
+        time.sleep(_POLL_S)
 
 
 def _incarnation(connection: Connection, name: str) -> int | None:

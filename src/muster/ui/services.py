@@ -208,6 +208,25 @@ def schema(as_json: bool) -> None:
 
 @service.command()
 @_service_argument
+@click.option("--cause", default="", help="Why; given to its commands and shown in the history.")
+@connection_options
+@reporting
+def restart(name: str, cause: str) -> None:
+    """Stop SERVICE and start it again where it is; its children stop first and start last."""
+    click.echo(settings().connection().operate("restart", service=name, cause=cause)["outcome"])
+
+
+@service.command()
+@_service_argument
+@connection_options
+@reporting
+def clear(name: str) -> None:
+    """Forget why SERVICE is stuck and how often it failed: it is placed again if it is wanted."""
+    click.echo(settings().connection().operate("clear", service=name)["outcome"])
+
+
+@service.command()
+@_service_argument
 @json_option
 @connection_options
 @reporting
