@@ -25,6 +25,7 @@ from muster.core.effects import (
     ReadJournal,
     ReadStrip,
     Reply,
+    Restart,
     RunCommand,
     Send,
     Trace,
@@ -54,6 +55,7 @@ from muster.core.inputs import (
 from muster.core.lease import LeaseKeeper, Renewal, next_incarnation
 from muster.core.node import Node, Setup
 from muster.core.tenure import newest_journal, restore
+from muster.records.access import NOBODY, Author
 from muster.records.messages import CommandState, Message, OperationRequest, decode_message, encode_message
 from muster.records.registers import (
     Claim,
@@ -81,6 +83,7 @@ from muster.records.state import (
     initial_database,
 )
 from muster.records.timing import FAST, Profile
+from muster.records.versions import HIGHEST, LOWEST, Software
 
 US_PER_MS = 1000
 STEPS_LIMIT = 200_000  # of one wait: far beyond what any test takes
@@ -161,13 +164,21 @@ class CoreCluster:
     """Nodes 0, 1, ... of one cluster. What a test may set: `profile`, `deadman`, and the conditions below."""
 
     def __init__(
-        self, nodes: int = 2, profile: Profile = FAST, deadman: Deadman = Deadman.PID_NAMESPACE, slots: int = 0
+        self,
+        nodes: int = 2,
+        profile: Profile = FAST,
+        deadman: Deadman = Deadman.PID_NAMESPACE,
+        slots: int = 0,
+        active_version: int = HIGHEST,
     ) -> None:
+        self.restarts = 0  # of daemons that their own node asked for
+        self.software: dict[int, Software] = {}  # of nodes that run another release than this one
         self.nodes, self.profile, self.deadman = nodes, profile, deadman
         slots = slots or nodes
         self.now_us = 1_000_000
         configs = tuple(NodeConfig(node, f"n{node}", (f"127.0.0.1:{7000 + node}",), "") for node in range(nodes))
-        blob = encode_database(initial_database(Cluster("test", "0" * 32, profile.name, ""), configs))
+        shared = Cluster("test", "0" * 32, profile.name, "", active_version=active_version)
+        blob = encode_database(initial_database(shared, configs))
         self.leases = [_blank(RegisterKind.LEASE, node, Lease) for node in range(slots)]
         self.claims = [_blank(RegisterKind.CLAIM, node, Claim) for node in range(slots)]
         self.views = [_blank(RegisterKind.VIEW, node, View) for node in range(slots)]
@@ -257,7 +268,8 @@ class CoreCluster:
         owner, mark = newest
         kept, blob, frames = self.journals[owner, mark.half]
         assert kept == mark
-        setup = Setup(life.node, f"n{life.node}", life.incarnation, self.profile)
+        software = self.software.get(life.node, Software(LOWEST, HIGHEST))
+        setup = Setup(life.node, f"n{life.node}", life.incarnation, self.profile, software=software)
         core = Node(setup, restore(blob, frames), self.strip(), tuple(life.memory.values()), self.now_us)
         daemon = life.daemon = Daemon(core)
         for level in life.levels:
@@ -417,6 +429,9 @@ class CoreCluster:
             case Reply(identity=identity):
                 assert identity not in self._replies, f"{identity} was answered twice"
                 self._replies[identity] = effect
+            case Restart():
+                self.restarts += 1
+                self.restart_daemon(life.node)
             case Left():
                 self._end(life, clean=True, cause="")
             case Panic(cause=cause):
@@ -531,20 +546,21 @@ class CoreCluster:
         life.memory[service] = state
         self.give(node, CommandFinished(state))
 
-    def ask(self, node: int, operation: OperationRequest, identity: str = "") -> str:
+    def ask(self, node: int, operation: OperationRequest, identity: str = "", author: Author = NOBODY) -> str:
         """A client of the node asks for an operation; the identity of its request."""
         self._requests += 1
         identity = identity or f"request-{self._requests}"
-        self.give(node, OperationRequested(identity, operation))
+        self._replies.pop(identity, None)  # asked again
+        self.give(node, OperationRequested(identity, operation, author))
         return identity
 
     def reply(self, identity: str) -> Reply | None:
         """What the client was answered."""
         return self._replies.get(identity)
 
-    def do(self, node: int, operation: OperationRequest) -> Reply:
+    def do(self, node: int, operation: OperationRequest, identity: str = "", author: Author = NOBODY) -> Reply:
         """Ask, and wait for the answer."""
-        identity = self.ask(node, operation)
+        identity = self.ask(node, operation, identity, author)
         self.until(f"an answer to {operation}", lambda: self.reply(identity))
         reply = self.reply(identity)
         assert reply is not None

@@ -142,7 +142,9 @@ def test_a_query_is_answered_and_carries_who_asks(desk: Desk, path: Path) -> Non
     answer = ControlClient(path).query("status", name="web", deep=[1, {"two": None}])
     assert answer["name"] == "status"
     assert answer["arguments"] == {"name": "web", "deep": [1, {"two": None}]}
+    groups = answer["peer"].pop("groups")
     assert answer["peer"] == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
+    assert set(groups) == set(os.getgroups())
 
 
 def test_a_client_cannot_say_that_it_is_somebody_else(desk: Desk, path: Path) -> None:
@@ -348,20 +350,20 @@ def test_a_client_that_has_its_answer_and_lingers_makes_room_for_another(
         assert json.loads(second.recv(65_536))["ok"]
 
 
-def test_the_socket_and_its_directory_are_their_owners_only(tmp_path: Path) -> None:
+def test_the_socket_is_for_all_whom_its_directory_lets_through_and_a_new_directory_lets_nobody(tmp_path: Path) -> None:
     path = tmp_path / "made" / "control.sock"
     before = os.umask(0)
     try:
         with Desk(path):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     finally:
         os.umask(before)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-def test_a_directory_that_lets_others_in_is_refused(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o704])
+def test_a_directory_that_others_may_list_or_write_is_refused(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(mode)
@@ -442,7 +444,7 @@ def test_a_path_longer_than_a_socket_address_works(
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         with Desk(path):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666
             assert ControlClient(path).query("status")["name"] == "status"
             with pytest.raises(SocketRefused, match="serves it already"), Desk(path):
                 pass

@@ -9,7 +9,7 @@ import zlib
 
 import msgspec
 
-from muster.core import authority, membership, operations, registration, service, transition
+from muster.core import authority, membership, operations, registration, service, transition, upgrade
 from muster.core.draft import Draft, Facts
 from muster.records.messages import Request
 from muster.records.state import Database, NodeState, Operation
@@ -22,6 +22,7 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     authority.advance(draft, facts)
     membership.admit(draft, facts)
     registration.follow_reports(draft, facts)
+    upgrade.follow_reports(draft, facts)
     membership.force_out_the_dead(draft, facts)
     membership.condemn_the_unfit(draft, facts)
     transition.advance(draft, facts)

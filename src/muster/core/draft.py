@@ -13,6 +13,7 @@ from muster.records.events import EventGroup
 from muster.records.messages import Report
 from muster.records.registers import ProofKind
 from muster.records.state import (
+    Audit,
     Change,
     Cluster,
     Database,
@@ -22,12 +23,25 @@ from muster.records.state import (
     NodeConfig,
     NodeState,
     Operation,
+    Revision,
     Service,
     Standby,
     Transition,
 )
 
-Record = Cluster | NodeConfig | Member | Transition | Service | Operation | Maintenance | Standby | EventGroup
+Record = (
+    Cluster
+    | NodeConfig
+    | Member
+    | Transition
+    | Service
+    | Operation
+    | Maintenance
+    | Standby
+    | EventGroup
+    | Audit
+    | Revision
+)
 
 
 class StopEvidence(Protocol):
@@ -80,6 +94,8 @@ class Draft:
         self.maintenance = dict(database.maintenance)
         self.standby = dict(database.standby)
         self.event_groups = dict(database.event_groups)
+        self.audit = dict(database.audit)
+        self.revisions = dict(database.revisions)
         self._changed: dict[tuple[str, str], Change] = {}
 
     def member(self, node: int) -> Member:
@@ -95,6 +111,12 @@ class Draft:
             case NodeConfig():
                 self.nodes[record.node] = record
                 key = ("node", str(record.node))
+            case Audit():
+                self.audit[record.number] = record
+                key = ("audit", str(record.number))
+            case Revision():
+                self.revisions[record.version] = record
+                key = ("revision", str(record.version))
             case Member():
                 self.members[record.node] = record
                 key = ("member", str(record.node))
@@ -134,6 +156,10 @@ class Draft:
                 self.nodes.pop(int(key), None)
                 self.members.pop(int(key), None)
                 self._changed.pop(("member", key), None)
+            case "audit":
+                self.audit.pop(int(key), None)
+            case "revision":
+                self.revisions.pop(int(key), None)
             case _:
                 self.standby.pop(int(key), None)
         self._changed[kind, key] = Forget(kind, key)
@@ -143,6 +169,11 @@ class Draft:
         if cause and cause not in self._said:
             self._said.add(cause)
             self.causes.append(cause)
+
+    @property
+    def changed(self) -> dict[tuple[str, str], Change]:
+        """Every record that differs from the database, by kind and key."""
+        return dict(self._changed)
 
     @property
     def changes(self) -> tuple[Change, ...]:

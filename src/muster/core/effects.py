@@ -160,6 +160,10 @@ class Left(Struct, frozen=True):
     """The graceful leave of this node is complete: stop everything, write the clean tombstone, end (SPEC 3.11)."""
 
 
+class Restart(Struct, frozen=True):
+    """This process is to end, and to be started anew from what is installed, under the same incarnation (P10.3)."""
+
+
 class Panic(Struct, frozen=True):
     """The node must not go on (SPEC 3.12): the guard stops everything it runs."""
 
@@ -202,6 +206,7 @@ Effect = (
     | Committed
     | Elected
     | Left
+    | Restart
     | Panic
     | Trace
 )

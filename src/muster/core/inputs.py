@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from muster.records.access import NOBODY, Author
 from muster.records.messages import CommandState, Message, OperationRequest, Performance
 from muster.records.registers import Strip
 from muster.records.state import Level
@@ -109,6 +110,7 @@ class OperationRequested(Struct, frozen=True):
 
     identity: str
     operation: OperationRequest
+    author: Author = NOBODY
 
 
 class FenceConfirmed(Struct, frozen=True):

@@ -13,7 +13,7 @@ import itertools
 
 import msgspec
 
-from muster.core import history, mastership, membership, registration
+from muster.core import history, mastership, membership, registration, upgrade
 from muster.core.ages import Ages
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.decisions import all_have_reported, bytes_of_services, decide
@@ -27,6 +27,7 @@ from muster.core.effects import (
     Panic,
     ReadStrip,
     Reply,
+    Restart,
     Send,
     Trace,
     WriteMarks,
@@ -66,6 +67,7 @@ from muster.core.subsystems import Subsystems
 from muster.core.tenure import Outcome, Tenure, Trouble
 from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, missing
+from muster.records.access import Author
 from muster.records.messages import (
     Abdicated,
     Acknowledgement,
@@ -96,6 +98,7 @@ from muster.records.state import (
 )
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import Profile
+from muster.records.versions import HIGHEST, LOWEST, Software
 
 NEVER_US = 1 << 62
 MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
@@ -112,6 +115,7 @@ class Setup(msgspec.Struct, frozen=True):
     definitions_limit_bytes: int = 1 << 20
     one_machine: bool = True  # all daemons share one kernel: scope `host` (SPEC 1.5, 7.1)
     rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
+    software: Software = Software(LOWEST, HIGHEST)
 
 
 def accepts(accepted: Term, confirmed: bool, index: int, offered: Term, offered_index: int) -> bool:
@@ -159,6 +163,8 @@ class Node:
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
         self._leave_done = False
+        self._restarting = False
+        self._software = msgspec.structs.replace(setup.software, started_index=database.index)
         self._begin_term(NO_TERM)
         self._begin_store(strip)
         self._next_read_us = now_us
@@ -204,6 +210,11 @@ class Node:
     def term(self) -> Term:
         """The highest term that this node knows to have been in force."""
         return self._accepted
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether all that the replica holds is known to be committed (P5.1)."""
+        return self._confirmed
 
     @property
     def incarnation(self) -> int:
@@ -325,8 +336,8 @@ class Node:
             case Acknowledged(transition=identity, level=level, barrier=barrier):
                 if self._subsystems.acknowledge(Acknowledgement(identity, level, barrier)):
                     self._send_report()
-            case OperationRequested(identity=identity, operation=operation):
-                self._requested(identity, operation)
+            case OperationRequested(identity=identity, operation=operation, author=author):
+                self._requested(identity, operation, author)
             case SubsystemAnswered(question=question, level=level, objection=objection):
                 self._questions.answered(question, level, objection)
                 self._tell_verdicts()
@@ -438,7 +449,7 @@ class Node:
 
     def _consider_claim(self) -> None:
         """Claim mastership if every predecessor is gone and no better candidate does (P2.2, P2.10)."""
-        if not self._tenure.is_idle or self._leave_done or self._now_us < self._claim_not_before_us:
+        if not self._tenure.is_idle or self._leave_done or self._restarting or self._now_us < self._claim_not_before_us:
             return
         if not self._tenure.may_judge(self._observer.read_started_us):
             return
@@ -495,6 +506,8 @@ class Node:
         self._begin_term(NO_TERM)
         if self._leave_done:
             self._finish_leave()
+        elif self._restarting:
+            self._effects.append(Restart())
 
     def _abdicate_if_due(self) -> None:
         """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
@@ -648,10 +661,13 @@ class Node:
         if message is not None:
             self._send(node, message)
 
-    def _requested(self, identity: str, operation: OperationRequest) -> None:
+    def _requested(self, identity: str, operation: OperationRequest, author: Author) -> None:
+        if identity not in self.database.operations and (refusal := upgrade.refusal(operation, self.database)):
+            self._effects.append(Reply(identity, True, refusal, self.database.index))
+            return
         if isinstance(operation, EvictNode) and operation.confirmed_dead:
             self._believe(operation)
-        request = self._clients.add(identity, operation)
+        request = self._clients.add(identity, operation, author)
         if request is None:
             text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
             self._effects.append(Reply(identity, True, text, self.database.index))
@@ -766,6 +782,8 @@ class Node:
             if own.state is NodeState.INACTIVE:
                 self._leave()
                 return
+            if own.restart_asked > self._software.started_index:
+                self._restart()
         self._waiting.follow(self.database, self._now_us)
         self._refuse_conflicting_levels()
         self._begin_second_step()
@@ -808,6 +826,19 @@ class Node:
             self._tenure.abdicate(self._now_us)
             self._settle_tenure()
 
+    def _restart(self) -> None:
+        """A committed record wants this daemon started anew: hand a mastership over first (P10.3)."""
+        if self._restarting:
+            return
+        self._restarting = True
+        self._trace("daemon restarts", "it was asked to; the services go on")
+        self._answer()
+        if self._tenure.is_idle:
+            self._effects.append(Restart())
+        else:
+            self._tenure.abdicate(self._now_us)
+            self._settle_tenure()
+
     def _finish_leave(self) -> None:
         self._trace("left", f"{self.setup.name} has left the cluster")
         self._effects.append(Left())
@@ -825,6 +856,7 @@ class Node:
             self._subsystems.acknowledged(self.database),
             self._executor.states(self.database),
             performance=self._performance,
+            software=self._software,
         )
 
     def _levels(self) -> list[Level]:
@@ -884,7 +916,7 @@ class Node:
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self._tenure.is_free and not self._ended and not self._leave_done:
+        while self._tenure.is_free and not self._ended and not self._leave_done and not self._restarting:
             asked = list(self._requests.values())
             self._requests = {}
             draft, answers = decide(self.database, self._facts(), [request for _, request in asked])

@@ -6,7 +6,7 @@ changes nothing.
 
 from msgspec.structs import replace
 
-from muster.core import authority, configuration, event_operations, service_operations
+from muster.core import administration, audit, authority, configuration, event_operations, revisions, service_operations
 from muster.core.draft import Draft, Facts, counts
 from muster.core.membership import condemn
 from muster.core.refusal import Refused, member_named
@@ -16,14 +16,18 @@ from muster.records.messages import (
     AddNode,
     ApplyEvents,
     CertifyNodes,
+    ConfigureCluster,
     EnableEvents,
     EnrolNode,
     EvictNode,
+    FinishUpgrade,
     IssueToken,
     LeaveNode,
     OperationRequest,
     RemoveNode,
     Request,
+    RestartDaemon,
+    RollBack,
     RotateAuthority,
     SetMaintenance,
     SetStandby,
@@ -33,20 +37,27 @@ from muster.records.state import Maintenance, Member, NodeState, Operation, Proo
 
 
 def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation:
-    """Put what the operation changes into the draft, and the record of its outcome (P9.1).
+    """Put what the operation changes into the draft, and the records of its outcome and author (P9.1, P10.2, P10.4).
 
     A refused one leaves nothing behind: every check comes before the first change.
     """
+    before = draft.changed
     try:
+        administration.check_expected(request.operation, draft)
         operation = Operation(request.identity, draft.index, _dispatch(request.operation, draft, facts))
     except Refused as refusal:
         return Operation(request.identity, draft.database.index, str(refusal), refused=True)
     draft.put(operation)
+    what = f"{audit.name_of(request.operation)}: {audit.subject_of(request.operation)}"
+    revisions.record(draft, before, request.author, what)
+    audit.record(draft, request, operation.outcome)
     return operation
 
 
 def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
     match operation:
+        case RollBack() | ConfigureCluster() | FinishUpgrade() | RestartDaemon():
+            return administration.carry_out(operation, draft, lambda other: _dispatch(other, draft, facts))
         case LeaveNode(node=name):
             return _leave(member_named(draft, name), draft)
         case EvictNode(node=name):

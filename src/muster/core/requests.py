@@ -5,6 +5,7 @@ A client is answered only once this node's own replica shows what the answer spe
 """
 
 from muster.core.effects import Reply
+from muster.records.access import NOBODY, Author
 from muster.records.messages import OperationRequest, Request, Response
 
 MAXIMUM_PENDING = 256  # operations of one node's clients that wait for an answer
@@ -15,23 +16,19 @@ class Clients:
     """The operations that this node's clients wait for."""
 
     def __init__(self) -> None:
-        self._pending: dict[str, OperationRequest] = {}
+        self._pending: dict[str, Request] = {}
         self._answers: dict[str, Response] = {}  # wait until the replica has got to their index
 
-    def add(self, identity: str, operation: OperationRequest) -> Request | None:
+    def add(self, identity: str, operation: OperationRequest, author: Author = NOBODY) -> Request | None:
         """A client asks: the request to forward, or None when too many wait already."""
         if len(self._pending) >= MAXIMUM_PENDING and identity not in self._pending:
             return None
-        self._pending[identity] = operation
-        return Request(identity, operation)
+        request = self._pending[identity] = Request(identity, operation, author)
+        return request
 
     def unanswered(self) -> list[Request]:
         """The requests to repeat."""
-        return [
-            Request(identity, operation)
-            for identity, operation in self._pending.items()
-            if identity not in self._answers
-        ]
+        return [request for identity, request in self._pending.items() if identity not in self._answers]
 
     def answered(self, response: Response) -> None:
         """The master has answered."""

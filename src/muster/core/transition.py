@@ -53,7 +53,9 @@ def begin_join(draft: Draft, node: int, incarnation: int, levels: tuple[Level, .
     """Make a new incarnation a joining member; `open_joins` follows in the same draft (SPEC 3.8)."""
     before = draft.member(node)
     _check_allowed(before, TransitionKind.JOINING)
-    draft.put(Member(node, NodeState.JOINING, incarnation, levels, last_proof=before.last_proof))
+    draft.put(
+        Member(node, NodeState.JOINING, incarnation, levels, last_proof=before.last_proof, software=before.software)
+    )
 
 
 def open_joins(draft: Draft, nodes: list[int]) -> None:
@@ -324,7 +326,7 @@ def _finish(draft: Draft, transition: Transition) -> None:
     member = draft.member(transition.node)
     state = SETTLED_STATE[transition.kind]
     if state is NodeState.INACTIVE:
-        member = Member(member.node, state, member.incarnation, last_proof=member.last_proof)
+        member = Member(member.node, state, member.incarnation, last_proof=member.last_proof, software=member.software)
     else:
         member = replace(member, state=state, refusal="")
     draft.put(member)

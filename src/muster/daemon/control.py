@@ -6,7 +6,9 @@ A request is one line, `{"query": NAME, "arguments": {...}}` or `{"operation": N
 but its last line, which has `"more": false` and no result. Requests of one connection are answered in order. What is
 no request gets an error and the end of its connection.
 
-Only the socket's owner gets in: the socket has mode 0600, its directory must be the owner's alone. A lock beside the
+Anybody whom the socket's directory lets through gets in, and what they may do is judged by their credentials, which the
+kernel gives (`access.py`): the socket has mode 0666. Its directory is the owner's alone (0700) or may be passed through
+by others (0711), and is never listed or written by them. A lock beside the
 socket tells a running daemon from a dead one, so that two daemons that start at once cannot both clear the socket away.
 
 Bounded: a request line, the number of connections, the time to send a request, the time to take an answer.
@@ -18,6 +20,7 @@ import errno
 import fcntl
 import inspect
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -34,7 +37,10 @@ IDLE_MS = 60_000  # without a complete request, or without taking an answer
 _MS_PER_S = 1000
 _SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_OTHERS_PERMISSIONS = 0o077
+_OTHERS_PERMISSIONS = 0o066  # passing through is allowed
+_PEER_GROUPS = 59  # SO_PEERGROUPS
+_PEER_GROUPS_BYTES = 1024  # what Python asks for at most
+_GROUP = struct.Struct("I")
 _PIECE_BYTES = 256 * 1024
 
 Request = dict[str, Any]
@@ -76,6 +82,21 @@ def decode_request(line: bytes | bytearray) -> Request:
     return request
 
 
+def _credentials(handle: socket.socket) -> dict[str, Any]:
+    """Process, user, group and supplementary groups of who has connected, as the kernel has noted them."""
+    packed = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    found: dict[str, Any] = dict(zip(("pid", "uid", "gid"), _PEER_CREDENTIALS.unpack(packed), strict=True))
+    try:
+        groups = handle.getsockopt(socket.SOL_SOCKET, _PEER_GROUPS, _PEER_GROUPS_BYTES)
+    except OSError:  # more groups than fit: what the system's files say of that user
+        groups = b""
+        with contextlib.suppress(KeyError, OSError):
+            name = pwd.getpwuid(found["uid"]).pw_name
+            found["groups"] = os.getgrouplist(name, found["gid"])
+    found.setdefault("groups", [number for (number,) in _GROUP.iter_unpack(groups)])
+    return found
+
+
 def _malformed(what: str) -> ControlRefused:
     return ControlRefused(what, "request", 'send one line: {"query": NAME, "arguments": {...}}')
 
@@ -94,7 +115,7 @@ class Session(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._credentials: dict[str, int] = {}
+        self._credentials: dict[str, Any] = {}
         self._inbox = bytearray()
         self._searched = 0  # bytes of the inbox known to hold no newline
         self._task: asyncio.Task[None] | None = None
@@ -112,8 +133,7 @@ class Session(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_PIECE_BYTES)
         handle = self._transport.get_extra_info("socket")
-        packed = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-        self._credentials = dict(zip(("pid", "uid", "gid"), _PEER_CREDENTIALS.unpack(packed), strict=True))
+        self._credentials = _credentials(handle)
         if self._server.admit(self):
             self._arm(self._late_request)
         else:
@@ -361,7 +381,7 @@ class ControlServer:
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make `directory` with mode 0700, or make sure that it is the user's alone. Raises `SocketRefused`."""
+    """Make `directory` with mode 0700, or make sure that only the user lists and writes it. Raises `SocketRefused`."""
     try:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
@@ -375,8 +395,8 @@ def prepare_directory(directory: Path) -> None:
         text = f"directory {directory}: it belongs to user {status.st_uid}, this is user {os.geteuid()}"
         raise SocketRefused(f"{text}; run as its owner, or choose another home for the node")
     if mode & _OTHERS_PERMISSIONS:
-        text = f"directory {directory}: its permissions {mode:04o} let other users at the control socket"
-        raise SocketRefused(f"{text}; run `chmod 700 {directory}`")
+        text = f"directory {directory}: its permissions {mode:04o} let other users list or change it"
+        raise SocketRefused(f"{text}; run `chmod 700 {directory}`, or 711 to let in whom the cluster gives a role")
 
 
 def _take_lock(path: Path) -> int:
@@ -425,13 +445,12 @@ def _clear_stale(path: Path) -> None:
 
 
 def _bind(path: Path) -> socket.socket:
-    """A socket bound to `path` that nobody but the owner can connect to, at any moment."""
+    """A socket bound to `path`, which everybody may connect to whom the directory lets through."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.fchmod(listener.fileno(), 0o600)  # Linux gives the file this mode: it is never open to others
         with _reachable(path) as address:
             listener.bind(address)
-        path.chmod(0o600)  # whatever the umask took away
+        path.chmod(0o666)  # whatever the umask took away
     except OSError as error:
         listener.close()
         raise SocketRefused(f"control socket {path}: {error.strerror or error}; choose another home") from error

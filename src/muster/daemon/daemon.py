@@ -25,6 +25,7 @@ from muster.core.effects import (
     ReadJournal,
     ReadStrip,
     Reply,
+    Restart,
     RunCommand,
     Send,
     Trace,
@@ -65,6 +66,7 @@ from muster.drivers.interconnect import Interconnect
 from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
+from muster.records.access import NOBODY, Author
 from muster.records.messages import CommandState, LeaveNode, Message, OperationRequest
 from muster.records.state import NodeState
 
@@ -111,6 +113,7 @@ class Daemon:
         self._stimuli = itertools.count(1)
         self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
         self.ended = asyncio.Event()
+        self.restarts = False  # it has ended to be started anew: the guard is to go on
 
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
         """Begin: the node's first effects, its timer, the store's queue."""
@@ -197,12 +200,14 @@ class Daemon:
         identity = f"term-{self.node.incarnation}-{boottime_us()}"
         self.feed(OperationRequested(identity, LeaveNode(self.node.setup.name)))
 
-    async def operate(self, identity: str, operation: OperationRequest, timeout_s: float) -> Reply | None:
+    async def operate(
+        self, identity: str, operation: OperationRequest, timeout_s: float, author: Author = NOBODY
+    ) -> Reply | None:
         """Carry an operation out; None if no master answered in time (the same identity may be asked again)."""
         future = self._replies.get(identity)
         if future is None:
             future = self._replies[identity] = self._loop.create_future()
-            self.feed(OperationRequested(identity, operation))
+            self.feed(OperationRequested(identity, operation, author))
         try:
             return await asyncio.wait_for(asyncio.shield(future), timeout_s)
         except TimeoutError:
@@ -227,6 +232,10 @@ class Daemon:
     def acknowledged(self, node: int) -> bool | None:
         """Whether the kernel of `node` acknowledges what is sent there; None where no connection is open."""
         return self._interconnect.acknowledged(node) if self._interconnect is not None else None
+
+    def barred(self) -> dict[int, str]:
+        """The configured nodes that this one and they themselves cannot connect with, and why."""
+        return self._interconnect.barred if self._interconnect is not None else {}
 
     def _send(self, node: int, message: Message) -> None:
         assert self._interconnect is not None
@@ -263,6 +272,8 @@ class Daemon:
                         future.set_result(effect)
                 case Left():
                     self._spawn(self._leave())
+                case Restart():
+                    self._spawn(self._restart())
                 case Panic(cause=cause):
                     self._panic(cause)
                 case AskSubsystem():
@@ -284,6 +295,7 @@ class Daemon:
 
     def _membership_may_have_changed(self) -> None:
         assert self._interconnect is not None
+        self._interconnect.active_version = self.node.database.cluster.active_version
         self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
         self.events.replica_advanced()
@@ -293,6 +305,12 @@ class Daemon:
     async def _leave(self) -> None:
         await asyncio.sleep(LAST_WORDS_S if len(self.node.connected) else 0)
         self._guard.leave()
+        self.ended.set()
+
+    async def _restart(self) -> None:
+        """End this process; init starts the daemon that is installed now (P10.3)."""
+        await asyncio.sleep(LAST_WORDS_S)
+        self.restarts = True
         self.ended.set()
 
     async def _read_strip(self, read: int) -> None:

@@ -25,6 +25,7 @@ from muster.drivers.store_inspection import newest_database
 from muster.records.outages import profile_with
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, InconsistentProfile
+from muster.records.versions import HIGHEST, LOWEST
 
 EXIT_REFUSED = 3
 _GUARD_WORDS = 3  # of the guard's command line: interpreter, -m, module
@@ -103,6 +104,8 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     """Check everything, and return the command line of the guard. Raises `BootRefused` and its kin."""
     database = newest_database(store)
     config = _configured(database, name, store)
+    if problem := version_problem(database):
+        raise BootRefused(f"store {store}: {problem}")
     directory = Path(home)
     if not directory.is_dir():
         raise BootRefused(f"home {home}: there is no such directory; make it, with the node's {KEY_FILE} in it")
@@ -160,6 +163,17 @@ def renew_expired(store: str, name: str, home: str) -> None:
     subject = Subject(config.node, config.name, cluster.identity)
     job = Reissue(authority, keys.path(authority), ((subject, config.certificate),), cluster.certificate_lifetime_s)
     write_private(Path(home) / CERTIFICATE_FILE, carry_out(job).certificates[0])
+
+
+def version_problem(database: Database) -> str:
+    """Why this release cannot take part in the cluster, in words; empty where it can (SPEC 9.2, P10.1)."""
+    active = database.cluster.active_version
+    if LOWEST <= active <= HIGHEST:
+        return ""
+    return (
+        f"version {active} is active in cluster {database.cluster.name}, and this release knows versions {LOWEST} to "
+        f"{HIGHEST}: install a release on this machine that knows version {active}"
+    )
 
 
 def _configured(database: Database, name: str, store: str) -> NodeConfig:

@@ -20,6 +20,7 @@ from muster.records.state import Database, Maintenance, Member, NodeState, Servi
 from muster.records.terms import NO_NODE, NO_TERM, Term
 
 Document = dict[str, Any]
+Query = tuple[Callable[..., Document], tuple[str, ...]]  # the function, and the names of its arguments, all texts
 HOLDING = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)  # states that only the node or a proof ends
 
 
@@ -39,6 +40,8 @@ class NodeView(Struct, frozen=True):
     age_ms: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed
     waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
+    barred: dict[int, str] = field(default_factory=dict)  # nodes that cannot connect with this one, and why
+    refused: tuple[Document, ...] = ()  # operations that were refused at this node
 
 
 class QueryRefused(ValueError):
@@ -49,11 +52,17 @@ class QueryRefused(ValueError):
         self.what, self.where, self.next_step = what, where, next_step
 
 
-def answer(name: str, arguments: Document, database: Database, view: NodeView) -> Document:
-    """The answer to query `name`. Raises `QueryRefused` for an unknown query, argument or subject."""
-    query = _QUERIES.get(name)
+def answer(
+    name: str, arguments: Document, database: Database, view: NodeView, more: dict[str, Query] | None = None
+) -> Document:
+    """The answer to query `name`, one of this module or of `more`.
+
+    Raises `QueryRefused` for an unknown query, argument or subject.
+    """
+    known = _QUERIES | (more or {})
+    query = known.get(name)
     if query is None:
-        raise QueryRefused(f"there is no query {name!r}", "control socket", "ask one of " + ", ".join(_QUERIES))
+        raise QueryRefused(f"there is no query {name!r}", "control socket", "ask one of " + ", ".join(known))
     function, allowed = query
     unknown = [key for key in arguments if key not in allowed]
     if unknown:
@@ -125,7 +134,7 @@ def maintenance(database: Database, view: NodeView) -> Document:
     }
 
 
-_QUERIES: dict[str, tuple[Callable[..., Document], tuple[str, ...]]] = {
+_QUERIES: dict[str, Query] = {
     "status": (status, ()),
     "services": (services, ()),
     "service": (service, ("name",)),
@@ -179,6 +188,8 @@ def _node_cause(database: Database, view: NodeView, member: Member) -> str:
     if member.state in HOLDING and member.node not in {*view.live, view.node}:
         advice = f"if it is down for sure: muster node evict {database.name_of(member.node)} --confirmed-dead"
         return f"silent, and not proven to have stopped; {advice}"
+    if member.node in view.barred:
+        return f"refused on the interconnect: {view.barred[member.node]}"
     return member.refusal
 
 

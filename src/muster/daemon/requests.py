@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from muster.daemon import planning, queries
+from muster.daemon import administration, planning, queries
+from muster.daemon.access import Gate
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
 from muster.daemon.diagnostics import diagnostics
 from muster.daemon.evidence import conditions, links
 from muster.daemon.operations import read_operation
+from muster.records.access import Author
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
 OPERATION_TIMEOUT_S = 20.0
+LONGEST_WAIT_MS = 60_000  # of a query for the commit index that it names
+DEFAULT_WAIT_MS = 10_000
+_LOOK_AGAIN_S = 0.25
 
 Document = dict[str, Any]
 
@@ -23,15 +28,18 @@ class Requests:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._planning = asyncio.Lock()
+        node = daemon.node
+        self._gate = Gate(node.setup.name, lambda: node.database.cluster.groups, daemon.note)
 
     def handle(self, request: Document) -> Any:
-        """The answer to one request: awaitable, or an asynchronous iterator for `watch`."""
+        """The answer to one request: awaitable, or an asynchronous iterator for `watch`. Raises `ControlRefused`."""
+        author = self._gate.admit(request)
         if request.get("operation") in SUBSYSTEM_OPERATIONS:
             return self._of_a_program(request["operation"], request["arguments"])
         if request.get("operation") == "occurred":
             return self._occurred(request["arguments"])
         if "operation" in request:
-            return self._operate(request["operation"], request["identity"], request["arguments"])
+            return self._operate(request["operation"], request["identity"], request["arguments"], author)
         if request["query"] == "watch":
             return self._watch()
         if request["query"] == "subsystem":
@@ -50,6 +58,7 @@ class Requests:
         return subsystems.acknowledge(arguments) if name == "acknowledge" else subsystems.deregister(arguments)
 
     async def _query(self, name: str, arguments: Document) -> Document:
+        await self._reach(arguments.pop("at_least", 0), arguments.pop("wait_ms", DEFAULT_WAIT_MS))
         if name == "timeline":
             since = arguments.get("since", 0)
             if not isinstance(since, int):
@@ -90,6 +99,29 @@ class Requests:
             answered = queries.head(database, self._view())
             return answered | await asyncio.to_thread(planning.answer, plan, change, names)
 
+    async def _reach(self, index: object, wait_ms: object) -> None:
+        """Wait until this node's confirmed replica has got to `index` (P9.2). Raises `ControlRefused`."""
+        limits = {"at_least": (index, 1 << 62), "wait_ms": (wait_ms, LONGEST_WAIT_MS)}
+        for key, (value, limit) in limits.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+                raise ControlRefused(f"`{key}` must be a number from 0 to {limit}", "query", "correct it and ask again")
+        assert isinstance(index, int)
+        assert isinstance(wait_ms, int)
+        node, loop = self._daemon.node, asyncio.get_running_loop()
+        deadline_s = loop.time() + wait_ms / 1000
+        with self._daemon.changes() as changed:
+            while index and (not node.confirmed or node.database.index < index):
+                changed.clear()
+                remaining_s = deadline_s - loop.time()
+                if remaining_s <= 0:
+                    what = f"this node has not got to index {index} within {wait_ms} ms; it is at {node.database.index}"
+                    next_step = "see `muster status` for what keeps it, ask another node, or wait longer"
+                    raise ControlRefused(what, f"node {node.setup.name}", next_step)
+                try:
+                    await asyncio.wait_for(changed.wait(), min(remaining_s, _LOOK_AGAIN_S))
+                except TimeoutError:
+                    continue
+
     async def _watch(self) -> AsyncIterator[Document]:
         """The status, at once and again whenever it has changed."""
         last: Document | None = None
@@ -104,7 +136,7 @@ class Requests:
 
     def _answer(self, name: str, arguments: Document) -> Document:
         try:
-            return queries.answer(name, arguments, self._daemon.node.database, self._view())
+            return queries.answer(name, arguments, self._daemon.node.database, self._view(), administration.QUERIES)
         except queries.QueryRefused as error:
             raise ControlRefused(error.what, error.where, error.next_step) from error
 
@@ -123,12 +155,14 @@ class Requests:
             conditions={other: (found[0], found[1]) for other, found in conditions(self._daemon).items()},
             waited_for=node.waited_for(),
             age_ms=node.age_ms,
+            barred=self._daemon.barred(),
+            refused=tuple(self._gate.refused),
         )
 
-    async def _operate(self, name: str, identity: str, arguments: Document) -> Document:
+    async def _operate(self, name: str, identity: str, arguments: Document, author: Author) -> Document:
         operation = read_operation(name, arguments)
         where = f"operation {name}"
-        reply = await self._daemon.operate(identity, operation, OPERATION_TIMEOUT_S)
+        reply = await self._daemon.operate(identity, operation, OPERATION_TIMEOUT_S, author)
         if reply is None:
             raise ControlRefused(
                 f"no master has decided it within {OPERATION_TIMEOUT_S:.0f} s; it may still be carried out",
@@ -136,5 +170,6 @@ class Requests:
                 "see `muster status`; asking again with the same identity cannot do it twice",
             )
         if reply.refused:
+            self._gate.note(author, name, f"refused: {reply.outcome}")
             raise ControlRefused(reply.outcome, where, "see `muster status`")
         return {"outcome": reply.outcome, "index": reply.index}

@@ -23,6 +23,7 @@ from muster.daemon.daemon import Daemon, boottime_us
 from muster.daemon.flight_recorder import FlightRecorder
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.log_file import keep_log_bounded
+from muster.daemon.main import version_problem
 from muster.daemon.metrics_endpoint import VARIABLE as METRICS
 from muster.daemon.metrics_endpoint import Endpoint, MetricsRefused
 from muster.daemon.observations import requested
@@ -33,6 +34,7 @@ from muster.daemon.signs import watch_signs
 from muster.daemon.trust import KEY_FILE
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
+from muster.drivers.init_process import IMAGE
 from muster.drivers.interconnect import Interconnect, InterconnectRefused, parse_address
 from muster.drivers.log_lines import Log
 from muster.drivers.own_links import OwnLinks
@@ -44,6 +46,7 @@ from muster.records.outages import profile_with
 from muster.records.registers import Strip
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, Profile
+from muster.records.versions import HIGHEST, LOWEST, Software
 
 CONTROL_SOCKET = "control.sock"
 EXIT_FAILED = 1
@@ -100,7 +103,7 @@ async def serve(
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
         setup = Setup(
             config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE,
-            one_machine=store.header.scope is Scope.HOST,
+            one_machine=store.header.scope is Scope.HOST, software=_software(),
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
         observations = requested(name, config.node, incarnation)
@@ -118,8 +121,16 @@ def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
     node = database.node_named(name)
     if node is None:
         raise StoreFailed(f"store {store_path}: node {name!r} is no longer configured in it")
+    if problem := version_problem(database):
+        raise StoreFailed(f"store {store_path}: {problem}")
     cluster = database.cluster
     return profile_with(PROFILES[cluster.profile], cluster.timers), database.nodes[node]
+
+
+def _software() -> Software:
+    """What this process is of; the guard that it runs under may be older (P10.3)."""
+    image = os.environ.get(IMAGE, "")
+    return Software(LOWEST, HIGHEST, release(), int(image) if image.isdecimal() else 0)
 
 
 async def _serve(
@@ -136,6 +147,7 @@ async def _serve(
     control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle)
     daemon.start(interconnect, runner)
     try:
+        interconnect.active_version = cluster.active_version
         interconnect.set_peers({peer.node: peer.addresses for peer in node.database.nodes.values()})
         certificate, authorities = daemon.credentials.at_boot(node.database)
         await interconnect.start(config.addresses, certificate, str(home / KEY_FILE), authorities)
@@ -160,7 +172,7 @@ async def _serve(
     await daemon.stop()
     await control.close()
     await interconnect.close()
-    if daemon.ended.is_set() and not lost.is_set():
+    if daemon.ended.is_set() and not lost.is_set() and not daemon.restarts:
         await lost.wait()  # the guard ends this process with everything else
 
 

@@ -43,12 +43,14 @@ STABLE_MS = 10_000  # a daemon that ran so long is restarted at once
 _LONGEST_DELAY_PART = 4
 _NOT_EXECUTED = 127
 _SWEEP_US = 10_000_000
-GUARD_FD, RUNNER_FD, INCARNATION, NODE_HOME = (
+GUARD_FD, RUNNER_FD, INCARNATION, NODE_HOME, IMAGE = (
     "MUSTER_GUARD_FD",
     "MUSTER_RUNNER_FD",
     "MUSTER_INCARNATION",
     "MUSTER_NODE_HOME",
+    "MUSTER_IMAGE",
 )
+IMAGE_VERSION = 1  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
 
 
 class InitSetup(NamedTuple):
@@ -179,6 +181,7 @@ class _Init:
                 RUNNER_FD: str(setup.daemon_runner.fileno()),
                 INCARNATION: str(setup.incarnation),
                 NODE_HOME: setup.home,
+                IMAGE: str(IMAGE_VERSION),
             }
             os.execvpe(setup.daemon[0], setup.daemon, environment)
         except OSError as error:

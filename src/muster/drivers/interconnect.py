@@ -198,6 +198,8 @@ class Interconnect:
         self._keys: Mapping[int, str] | None = None
         self._on_distrust, self._on_visitor = on_distrust, on_visitor
         self._closing = False
+        self.active_version = 0  # of the cluster, once known: who cannot understand it is refused (P10.1)
+        self.barred: dict[int, str] = {}  # configured nodes that were refused, or that refuse this one, and why
 
     async def start(
         self, listen: str | tuple[str, ...], certificate_pem: str, key_path: str, authority_pem: str
@@ -271,6 +273,7 @@ class Interconnect:
         """The configured nodes and their addresses; this node itself may be among them. May be called at any time."""
         for node in [node for node in self._peers if node not in peers]:
             peer = self._peers.pop(node)
+            self.barred.pop(node, None)
             if peer.dialler is not None:
                 peer.dialler.cancel()
             self.loop.call_soon(self._dismiss, peer)
@@ -402,6 +405,8 @@ class Interconnect:
             return
         if before is not Phase.OPEN and (cause.kind in _DISTRUST or cause.kind.startswith("TLS")):
             self._on_distrust()
+        if cause.kind in _BARS and channel.node in self._peers:
+            self.barred[channel.node] = cause.text
         if channel.outgoing or before is Phase.OPEN:
             self._acquaintances.note(f"node {channel.node}", Cause(cause.kind, f"at {channel.address}: {cause.text}"))
         else:
@@ -427,6 +432,9 @@ class Interconnect:
         if low > own.highest_version or high < own.lowest_version:
             ranges = f"it speaks versions {low} to {high}, this node {own.lowest_version} to {own.highest_version}"
             return Cause("versions", f"{ranges}; upgrade the older of the two")
+        if self.active_version and not low <= self.active_version <= high:
+            text = f"it speaks versions {low} to {high}, and version {self.active_version} is active in this cluster"
+            return Cause("versions", f"{text}; install a release that knows it on node {hello.node}")
         if hello.node == self.node:
             return Cause("own name", f"it is node {self.node}, and so is this one; stop one of the two")
         if peer is None:
@@ -455,6 +463,7 @@ class Interconnect:
             for other in rivals:
                 self.loop.call_later(LINGER_MS / _MS_PER_S, self._retire, peer, other)
         self._acquaintances.forget(f"node {peer.node}")
+        self.barred.pop(peer.node, None)
         if previous < hello.incarnation:
             self._on_lost(peer.node, f"incarnation {hello.incarnation} has replaced incarnation {previous}")
         self._on_connected(peer.node, hello.incarnation)
@@ -556,6 +565,7 @@ class Interconnect:
 
 _ORDINARY = frozenset({"closed", "broken", "replaced"})  # ends of open connections that only the rules need to know
 _DISTRUST = frozenset({"other key", "not configured", "no node", "closed early"})  # what we or they know may be old
+_BARS = frozenset({"versions", "other cluster", "other node", "own name", "old incarnation"})  # last until mended
 _MUTUAL = frozenset({"other cluster", "other node", "versions"})  # refusals that the other end can see by our Hello
 
 

@@ -7,11 +7,13 @@ only delays. New fields go to the end, with a default.
 import msgspec
 from msgspec import Struct
 
+from muster.records.access import Author
 from muster.records.events import GroupDefinition
 from muster.records.state import Definition, Entry, Level
 from muster.records.terms import NO_TERM, Term
+from muster.records.versions import VERSIONS, Software
 
-WIRE_VERSIONS = (1, 1)  # lowest and highest version of this schema that this release understands
+WIRE_VERSIONS = VERSIONS  # lowest and highest version of this schema that this release understands
 MAXIMUM_FRAME_BYTES = 32 * 1024 * 1024
 
 
@@ -94,6 +96,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     commands: tuple[CommandState, ...] = ()
     sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
     performance: Performance | None = None
+    software: Software = Software(1, 1)  # a release that does not say understands version 1 only
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
@@ -101,6 +104,7 @@ class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
 
     definitions: tuple[Definition, ...]
     withdraw: tuple[str, ...] = ()
+    expect: int = -1  # version of the configuration that this was made from; another one there refuses it (SPEC 9.3)
 
 
 class RegisterService(Struct, frozen=True, array_like=True, tag="register"):
@@ -258,6 +262,37 @@ class AbandonRotation(Struct, frozen=True, array_like=True, tag="abandon_rotatio
     """Give a rotation up, as long as no certificate of the incoming authority is in use (P1.7)."""
 
 
+class RollBack(Struct, frozen=True, array_like=True, tag="roll_back"):
+    """Give services and settings the definitions they had at `version` of the configuration (SPEC 9.3)."""
+
+    version: int
+    expect: int = -1
+
+
+class ConfigureCluster(Struct, frozen=True, array_like=True, tag="configure"):
+    """Change one setting of the cluster (`core/revisions.py` lists them)."""
+
+    setting: str
+    value: str
+    expect: int = -1
+
+
+class FinishUpgrade(Struct, frozen=True, array_like=True, tag="finish_upgrade"):
+    """Make `version` the active one; refused while a configured node cannot (SPEC 9.2, P10.1).
+
+    `despite_unknown`: also where a node has never said what it runs; it may join only with a release that can.
+    """
+
+    version: int
+    despite_unknown: bool = False
+
+
+class RestartDaemon(Struct, frozen=True, array_like=True, tag="restart_daemon"):
+    """Have the daemon of a member end and be started again, from what is installed now (P10.3)."""
+
+    node: str
+
+
 OperationRequest = (
     ApplyServices
     | RegisterService
@@ -279,6 +314,10 @@ OperationRequest = (
     | CertifyNodes
     | RotateAuthority
     | AbandonRotation
+    | RollBack
+    | ConfigureCluster
+    | FinishUpgrade
+    | RestartDaemon
 )
 
 
@@ -287,6 +326,7 @@ class Request(Struct, frozen=True, array_like=True, tag=6):
 
     identity: str
     operation: OperationRequest
+    author: Author = Author()
 
 
 class Response(Struct, frozen=True, array_like=True, tag=7):

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct, field
 
+from muster.records.access import Groups
 from muster.records.events import EventGroup
 from muster.records.registers import ProofKind
 from muster.records.terms import NO_NODE, NO_TERM, Term
+from muster.records.versions import LOWEST, Software
 
 
 class NodeState(IntEnum):
@@ -115,6 +117,8 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     rotation: Rotation = Rotation.NONE
     rotation_index: int = 0  # of the entry that every member must have applied before the rotation's next step
     certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S  # of a node's certificate; renewed before its end
+    active_version: int = LOWEST  # of what is sent and written; raised by `muster upgrade finish` (P10.1)
+    groups: Groups = Groups()
 
 
 class Enrolment(Struct, frozen=True, array_like=True):
@@ -159,6 +163,8 @@ class Member(Struct, frozen=True, array_like=True, tag="member"):
     last_proof: Proof | None = None  # of the last incarnation that was forced out
     refusal: str = ""  # why the last request to join, or to register a level, was refused
     leave_asked: str = ""  # a leave asked for while joining, and why: the join turns at the next level (SPEC 3.7)
+    software: Software = Software()  # of its last incarnation, as it last said
+    restart_asked: int = 0  # index of the entry that asked its daemon to be started anew (P10.3)
 
 
 class Transition(Struct, frozen=True, array_like=True, tag="transition"):
@@ -331,6 +337,35 @@ class Operation(Struct, frozen=True, array_like=True, tag="operation"):
     refused: bool = False
 
 
+class Audit(Struct, frozen=True, array_like=True, tag="audit"):
+    """One change that somebody asked for: who, in which role, where, when, what became of it. No secrets."""
+
+    number: int
+    index: int
+    at_ms: int  # by the wall clock of the node that was asked
+    uid: int
+    user: str
+    role: int
+    node: str  # that was asked
+    operation: str
+    subject: str
+    outcome: str
+
+
+class Revision(Struct, frozen=True, array_like=True, tag="revision"):
+    """One version of the configuration (SPEC 9.3), kept as what it takes to undo it."""
+
+    version: int  # 1, 2, ...; 0 is what `muster init` made
+    index: int
+    at_ms: int
+    uid: int
+    user: str
+    node: str
+    what: str
+    undo: bytes = b""  # packed, see `core/revisions.py`
+    whole: bool = True  # False: what undoes it was too large to keep, so no version below it can be shown
+
+
 class Forget(Struct, frozen=True, array_like=True, tag="forget"):
     """Removal of a record: `kind` is the tag of its type, `key` its key as text."""
 
@@ -338,7 +373,20 @@ class Forget(Struct, frozen=True, array_like=True, tag="forget"):
     key: str
 
 
-Change = Cluster | NodeConfig | Member | Transition | Service | Operation | Forget | Maintenance | Standby | EventGroup
+Change = (
+    Cluster
+    | NodeConfig
+    | Member
+    | Transition
+    | Service
+    | Operation
+    | Forget
+    | Maintenance
+    | Standby
+    | EventGroup
+    | Audit
+    | Revision
+)
 
 
 class Entry(Struct, frozen=True, array_like=True):
@@ -368,6 +416,8 @@ class Database(Struct):
     maintenance: dict[str, Maintenance] = field(default_factory=dict)
     standby: dict[int, Standby] = field(default_factory=dict)
     event_groups: dict[str, EventGroup] = field(default_factory=dict)
+    audit: dict[int, Audit] = field(default_factory=dict)  # the newest ones
+    revisions: dict[int, Revision] = field(default_factory=dict)  # the newest ones
 
     def apply(self, entry: Entry) -> None:
         """Apply the next committed entry. Raises `ValueError` if it is not the next one."""
@@ -402,17 +452,32 @@ class Database(Struct):
                 self.standby[change.node] = change
             case EventGroup():
                 self.event_groups[change.name] = change
-            case Forget(kind="event_group"):
+            case Audit():
+                self.audit[change.number] = change
+            case Revision():
+                self.revisions[change.version] = change
+            case Forget():
+                self._forget(change)
+            case _:
+                raise ValueError(f"nothing known about {change}")
+
+    def _forget(self, change: Forget) -> None:
+        match change.kind:
+            case "event_group":
                 self.event_groups.pop(change.key, None)
-            case Forget(kind="maintenance"):
-                self.maintenance.pop(change.key, None)
-            case Forget(kind="standby"):
-                self.standby.pop(int(change.key), None)
-            case Forget(kind="transition"):
+            case "transition":
                 self.transitions.pop(int(change.key), None)
-            case Forget(kind="service"):
+            case "service":
                 self.services.pop(change.key, None)
-            case Forget(kind="node"):
+            case "maintenance":
+                self.maintenance.pop(change.key, None)
+            case "standby":
+                self.standby.pop(int(change.key), None)
+            case "audit":
+                self.audit.pop(int(change.key), None)
+            case "revision":
+                self.revisions.pop(int(change.key), None)
+            case "node":
                 self.nodes.pop(int(change.key), None)
                 self.members.pop(int(change.key), None)
             case _:
@@ -426,6 +491,11 @@ class Database(Struct):
     def node_named(self, name: str) -> int | None:
         """The id of the node called `name`."""
         return next((config.node for config in self.nodes.values() if config.name == name), None)
+
+    @property
+    def version(self) -> int:
+        """The version of the configuration (SPEC 9.3)."""
+        return max(self.revisions, default=0)
 
     def member(self, node: int) -> Member:
         """The membership state of `node`; an inactive one where none is recorded."""

@@ -230,6 +230,9 @@ class Daemon:
             effects.Committed: self._committed,
             effects.Elected: self._elected,
             effects.Left: self._left,
+            effects.Restart: lambda _effect: self.world.loop.deliver_after(
+                100, self.process, self.machine.kill, "daemon"
+            ),
             effects.Panic: self._panic,
             effects.Trace: self._trace,
         }
@@ -328,6 +331,9 @@ class Daemon:
 
     def _left(self, _effect: effects.Left) -> None:
         self._tell_guard("leave", "")
+
+    def _restart(self, _effect: effects.Restart) -> None:
+        self.world.loop.deliver_after(100, self.process, self.machine.kill, "daemon")
 
     def _panic(self, effect: effects.Panic) -> None:
         self._trace(effects.Trace("panic", effect.cause))

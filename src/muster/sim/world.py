@@ -27,6 +27,7 @@ from muster.records.state import (
 )
 from muster.records.terms import Stamp, Term
 from muster.records.timing import Profile
+from muster.records.versions import HIGHEST
 from muster.sim import schedule
 from muster.sim.disk import CheckpointTarget, RegisterTarget, VirtualStore
 from muster.sim.events import US_PER_MS, US_PER_S, EventLoop
@@ -79,7 +80,7 @@ class World:
     def _format(self) -> None:
         """What `muster init` leaves: slot 0 holds the first journal, at index 0."""
         nodes = tuple(NodeConfig(m.node, m.name, (f"sim:{m.node}",), "") for m in self.machines)
-        database = initial_database(Cluster("sim", "0" * 32, self.profile.name, ""), nodes)
+        database = initial_database(Cluster("sim", "0" * 32, self.profile.name, "", active_version=HIGHEST), nodes)
         for definition in self.settings.services:
             service = Service(definition, 0, wanted=definition.auto_register)
             database.services[definition.name] = service

@@ -97,7 +97,8 @@ class ControlClient:
                 advice = "the node is down or its daemon restarts: start it, or try again"
                 raise _Unreachable("no daemon serves it", where, advice) from error
             if isinstance(error, PermissionError):
-                raise _Unreachable("you may not use it", where, "run as the user that runs musterd") from error
+                advice = "run as the user that runs musterd, or let others pass: chmod 711 the node's home"
+                raise _Unreachable("its directory lets you not pass", where, advice) from error
             if isinstance(error, TimeoutError):
                 advice = "the daemon is stopped or overloaded: look at its log"
                 raise _Unreachable(f"no connection within {self.timeout_s:g} s", where, advice) from error

@@ -29,6 +29,8 @@ LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
 CLUSTER_FILE = "cluster.json"
 SOCKET_FILE = "control.sock"
 PROBE_TIMEOUT_S = 2.0
+_LONGEST_WAIT_MS = 60_000  # what a node waits at most
+_WAIT_SHARE = 0.9  # of the time limit, so that the node's own answer arrives
 
 Document = dict[str, Any]
 P = ParamSpec("P")
@@ -58,10 +60,11 @@ class Settings:
         self.node: str | None = None
         self.socket: Path | None = None
         self.timeout_s = 30.0
+        self.at_least: int | None = None  # commit index that answers to queries must have reached
 
     def connection(self) -> "Connection":
         """The connection that the options describe. Raises `Mistaken`."""
-        return Connection(self.sockets(), self.timeout_s)
+        return Connection(self.sockets(), self.timeout_s, self.at_least)
 
     def sockets(self) -> dict[str, Path]:
         """Control sockets to try, by node name, in this order. Raises `Mistaken`."""
@@ -119,13 +122,16 @@ def command_about(directory: Path, words: str) -> str:
 class Connection:
     """Talks to the first node that answers."""
 
-    def __init__(self, sockets: dict[str, Path], timeout_s: float) -> None:
+    def __init__(self, sockets: dict[str, Path], timeout_s: float, at_least: int | None = None) -> None:
         self._sockets = sockets
+        self._at_least = at_least
         self._timeout_s = timeout_s
         self._chosen: Path | None = None
 
     def query(self, query: str, /, **arguments: object) -> Document:
         """The answer to a query. Raises `Unreachable`, or `MusterError` when the node refuses it."""
+        if self._at_least is not None:
+            return self._query_at_least(self._at_least, query, arguments)
         if len(self._sockets) == 1:
             (socket,) = self._sockets.values()
             return self._ask(socket, self._timeout_s, query, arguments)
@@ -143,6 +149,16 @@ class Connection:
         if fallback is not None:
             return fallback
         raise Unreachable("no node answers", "; ".join(failures), _how_to_see())
+
+    def _query_at_least(self, index: int, query: str, arguments: dict[str, object]) -> Document:
+        """The answer of a node once it has got to commit index `index`; the node waits for it (P9.2)."""
+        self._at_least = None  # finding a node that answers needs no index
+        try:
+            socket = self._operator()
+        finally:
+            self._at_least = index
+        wait_ms = min(_LONGEST_WAIT_MS, int(_WAIT_SHARE * 1000 * self._timeout_s))
+        return self._ask(socket, self._timeout_s, query, {**arguments, "at_least": index, "wait_ms": wait_ms})
 
     def operate(self, operation: str, /, **arguments: object) -> Document:
         """Carry out an operation; returns when it is committed. Raises as `query`."""
@@ -215,12 +231,12 @@ def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any],
 
 
 def connection_options(function: Callable[P, R]) -> Callable[P, R]:
-    """The options `--dir`, `--node`, `--socket` and `--timeout`, for the whole command line and for each command."""
+    """The options `--dir`, `--node`, `--socket`, `--timeout` and `--at-least`, before and after a command's name."""
     for option in reversed(
         (
             click.option(
                 "--dir",
-                type=click.Path(path_type=Path),
+                type=click.Path(path_type=Path, readable=False),
                 envvar="MUSTER_DIR",
                 expose_value=False,
                 callback=_remember("directory"),
@@ -238,7 +254,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--socket",
-                type=click.Path(path_type=Path),
+                type=click.Path(path_type=Path, readable=False),
                 envvar="MUSTER_SOCKET",
                 expose_value=False,
                 callback=_remember("socket"),
@@ -253,6 +269,14 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
                 metavar="SECONDS",
                 help="Wait this long for an answer [30].",
             ),
+            click.option(
+                "--at-least",
+                type=click.IntRange(min=0),
+                expose_value=False,
+                callback=_remember("at_least"),
+                metavar="INDEX",
+                help="Answer a query only once the node has got to this commit index.",
+            ),
         )
     ):
         function = option(function)
@@ -262,6 +286,13 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
 def json_option(function: Callable[P, R]) -> Callable[P, R]:
     """The option `--json` of every query."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
+
+
+def expect_option(function: Callable[P, R]) -> Callable[P, R]:
+    """The option `--expect` of changes to the configuration: compare-and-set (SPEC 9.3)."""
+    text = "Only if the configuration is at this version (muster config history); refused otherwise."
+    option = click.option("--expect", type=click.IntRange(min=0), metavar="VERSION", help=text)
+    return option(function)
 
 
 def override_option(function: Callable[P, R]) -> Callable[P, R]:

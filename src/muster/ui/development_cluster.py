@@ -52,6 +52,8 @@ GRACE_S = 3.0  # from SIGQUIT to SIGKILL
 KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.03
 _LOWEST_PORT = 10_000
+_PASS = 0o011  # through a directory, for group and others
+_PRIVATE = 0o600
 
 Progress = Callable[[str], None]
 
@@ -96,7 +98,7 @@ class DevelopmentCluster:
         command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
         command += ["--node", name, "--home", str(home), "--log-file", str(self.log(name))]
         try:
-            with self.log(name).open("ab") as log:
+            with os.fdopen(os.open(self.log(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, _PRIVATE), "ab") as log:
                 self._children[name] = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -314,10 +316,18 @@ def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> Deve
         slots = max(16, nodes)
         cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots, slots * STORE_BYTES_PER_SLOT)
         initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)
+        _let_pass(cluster)
     except BaseException:
         cluster.remove()
         raise
     return cluster
+
+
+def _let_pass(cluster: DevelopmentCluster) -> None:
+    """Let other users get at the nodes' control sockets; what they may do there follows from the cluster's groups."""
+    nodes = cluster.directory / NODES_FOLDER
+    for directory in (cluster.directory, nodes, *(nodes / name for name in cluster.names)):
+        directory.chmod(directory.stat().st_mode | _PASS)
 
 
 def _claimable(directory: Path) -> list[str]:

@@ -22,6 +22,7 @@ from muster.records.state import (
     fingerprint,
     initial_database,
 )
+from muster.records.versions import HIGHEST, LOWEST
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken
 from muster.ui.profile import chosen_profile
@@ -54,6 +55,7 @@ class ClusterPlan(NamedTuple):
     store_bytes: int | None = None  # None: what suits the scope
     timers: tuple[tuple[str, int], ...] = ()  # set otherwise than the profile has them
     certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S
+    active_version: int = HIGHEST  # lower where some of the nodes still have an older release
 
 
 def parse_nodes(text: str) -> tuple[NodePlan, ...]:
@@ -93,6 +95,9 @@ def check_plan(plan: ClusterPlan) -> None:
     if not 0 < len(plan.nodes) <= plan.slots:
         next_step = f"name 1 to {plan.slots} nodes, or make more room with --slots (at most {MAXIMUM_SLOTS})"
         raise Mistaken(f"{len(plan.nodes)} nodes do not fit", "--nodes", next_step)
+    if not LOWEST <= plan.active_version <= HIGHEST:
+        what = f"this release does not know version {plan.active_version}"
+        raise Mistaken(what, "--active-version", f"choose {LOWEST} to {HIGHEST}")
     names: set[str] = set()
     addresses: dict[str, str] = {}
     for node in plan.nodes:
@@ -139,6 +144,7 @@ def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False
             authority.certificate_pem,
             plan.timers,
             certificate_lifetime_s=plan.certificate_lifetime_s,
+            active_version=plan.active_version,
         ),
         tuple(
             NodeConfig(number, node.name, node.addresses, credentials[number].certificate_pem, issuer=issuer)

@@ -144,6 +144,53 @@ def drain(name: str, wait_s: float, cause: str) -> None:
         if time.monotonic() > deadline:
             next_step = f"see why: muster why {services[0]} ; or give it up: muster node active {name}"
             raise MusterError(f"{progress} after {wait_s:g} s", f"node {name}", next_step)
+
+
+@node.command("restart-daemon")
+@click.argument("name", metavar="[NODE]", required=False, shell_complete=complete_nodes)
+@click.option("--all", "every", is_flag=True, help="Every joined node, one after the other, the master last.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", show_default=True)
+@connection_options
+@reporting
+def restart_daemon(name: str | None, every: bool, wait_s: float) -> None:
+    """Start the daemon of NODE anew, from what is installed on its machine now. No service notices.
+
+    Guard and runner go on: to replace them, take the node out and boot it (muster upgrade status says where).
+
+    \b
+    Examples:
+      muster node restart-daemon n1
+      muster node restart-daemon --all
+    """
+    if every == (name is not None):
+        raise click.UsageError("name one node, or all of them with --all")
+    connection = settings().connection()
+    if name is not None:
+        _restart_daemon(connection, name, wait_s)
+        return
+    status = connection.query("status")
+    joined = [other for other, found in status["nodes"].items() if found["state"] == "joined"]
+    for other in sorted(joined, key=lambda other: other == status["master"]):
+        _restart_daemon(connection, other, wait_s)
+
+
+def _restart_daemon(connection: Connection, name: str, wait_s: float) -> None:
+    """Ask for it, and wait until the new daemon has reported to a master. Raises `MusterError`."""
+    asked = connection.operate("restart_daemon", node=name)["index"]
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            found = connection.query("upgrade")["nodes"].get(name)
+        except Unreachable as error:  # the very daemon that is started anew
+            found, cause = None, error.what
+        else:
+            cause = f"{name} has not reported yet"
+        if found is not None and found["started_index"] >= asked:
+            click.echo(f"{name}: a new daemon runs, release {found['release']}")
+            return
+        if time.monotonic() > deadline:
+            next_step = f"look at the log of {name} and at `muster status`; asking again does no harm"
+            raise MusterError(f"no new daemon within {wait_s:g} s: {cause}", f"node {name}", next_step)
         time.sleep(_POLL_S)
 
 

@@ -12,6 +12,7 @@ from muster.ui.connection import (
     complete_nodes,
     complete_services,
     connection_options,
+    expect_option,
     json_option,
     override_option,
     print_json,
@@ -40,10 +41,11 @@ def services(as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@expect_option
 @json_option
 @connection_options
 @reporting
-def apply(file: Path, dry_run: bool, as_json: bool) -> None:
+def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     """Define or change the services in FILE; others stay as they are.
 
     Every problem in the file is named with its line, and nothing is applied before there is none.
@@ -80,7 +82,8 @@ def apply(file: Path, dry_run: bool, as_json: bool) -> None:
         else:
             _show_changes(changes)
         return
-    answer = connection.operate("apply", definitions=documents, withdraw=[])
+    expected = {} if expect is None else {"expect": expect}
+    answer = connection.operate("apply", definitions=documents, withdraw=[], **expected)
     print_json(answer | {"changes": changes}) if as_json else click.echo(
         f"{answer['outcome']} (index {answer['index']})"
     )

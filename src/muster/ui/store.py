@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from muster.records.versions import HIGHEST
 from muster.ui.client import MusterError
 from muster.ui.connection import EXIT_REFUSED, Mistaken, json_option, print_json, reporting
 
@@ -37,6 +38,14 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.option("--slots", type=int, default=16, show_default=True, help="How many nodes the store has room for.")
 @click.option("--size", metavar="BYTES", help="Size of the store, as 64M or 1G [64M for a host, 256M shared].")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option(
+    "--active-version",
+    type=int,
+    default=HIGHEST,
+    show_default=True,
+    metavar="NUMBER",
+    help="Of records and messages; lower where some machines still have an older release.",
+)
 @reporting
 def init(
     path: Path,
@@ -49,6 +58,7 @@ def init(
     slots: int,
     size: str | None,
     force: bool,
+    active_version: int,
 ) -> None:
     """Make the store of a new cluster at PATH, its authority, and a private key for each node.
 
@@ -63,7 +73,10 @@ def init(
     from muster.ui.initialisation import ClusterPlan, initialise, parse_nodes
     from muster.ui.profile import parse_overrides
 
-    plan = ClusterPlan(name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), parse_overrides(timers))
+    plan = ClusterPlan(
+        name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), parse_overrides(timers),
+        active_version=active_version,
+    )  # fmt: skip
     folder = keys if keys is not None else Path(f"{name}-keys")
     identity = initialise(path.absolute(), plan, folder.absolute(), force=force)
     click.echo(f"{path} holds the new cluster {name} ({identity}) of {len(plan.nodes)} nodes; its keys are in {folder}")

@@ -1,0 +1,32 @@
+"""The versions of records and messages, and what each one added (SPEC 9.2, P10.1).
+
+One number counts for both: whatever a node sends or writes. A release understands a range of them. What is *active* is
+a committed setting of the cluster (`Cluster.active_version`); nothing that a version added is sent or written while a
+lower one is active, so a node that does not know it never meets it. A new field at the end of a record, with a default,
+is no new version: older releases pass over it. A new kind of record, message or operation is.
+
+    1   the first
+    2   who did it: audit and configuration history; restarts of daemons; settings; and all kinds of record and
+        operation that were added with them
+"""
+
+from msgspec import Struct
+
+LOWEST, HIGHEST = 1, 2
+VERSIONS = (LOWEST, HIGHEST)
+KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
+
+
+class Software(Struct, frozen=True, array_like=True):
+    """What a node runs. Defaults: of a release before there was a second version, or never seen."""
+
+    lowest: int = 0
+    highest: int = 0
+    release: str = ""
+    image: int = 0  # of guard, init and runner, which only a new boot of the node replaces
+    started_index: int = 0  # commit index that the daemon found at its start
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the node has ever said."""
+        return self.highest > 0
