@@ -58,6 +58,7 @@ soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search
 	$(BIN)/muster sim --seeds $(SOAK_SEEDS) --from 1
 	$(BIN)/muster sim --exhaustive --nodes 3
 	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
+	MUSTER_GROUP_ROUNDS=200 $(BIN)/python -m pytest -n 2 tests/test_group_faults.py $(ARGUMENTS)
 
 lab: $(INSTALLED) ## real daemons in network namespaces under random faults, as root: make lab MINUTES=30 SEED=1
 	$(BIN)/python lab random --minutes $(MINUTES) --seed $(SEED) $(ARGUMENTS)

@@ -92,6 +92,17 @@ class Judge:
         history = self._histories.get(service)
         return history.running.last if history and history.running else None
 
+    def is_known(self, line: Line) -> bool:
+        """Whether the instance that a line is of has begun before it."""
+        history = self._histories.get(line.service)
+        return history is not None and line.instance in history.instances
+
+    def stopping(self, service: str) -> Line | None:
+        """The first line of the newest stop command of a service."""
+        history = self._histories.get(service)
+        stops = [each.first for each in history.instances.values() if each.first.action == "stop"] if history else []
+        return stops[-1] if stops else None
+
     def instances(self, service: str) -> int:
         """How many commands of the service were begun."""
         return len(self._histories[service].instances) if service in self._histories else 0

@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from conftest import DevCluster
 from lab import exclusive_service
@@ -357,11 +358,14 @@ def has_ended(handle: int) -> bool:
     return bool(poll.poll(0))
 
 
+Kind = TypeVar("Kind", bound=FaultyCluster)
+
+
 @contextlib.contextmanager
-def faulty_cluster(nodes: int = 3) -> Iterator[FaultyCluster]:
+def running_cluster(kind: type[Kind], nodes: int = 3) -> Iterator[Kind]:
     """A cluster with its services running; afterwards its record is judged to the end, and nothing of it is left."""
     with tempfile.TemporaryDirectory(prefix="muster-test-", ignore_cleanup_errors=True) as folder:
-        cluster = FaultyCluster(DevCluster(Path(folder) / "cluster"), nodes)
+        cluster = kind(DevCluster(Path(folder) / "cluster"), nodes)
         try:
             cluster.up()
             cluster.settle()
@@ -369,3 +373,8 @@ def faulty_cluster(nodes: int = 3) -> Iterator[FaultyCluster]:
             cluster.settle()
         finally:
             cluster.close()
+
+
+def faulty_cluster(nodes: int = 3) -> AbstractContextManager[FaultyCluster]:
+    """A running cluster with services of four forms, each by itself."""
+    return running_cluster(FaultyCluster, nodes)
