@@ -270,6 +270,23 @@ def test_who_registers_in_the_middle_of_another_s_transition_is_told_of_everythi
     assert first.next_notification(DEADLINE_S) is None  # its node has left: it hears nothing more (SPEC 3.11)
 
 
+def test_a_program_that_registers_again_at_once_is_told_of_its_join_from_the_first_barrier(cluster: Cluster) -> None:
+    """P3.13: with other barriers than its predecessor, which had not acknowledged, or not its last barrier."""
+    identities = set()
+    for turn, joining in enumerate((3, 1, 2, 3, 1)):
+        program = cluster.joins("again", 60, "n0", barriers=Barriers(joining=joining))
+        for barrier in range(1 if turn % 2 else joining):
+            told = program.next_notification(DEADLINE_S)
+            assert told is not None
+            assert (told.node, told.kind, told.barrier) == ("n0", Kind.JOINING, barrier)
+            identities.add(told.transition)
+            if barrier + 1 < joining:
+                told.acknowledge()
+        program.deregister()
+    assert len(identities) == 5
+    wait("the level to be gone", lambda: cluster.settled() and 60 not in cluster.levels("n1", "n0"))
+
+
 def test_the_death_of_a_program_deregisters_its_level_or_fails_its_node(cluster: Cluster) -> None:
     mild = cluster.runs("-c", HOLDER, str(cluster.dev.directory), "n0", "deregister")
     strict = cluster.runs("-c", HOLDER, str(cluster.dev.directory), "n1", "fail")
