@@ -11,7 +11,7 @@ SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check soak lab bench bench-quick lock clean
+.PHONY: help docs install run test check soak lab bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -68,6 +68,9 @@ bench: $(INSTALLED) ## measure on real daemons, every figure at least five times
 
 bench-quick: $(INSTALLED) ## the same with fewer runs, within five minutes
 	@mkdir -p build && $(BIN)/python bench --scale quick --json build/bench-quick.json $(ARGUMENTS)
+
+docs: $(INSTALLED) ## write docs/COMMANDS.md anew from the commands
+	@$(BIN)/muster man --output docs --markdown
 
 lock: ## write the lock files anew from pyproject.toml, with the newest releases
 	@test -x .venv-lock/bin/pip-compile || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-tools; }

@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from muster.ui.connection import EXIT_INTERRUPTED, Settings, connection_options
+from muster.ui.client import MusterError
+from muster.ui.connection import EXIT_INTERRUPTED, Settings, connection_options, show_error
 
 _COMMANDS = {
     "init": "muster.ui.store:init",
@@ -78,6 +79,9 @@ def muster(context: click.Context) -> None:
       2  the command line, or a file named on it, is wrong
       3  no node answers
       130  interrupted
+
+    Every error says what is wrong, where, and what to do next. With --json, answers carry `format`, the version of
+    their form.
     """
     context.ensure_object(Settings)
 
@@ -101,16 +105,39 @@ def completion(shell: str) -> None:
     click.echo(kind(muster, {}, "muster", "_MUSTER_COMPLETE").source())
 
 
-def main() -> None:
-    """Entry point of the command `muster`."""
+def _context_of(words: list[str]) -> click.Context:
+    """The context of the command that a command line names, as far as it names one."""
+    context = click.Context(muster, info_name="muster")
+    for word in words:
+        if isinstance(context.command, click.Group) and (found := context.command.get_command(context, word)):
+            context = click.Context(found, info_name=word, parent=context)
+    return context
+
+
+def explained(error: click.ClickException, words: list[str]) -> MusterError:
+    """What click found wrong with the command line, as every other error: what, where, and what to do next."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    what = error.format_message().rstrip(".")
+    if context is None:  # the parser of options does not say whose they are
+        context = _context_of(words)
+    usage = " ".join(context.get_usage().split())
+    return MusterError(what, context.command_path, f"{usage}; see `{context.command_path} --help`")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `muster`; `arguments` are those of the process unless given."""
     try:
         # see https://no-color.org; None lets click look whether the output is a terminal
-        muster(prog_name="muster", standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
+        colour = False if os.environ.get("NO_COLOR") else None
+        muster(arguments, prog_name="muster", standalone_mode=False, color=colour)
     except click.exceptions.Abort:
         click.echo("muster: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        show_error(explained(error, sys.argv[1:] if arguments is None else arguments))
         sys.exit(error.exit_code)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)

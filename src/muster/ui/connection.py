@@ -25,6 +25,8 @@ EXIT_USAGE = 2  # the command line or a file on it is wrong
 EXIT_UNREACHABLE = 3  # no node answers
 EXIT_INTERRUPTED = 130
 
+JSON_FORMAT = 1  # of every answer with --json: raised when a key goes or changes its meaning, not when one comes
+
 LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
 CLUSTER_FILE = "cluster.json"
 SOCKET_FILE = "control.sock"
@@ -211,9 +213,10 @@ def _harmless(text: str) -> str:
     return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
-def print_json(document: object) -> None:
-    """One document on standard output, indented for people and stable for programs."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+def print_json(document: object, *, line: bool = False) -> None:
+    """One document on standard output, stable for programs (docs/JSON.md): indented, or as one line of several."""
+    versioned = {"format": JSON_FORMAT, **document} if isinstance(document, dict) else document
+    click.echo(json.dumps(versioned, indent=None if line else 2, ensure_ascii=False))
 
 
 def settings() -> Settings:

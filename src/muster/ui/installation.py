@@ -13,6 +13,7 @@ import grp
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ UNIT = "musterd.service"
 RECORD = "share/muster/installed.json"
 GROUPS = ("muster-observer", "muster-operator", "muster-admin")
 STOP_TIMEOUT_S = 900  # a graceful leave waits for the services' stop commands
+_ENDPOINT = re.compile(r"unix:/.+|(127\.\d+\.\d+\.\d+|localhost|\[::1\]):\d{1,5}")
 _PROGRAMS = ("muster", "musterd")
 
 
@@ -82,6 +84,9 @@ def check_settings(settings: Settings) -> None:
     for group in settings.groups:
         if not NAME.fullmatch(group):
             raise Mistaken(f"a group cannot be called {group!r}", "--group", f"a name has {NAME_RULE}")
+    if settings.metrics and not _ENDPOINT.fullmatch(settings.metrics):
+        what = f"{settings.metrics!r} is no endpoint of this machine"
+        raise Mistaken(what, "--metrics", "write 127.0.0.1:PORT or unix:/PATH")
     if not settings.root.is_dir():
         raise Mistaken("there is no such directory", f"--root {settings.root}", "make it first")
 

@@ -15,7 +15,7 @@ from muster.ui import installation
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken, json_option, print_json, reporting
 from muster.ui.installation import Step
-from muster.ui.manual import pages
+from muster.ui.manual import pages, reference
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,6 +100,7 @@ def uninstall(prefix: str, root: Path, yes: bool, as_json: bool) -> None:
       sudo muster uninstall --yes
     """
     settings = installation.Settings("any", "/", "/", prefix, Path(os.path.abspath(root)))
+    installation.check_settings(settings)
     steps = installation.removal(settings)
     if yes:
         if settings.is_live and os.geteuid() != 0:
@@ -121,17 +122,23 @@ def _show(steps: list[Step], *, done: bool, words: dict[str, str]) -> None:
 
 @click.command("man")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where; made if need be.")
+@click.option("--markdown", is_flag=True, help="One file COMMANDS.md instead.")
 @reporting
-def man(output: Path) -> None:
+def man(output: Path, markdown: bool) -> None:
     """Write the manual pages of all commands, made from the commands themselves.
 
     \b
-    Example:
+    Examples:
       muster man --output build/man && man -l build/man/muster.1
+      muster man --output docs --markdown
     """
     if output.exists() and not output.is_dir():
         raise Mistaken("it is no directory", str(output), "name a directory")
     output.mkdir(parents=True, exist_ok=True)
+    if markdown:
+        (output / "COMMANDS.md").write_text(reference(_program()))
+        click.echo(f"{output / 'COMMANDS.md'} is written")
+        return
     found = pages(_program(), _release())
     for page in found:
         (output / page.file).write_text(page.text)

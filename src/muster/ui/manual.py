@@ -15,6 +15,19 @@ import click
 from muster.ui.client import MusterError
 
 DAEMON = "musterd"
+EXIT_CODES = (
+    (0, "done"),
+    (1, "refused, or what was asked for did not come about"),
+    (2, "the command line, or a file named on it, is wrong"),
+    (3, "no node answers"),
+    (130, "interrupted"),
+)
+DAEMON_EXIT_CODES = (
+    (0, "the node left the cluster gracefully, or was stopped before it ran anything"),
+    (2, "the command line is wrong"),
+    (3, "the start is refused; standard error says why, and what to do"),
+    (70, "the node panicked: everything that it ran was stopped at once; its log says why"),
+)
 _LITERAL = "\b"
 _SEE_ALSO = f"{DAEMON}(8)"
 
@@ -46,6 +59,31 @@ def commands_of(program: click.Command) -> Iterator[tuple[tuple[str, ...], click
                 below = command.get_command(context, name)
                 if below is not None and not below.hidden:
                     pending.append(((*words, name), click.Context(below, info_name=name, parent=context)))
+
+
+def reference(program: click.Command) -> str:
+    """All commands in one page of Markdown: what each does, its arguments and options, and how it ends."""
+    lines = ["# Commands", "", "Made by `muster man --output docs --markdown` (`make docs`); a test compares.", ""]
+    lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES]
+    lines += ["", "Every error is said on standard error: what is wrong, `where:`, and `next:`.", ""]
+    lines += ["| `musterd` ends with | meaning |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in DAEMON_EXIT_CODES]
+    common = {option for _, context in commands_of(program) if len(context.command_path.split()) == 1
+              for each in context.command.params for option in each.opts}  # fmt: skip
+    for words, context in commands_of(program):
+        command = context.command
+        pieces = " ".join([*words, *command.collect_usage_pieces(context)])
+        lines += ["", f"## {' '.join(words)}", "", f"`{pieces}`", "", f"{_summary(command)}."]
+        shown = [
+            f"| `{record[0]}` | {' '.join(record[1].split()).replace('|', '/')} |"
+            for each in command.params
+            if isinstance(each, click.Option) and (len(words) == 1 or not common & set(each.opts))
+            if (record := each.get_help_record(context))
+        ]
+        if shown:
+            lines += ["", "| option | |", "|---|---|", *shown]
+    return "\n".join(lines) + "\n"
 
 
 def _command_page(words: tuple[str, ...], context: click.Context, release: str) -> Page:
@@ -142,12 +180,7 @@ def _daemon_page(release: str) -> Page:
     lines += [".SH NAME", f"{DAEMON} \\- run one node of a Muster cluster"]
     lines += [".SH DESCRIPTION", ".nf", *(_escaped(line) if line else "\\&" for line in text.splitlines()), ".fi"]
     lines += [".SH EXIT STATUS"]
-    for status, meaning in (
-        ("0", "The node left the cluster gracefully, or was stopped before it ran anything."),
-        ("2", "The command line is wrong."),
-        ("3", "The start is refused; standard error says why, and what to do."),
-        ("70", "The node panicked: everything that it ran was stopped at once; its log says why."),
-    ):
-        lines += [".TP", f".B {status}", meaning]
+    for status, meaning in DAEMON_EXIT_CODES:
+        lines += [".TP", f".B {status}", f"{meaning.capitalize()}."]
     lines += [".SH SEE ALSO", ".BR muster (1)"]
     return Page(f"{DAEMON}.8", "\n".join(lines) + "\n")

@@ -1,6 +1,5 @@
 """What people see of a cluster: tables, and the same tables live. Imported only when a person looks."""
 
-import json
 import select
 import sys
 import time
@@ -97,7 +96,7 @@ def _watch(query: str, page: Callable[[Document], RenderableType], *, as_json: b
             last = _timeless(answer)
             if changed or live:
                 if as_json:
-                    click.echo(json.dumps(answer, ensure_ascii=False))
+                    print_json(answer, line=True)
                 elif live:
                     live.update(_page_or_silence(page, answer), refresh=True)
                 else:
