@@ -31,6 +31,7 @@ from lab.programs import Programs
 from lab.sandbox import scratch
 from muster.daemon.observations import DIRECTORY
 from muster.ui.client import MusterError
+from muster.ui.connection import Mistaken
 
 REST_S = 90.0  # far beyond what it takes: others may share the machine
 WHOLE_US = 500_000  # before that long ago, all that was recorded has reached its file
@@ -63,14 +64,14 @@ class Campaign:
         numbers = {name: number for number, name in enumerate(cluster.names)}
         self._reader = HistoryReader(directory / "observations", directory / "record", numbers)
         self.judgement = Judgement()
-        self.done: dict[str, int] = {}  # faults begun, by kind
+        self.done: dict[str, int] = {}  # faults that met something, by kind
         self.rounds = 0
         self.began_s = time.monotonic()
         self._diary = (directory / "faults.jsonl").open("a")
 
     @property
     def total(self) -> int:
-        """Faults begun, without what an operator does."""
+        """Faults that met something, without what an operator does."""
         return sum(count for kind, count in self.done.items() if kind not in CHANGES)
 
     def close(self) -> None:
@@ -133,10 +134,9 @@ class Campaign:
             heapq.heappush(due, (moment_s, next(order), what, action))
 
         for at_s, fault in plan:
-            at(at_s, f"begin {fault}", lambda fault=fault: self.faults.begin(fault))  # type: ignore[misc]
+            at(at_s, f"begin {fault}", lambda fault=fault: self._begin(fault))  # type: ignore[misc]
             if KINDS[fault.kind].end is not None:
                 at(at_s + fault.duration_s, f"end {fault}", lambda fault=fault: self.faults.end(fault))  # type: ignore[misc]
-            self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
         boot_s = began_s + self.choices.uniform(0.2, 2.0)
         while due:
             moment_s, _, what, action = due[0]
@@ -152,6 +152,10 @@ class Campaign:
                 boot_s = time.monotonic() + self.choices.uniform(0.1, 2.0)
             time.sleep(min(wait_s, LOOK_S))
         time.sleep(self.choices.choice((0.0, self.choices.uniform(0.0, HEAD_S))))
+
+    def _begin(self, fault: Fault) -> None:
+        if self.faults.begin(fault):
+            self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
 
     def _note(self, what: str) -> None:
         self._diary.write(json.dumps({"at_us": now_us(), "round": self.rounds, "what": what}) + "\n")
@@ -276,6 +280,23 @@ def report(running: Campaign) -> bool:
         "load": os.getloadavg(),
     }
     judgement.write(running.directory / "verdict.json", about)
+    return not judgement.findings
+
+
+def judge_again(directory: Path) -> bool:
+    """Give a kept history to the checkers of today, as a whole; whether nothing was found. Raises `Mistaken`."""
+    try:
+        about = json.loads((directory / "verdict.json").read_text())
+        nodes = {f"n{number}": number for number in range(int(about["nodes"]))}
+        reader = HistoryReader(directory / "observations", directory / "record", nodes)
+        judgement = Judgement()
+        judgement.take(reader.whole())
+    except (OSError, ValueError, KeyError, HistoryIncomplete) as error:
+        raise Mistaken(f"no history can be read: {error}", str(directory), "name a folder of build/lab") from error
+    for finding in judgement.findings[:SHOWN_FINDINGS]:
+        _show(finding)
+    verdict = "no violation" if not judgement.findings else f"{len(judgement.findings)} findings"
+    print(f"{sum(judgement.counts.values())} observations judged: {verdict} ({directory})")
     return not judgement.findings
 
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.campaign import Plan, Settings, run_random, run_script
+from lab.campaign import Plan, Settings, judge_again, run_random, run_script
 from lab.faults import KINDS, parse_fault, written
 from lab.machines import ROOT
 from lab.sandbox import LabRefused, enter
@@ -40,12 +40,14 @@ def main() -> None:
 
 
 def _carry_out(options: argparse.Namespace) -> bool:
-    """Do in the sandbox what was asked for; whether nothing was found."""
+    """Do what was asked for, mostly in the sandbox; whether nothing was found."""
     if options.what == "outages":
         from lab.outages import measure
 
         enter()
         return measure(options.scale, options.directory.resolve(), options.output.resolve())
+    if options.what == "judge":
+        return judge_again(options.directory)
     plan = _read_plan(options.file, _names(options.nodes)) if options.what == "script" else []
     settings = Settings(options.seed, options.nodes, options.profile, options.output.resolve())
     enter()
@@ -89,6 +91,8 @@ def _parse() -> argparse.Namespace:
     )
     outages.add_argument("--directory", type=Path, default=Path(), metavar="DIR", help="put the stores below DIR [.]")
     outages.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the figures here")
+    judge = commands.add_parser("judge", help="judge a kept history again")
+    judge.add_argument("directory", type=Path, metavar="DIR", help="as build/lab/1")
     commands.add_parser("kinds", help="the faults that there are")
     return parser.parse_args()
 

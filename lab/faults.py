@@ -43,10 +43,13 @@ class Faults:
         self.services: list[str] = []  # those that may be moved
         self.hurt = False  # a fault may have ended a service, or failed a command
         self._paused: dict[Fault, list[NodeProcess]] = {}
+        self._met = True  # the fault that has just begun has met something
 
-    def begin(self, fault: Fault) -> None:
-        """Raises `OSError` or `MusterError` where the lab itself fails."""
+    def begin(self, fault: Fault) -> bool:
+        """Whether it met anything: a node that is down has no processes. Raises `OSError`, `MusterError`."""
+        self._met = True
         KINDS[fault.kind].begin(self, fault)
+        return self._met
 
     def end(self, fault: Fault) -> None:
         """Take a fault back. Raises as `begin`."""
@@ -66,8 +69,8 @@ class Faults:
 
     def pause(self, fault: Fault, *roles: str) -> None:
         """SIGSTOP to some processes, or all, of each node."""
-        struck = [self.cluster.strike(name, signal.SIGSTOP, roles) for name in fault.nodes]
-        self._paused[fault] = [process for group in struck for process in group]
+        struck = [process for name in fault.nodes for process in self.cluster.strike(name, signal.SIGSTOP, roles)]
+        self._paused[fault], self._met = struck, bool(struck)
 
     def resume(self, fault: Fault) -> None:
         """SIGCONT to what this very fault has stopped, as far as it still exists."""
@@ -79,16 +82,17 @@ class Faults:
 
     def kill(self, fault: Fault, *roles: str) -> None:
         """SIGKILL to some processes of each node."""
-        for name in fault.nodes:
-            self.cluster.strike(name, signal.SIGKILL, roles)
+        struck = [self.cluster.strike(name, signal.SIGKILL, roles) for name in fault.nodes]
+        self._met = any(struck)
         self.hurt |= bool({"keeper", "service"} & set(roles))
 
     def cut_power(self, fault: Fault) -> None:
         """The links go down, then everything is killed; what waits for the store then lands or is lost."""
         for name in fault.nodes:
             self.network.cut(name)
+        struck = [self.cluster.strike(name, signal.SIGKILL, ("guard",)) for name in fault.nodes]
+        self._met = any(struck)
         for name in fault.nodes:
-            self.cluster.strike(name, signal.SIGKILL, ("guard",))
             if name in self.cluster.stores:
                 self.cluster.stores[name].set(self.choices.choice(("drop", "pass")))
             self.cluster.kill(name)

@@ -38,6 +38,7 @@ from muster.sim.history import (
     Told,
 )
 
+NEVER_US = 1 << 62
 MAXIMUM_LATE = 10  # signs of life after the end that are told: one suffices
 Life = tuple[int, int]  # node, incarnation
 Key = TypeVar("Key")
@@ -173,6 +174,15 @@ class HistoryReader:
         too_late = sorted(self._late)
         self._late.clear()
         return Batch([seen for seen in found if seen.at_us <= until_us], too_late)
+
+    def whole(self) -> Batch:
+        """A kept history: all of it; what each node lived last may have gone on. Raises as `batch`."""
+        first = self.batch(0, set())
+        newest: dict[int, Life] = {}
+        for life in self._signs:
+            newest[life[0]] = max(life, newest.get(life[0], life), key=lambda one: self._signs[one][0])
+        rest = self.batch(NEVER_US, set(newest.values()))
+        return Batch(first.observations + rest.observations, first.too_late + rest.too_late)
 
     def _from_daemons(self) -> list[Observation]:
         found: list[Observation] = []
