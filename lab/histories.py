@@ -18,7 +18,7 @@ import msgspec
 
 from lab.exclusive_record import Line, parse_line
 from muster.daemon import observations as told
-from muster.records.state import MAXIMUM_OPERATIONS, Operation, TransitionKind
+from muster.records.state import MAXIMUM_OPERATIONS, Level, Operation, TransitionKind
 from muster.sim.history import (
     Applied,
     ClaimWritten,
@@ -31,6 +31,8 @@ from muster.sim.history import (
     MarksWritten,
     Notified,
     Observation,
+    ProgramCame,
+    ProgramWent,
     ReplicaState,
     Replied,
     ServiceBegan,
@@ -75,13 +77,15 @@ class DaemonFile(_Growing):
         _name, node, incarnation, _process, _salt = path.stem.rsplit("-", 4)
         self.node, self.incarnation = int(node), int(incarnation)
         self._state = ReplicaState({}, {}, {}, {}, {})
+        self._levels: dict[int, Level] = {}
 
     def observations(self) -> Iterable[Observation]:
         """What has come. Raises `HistoryIncomplete`, `msgspec.DecodeError`."""
         for data in self.lines():
-            yield self._observation(_decoder.decode(data))
+            if (seen := self._observation(_decoder.decode(data))) is not None:
+                yield seen
 
-    def _observation(self, line: told.Line) -> Observation:
+    def _observation(self, line: told.Line) -> Observation | None:
         node, incarnation, at_us = self.node, self.incarnation, line.at_us
         match line:
             case told.Began(index=index, term=term):
@@ -100,6 +104,12 @@ class DaemonFile(_Growing):
                 )  # fmt: skip
             case told.Answered():
                 return LevelAcknowledged(at_us, node, incarnation, line.level, line.transition, line.barrier)
+            case told.Registered(level=level):
+                self._levels[level.number] = level
+                return ProgramCame(at_us, node, incarnation, level)
+            case told.Withdrawn(number=number):
+                level = self._levels.pop(number, None)
+                return ProgramWent(at_us, node, incarnation, level) if level is not None else None
             case told.Claimed(claim=claim):
                 return ClaimWritten(at_us, node, claim)
             case told.Marked(condemned=condemned):
@@ -159,6 +169,7 @@ class HistoryReader:
         self._running: dict[str, _Instance] = {}  # the newest start or recovery of each service
         self._signs: dict[Life, tuple[int, int]] = {}  # first and last sign of life of each incarnation
         self._ended: set[Life] = set()
+        self._programs: set[tuple[int, int, int, int]] = set()  # node, incarnation, level, registration
         self._late: set[str] = set()  # signs of life after the end, in words
         self._held: list[Observation] = []  # came after the moment up to which the last batch went
 
@@ -191,12 +202,22 @@ class HistoryReader:
                 self._files[path] = DaemonFile(path)
             file = self._files[path]
             for seen in file.observations():
-                found.append(seen)
+                if not self._is_repeated(seen):
+                    found.append(seen)
                 life = (file.node, file.incarnation)
                 if life not in self._signs:
                     found.append(LifeBegan(seen.at_us, *life))
                 self._sign(life, seen.at_us)
         return found
+
+    def _is_repeated(self, seen: Observation) -> bool:
+        """A restarted daemon registers again what is registered: to its program and to others nothing has happened."""
+        if not isinstance(seen, ProgramCame):
+            return False
+        key = (seen.node, seen.incarnation, *seen.level.identity)
+        known = key in self._programs
+        self._programs.add(key)
+        return known
 
     def _sign(self, life: Life, at_us: int) -> None:
         first, last = self._signs.get(life, (at_us, at_us))

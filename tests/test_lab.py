@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -356,7 +357,7 @@ def test_a_notification_of_a_step_that_was_not_committed_is_found(recorded: Reco
     assert recorded.broken({(0, 5), (1, 6)}) == {"LevelsInOrder"}
 
 
-def level_at_work(levels: tuple[Level, ...], position: int) -> dict[str, object]:
+def level_at_work(levels: tuple[Level, ...], position: int) -> dict[str, Any]:
     """n1 joins through levels 10 and 20; n0 takes part."""
     members = {0: Member(0, NodeState.JOINED, 5, levels), 1: Member(1, NodeState.JOINING, 6)}
     at_work = Transition(9, 1, 6, TransitionKind.JOINING, (10, 20), position, participants=(0,))
@@ -366,20 +367,28 @@ def level_at_work(levels: tuple[Level, ...], position: int) -> dict[str, object]
 BOTH = (Level(10, "ten"), Level(20, "twenty"))
 
 
-@pytest.mark.parametrize(("remaining", "rules"), [(BOTH, {"LevelsInOrder"}), (BOTH[1:], set())])
+@pytest.mark.parametrize(("withdrawn", "rules"), [((), {"LevelsInOrder"}), ((told.Withdrawn(150, 10),), set())])
 def test_a_level_is_waited_for_as_long_as_it_is_registered(
-    recorded: Recorded, remaining: tuple[Level, ...], rules: set[str]
+    recorded: Recorded, withdrawn: tuple[told.Line, ...], rules: set[str]
 ) -> None:
-    """P3.9: a level that a report no longer shows is struck from the record, and nobody waits for it."""
-    first, then = showed(100, 1, **level_at_work(BOTH, 0)), showed(200, 2, **level_at_work(remaining, 1))
-    recorded.daemon(0, 5, first, then)
+    """P3.9, P3.13: a level that a report no longer shows is struck from the record, and nobody waits for it."""
+    first, then = showed(100, 1, **level_at_work(BOTH, 0)), showed(200, 2, **level_at_work(BOTH, 1))
+    recorded.daemon(0, 5, told.Registered(50, BOTH[0]), first, *withdrawn, then)
     assert recorded.broken({(0, 5), (1, 6)}) == rules
 
 
-def test_a_level_that_was_struck_and_is_registered_anew_is_not_waited_for(recorded: Recorded) -> None:
-    """P3.9: past its first barrier, a transition goes on without who registers now."""
-    gone = showed(200, 2, **level_at_work(BOTH[1:], 0))
-    recorded.daemon(0, 5, showed(100, 1, **level_at_work(BOTH, 0)), gone, showed(300, 3, **level_at_work(BOTH, 1)))
+def test_a_restarted_daemon_that_registers_again_what_is_registered_changes_nothing(recorded: Recorded) -> None:
+    """P3.13: the program goes on where it was, and hears its next barrier."""
+    vector = {1: NodeState.JOINING}
+    at_work = level_at_work((BOTH[0],), 0)
+    at_barrier = msgspec.structs.replace(at_work["transitions"][9], barrier=1)
+    recorded.daemon(
+        0, 5, told.Began(10, 0, TERM), told.Registered(50, BOTH[0]), showed(100, 1, **at_work),
+        told.Notified(110, 10, 9, 1, 6, TransitionKind.JOINING, 0, vector), told.Answered(120, 9, 10, 0),
+        told.Began(130, 1, TERM), told.Registered(140, BOTH[0]),
+        showed(150, 2, transitions={9: at_barrier}),
+        told.Notified(160, 10, 9, 1, 6, TransitionKind.JOINING, 1, vector),
+    )  # fmt: skip
     assert recorded.broken({(0, 5), (1, 6)}) == set()
 
 

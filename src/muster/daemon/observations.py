@@ -19,11 +19,21 @@ import msgspec
 from msgspec import Struct
 
 from muster.core.effects import Committed, Effect, Elected, Notify, Reply, Send, WriteClaim, WriteMarks
-from muster.core.inputs import Acknowledged, Input
+from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
 from muster.core.node import Node
 from muster.records.messages import Append
 from muster.records.registers import Claim
-from muster.records.state import Database, Entry, Member, NodeState, Operation, Service, Transition, TransitionKind
+from muster.records.state import (
+    Database,
+    Entry,
+    Level,
+    Member,
+    NodeState,
+    Operation,
+    Service,
+    Transition,
+    TransitionKind,
+)
 from muster.records.terms import Term
 
 DIRECTORY = "MUSTER_OBSERVATIONS"
@@ -93,6 +103,20 @@ class Answered(Struct, frozen=True, tag="acknowledged"):
     barrier: int
 
 
+class Registered(Struct, frozen=True, tag="registered"):
+    """A program has registered a level with this node, now or with an earlier daemon of the same incarnation."""
+
+    at_us: int
+    level: Level
+
+
+class Withdrawn(Struct, frozen=True, tag="withdrawn"):
+    """The registration of a level with this node is over."""
+
+    at_us: int
+    number: int
+
+
 class Claimed(Struct, frozen=True, tag="claimed"):
     """The claim register was written, durably."""
 
@@ -123,7 +147,7 @@ class Full(Struct, frozen=True, tag="full"):
     at_us: int
 
 
-Line = Began | Showed | Became | Said | Notified | Answered | Claimed | Marked | Replied | Full
+Line = Began | Showed | Became | Said | Notified | Answered | Registered | Withdrawn | Claimed | Marked | Replied | Full
 
 
 class _Shown:
@@ -178,8 +202,15 @@ class Observations:
 
     def took(self, at_us: int, happened: Input) -> None:
         """The node is about to be given an input."""
-        if isinstance(happened, Acknowledged):
-            self._write(Answered(at_us, happened.transition, happened.level, happened.barrier))
+        match happened:
+            case Acknowledged(transition=transition, level=level, barrier=barrier):
+                self._write(Answered(at_us, transition, level, barrier))
+            case LevelRegistered(level=registered):
+                self._write(Registered(at_us, registered))
+            case LevelGone(number=number):
+                self._write(Withdrawn(at_us, number))
+            case _:
+                pass
 
     def decided(self, at_us: int, node: Node, effects: list[Effect]) -> None:
         """The node wants `effects`, none of which has been begun."""
