@@ -33,7 +33,7 @@ from muster.daemon.observations import DIRECTORY
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken
 
-REST_S = 90.0  # far beyond what it takes: others may share the machine
+REST_S = 240.0  # far beyond what it takes: others may share the machine
 WHOLE_US = 500_000  # before that long ago, all that was recorded has reached its file
 LOOK_S = 0.05
 SHOWN_FINDINGS = 5  # the others are in verdict.json
@@ -220,9 +220,7 @@ def campaign(settings: Settings) -> Iterator[Campaign]:
             f"{settings.nodes} nodes, profile {settings.profile}; late frames by {cluster.network.delays_by}",
             flush=True,
         )
-        for name in cluster.names:
-            cluster.start(name)
-        cluster.wait_joined(cluster.names, REST_S, lambda _text: None)
+        running.patient.boot_all(REST_S)
         programs.start()
         ending.callback(programs.stop)
         running.patient.apply_services()

@@ -108,8 +108,8 @@ class DaemonFile(_Growing):
                 self._levels[level.number] = level
                 return ProgramCame(at_us, node, incarnation, level)
             case told.Withdrawn(number=number):
-                level = self._levels.pop(number, None)
-                return ProgramWent(at_us, node, incarnation, level) if level is not None else None
+                withdrawn = self._levels.pop(number, None)
+                return ProgramWent(at_us, node, incarnation, withdrawn) if withdrawn is not None else None
             case told.Claimed(claim=claim):
                 return ClaimWritten(at_us, node, claim)
             case told.Marked(condemned=condemned):

@@ -73,6 +73,19 @@ class Patient:
                 self._booted_s[name] = now_s
                 self.boots += 1
 
+    def boot_all(self, deadline_s: float) -> None:
+        """Boot all nodes, and wait until they have joined; one that gives up on a busy machine is booted again.
+
+        Raises `MusterError`.
+        """
+        deadline = time.monotonic() + deadline_s
+        while any(self.cluster.states().get(name) != "joined" for name in self.cluster.names):
+            self.boot_what_has_ended()
+            if time.monotonic() > deadline:
+                what = f"not all nodes have joined within {deadline_s:g} s"
+                raise MusterError(what, self.describe(), "read what the logs say; is the machine overloaded?")
+            time.sleep(PAUSE_S)
+
     def defects(self) -> list[str]:
         """New lines of the nodes' logs that tell of an invariant that did not hold."""
         found = []

@@ -30,7 +30,7 @@ from muster.ui.connection import Mistaken
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGN_S = 18
-TIMEOUT_S = 400.0  # others share the machine
+TIMEOUT_S = 900.0  # others share the machine
 REASON = f"not applicable: {missing()}" if "/dev/fuse" in missing() else missing()
 needs_lab = pytest.mark.skipif(bool(REASON), reason=REASON)
 
