@@ -132,6 +132,8 @@ def expected_state(service: Service, state: ReplicaState) -> str:
         return "de-registered"
     if service.definition.parent:
         parent = state.services.get(service.definition.parent)
+        if parent is not None and not expected_state(parent, state):
+            return ""  # so does its whole group
         return "registered" if parent is not None and parent.state is ServiceState.REGISTERED else "de-registered"
     return "registered" if _has_a_node(service, state) else "de-registered"
 
