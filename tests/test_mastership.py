@@ -1,5 +1,6 @@
 """Mastership and the commit rule: the rules P2.x one by one, the exhaustive search, and machines it must reject."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from muster.core import mastership
+from muster.core.effects import ReadStrip, WriteClaim
 from muster.core.mastership import (
     Append,
     Became,
@@ -21,6 +23,7 @@ from muster.core.mastership import (
     Withdrawn,
     Write,
 )
+from muster.core.tenure import Tenure
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, Strip
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.sim import exhaustive
@@ -220,6 +223,40 @@ def test_p2_6_a_frame_is_decided_only_by_a_read_after_its_write_that_shows_no_hi
         _, action = mastership.read(state, strip_of(state.claim, claim_of(1, Term(4, 1), flag)), dead)
         assert isinstance(action, Write)
         assert action.claim.flag is ClaimFlag.WITHDRAWN
+
+
+def committing_tenure(own: Claim) -> Tenure:
+    """A mastership machine whose frame has been appended, and not answered yet."""
+    tenure = Tenure(own, own.stamp.incarnation, 1000, itertools.count(1))
+    tenure.state = checking_machine()._replace(phase=Phase.COMMIT_WRITE)
+    return tenure
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_p2_6_claims_read_with_the_append_decide_as_a_read_of_its_own_does(number: int) -> None:
+    own = checking_machine().claim
+    claims = strip_of(own, claim_of(1, Term(number, 1), ClaimFlag.CLAIMING)).claims
+    tenure = committing_tenure(own)
+    tenure.done(1, claims, dead)
+    effects, outcomes = tenure.drain()
+    if number < own.stamp.term.number:
+        assert (effects, outcomes) == ([], [Decided(b"frame")])
+    else:  # a higher term, however dead its writer
+        assert outcomes == []
+        assert [type(effect) for effect in effects] == [WriteClaim]
+
+
+def test_p2_6_without_such_claims_or_with_an_unknown_one_the_machine_reads_for_itself() -> None:
+    own = checking_machine().claim
+    tenure = committing_tenure(own)
+    tenure.done(1, (), dead)
+    assert [type(effect) for effect in tenure.drain()[0]] == [ReadStrip]
+    tenure = committing_tenure(own)
+    tenure.done(1, (own, None), dead)
+    assert tenure.drain() == ([], [])
+    assert tenure.retry_us is not None
+    tenure.retry(tenure.retry_us)
+    assert [type(effect) for effect in tenure.drain()[0]] == [ReadStrip]
 
 
 def test_p2_6_a_foreign_record_in_the_own_register_halts_whatever_else_was_read() -> None:

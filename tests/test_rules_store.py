@@ -1,16 +1,19 @@
-"""What the store owes to the mastership, P2.9, on a real one; and who claims first, P2.10 (docs/PROTOCOL.md)."""
+"""What the store owes the mastership, P2.6 and P2.9, on a real one; who claims first, P2.10 (docs/PROTOCOL.md)."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from core_cluster import CoreCluster, joined_cluster
 from disk_trials import begin, claim_of, damage, new_store, read_bytes, run_with
-from muster.core.effects import WriteClaim
+from muster.core.effects import AppendFrame, WriteClaim
 from muster.drivers.disk_file import DiskFile, open_store
 from muster.drivers.disk_journal import scan_journal
+from muster.drivers.disk_registers import RegisterReader
 from muster.drivers.disk_store import DiskStore, open_header
-from muster.drivers.store import ForeignWrite, JournalUnreadable
+from muster.drivers.store import ForeignWrite, JournalUnreadable, StoreFailed
+from muster.drivers.store_engine import StoreEffect, StoreOutcome
 from muster.records.registers import ClaimFlag, Mark, RegisterKind
 from muster.records.terms import Term
 from muster.records.timing import FAST
@@ -115,6 +118,70 @@ def test_p2_9_every_write_is_refused_if_the_own_register_holds_what_this_process
         for place, data in zip(places, own, strict=True):
             damage(path, place, data)
         await store.append_frame(mark, 1, b"another")  # what it wrote itself is there again
+
+    run_with(path, 1, scenario)
+
+
+# ---- P2.6 ------------------------------------------------------------------------------------------------------------
+
+
+async def carried_out(store: DiskStore, effect: StoreEffect) -> StoreOutcome:
+    """The answer to an effect, as the daemon gets it."""
+    answered: asyncio.Future[StoreOutcome] = asyncio.get_running_loop().create_future()
+    store.begin(effect, answered.set_result)
+    assert not answered.done()
+    return await answered
+
+
+def test_p2_6_an_append_is_answered_by_claims_read_after_the_frame_was_durable(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, read = DiskFile.write, DiskFile.read_around_damage
+    order: list[str] = []
+
+    def noted_write(self: DiskFile, offset: int, data: bytes) -> None:
+        write(self, offset, data)
+        order.append("written")
+
+    def noted_read(self: DiskFile, offset: int, length: int) -> bytes:
+        order.append("read")
+        return read(self, offset, length)
+
+    async def scenario(store: DiskStore) -> None:
+        mark = await begin(store, 1, 0, b"checkpoint")
+        other = DiskStore(str(path), 0)
+        try:
+            own = (await other.read_strip()).claims[0]
+            assert own is not None
+            higher = claim_of(0, own.stamp.sequence + 1, own.mark, number=9)
+            await other.write_claim(higher)
+        finally:
+            await other.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskFile, "write", noted_write)
+            patch.setattr(DiskFile, "read_around_damage", noted_read)
+            claims = await carried_out(store, AppendFrame(1, mark, 0, b"frame"))
+        assert isinstance(claims, tuple)
+        assert higher in claims
+        assert order == ["read", "written", "written", "read"]  # the own register; copy A; copy B; all claims
+        assert frames_read(path, mark) == 1
+
+    run_with(path, 1, scenario)
+
+
+def test_p2_6_claims_that_cannot_be_read_after_the_append_decide_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(store: DiskStore) -> None:
+        mark = await begin(store, 1, 0, b"checkpoint")
+
+        def broken(self: RegisterReader) -> tuple[()]:
+            raise StoreFailed("the disk does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RegisterReader, "read", broken)
+            assert await carried_out(store, AppendFrame(1, mark, 0, b"frame")) == ()
+        assert frames_read(path, mark) == 1
 
     run_with(path, 1, scenario)
 

@@ -1,8 +1,9 @@
 """What a node wants done. Small frozen records; the daemon and the simulator carry them out, and decide nothing.
 
 What the driver owes the core: effects of one step are begun in their order; store effects (those with an `operation`
-number) are carried out one at a time, in order; each is answered by exactly one input with its number. Reads of the
-strip run beside them. A message may be lost; a local notification or command may not.
+number) are carried out one at a time, in order; each is answered by exactly one input with its number (an `AppendFrame`
+with the claims read after it was durable, if they could be read). Reads of the strip run beside them. A message may be
+lost; a local notification or command may not.
 """
 
 from msgspec import Struct
@@ -56,7 +57,7 @@ class WriteCheckpoint(Struct, frozen=True):
 
 
 class AppendFrame(Struct, frozen=True):
-    """Durably append frame `number` to this node's journal `mark`."""
+    """Durably append frame `number` to this node's journal `mark`, then read all claims."""
 
     operation: int
     mark: Mark

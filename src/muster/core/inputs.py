@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from muster.records.access import NOBODY, Author
 from muster.records.messages import CommandState, Message, OperationRequest, Performance
-from muster.records.registers import Strip
+from muster.records.registers import Claim, Strip
 from muster.records.state import Level
 
 
@@ -25,9 +25,13 @@ class StripUnread(Struct, frozen=True):
 
 
 class StoreDone(Struct, frozen=True):
-    """The store effect number `operation` is done (and durable)."""
+    """The store effect number `operation` is done (and durable).
+
+    `claims`: for an `AppendFrame`, all claims by a read that began after the frame was durable, if there was one.
+    """
 
     operation: int
+    claims: tuple[Claim | None, ...] = ()
 
 
 class StoreRefused(Struct, frozen=True):

@@ -57,8 +57,8 @@ class Links:
         bound_us = self._profile.link_loss_ms(nodes) * US_PER_MS
         return frozenset(node for node in self.connected if now_us - self._heard_us.get(node, -bound_us) <= bound_us)
 
-    def view_due(self, nodes: int, live: Iterable[int], now_us: int) -> frozenset[int] | None:
-        """What to write into the own view now, or None.
+    def view_due(self, nodes: int, live: Iterable[int], now_us: int, early_us: int = 0) -> frozenset[int] | None:
+        """What to write into the own view now, or None. What is due within `early_us` is due.
 
         A daemon that has just started says nothing of links that it could not have made yet: what the view register
         still holds from before its start is no row newer than a loss (SPEC 7.4).
@@ -68,7 +68,8 @@ class Links:
         if now_us < settled_us and not set(live) <= heard | {self._me}:
             self.next_view_us = min(settled_us, now_us + self._profile.heartbeat_ms * US_PER_MS)
             return None
-        if now_us < self.next_view_us and heard == self.said and self.cut_off == self._said_cut_off:
+        news = heard != self.said or self.cut_off != self._said_cut_off
+        if now_us + early_us < self.next_view_us and not news:
             return None
         return heard
 

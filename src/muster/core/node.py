@@ -64,7 +64,7 @@ from muster.core.performance import is_news
 from muster.core.plan import Plan
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.subsystems import Subsystems
-from muster.core.tenure import Outcome, Tenure, Trouble
+from muster.core.tenure import Claims, Outcome, Tenure, Trouble
 from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, missing
 from muster.records.access import Author
@@ -169,6 +169,7 @@ class Node:
         self._begin_store(strip)
         self._next_read_us = now_us
         self._next_heartbeat_us = now_us
+        self._look_at_links = True  # something has happened that may change whom this node hears
 
     def _begin_term(self, term: Term) -> None:
         """Forget what was gathered for the last term as master."""
@@ -322,6 +323,7 @@ class Node:
             case MessageReceived(sender=sender, message=message):
                 self._message(sender, message)
             case PeerConnected() | PeerLost() | OwnLinksChanged():
+                self._look_at_links = True
                 self._link_changed(happened)
             case CommandFinished(command=command):
                 self._executor.finished(command)
@@ -348,7 +350,7 @@ class Node:
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
-                pass
+                self._look_at_links = True
 
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
         match change:
@@ -381,8 +383,8 @@ class Node:
                 self._observer.lose_sight(self._now_us)
             case JournalRead(operation=operation) if self._tenure.awaits(operation):
                 self._tenure.journal_read(answer, self._now_us)
-            case StoreDone(operation=operation):
-                self._store_done(operation)
+            case StoreDone(operation=operation, claims=claims):
+                self._store_done(operation, claims)
             case StoreRefused():
                 self._store_refused(answer)
             case _:
@@ -404,9 +406,9 @@ class Node:
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
             self._trace("proof of death", detail, about=node)
 
-    def _store_done(self, operation: int) -> None:
+    def _store_done(self, operation: int, claims: Claims) -> None:
         if self._tenure.awaits(operation):
-            self._tenure.done(self._now_us)
+            self._tenure.done(self._now_us, claims, self._observer.is_dead)
         elif self._writing.pop(operation, "") == "marks":
             self._publish_marks()
 
@@ -543,9 +545,9 @@ class Node:
             names = ", ".join(sorted(self.database.name_of(other) for other in lost))
             self._unreachable[node] = f"its links to {names} failed"
 
-    def _write_view_if_due(self) -> None:
+    def _write_view_if_due(self, early_us: int) -> None:
         live = [node for node in self.database.nodes if self.is_live(node)]
-        heard = self._links.view_due(len(self.database.nodes), live, self._now_us)
+        heard = self._links.view_due(len(self.database.nodes), live, self._now_us, early_us)
         if heard is None:
             return
         if "view" in self._writing.values():
@@ -983,12 +985,16 @@ class Node:
             self._send_report()
         self._tenure.retry(self._now_us)
         self._settle_tenure()
+        early_us = 0
         if self._now_us >= self._next_read_us and not self._periodic_read:
             self._periodic_read = next(self._numbers)
             self._effects.append(ReadStrip(self._periodic_read))
-        if self._now_us >= self._next_heartbeat_us:
+            early_us = self._profile.read_ms * US_PER_MS // 2  # what is due soon goes along: one waking, not two
+        if self._now_us + early_us >= self._next_heartbeat_us:
             self._beat()
-        self._write_view_if_due()
+        if self._look_at_links or self._now_us + early_us >= self._links.next_view_us:
+            self._look_at_links = False
+            self._write_view_if_due(early_us)
 
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))

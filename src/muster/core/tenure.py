@@ -1,9 +1,8 @@
 """The mastership machine at work: its actions as store effects, the answers of the store as its events (SPEC 2).
 
 `mastership.py` is a value that says what to do next; this carries it out: numbers each effect, knows which answer
-belongs to it, and tries again what the store failed to do, which is always safe (`drivers/store.py`). What the node
-must
-know of comes out as outcomes.
+belongs to it, and tries again what the store failed to do, which is always safe (`drivers/store_engine.py`). What the
+node must know of comes out as outcomes.
 """
 
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ class Trouble(Struct, frozen=True):
     detail: str
 
 
+Claims = tuple[Claim | None, ...]
 Outcome = Became | Decided | Withdrawn | Halt | Compact | Trouble
 
 
@@ -134,11 +134,20 @@ class Tenure:
         """Whether this store operation is the one it waits for."""
         return operation == self._operation != 0
 
-    def done(self, now_us: int) -> None:
-        """The write that it waited for is durable."""
+    def done(self, now_us: int, claims: Claims = (), is_dead: IsDead | None = None) -> None:
+        """The write that it waited for is durable.
+
+        `claims`: all of them by a read that began after it was, if the store has done that read at once. It is the one
+        that a commit waits for (P2.6); any other step reads for itself.
+        """
         self._operation = 0
         self._written_us = now_us
-        self._step(mastership.written(self.state), now_us)
+        self.state, action = mastership.written(self.state)
+        if claims and is_dead is not None and self.state.phase is Phase.COMMIT_CHECK:
+            self._action = action  # to be done again if the read decides nothing
+            self._step(mastership.read(self.state, Strip((), claims, (), ()), is_dead), now_us)
+        else:
+            self._do(action, now_us)
 
     def journal_read(self, journal: JournalRead, now_us: int) -> None:
         """The journal that it waited for was read."""

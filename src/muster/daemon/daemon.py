@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
@@ -65,9 +66,11 @@ from muster.daemon.trust import Credentials
 from muster.drivers.interconnect import Interconnect
 from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
-from muster.drivers.store import ForeignWrite, JournalFull, JournalUnreadable, Store, StoreFailed
+from muster.drivers.store import ForeignWrite, JournalFull, JournalImage, JournalUnreadable, StoreFailed
+from muster.drivers.store_engine import Store, StoreOutcome
 from muster.records.access import NOBODY, Author
 from muster.records.messages import CommandState, LeaveNode, Message, OperationRequest
+from muster.records.registers import Strip
 from muster.records.state import NodeState
 
 US_PER_S = 1_000_000
@@ -104,11 +107,13 @@ class Daemon:
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
-        self._store_queue: asyncio.Queue[StoreEffect] = asyncio.Queue()
+        self._store_queue: deque[StoreEffect] = deque()  # the first is at work
         self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._changed: set[asyncio.Event] = set()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_us = 0  # when it is due
+        self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._stimuli = itertools.count(1)
         self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
@@ -118,7 +123,6 @@ class Daemon:
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
         """Begin: the node's first effects, its timer, the store's queue."""
         self._interconnect, self._runner = interconnect, runner
-        self._spawn(self._serve_store())
         if self._observations is not None:
             self._observations.began(boottime_us(), self.node.database)
         self._spawn(self._measure_performance())
@@ -129,7 +133,8 @@ class Daemon:
         self._rearm()
 
     async def stop(self) -> None:
-        """End the tasks of this shell; what they had begun in the store ends by itself."""
+        """End the tasks of this shell; what was begun in the store ends by itself, and nobody hears of it."""
+        self._stopped = True
         self.subsystems.stop()
         self.events.stop()
         if self._timer is not None:
@@ -252,10 +257,12 @@ class Daemon:
             match effect:
                 case Send(to=to, message=message):
                     self._send(to, message)
-                case ReadStrip(read=read):
-                    self._spawn(self._read_strip(read))
+                case ReadStrip():
+                    self._read_strip(effect, boottime_us())
                 case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
-                    self._store_queue.put_nowait(effect)
+                    self._store_queue.append(effect)
+                    if len(self._store_queue) == 1:
+                        self._begin_store_effect()
                 case RunCommand():
                     self.measures.command_given(boottime_us(), effect)
                     self._runner.run(effect)
@@ -313,16 +320,19 @@ class Daemon:
         self.restarts = True
         self.ended.set()
 
-    async def _read_strip(self, read: int) -> None:
-        started_us = boottime_us()
-        try:
-            strip = await self._store.read_strip()
-        except StoreFailed as error:
-            self.measures.store_answered("read strip", boottime_us() - started_us, failed=True)
-            self.feed(StripUnread(read, str(error)))
-        else:
-            self.measures.store_answered("read strip", boottime_us() - started_us, failed=False)
-            self.feed(StripRead(read, strip, started_us, boottime_us()))
+    def _read_strip(self, effect: ReadStrip, started_us: int) -> None:
+        def answer(outcome: StoreOutcome) -> None:
+            if self._stopped:
+                return
+            now_us = boottime_us()
+            failed = not isinstance(outcome, Strip)
+            self.measures.store_answered("read strip", now_us - started_us, failed=failed)
+            if isinstance(outcome, Strip):
+                self.feed(StripRead(effect.read, outcome, started_us, now_us))
+            else:
+                self.feed(StripUnread(effect.read, str(outcome)))
+
+        self._store.begin(effect, answer)
 
     async def _measure_performance(self) -> None:
         meter = PerformanceMeter(lambda: boottime_us() / US_PER_S)
@@ -334,47 +344,43 @@ class Daemon:
                 pause_s = MEASUREMENT_S
             await asyncio.sleep(pause_s)
 
-    async def _serve_store(self) -> None:
-        while True:
-            effect = await self._store_queue.get()
-            started_us = boottime_us()
-            try:
-                answer = await self._store_effect(effect)
-            except StoreFailed as error:
-                answer = StoreRefused(effect.operation, _kind(error), str(error))
-            failed = isinstance(answer, StoreRefused)
-            self.measures.store_answered(_STORE_WORDS[type(effect)], boottime_us() - started_us, failed=failed)
-            if self._observations is not None and not failed:
-                self._observations.stored(boottime_us(), effect)
-            self.feed(answer)
+    def _begin_store_effect(self) -> None:
+        effect, started_us = self._store_queue[0], boottime_us()
+        self._store.begin(effect, lambda outcome: self._store_answered(effect, outcome, started_us))
 
-    async def _store_effect(self, effect: StoreEffect) -> Input:
-        match effect:
-            case WriteClaim(claim=claim):
-                await self._store.write_claim(claim)
-            case WriteView(view=view):
-                await self._store.write_view(view)
-            case WriteMarks(marks=marks):
-                await self._store.write_marks(marks)
-            case WriteCheckpoint(mark=mark, checkpoint=checkpoint):
-                await self._store.write_checkpoint(mark, checkpoint)
-            case AppendFrame(mark=mark, number=number, frame=frame):
-                await self._store.append_frame(mark, number, frame)
-            case ReadJournal(owner=owner, mark=mark):
-                image = await self._store.read_journal(owner, mark)
-                return JournalRead(effect.operation, image.checkpoint, image.frames)
-        return StoreDone(effect.operation)
+    def _store_answered(self, effect: StoreEffect, outcome: StoreOutcome, started_us: int) -> None:
+        """The effect at work is done: the next one begins before the node hears of it."""
+        if self._stopped:
+            return
+        now_us, failed = boottime_us(), isinstance(outcome, StoreFailed)
+        self.measures.store_answered(_STORE_WORDS[type(effect)], now_us - started_us, failed=failed)
+        if self._observations is not None and not failed:
+            self._observations.stored(now_us, effect)
+        self._store_queue.popleft()
+        if self._store_queue:
+            self._begin_store_effect()
+        self.feed(_answer_of(effect, outcome))
 
     def _rearm(self) -> None:
+        """Keep one timer: an earlier one than needed finds nothing due, and asks again."""
+        due_us = self.node.deadline_us
         if self._timer is not None:
+            if self._timer_us <= due_us and not self.ended.is_set():
+                return
             self._timer.cancel()
+            self._timer = None
         if self.ended.is_set():
             return
-        delay_s = max(0.0, (self.node.deadline_us - boottime_us()) / US_PER_S)
+        self._timer_us = due_us
+        delay_s = max(0.0, (due_us - boottime_us()) / US_PER_S)
         self._timer = self._loop.call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
-        self.feed(Tick())
+        self._timer = None
+        if self.node.deadline_us > boottime_us():
+            self._rearm()
+        else:
+            self.feed(Tick())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -395,6 +401,20 @@ _STORE_WORDS = {
     AppendFrame: "append frame",
     ReadJournal: "read journal",
 }
+
+
+def _answer_of(effect: StoreEffect, outcome: StoreOutcome) -> Input:
+    match outcome:
+        case StoreFailed():
+            return StoreRefused(effect.operation, _kind(outcome), str(outcome))
+        case JournalImage(checkpoint=checkpoint, frames=frames):
+            return JournalRead(effect.operation, checkpoint, frames)
+        case Strip():
+            raise AssertionError(f"the store has answered {type(effect).__name__} by a strip")
+        case None:
+            return StoreDone(effect.operation)
+        case claims:
+            return StoreDone(effect.operation, claims)
 
 
 def _kind(error: StoreFailed) -> str:

@@ -89,7 +89,7 @@ async def serve(
         lambda *told: daemon.measures.lease_told(*told) if daemon else None,
     )
     profile, config = _configuration(store_path, name)
-    own_tasks = [asyncio.ensure_future(_pulse(guard, profile)), asyncio.ensure_future(keep_log_bounded(log))]
+    pulse, log_keeper = _Pulse(guard, profile), asyncio.ensure_future(keep_log_bounded(log))
     runner = RunnerClient(
         runner_end,
         lambda command: daemon.on_finished(command) if daemon else None,
@@ -111,8 +111,8 @@ async def serve(
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, log, context))
         await _serve(daemon, config, runner, guard, home, lost)
     finally:
-        for task in own_tasks:
-            task.cancel()
+        pulse.stop()
+        log_keeper.cancel()
         await store.close()
 
 
@@ -197,10 +197,21 @@ async def _serve_metrics(daemon: Daemon) -> Endpoint | None:
     return endpoint
 
 
-async def _pulse(guard: GuardChannel, profile: Profile) -> None:
-    while True:
-        guard.pulse()
-        await asyncio.sleep(profile.pulse_ms / 1000)
+class _Pulse:
+    """Tells the guard, again and again, that the event loop turns (SPEC 7.2)."""
+
+    def __init__(self, guard: GuardChannel, profile: Profile) -> None:
+        self._guard, self._pause_s = guard, profile.pulse_ms / 1000
+        self._loop = asyncio.get_running_loop()
+        self._beat()
+
+    def _beat(self) -> None:
+        self._guard.pulse()
+        self._timer = self._loop.call_later(self._pause_s, self._beat)
+
+    def stop(self) -> None:
+        """Say no more."""
+        self._timer.cancel()
 
 
 async def _boot_record(store: DiskStore, log: Log) -> tuple[Strip, Database]:

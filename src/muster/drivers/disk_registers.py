@@ -60,7 +60,7 @@ class _Cell:
 class RegisterReader:
     """Reads whole rows of registers; decodes only what has changed since its last read. For one thread."""
 
-    __slots__ = ("_cells", "_file", "_header", "_kinds", "_length", "_offset", "_raw")
+    __slots__ = ("_cells", "_file", "_header", "_kinds", "_known", "_length", "_offset", "_raw", "_suspects")
 
     def __init__(self, file: DiskFile, header: Header, kinds: Sequence[RegisterKind]) -> None:
         """`kinds` must be consecutive in the strip."""
@@ -69,6 +69,8 @@ class RegisterReader:
         self._length = len(kinds) * COPIES * header.row_bytes
         self._cells = [[_Cell() for _ in range(header.slots)] for _ in kinds]
         self._raw = b""
+        self._known: list[Known] = [()] * len(kinds)  # of each row, as last returned; empty: to be gathered anew
+        self._suspects = [0] * len(kinds)  # how many registers of each row have an invalid copy
 
     def read(self) -> tuple[Known, ...]:
         """The registers of each kind, all read after this call began. Raises `StoreFailed`."""
@@ -78,27 +80,38 @@ class RegisterReader:
             raw = self._file.read_around_damage(self._offset, self._length)
             if self._settled(raw):
                 break
-        return tuple(tuple(cell.register for cell in row) for row in self._cells)
+        for row, cells in enumerate(self._cells):
+            self._known[row] = self._known[row] or tuple(cell.register for cell in cells)
+        return tuple(self._known)
 
     def _settled(self, raw: bytes) -> bool:
         """Take the bytes of one read; whether no repetition is needed."""
         settled = True
-        changed, self._raw = raw != self._raw, raw
-        row_bytes, sector_bytes = self._header.row_bytes, self._header.sector_bytes
+        before, self._raw = self._raw, raw
+        row_bytes = self._header.row_bytes
         for row, cells in enumerate(self._cells):
-            start_a = row * COPIES * row_bytes
+            start, end = row * COPIES * row_bytes, (row + 1) * COPIES * row_bytes
+            changed = raw[start:end] != before[start:end]
+            if not changed and not self._suspects[row]:
+                continue  # most rows of most reads: nothing but leases and views changes while nothing happens
+            if changed:
+                self._known[row] = ()
+            suspects = 0
             for slot, cell in enumerate(cells):
                 if changed:
-                    at_a = start_a + slot * sector_bytes
-                    at_b = at_a + row_bytes
-                    self._take(row, slot, (raw[at_a : at_a + sector_bytes], raw[at_b : at_b + sector_bytes]))
+                    self._take(row, slot, start, raw)
                 elif cell.suspect:
                     cell.repeats += 1
+                suspects += cell.suspect
                 settled = settled and (not cell.suspect or cell.repeats >= REPEATS)
+            self._suspects[row] = suspects
         return settled
 
-    def _take(self, row: int, slot: int, copies: tuple[bytes, bytes]) -> None:
-        cell = self._cells[row][slot]
+    def _take(self, row: int, slot: int, start: int, raw: bytes) -> None:
+        cell, sector_bytes = self._cells[row][slot], self._header.sector_bytes
+        at_a = start + slot * sector_bytes
+        at_b = at_a + self._header.row_bytes
+        copies = raw[at_a : at_a + sector_bytes], raw[at_b : at_b + sector_bytes]
         if copies == cell.copies:
             cell.repeats += 1
             return
@@ -110,11 +123,12 @@ class RegisterReader:
 class OwnRegister:
     """One register, for its only writer. For one thread."""
 
-    __slots__ = ("_file", "_header", "_kind", "_order", "_slot")
+    __slots__ = ("_file", "_header", "_kind", "_order", "_slot", "_written")
 
     def __init__(self, file: DiskFile, header: Header, kind: RegisterKind, slot: int) -> None:
         self._file, self._header, self._kind, self._slot = file, header, kind, slot
         self._order: tuple[int, ...] | None = None  # in which order the next write replaces the copies, if known
+        self._written: tuple[tuple[bytes, ...], Register] | None = None  # both copies as this process wrote them
 
     def offset(self, copy: int) -> int:
         """Where a copy of the register is, in bytes."""
@@ -126,7 +140,11 @@ class OwnRegister:
         for repeat in range(REPEATS + 1):
             if repeat:
                 time.sleep(REPEAT_PAUSE_S)
-            register, choice = judge(self._header, self._kind, self._slot, self._read_copies())
+            copies = self._read_copies()
+            if self._written is not None and copies == self._written[0]:
+                self._order = (0, 1)
+                return self._written[1]  # to the last bit: there is nothing to judge
+            register, choice = judge(self._header, self._kind, self._slot, copies)
             self._order = (choice.write_first, 1 - choice.write_first)
             if register is not None and choice.problem_a is None and choice.problem_b is None:
                 break
@@ -137,9 +155,11 @@ class OwnRegister:
         if self._order is None:
             self.read()
         order, self._order = self._order or (0, 1), None  # after a failure the copies must be looked at again
+        self._written = None
+        copies = tuple(encode_copy(self._header, self._kind, self._slot, copy, register) for copy in range(COPIES))
         for copy in order:
-            self._file.write(self.offset(copy), encode_copy(self._header, self._kind, self._slot, copy, register))
-        self._order = (0, 1)
+            self._file.write(self.offset(copy), copies[copy])
+        self._order, self._written = (0, 1), (copies, register)
 
     def _read_copies(self) -> tuple[bytes, bytes]:
         first, second, sector_bytes = self.offset(0), self.offset(1), self._header.sector_bytes

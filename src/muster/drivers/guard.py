@@ -241,6 +241,7 @@ class Guard:
         self._timer = DeadmanTimer()
         self._poll = select.poll()
         self._channels: dict[str, socket.socket] = {}  # to the lease writer, init, runner and daemon
+        self._waking: dict[int, str] = {}  # descriptor -> name, of the channels that wake the loop
         self._alive_write = -1  # closes with this process
         self._writer = self._init = 0  # pids
         self._pids = {"runner": 0, "daemon": 0}  # as seen outside the namespace
@@ -442,9 +443,10 @@ class Guard:
         os.close(alive_read)
 
     def _add_channel(self, name: str, channel: socket.socket) -> None:
-        """Only what must be heard at once wakes the loop; pulses of init and runner wait for the next turn."""
+        """Only what must be heard at once wakes the loop; pulses of init and runner wait for the writer's answer."""
         self._channels[name] = channel
         if name in ("writer", "daemon"):
+            self._waking[channel.fileno()] = name
             self._poll.register(channel, select.POLLIN)
 
     def _extend(self, deadline_us: int) -> None:
@@ -458,18 +460,30 @@ class Guard:
         while True:
             self._renew_if_due()
             self._tell_state()
-            self._poll.poll(self._pause_ms())
-            drain(self._wake_read)
+            ready = [descriptor for descriptor, _mask in self._poll.poll(self._pause_ms())]
+            woken = self._wake_read in ready
+            if woken:
+                drain(self._wake_read)  # before what it stands for is looked at
+            names = [self._waking[descriptor] for descriptor in ready if descriptor != self._wake_read]
+            now_us = boottime_us()
             # Everything that has arrived is heard before anything is judged: this process may itself have been late.
-            for name in list(self._channels):
+            if "writer" in names or now_us >= self._judgement_us():
+                names = list(self._channels)
+            for name in names:
                 self._hear(name)
             self._take_signals()
-            self._reap()
-            self._judge(boottime_us())
-            self._pet_service_manager(boottime_us())
+            if woken:
+                self._reap()  # a child's end wakes the loop
+            self._judge(now_us)
+            self._pet_service_manager(now_us)
+
+    def _judgement_us(self) -> int:
+        """When there is something to judge, if nothing is heard until then."""
+        pulses_us: list[int] = [] if self._leaving else list(self._due_us.values())
+        return min([self._give_up_us(), *pulses_us])
 
     def _pause_ms(self) -> int:
-        wake_us = min((self._give_up_us(), *(() if self._leaving else self._due_us.values())))
+        wake_us = self._judgement_us()
         if not self._busy:
             wake_us = min(wake_us, self._next_cycle_us)
         return int(max(0, (wake_us - boottime_us()) // US_PER_MS + 1))

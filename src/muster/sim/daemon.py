@@ -465,7 +465,14 @@ class StoreQueue:
             history.append(ClaimWritten(now_us, self._daemon.machine.node, effect.claim))
         elif isinstance(effect, effects.WriteMarks):
             history.append(MarksWritten(now_us, self._daemon.machine.node, effect.marks.condemned))
-        self._answer(inputs.StoreDone(effect.operation))
+        if isinstance(effect, effects.AppendFrame):
+            self.read_strip(lambda strip, *_: self._appended(effect, strip))
+        else:
+            self._answer(inputs.StoreDone(effect.operation))
+
+    def _appended(self, effect: effects.AppendFrame, strip: Strip | None) -> None:
+        """The engine has read all claims after the frame was durable, if it could (PROTOCOL P2.6)."""
+        self._answer(inputs.StoreDone(effect.operation, strip.claims if strip is not None else ()))
 
     def _settle(self, effect: StoreEffect) -> None:
         """What the own register holds now; after a failure the engine looks instead of guessing."""

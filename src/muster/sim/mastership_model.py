@@ -1,7 +1,7 @@
 """Every step that a few nodes with the real mastership machine can take on one store (SPEC 2.6, 2.3, 1.5).
 
 Theory of operation. The nodes of the model run the very functions of `core/mastership.py`; what this file adds is the
-store, the processes and the scheduler, each as hostile as its contract allows (`drivers/store.py`):
+store, the processes and the scheduler, each as hostile as its contract allows (`drivers/store_engine.py`):
 
 * One register or journal read, and the completion of one write, is one step; any other node may act between two steps.
   Pauses of any length are therefore covered. A read of all claims takes one step a register, in order of node id.
