@@ -96,6 +96,7 @@ class Draft:
         self.event_groups = dict(database.event_groups)
         self.audit = dict(database.audit)
         self.revisions = dict(database.revisions)
+        self._registered: dict[int, frozenset[int]] | None = None  # by level, gathered when asked for
         self._changed: dict[tuple[str, str], Change] = {}
 
     def member(self, node: int) -> Member:
@@ -119,6 +120,7 @@ class Draft:
                 key = ("revision", str(record.version))
             case Member():
                 self.members[record.node] = record
+                self._registered = None
                 key = ("member", str(record.node))
             case Transition():
                 self.transitions[record.identity] = record
@@ -155,6 +157,7 @@ class Draft:
             case "node":
                 self.nodes.pop(int(key), None)
                 self.members.pop(int(key), None)
+                self._registered = None
                 self._changed.pop(("member", key), None)
             case "audit":
                 self.audit.pop(int(key), None)
@@ -191,11 +194,18 @@ class Draft:
 
     def participants(self, level: int) -> tuple[int, ...]:
         """Every node that is not inactive or forced-leaving and has registered `level` (SPEC 3.4)."""
-        return tuple(
-            member.node
-            for member in sorted(self.members.values(), key=lambda member: member.node)
-            if counts(member) and any(registered.number == level for registered in member.levels)
-        )
+        return tuple(sorted(self.registered().get(level, ())))
+
+    def registered(self) -> dict[int, frozenset[int]]:
+        """By level, every node that is not inactive or forced-leaving and has registered it. Not to be changed."""
+        if self._registered is None:
+            found: dict[int, set[int]] = {}
+            for member in self.members.values():
+                if counts(member):
+                    for level in member.levels:
+                        found.setdefault(level.number, set()).add(member.node)
+            self._registered = {level: frozenset(nodes) for level, nodes in found.items()}
+        return self._registered
 
 
 def counts(member: Member) -> bool:

@@ -47,7 +47,8 @@ class Followers:
         self._recent = [*self._recent, entry][-RECENT_ENTRIES:]
         for node in self.reports:
             self._told_us[node] = now_us
-        return {node: Append(self.term, entry.index - 1, (entry,)) for node in self.reports}
+        append = Append(self.term, entry.index - 1, (entry,))
+        return dict.fromkeys(self.reports, append)
 
     def repeat(self, node: int, database: Database, ages: Ages, now_us: int) -> Append | Snapshot | None:
         """What to send to a node that lags or has not accepted the term; None if it was told just now (P5.2)."""

@@ -65,6 +65,7 @@ from muster.core.plan import Plan
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.subsystems import Subsystems
 from muster.core.tenure import Claims, Outcome, Tenure, Trouble
+from muster.core.transition import step_of
 from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, missing
 from muster.records.access import Author
@@ -93,6 +94,7 @@ from muster.records.state import (
     Level,
     NodeState,
     Operation,
+    TransitionKind,
     decode_database,
     encode_entry,
 )
@@ -102,6 +104,7 @@ from muster.records.versions import HIGHEST, LOWEST, Software
 
 NEVER_US = 1 << 62
 MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
+INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
 REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
 
 
@@ -160,6 +163,7 @@ class Node:
         self._last_report: Report | None = None
         self._report_us = 0  # when it was sent
         self._report_due_us: int | None = None
+        self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to report
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
         self._leave_done = False
@@ -169,6 +173,7 @@ class Node:
         self._begin_store(strip)
         self._next_read_us = now_us
         self._next_heartbeat_us = now_us
+        self._may_decide_anew = True  # false while an input is taken in that can change no decision
         self._look_at_links = True  # something has happened that may change whom this node hears
 
     def _begin_term(self, term: Term) -> None:
@@ -304,10 +309,12 @@ class Node:
         if self._ended:
             return []
         self._now_us = max(self._now_us, now_us)
+        self._may_decide_anew = True
         self._take(happened)
         if not self._ended:
             self._timers()
-            self._decide()
+            if self._may_decide_anew:
+                self._decide()
         self._effects.extend(self._subsystems.narrate(self.database))
         return self._flush()
 
@@ -336,7 +343,9 @@ class Node:
                 if self._subsystems.unregister(number):
                     self._send_report()
             case Acknowledged(transition=identity, level=level, barrier=barrier):
-                if self._subsystems.acknowledge(Acknowledgement(identity, level, barrier)):
+                step = Acknowledgement(identity, level, barrier)
+                if self._subsystems.acknowledge(step):
+                    self._may_decide_anew = self._completes((step,))
                     self._send_report()
             case OperationRequested(identity=identity, operation=operation, author=author):
                 self._requested(identity, operation, author)
@@ -357,7 +366,7 @@ class Node:
             case PeerConnected(node=node, incarnation=incarnation):
                 self._links.connected[node] = incarnation
                 self._links.hear(node, self._now_us)
-                self._heartbeat(node)
+                self._heartbeat((node,))
                 self._send_report(force=True)
             case PeerLost(node=node, cause=cause):
                 if self._links.connected.pop(node, None) is not None:
@@ -587,6 +596,7 @@ class Node:
         match message:
             case Heartbeat(term=term, index=index):
                 self._links.store_lost_ms[sender] = message.store_lost_ms
+                self._may_decide_anew = False
                 self._followers.is_at(sender, term, index)
                 if term == self._accepted and term.node == sender:
                     self._waiting.told = dict(message.waiting)
@@ -655,7 +665,9 @@ class Node:
             return
         before = self._followers.reports.get(sender)
         self._followers.reported(sender, report)
-        self._effects.extend(history.heard(self.database, sender, before, self._followers.reports.get(sender)))
+        now = self._followers.reports.get(sender)
+        self._may_decide_anew = self._tells_news(before, now)
+        self._effects.extend(history.heard(self.database, sender, before, now))
         self._repeat(sender)
 
     def _repeat(self, node: int) -> None:
@@ -746,12 +758,15 @@ class Node:
     def _answer(self) -> None:
         self._effects.extend(self._clients.due(self.database.index))
 
-    def _heartbeat(self, node: int) -> None:
+    def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
-        if self.is_master:
-            waiting = tuple((t.identity, missing(t, self._reports())) for t in self.database.transitions.values())
+        if self.is_master and self.database.transitions:
+            reports = self._reports()
+            waiting = tuple((t.identity, missing(t, reports)) for t in self.database.transitions.values())
         lost_ms = self.store_lost_ms()
-        self._send(node, Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting, lost_ms))
+        heartbeat = Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting, lost_ms)
+        for node in nodes:
+            self._send(node, heartbeat)
 
     def _send(self, node: int, message: Message) -> None:
         if node in self._links.connected:
@@ -893,9 +908,18 @@ class Node:
             self._report_due_us = self._report_us + REPORT_PAUSE_US  # what follows closely goes together
             return
         report = self._own_report()
-        if force or report != self._last_report:
-            self._last_report, self._report_us = report, self._now_us
-            self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
+        if not force and self._last_report is not None:
+            last = self._last_report
+            if report == last:
+                return
+            if report == msgspec.structs.replace(last, index=report.index):
+                # The index alone is no news that anybody waits for: it goes with the next report, or after a while.
+                self._index_due_us = self._index_due_us or self._now_us + INDEX_PAUSE_US
+                if self._now_us < self._index_due_us:
+                    self._report_due_us = self._index_due_us
+                    return
+        self._last_report, self._report_us, self._index_due_us = report, self._now_us, 0
+        self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()
@@ -931,6 +955,37 @@ class Node:
             self._tenure.propose(encode_entry(entry), self._now_us)
             self._settle_tenure()
 
+    def _tells_news(self, before: Report | None, now: Report | None) -> bool:
+        """Whether a report may change what the rules decide: by anything but acknowledgements that complete no step.
+
+        Rules are laws of the records, the reports and the time; time has its own inputs, so what is left out here would
+        have changed nothing, and each report of many that come together need not be judged by all rules.
+        """
+        if before is None or now is None or _without_acknowledgements(before) != _without_acknowledgements(now):
+            return True
+        fresh = tuple(step for step in now.acknowledgements if step not in before.acknowledgements)
+        return len(now.acknowledgements) - len(fresh) != len(before.acknowledgements) or self._completes(fresh)
+
+    def _completes(self, steps: tuple[Acknowledgement, ...]) -> bool:
+        """Whether, with these acknowledgements, a transition may have all that it waits for (P3.1, P3.4, P3.7)."""
+        transitions = self.database.transitions
+        if any(record.kind is TransitionKind.LEAVING for record in transitions.values()):
+            return True  # a leave also waits for what its node owes to others
+        self._subsystems.settle(self.database)
+        reports = self._followers.reports
+        for step in steps:
+            record = transitions.get(step.transition)
+            if record is None or step_of(record) != step:
+                continue
+            if all(
+                self._subsystems.has_acknowledged(step)
+                if node == self.me
+                else node in reports and step in reports[node].acknowledgements
+                for node in record.participants
+            ):
+                return True
+        return False
+
     def _facts(self) -> Facts:
         reports = self._reports()
         facts = Facts(
@@ -951,6 +1006,8 @@ class Node:
 
     def _find_hung(self, reports: dict[int, Report]) -> dict[int, str]:
         """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""
+        if not self.database.transitions or not _has_deadlines(self.database):
+            return {}
         stragglers = self._waiting.stragglers(self.database, reports, self._now_us)
         for hung in self._waiting.newly_hung(stragglers):
             about = self.database.transitions[hung.transition].node
@@ -999,8 +1056,7 @@ class Node:
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
         self._next_heartbeat_us = self._now_us + interval_ms * US_PER_MS
-        for node in self._links.connected:
-            self._heartbeat(node)
+        self._heartbeat(tuple(self._links.connected))
         for request in self._clients.unanswered():
             self._forward(request)
         if self.is_master:
@@ -1022,6 +1078,15 @@ class Node:
 
     def _trace(self, event: str, detail: str, about: int = -1) -> None:
         self._effects.append(Trace(event, detail, about=about))
+
+
+def _has_deadlines(database: Database) -> bool:
+    return any(level.deadline_ms for member in database.members.values() for level in member.levels)
+
+
+def _without_acknowledgements(report: Report) -> Report:
+    """What of a report does not come and go with each step of a transition."""
+    return msgspec.structs.replace(report, index=0, sent_us=0, acknowledgements=())
 
 
 def _forced(database: Database, node: int, incarnation: int) -> bool:

@@ -57,17 +57,19 @@ class Subsystems:
         self._acknowledged &= current.keys()
         self._worked &= current.keys()
         notifications = []
+        vectors: dict[int, dict[int, NodeState]] = {}
         for step, transition in current.items():
             if step in self._notified:
                 continue
             self._notified.add(step)
             if step.level == EVENT_MANAGER and not self._event_manager_outside:
                 continue  # the event manager is part of the node: see `settle`
-            vector = _vector(database, step.level)
+            if step.level not in vectors:
+                vectors[step.level] = _vector(database, step.level)
             notifications.append(
                 Notify(
                     step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
-                    transition.barrier, vector, database.epoch,
+                    transition.barrier, vectors[step.level], database.epoch,
                 )
             )  # fmt: skip
         return notifications
@@ -90,6 +92,10 @@ class Subsystems:
         (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
         return True
 
+    def has_acknowledged(self, step: Acknowledgement) -> bool:
+        """Whether this node's subsystem has processed the step."""
+        return step in self._acknowledged
+
     def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:
         """What to repeat in this node's report until the transitions have moved on (P3.3)."""
         current = self._current(database)
@@ -97,8 +103,10 @@ class Subsystems:
 
     def narrate(self, database: Database) -> list[Trace]:
         """What was told and what was acknowledged since the last call, for the history (SPEC 8.2)."""
-        traces = []
+        traces: list[Trace] = []
         told, acknowledged = self._narrated
+        if self._notified == told and self._acknowledged == acknowledged:
+            return traces
         for fresh, event in (
             (self._notified - told, history.told),
             (self._acknowledged - acknowledged, history.acknowledged),

@@ -209,7 +209,7 @@ def _include_new_levels(draft: Draft, transition: Transition) -> None:
     """Levels registered meanwhile that the transition has not passed become part of it (P3.9)."""
     if transition.late or transition.kind is TransitionKind.FORCED_LEAVING:
         return
-    everywhere = {level.number for other in draft.members.values() if counts(other) for level in other.levels}
+    everywhere = draft.registered().keys()
     taken = transition.levels[: transition.position + 1]
     if transition.kind is TransitionKind.JOINING:
         ahead = sorted(level for level in everywhere if level > transition.level)
@@ -356,12 +356,9 @@ def _barriers(draft: Draft, transition: Transition) -> int:
 
 def _shed_participants(draft: Draft, transition: Transition) -> None:
     """Nobody waits for a participant that has been forced out, or whose subsystem is gone (P3.7, SPEC 3.4)."""
-    remaining = tuple(
-        node
-        for node in transition.participants
-        if counts(draft.member(node)) and any(entry.number == transition.level for entry in draft.member(node).levels)
-    )
-    if remaining != transition.participants:
+    registered = draft.registered().get(transition.level, frozenset())
+    if not registered.issuperset(transition.participants):
+        remaining = tuple(node for node in transition.participants if node in registered)
         draft.put(replace(transition, participants=remaining))
 
 

@@ -260,9 +260,7 @@ class Daemon:
                 case ReadStrip():
                     self._read_strip(effect, boottime_us())
                 case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
-                    self._store_queue.append(effect)
-                    if len(self._store_queue) == 1:
-                        self._begin_store_effect()
+                    self._give_to_store(effect)
                 case RunCommand():
                     self.measures.command_given(boottime_us(), effect)
                     self._runner.run(effect)
@@ -343,6 +341,12 @@ class Daemon:
                 self.feed(PerformanceMeasured(measured))
                 pause_s = MEASUREMENT_S
             await asyncio.sleep(pause_s)
+
+    def _give_to_store(self, effect: StoreEffect) -> None:
+        """Let it begin when those before it are done."""
+        self._store_queue.append(effect)
+        if len(self._store_queue) == 1:
+            self._begin_store_effect()
 
     def _begin_store_effect(self) -> None:
         effect, started_us = self._store_queue[0], boottime_us()

@@ -191,6 +191,7 @@ class Interconnect:
         self._on_message, self._on_connected, self._on_lost = on_message, on_connected, on_lost
         self._strangers, self._acquaintances = TroubleTable(on_trouble), TroubleTable(on_trouble)
         self._peers: dict[int, Peer] = {}
+        self._encoded: tuple[Message | None, bytes] = (None, b"")  # the last message sent, and its bytes
         self._channels: set[Channel] = set()  # all that have a socket
         self._half_open: OrderedDict[Channel, None] = OrderedDict()  # accepted, no Hello yet; oldest first
         self._servers: list[asyncio.Server] = []
@@ -294,7 +295,9 @@ class Interconnect:
         if peer is None or not peer.channels:
             return False
         channel = peer.channels[-1]
-        payload = encode_message(message)
+        if message is not self._encoded[0]:  # what goes to all is encoded once
+            self._encoded = message, encode_message(message)
+        payload = self._encoded[1]
         if len(payload) > MAXIMUM_FRAME_BYTES:
             what = f"{type(message).__name__} of {len(payload)} bytes, where {MAXIMUM_FRAME_BYTES} are allowed"
             cause = Cause("message too large", f"{what}: not sent; make the configuration smaller")
