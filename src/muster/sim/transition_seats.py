@@ -146,7 +146,8 @@ class Resident(Node):
     def report(self) -> Report:
         """The report that would be sent now, without what nobody decides by."""
         self._subsystems.settle(self.database)
-        return replace(self._own_report(), index=0, term=TERM)
+        report = self._own_report()
+        return replace(report, index=0, term=TERM, software=replace(report.software, started_index=0))
 
 
 def frozen(fields: dict[str, Any]) -> tuple[Any, ...]:
