@@ -55,6 +55,7 @@ from muster.daemon.authority_keys import AuthorityKeys
 from muster.daemon.enrolment import Enrolments
 from muster.daemon.event_manager import EventManager
 from muster.daemon.flight_recorder import FlightRecorder
+from muster.daemon.gathering import Gathering
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.measures import Measures
 from muster.daemon.observations import Observations
@@ -103,6 +104,7 @@ class Daemon:
         self.keys = AuthorityKeys(home, self._send, self.note)
         self.certification = Certification(node, self.keys, self.operate, self.changes, self.note)
         self.enrolments = Enrolments(node, self.keys, self.operate, self.note)
+        self.gathering = Gathering(node, self.events.answer, self._send)
         self._store, self._guard = store, guard
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
@@ -166,7 +168,7 @@ class Daemon:
     def on_message(self, sender: int, message: Message) -> None:
         """A frame from a peer."""
         self.measures.frames["received"] += 1
-        if not (self.history.takes(sender, message) or self.keys.takes(sender, message)):
+        if not any(other.takes(sender, message) for other in (self.history, self.keys, self.gathering)):
             self.feed(MessageReceived(sender, message))
 
     def on_connected(self, node: int, incarnation: int) -> None:

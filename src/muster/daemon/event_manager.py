@@ -27,6 +27,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from muster.client.watching import UNKNOWN_WATCHER
 from muster.core import events
 from muster.core.effects import Reply, RunCommand
@@ -42,6 +44,8 @@ MAXIMUM_WATCHERS = 24
 MAXIMUM_UNFETCHED = 4096
 MAXIMUM_NAMED_EVENTS = 256
 OPERATION_TIMEOUT_S = 10.0
+SHOWN_OCCURRENCES = 256  # of a node, in an answer
+SHOWN_COMMANDS = 64
 WHERE = "query watcher"
 US_PER_S = 1_000_000
 
@@ -194,6 +198,7 @@ class EventManager:
                     "group": group.name, "service": group.definition.service, "enabled_by_hand": group.enabled,
                     "nodes": list(group.definition.nodes), "on_master": group.definition.on_master,
                     "windows": list(group.definition.windows), "enabled_here": not why, "why_not": why, "events": own,
+                    "definition": msgspec.to_builtins(group.definition),
                 }
             )  # fmt: skip
         of_services: dict[str, list[Document]] = {}
@@ -205,6 +210,7 @@ class EventManager:
                 {
                     "group": name, "service": name.removeprefix("service/"), "enabled_by_hand": True, "nodes": ["*"],
                     "on_master": False, "windows": [], "enabled_here": True, "why_not": "", "events": own,
+                    "definition": None,
                 }
             )  # fmt: skip
         watchers = [{"name": stream.name, "process": stream.process} for stream in self._streams.values()]
@@ -223,11 +229,18 @@ class EventManager:
             for each in self._machine.history
         ]  # fmt: skip
 
-    async def output(self, service: str) -> Document:
-        """What a service's commands did here, and what those that run now have written."""
-        assert self._runner is not None
-        now = await self._runner.output(service, 1.0)
-        return {"commands": self.commands.of(service), "running": {"output": now.output, "status": now.status}}
+    async def answer(self, question: str, subject: str) -> Document:
+        """What this node itself knows. Raises `ControlRefused`."""
+        match question:
+            case "events":
+                return self.described()
+            case "event_history":
+                return {"occurrences": self.history()[-SHOWN_OCCURRENCES:]}
+            case "service_log" if subject and "\0" not in subject and self._runner is not None:
+                now = await self._runner.output(subject, 1.0)
+                commands = self.commands.of(subject)[-SHOWN_COMMANDS:]
+                return {"commands": commands, "running": {"output": now.output, "status": now.status}}
+        raise ControlRefused(f"this node cannot say what {shown(question)} is", "control socket", "see the help")
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from muster.daemon import administration, planning, queries
+from muster.daemon import administration, event_pages, planning, queries
 from muster.daemon.access import Gate
 from muster.daemon.control import ControlRefused
 from muster.daemon.daemon import Daemon
@@ -77,17 +77,14 @@ class Requests:
         return self._answer(name, arguments)
 
     async def _of_events(self, name: str, arguments: Document) -> Document:
-        """What happened on this node only: whoever asks merges the answers of several."""
-        events = self._daemon.events
-        if name != "service_log":
-            if arguments:
-                raise ControlRefused("it takes no arguments", f"query {name}", "send none")
-            return events.described() if name == "events" else {"occurrences": events.history()}
-        service = arguments.get("name")
-        if not isinstance(service, str) or not service or "\0" in service:
-            raise ControlRefused("it needs `name` as text", "query service_log", "send the name of a service")
-        self._answer("service", {"name": service})  # refuses an unknown one with a near miss
-        return await events.output(service)
+        """What happened on each node that answers, merged."""
+        subject = arguments.get("name", "")
+        if name == "service_log":
+            self._answer("service", arguments)  # refuses an unknown one with a near miss
+        elif arguments:
+            raise ControlRefused("it takes no arguments", f"query {name}", "send none")
+        answers, unanswered = await self._daemon.gathering.ask(name, str(subject))
+        return event_pages.merged(name, answers) | {"unanswered": unanswered}
 
     async def _plan(self, arguments: Document) -> Document:
         """What a change would do; computed beside the daemon's work, one at a time."""

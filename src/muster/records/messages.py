@@ -406,6 +406,21 @@ class KeyAnswer(Struct, frozen=True, array_like=True, tag=14):
     key_pem: str
 
 
+class LocalQuestion(Struct, frozen=True, array_like=True, tag=20):
+    """Node to node: what do you yourself know of this? See `daemon/gathering.py`."""
+
+    identity: str
+    question: str
+    subject: str = ""
+
+
+class LocalAnswer(Struct, frozen=True, array_like=True, tag=21):
+    """Answer to `LocalQuestion`: a JSON object."""
+
+    identity: str
+    document: bytes
+
+
 Message = (
     Hello
     | Heartbeat
@@ -421,6 +436,8 @@ Message = (
     | HistoryAnswer
     | KeyRequest
     | KeyAnswer
+    | LocalQuestion
+    | LocalAnswer
 )
 
 _encoder = msgspec.msgpack.Encoder()

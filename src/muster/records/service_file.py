@@ -19,6 +19,7 @@ from muster.records.toml_lines import Place, Problem, document_of, key_lines
 
 _NO_KEYS: Mapping[str, Key] = MappingProxyType({})
 TABLES = "service"
+GROUP_TABLES = "event_group"  # read by `event_file.py`
 Definitions = Mapping[str, Definition] | None  # by name
 
 
@@ -53,12 +54,12 @@ def parse(text: str, source: str, nodes: Nodes = None, cluster: Definitions = No
             lines.get((key,), 0),
             key,
             "unknown table or key",
-            nearest(key, (TABLES,), "only [[service]] tables"),
+            nearest(key, (TABLES, GROUP_TABLES), "only [[service]] and [[event_group]] tables"),
         )
         for key in document
-        if key != TABLES
+        if key not in (TABLES, GROUP_TABLES)
     ]
-    if document.get(TABLES, []) == [] and not problems:
+    if document.get(TABLES, []) == [] and not problems and GROUP_TABLES not in document:
         advice = "begin each service with a line [[service]]"
         problems.append(Problem(source, 0, "the file", "defines no service", advice))
     tables, found = services_of(document, lines, source, nodes, cluster)

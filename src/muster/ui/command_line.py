@@ -24,6 +24,8 @@ _COMMANDS = {
     "upgrade": "muster.ui.upgrade:upgrade",
     "node": "muster.ui.nodes:node",
     "service": "muster.ui.services:service",
+    "event": "muster.ui.events:event",
+    "watcher": "muster.ui.events:watcher",
     "subsystem": "muster.ui.subsystem:subsystem",
     "store": "muster.ui.store:store",
     "profile": "muster.ui.profile:profile",

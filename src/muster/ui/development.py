@@ -137,7 +137,11 @@ def _definitions(path: Path, nodes: tuple[str, ...], cluster: Document | None = 
 
     from muster.ui.services import read_service_file
 
-    return [msgspec.to_builtins(definition) for definition in read_service_file(path, nodes, cluster)]
+    services, groups = read_service_file(path, nodes, cluster)
+    if groups:
+        what, next_step = "it has event groups, which `dev up` does not apply", "apply the file when the cluster is up"
+        raise MusterError(what, str(path), f"{next_step}: muster apply {path}")
+    return [msgspec.to_builtins(definition) for definition in services]
 
 
 def _apply(cluster: DevelopmentCluster, path: Path) -> str:

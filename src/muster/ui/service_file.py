@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from muster.records.event_file import parse_groups
+from muster.records.events import GroupDefinition
 from muster.records.limits import COMMANDS
 from muster.records.service_file import Definitions, ServiceFileError, parse
 from muster.records.service_keys import Nodes
@@ -14,10 +16,29 @@ MAXIMUM_FILE_BYTES = 4 * 1024 * 1024
 
 
 def read(path: Path, nodes: Nodes = None, cluster: Definitions = None) -> tuple[Definition, ...]:
-    """The definitions in the file at `path`; `nodes` and `cluster` as in `parse`.
+    """The services in the file at `path`; `nodes` and `cluster` as in `parse`.
 
     Raises `ServiceFileError` with every problem, also for a file that cannot be read.
     """
+    return read_all(path, nodes, cluster)[0]
+
+
+def read_all(
+    path: Path, nodes: Nodes = None, cluster: Definitions = None
+) -> tuple[tuple[Definition, ...], tuple[GroupDefinition, ...]]:
+    """The services and the event groups in the file at `path`. Raises `ServiceFileError` with every problem."""
+    text, source = _text_of(path), str(path)
+    groups, problems = parse_groups(text, source, nodes)
+    try:
+        services = parse(text, source, nodes, cluster)
+    except ServiceFileError as error:
+        raise ServiceFileError([*error.problems, *problems]) from error
+    if problems:
+        raise ServiceFileError(problems)
+    return services, groups
+
+
+def _text_of(path: Path) -> str:
     source = str(path)
     try:
         with path.open("rb") as file:
@@ -29,12 +50,11 @@ def read(path: Path, nodes: Nodes = None, cluster: Definitions = None) -> tuple[
         what = f"is larger than {MAXIMUM_FILE_BYTES // 1024 // 1024} MiB"
         raise ServiceFileError([Problem(source, 0, "the file", what, "split it and apply the parts one by one")])
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         problem = Problem(source, line, "the file", "is not UTF-8 text", "save it as UTF-8, as TOML demands")
         raise ServiceFileError([problem]) from error
-    return parse(text, source, nodes, cluster)
 
 
 def missing_programs(definitions: Iterable[Definition]) -> list[str]:

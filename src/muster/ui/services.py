@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from muster.ui.connection import (
+    Connection,
     Document,
     Mistaken,
     Unreachable,
@@ -46,7 +47,7 @@ def services(as_json: bool) -> None:
 @connection_options
 @reporting
 def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
-    """Define or change the services in FILE; others stay as they are.
+    """Define or change the services and event groups in FILE; others stay as they are.
 
     Every problem in the file is named with its line, and nothing is applied before there is none.
 
@@ -70,34 +71,58 @@ def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     except Unreachable:
         read_service_file(file)  # what is wrong with the text alone can be said without any node
         raise
-    definitions = read_service_file(file, nodes, _parents(current))
+    definitions, groups = read_service_file(file, nodes, _parents(current))
     documents = [msgspec.to_builtins(definition) for definition in definitions]
     changes = [_change(document, current["services"].get(document["name"])) for document in documents]
+    of_groups = _changes_of_groups(connection, groups) if groups else []
     if dry_run:
         warnings = missing_programs(definitions)
         for warning in warnings:
             click.secho(f"warning: {warning}", err=True, fg="yellow")
         if as_json:
-            print_json({"changes": changes, "warnings": warnings, "index": current["index"]})
+            document = {"changes": changes, "event_groups": of_groups, "warnings": warnings, "index": current["index"]}
+            print_json(document)
         else:
-            _show_changes(changes)
+            _show_changes([*changes, *of_groups])
         return
     expected = {} if expect is None else {"expect": expect}
-    answer = connection.operate("apply", definitions=documents, withdraw=[], **expected)
-    print_json(answer | {"changes": changes}) if as_json else click.echo(
-        f"{answer['outcome']} (index {answer['index']})"
-    )
+    answers = [connection.operate("apply", definitions=documents, withdraw=[], **expected)] if documents else []
+    if groups:
+        found = [msgspec.to_builtins(group) for group in groups]
+        answers.append(connection.operate("apply_events", groups=found, withdraw=[]))
+    if as_json:
+        outcome = "; ".join(answer["outcome"] for answer in answers)
+        print_json(answers[-1] | {"outcome": outcome, "changes": changes, "event_groups": of_groups})
+    else:
+        for answer in answers:
+            click.echo(f"{answer['outcome']} (index {answer['index']})")
+
+
+def _changes_of_groups(connection: Connection, groups: tuple[Any, ...]) -> list[Document]:
+    """What applying the event groups changes, as `_change` says it of services."""
+    import msgspec
+
+    known = {group["group"]: group["definition"] for group in connection.query("events")["groups"]}
+    changes = []
+    for group in groups:
+        before = known.get(group.name)
+        after = msgspec.json.decode(msgspec.json.encode(group))
+        keys = {} if before is None else {key: [before.get(key), after[key]] for key in after}
+        keys = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+        change = "new" if before is None else "changed" if keys else "unchanged"
+        changes.append({"service": f"event group {group.name}", "change": change, "keys": keys})
+    return changes
 
 
 def read_service_file(
     path: Path, nodes: tuple[str, ...] | None = None, cluster: dict[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """The definitions in a service file. Raises `Mistaken` with every problem, a line each."""
+    """The services and event groups in a file. Raises `Mistaken` with every problem, a line each."""
     from muster.records.service_file import ServiceFileError
-    from muster.ui.service_file import read
+    from muster.ui.service_file import read_all
 
     try:
-        return read(path, nodes, cluster)
+        return read_all(path, nodes, cluster)
     except ServiceFileError as error:
         count = len(error.problems)
         what = f"the service file has {count} problem{'s' if count > 1 else ''}; nothing was applied"
@@ -226,6 +251,27 @@ def restart(name: str, cause: str) -> None:
 def clear(name: str) -> None:
     """Forget why SERVICE is stuck and how often it failed: it is placed again if it is wanted."""
     click.echo(settings().connection().operate("clear", service=name)["outcome"])
+
+
+@service.command()
+@_service_argument
+@json_option
+@connection_options
+@reporting
+def log(name: str, as_json: bool) -> None:
+    """What the commands of SERVICE did last on each node: how they ended, how long they took, what they wrote.
+
+    \b
+    With --json: commands [{node, at_s, action, generation, attempt, succeeded, status, duration_ms, output}], oldest
+    first, running {node: {output, status}} of what runs now, unanswered [{node, why}].
+    """
+    answer = settings().connection().query("service_log", name=name)
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.event_pages import show_log
+
+    show_log(answer)
 
 
 @service.command()
