@@ -195,11 +195,6 @@ class Node:
     # ---- the interface of the drivers ---------------------------------------------------------------------------
 
     @property
-    def is_confirmed(self) -> bool:
-        """Whether the replica holds only what was committed, so that it may be acted on (P5.1)."""
-        return self._confirmed
-
-    @property
     def is_master(self) -> bool:
         """Whether this node acts as master now."""
         return self._tenure.is_master
