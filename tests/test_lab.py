@@ -23,6 +23,7 @@ from lab.histories import HistoryReader
 from lab.judgement import Judgement
 from lab.sandbox import SCRATCH_PREFIX, missing
 from muster.daemon import observations as told
+from muster.drivers.process_tree import read_command_line, read_parents
 from muster.records.registers import ProofKind
 from muster.records.state import Entry, Level, Member, NodeState, Proof, Transition, TransitionKind
 from muster.records.terms import Term
@@ -81,20 +82,6 @@ def test_a_short_random_campaign_finds_no_violation_and_keeps_its_history(tmp_pa
     assert "verdict: no violation" in output
     status, output = run_lab("judge", str(tmp_path / str(seed)))
     assert (status, "no violation" in output) == (0, True), output
-    assert not list(Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*/nodes/n0/control.sock")) or _others_run()
-
-
-def _others_run() -> bool:
-    """Whether another lab is at work on this machine: its files are not those of the test."""
-    return any(b"/lab" in command and b"random" in command for command in _command_lines())
-
-
-def _command_lines() -> Iterator[bytes]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            yield path.read_bytes()
-        except OSError:
-            continue
 
 
 @needs_lab
@@ -122,18 +109,13 @@ def test_nothing_outlives_a_lab_that_is_killed(tmp_path: Path) -> None:
         assert lab.stdout is not None
         while "round" not in (line := lab.stdout.readline()):
             assert line, lab.communicate()[1]
-        (scratch,) = {
-            Path(found.group().decode())
-            for command in _command_lines()
-            if (found := re.search(rb"/[^\0]*/" + SCRATCH_PREFIX.encode() + rb"[a-z0-9_]+", command))
-            and _descends(lab.pid, command)
-        }
+        scratch = _scratch_of(lab.pid)
     finally:
         lab.kill()
         lab.communicate()
     mark = os.fsencode(scratch)
     deadline = time.monotonic() + 30
-    while any(mark in command for command in _command_lines()):
+    while any(mark in b" ".join(read_command_line(pid)) for pid in read_parents()):
         assert time.monotonic() < deadline, f"processes of {scratch} go on after their lab was killed"
         time.sleep(0.02)
     assert mark not in Path("/proc/self/mountinfo").read_bytes()
@@ -147,8 +129,17 @@ def test_nothing_outlives_a_lab_that_is_killed(tmp_path: Path) -> None:
     assert not scratch.exists(), "the next lab removes what a killed one has left"
 
 
-def _descends(_ancestor: int, command: bytes) -> bool:
-    return b"muster.daemon" in command or b"muster.drivers.guard" in command
+def _scratch_of(lab: int) -> Path:
+    """The scratch directory that the guards below this lab were given: other labs may run beside it."""
+    parents = read_parents()
+    for pid in parents:
+        ancestor = pid
+        while ancestor not in (0, lab):
+            ancestor = parents.get(ancestor, 0)
+        for word in read_command_line(pid) if ancestor else ():
+            if found := re.match(rb"/.*/" + SCRATCH_PREFIX.encode() + rb"[^/]+(?=/nodes/)", word):
+                return Path(os.fsdecode(found.group()))
+    raise AssertionError(f"nothing below process {lab} has a home in a scratch directory")
 
 
 # ---- the store that fails --------------------------------------------------------------------------------------------
