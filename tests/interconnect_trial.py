@@ -104,6 +104,53 @@ class Station:
         return [trouble for trouble in self.troubles if all(word in trouble for word in words)]
 
 
+class Gate:
+    """A relay in front of an address, which can be cut and opened again at the same place."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._target = ("", 0)
+
+    async def open_to(self, address: str) -> None:
+        """Pass connections on to `address`."""
+        self._target = parse_address(address)
+        host, port = parse_address(self.address) if self.address else ("127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._pass, host, port)
+        name = self._server.sockets[0].getsockname()
+        self.address = f"{name[0]}:{name[1]}"
+
+    async def cut(self) -> None:
+        """End what goes through, and let nothing more in."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        far_writer: asyncio.StreamWriter | None = None
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            self._writers.add(far_writer)
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        except OSError:
+            pass  # one of the ends has gone
+        finally:
+            for each in filter(None, (writer, far_writer)):
+                self._writers.discard(each)
+                each.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.transport.abort()
+
+
 async def until(condition: Callable[[], object], *stations: Station) -> None:
     """Wait for `condition`, or fail with what the stations have seen."""
     deadline = asyncio.get_running_loop().time() + DEADLINE_S

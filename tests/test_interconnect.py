@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from interconnect_trial import (
     CLUSTER,
     DEADLINE_S,
     QUICK,
+    Gate,
     Office,
     Station,
     beat,
@@ -27,10 +29,11 @@ from interconnect_trial import (
 )
 from muster.drivers import channel as channel_module
 from muster.drivers import interconnect as interconnect_module
-from muster.drivers.interconnect import InterconnectRefused
+from muster.drivers.interconnect import InterconnectRefused, Peer
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
     WIRE_VERSIONS,
+    Abdicated,
     Hello,
     Snapshot,
     encode_message,
@@ -169,8 +172,8 @@ def test_a_peer_that_cannot_be_reached_is_named_once(office: Office) -> None:
         async with running(office, station, meet=False):
             station.interconnect.set_peers({1: ("127.0.0.1:1",), 2: ("[::1:1",), 3: ("no..host:1",)})
             await until(lambda: len(station.troubles) >= 3, station)
-            attempts = station.interconnect._peers[1]
-            await until(lambda: attempts._turn >= 5, station)
+            attempts = station.interconnect._peers[1].paths[0]
+            await until(lambda: attempts.attempts >= 5, station)
             refused = station.told("node 1", "127.0.0.1:1", "refused", "is musterd running there?")
             assert len(refused) == 1
             assert station.told("node 2", "brackets")
@@ -337,3 +340,75 @@ def test_closing_leaves_no_socket_and_calls_nobody(office: Office) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
     run(scenario())
+
+
+def test_all_addresses_are_used_together_and_a_link_is_up_as_long_as_one_path_is(office: Office) -> None:
+    async def scenario() -> None:
+        patient = FAST._replace(link_loss_beats=1000)  # nothing is sent here unless the test does it
+        one, other = Station(0, profile=patient), Station(1, profile=patient)
+        gates = [Gate(), Gate()]
+        try:
+            for station in (one, other):
+                await station.interconnect.start(("127.0.0.1:0", "127.0.0.1:0"), *office.keys(station.node))
+            for gate, address in zip(gates, one.interconnect.addresses, strict=True):
+                await gate.open_to(address)
+            one.interconnect.set_peers({1: ()})
+            other.interconnect.set_peers({0: tuple(gate.address for gate in gates)})
+
+            def states() -> list[object]:
+                return [path["state"] for path in other.interconnect.paths(0)]
+
+            await until(lambda: states() == ["up", "up"], one, other)
+            one.messages.clear()
+            other.interconnect.send(0, beat(7))
+            await until(lambda: len(one.messages) >= 2, one)  # a heartbeat takes both
+            other.interconnect.send(0, Abdicated(Term(3, 1)))
+            await until(lambda: any(isinstance(message, Abdicated) for _, message in one.messages), one)
+            losses = len(other.losses)
+            for place, gate in enumerate(gates):
+                await gate.cut()
+                await until(lambda place=place: states()[place] == "down", other)  # type: ignore[misc]
+                assert states()[1 - place] == "up"
+                assert other.interconnect.connected == {0: 1}
+                one.messages.clear()
+                assert other.interconnect.send(0, Abdicated(Term(4, 1)))
+                await until(lambda: one.messages, one)
+                await gate.open_to(one.interconnect.addresses[place])
+                await until(lambda: states() == ["up", "up"], one, other)
+            assert len(other.losses) == losses  # the link was never lost
+            for gate in gates:
+                await gate.cut()
+            await until(lambda: other.interconnect.connected == {}, other)
+            assert len(other.losses) == losses + 1
+        finally:
+            for gate in gates:
+                await gate.cut()
+            for station in (one, other):
+                await station.interconnect.close()
+
+    asyncio.run(scenario())
+
+
+def test_messages_leave_a_path_that_falls_silent_for_one_that_is_heard() -> None:
+    class Heard:
+        def __init__(self, path: int) -> None:
+            self.path, self.heard_s = path, 0.0
+
+    first, second = Heard(0), Heard(1)
+    channels: list[Any] = [first, second]
+    peer = Peer(1)
+    peer.channels = channels
+
+    def used() -> Any:
+        return peer.used(0.15)
+
+    first.heard_s = 10.0
+    assert used() is first
+    second.heard_s = 10.1
+    assert used() is first  # a little later is no silence
+    second.heard_s = 10.2
+    assert used() is second
+    first.heard_s = 10.25
+    assert used() is second  # no going back and forth
+    peer.channels = channels[:1]
+    assert used() is first

@@ -236,6 +236,10 @@ class Daemon:
         """Record an event of this node."""
         self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
 
+    def paths(self, node: int) -> list[dict[str, object]]:
+        """The paths to a peer, each with its state."""
+        return self._interconnect.paths(node) if self._interconnect is not None else []
+
     def acknowledged(self, node: int) -> bool | None:
         """Whether the kernel of `node` acknowledges what is sent there; None where no connection is open."""
         return self._interconnect.acknowledged(node) if self._interconnect is not None else None

@@ -109,6 +109,7 @@ def links(daemon: Daemon) -> Document:
             "counted": number in candidates,
         }
     return {
+        "paths": {name(number): daemon.paths(number) for number in sorted(database.nodes) if number != node.me},
         "matrix": matrix,
         "broken": [[name(a), name(b)] for a, b in sorted(broken_pairs(candidates))],
         "surviving": [name(number) for number in sorted(survivors)],

@@ -93,9 +93,13 @@ class ChannelOwner(Protocol):
 class Channel(asyncio.Protocol):
     """One TCP connection: TLS 1.3 over memory buffers, frames, and a bounded queue. Whom to trust is its owner's."""
 
-    def __init__(self, owner: ChannelOwner, context: ssl.SSLContext, expected: int | None, address: str) -> None:
+    def __init__(
+        self, owner: ChannelOwner, context: ssl.SSLContext, expected: int | None, address: str, path: int = 0
+    ) -> None:
         self.expected = expected  # node that this end meant to reach; none for an accepted connection
         self.address = address  # of the other end
+        self.path = path  # number of the address, of this node or the other, that the connection was made to
+        self.heard_s = 0.0  # loop time when anything came last
         self.node: int | None = expected
         self.incarnation = 0
         self.phase = Phase.CONNECTING
@@ -153,6 +157,7 @@ class Channel(asyncio.Protocol):
             self._hand_over(data)
             return
         self._received_bytes += len(data)
+        self.heard_s = self._owner.loop.time()
         self._incoming.write(data)
         if self.phase is Phase.HANDSHAKE:
             self._shake_hands()

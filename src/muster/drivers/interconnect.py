@@ -4,11 +4,16 @@ Theory of operation. Each end of a connection (`channel.py`) first says `Hello`;
 when it is content with the other's (or to let the other see why it is not), so a connection that is open at the end
 that made it is open at both.
 
-*One connection for two nodes.* Both ends connect, because either may be the one that has just booted; the higher id
-gives the lower a head start. When both succeed at once, the lower id alone decides: it keeps the connection that
-opened last and closes the other a little later, so the higher id never finds itself with none. A connection made by
-the same end as an older one always replaces it: nobody makes a second one before the first has ended. A peer's newer
-incarnation replaces whatever there was; an older one is refused.
+*All addresses of a node are used together.* Each is a path with a connection of its own; the first address here and
+the first of the peer are the same path, and so on. Heartbeats take all paths, so a cut is seen and survived without a
+pause: other messages take the path they took last, until another is heard more lately; what was lost on the way the
+rules send again. A link is up as long as one path is.
+
+*One connection for two nodes, on each path.* Both ends connect, because either may be the one that has just booted;
+the higher id gives the lower a head start. When both succeed at once, the lower id alone decides: it keeps the
+connection that opened last and closes the other a little later, so the higher id never finds itself with none. A
+connection made by the same end as an older one always replaces it: nobody makes a second one before the first has
+ended. A peer's newer incarnation replaces whatever there was; an older one is refused.
 
 *Trust* is a record of its own (P1.1): the authorities, and for each node the one public key that is accepted as its.
 It may change at any time; connections that it no longer allows end at once.
@@ -29,7 +34,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -45,6 +50,7 @@ from muster.drivers.channel import Cause, Channel, Phase
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
     WIRE_VERSIONS,
+    Heartbeat,
     Hello,
     Message,
     encode_message,
@@ -140,23 +146,41 @@ class TroubleTable:
         return False
 
 
+class Path:
+    """One of a peer's addresses: connections that are made to it, or by it to the address of that number here."""
+
+    def __init__(self, number: int, address: str) -> None:
+        self.number, self.address = number, address
+        self.vacant = asyncio.Event()  # none is open
+        self.vacant.set()
+        self.lasted_s = 0.0  # for how long the last connection was open
+        self.attempts = 0  # to connect
+        self.dialler: asyncio.Task[None] | None = None
+
+
 class Peer:
     """Another configured node: where it is, and the connections with it that are open."""
 
     def __init__(self, node: int) -> None:
         self.node = node
-        self.addresses: tuple[str, ...] = ()
+        self.paths: list[Path] = []
         self.incarnation = 0  # highest that ever said Hello
-        self.channels: list[Channel] = []  # open ones, in the order in which they opened; the last is used
-        self.vacant = asyncio.Event()  # none is open
-        self.lasted_s = 0.0  # for how long the last connection was open
-        self.dialler: asyncio.Task[None] | None = None
-        self._turn = 0
+        self.channels: list[Channel] = []  # open ones, in the order in which they opened
+        self._used: Channel | None = None
 
-    def next_address(self) -> str:
-        """The addresses, in turn."""
-        self._turn += 1
-        return self.addresses[self._turn % len(self.addresses)]
+    def on_path(self, number: int) -> list[Channel]:
+        """The open connections of one path; its last is used."""
+        return [channel for channel in self.channels if channel.path == number]
+
+    def used(self, stale_s: float) -> Channel:
+        """The connection that messages take: the same as long as another path is not heard much more lately."""
+        last = {channel.path: channel for channel in self.channels}.values()
+        freshest = max(last, key=lambda channel: channel.heard_s)
+        before = self._used
+        if before is None or before not in last or freshest.heard_s - before.heard_s > stale_s:
+            self._used = freshest
+            return freshest
+        return before
 
 
 class Interconnect:
@@ -212,14 +236,15 @@ class Interconnect:
         """
         self._credentials = self._load(certificate_pem, key_path, authority_pem)
         try:
-            for address in (listen,) if isinstance(listen, str) else listen:
-                self._servers.append(await self._listen(address))
+            for path, address in enumerate((listen,) if isinstance(listen, str) else listen):
+                self._servers.append(await self._listen(address, path))
         except InterconnectRefused:
             self._credentials = None
             await self.close()
             raise
         for peer in self._peers.values():
-            self._dial_always(peer)
+            for each in peer.paths:
+                self._dial_always(peer, each)
 
     def set_trust(self, trust: Trust, certificate_pem: str) -> None:
         """Go by this record from now on (P1.1), and show this certificate. May be called at any time once started.
@@ -265,6 +290,22 @@ class Interconnect:
         found = [channel.acknowledged() for channel in peer.channels] if peer else []
         return None if not found else any(found)
 
+    def _stale_s(self) -> float:
+        return 1.5 * self._profile.heartbeat_interval_ms(len(self._peers) + 1) / _MS_PER_S
+
+    def paths(self, node: int) -> list[dict[str, object]]:
+        """Each path to `node`: its address, and whether it is `up`, `silent` (open, and not heard) or `down`."""
+        peer = self._peers.get(node)
+        bound_s = self._profile.link_loss_ms(len(self._peers) + 1) / _MS_PER_S
+        found: list[dict[str, object]] = []
+        for path in peer.paths if peer else ():
+            channels = peer.on_path(path.number) if peer else []
+            age_s = min((self.loop.time() - channel.heard_s for channel in channels), default=None)
+            state = "down" if age_s is None else "up" if age_s <= bound_s else "silent"
+            heard_ms = None if age_s is None else int(age_s * _MS_PER_S)
+            found.append({"address": path.address, "state": state, "heard_ms_ago": heard_ms})
+        return found
+
     def queued_bytes(self, node: int) -> int:
         """Bytes that wait in this process for `node`."""
         peer = self._peers.get(node)
@@ -275,26 +316,38 @@ class Interconnect:
         for node in [node for node in self._peers if node not in peers]:
             peer = self._peers.pop(node)
             self.barred.pop(node, None)
-            if peer.dialler is not None:
-                peer.dialler.cancel()
+            self._give_up(peer.paths)
             self.loop.call_soon(self._dismiss, peer)
         for node, addresses in peers.items():
             if node == self.node:
                 continue
-            peer = self._peers.get(node) or Peer(node)
-            peer.addresses = tuple(addresses)
-            if node not in self._peers:
-                self._peers[node] = peer
-                peer.vacant.set()
-                if self._credentials is not None:
-                    self._dial_always(peer)
+            peer = self._peers.setdefault(node, Peer(node))
+            self._set_paths(peer, tuple(addresses))
+
+    def _set_paths(self, peer: Peer, addresses: tuple[str, ...]) -> None:
+        """Keep the paths whose addresses stay; dial the new ones. Connections of others stay while they last."""
+        if addresses == tuple(path.address for path in peer.paths):
+            return
+        old = {(path.number, path.address): path for path in peer.paths}
+        peer.paths = [old.pop(key) if key in old else Path(*key) for key in enumerate(addresses)]
+        self._give_up(old.values())
+        for path in peer.paths:
+            if peer.on_path(path.number):
+                path.vacant.clear()
+            if path.dialler is None and self._credentials is not None:
+                self._dial_always(peer, path)
+
+    def _give_up(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path.dialler is not None:
+                path.dialler.cancel()
 
     def send(self, node: int, message: Message) -> bool:
         """Send, if `node` is connected. Never blocks; false if the message certainly does not arrive."""
         peer = self._peers.get(node)
         if peer is None or not peer.channels:
             return False
-        channel = peer.channels[-1]
+        channel = peer.used(self._stale_s())
         if message is not self._encoded[0]:  # what goes to all is encoded once
             self._encoded = message, encode_message(message)
         payload = self._encoded[1]
@@ -303,6 +356,9 @@ class Interconnect:
             cause = Cause("message too large", f"{what}: not sent; make the configuration smaller")
             self.loop.call_soon(self._acquaintances.note, f"node {node}", cause)
             return False
+        if isinstance(message, Heartbeat):  # on every path, so that each is known to be up
+            for number in {each.path for each in peer.channels} - {channel.path}:
+                peer.on_path(number)[-1].send(payload)
         if channel.send(payload):
             return True
         text = f"it took nothing while {channel.queued_bytes} bytes gathered for it; it is connected anew"
@@ -315,7 +371,7 @@ class Interconnect:
         self._closing = True
         for server in self._servers:
             server.close()
-        tasks = [peer.dialler for peer in self._peers.values() if peer.dialler is not None]
+        tasks = [path.dialler for peer in self._peers.values() for path in peer.paths if path.dialler is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -375,7 +431,7 @@ class Interconnect:
         if not channel.outgoing:
             return
         peer = self._peers.get(identity.node)
-        if peer is None or peer.channels:
+        if peer is None or peer.on_path(channel.path):
             channel.end(_SUPERFLUOUS)
         else:
             channel.say_hello(self._hello)
@@ -453,13 +509,20 @@ class Interconnect:
         channel.open(hello)
         older: list[Channel] = []  # replaced by this one, whatever the ids
         rivals: list[Channel] = []  # made by the other end at the same time
+        others: list[Channel] = []  # on other paths
         for other in peer.channels:
-            newer = other.incarnation < hello.incarnation or other.outgoing == channel.outgoing
-            (older if newer else rivals).append(other)
+            if other.incarnation < hello.incarnation or (other.path, other.outgoing) == (
+                channel.path,
+                channel.outgoing,
+            ):
+                older.append(other)
+            else:
+                (rivals if other.path == channel.path else others).append(other)
         previous = peer.incarnation if peer.channels else hello.incarnation
         peer.incarnation = hello.incarnation
-        peer.channels = [*rivals, channel]
-        peer.vacant.clear()
+        peer.channels = [*others, *rivals, channel]
+        for path in peer.paths:
+            (path.vacant.clear if peer.on_path(path.number) else path.vacant.set)()
         for other in older:  # no longer in `peer.channels`: their end is no loss
             other.end(Cause("replaced", "a newer connection has replaced it"))
         if self.node < peer.node:
@@ -473,18 +536,20 @@ class Interconnect:
 
     def _retire(self, peer: Peer, channel: Channel) -> None:
         """Close the older of two connections, if it is still the older of two."""
-        if channel in peer.channels[:-1]:
+        if channel in peer.on_path(channel.path)[:-1]:
             channel.end(Cause("replaced", "a newer connection has replaced it"))
 
     def _lost(self, channel: Channel, node: int, cause: Cause) -> None:
         peer = self._peers.get(node)
         if peer is None or channel not in peer.channels:
             return
-        used = channel is peer.channels[-1]
+        used = channel is peer.used(self._stale_s())
         peer.channels.remove(channel)
+        for path in peer.paths:
+            if path.number == channel.path and not peer.on_path(path.number):
+                path.lasted_s = self.loop.time() - channel.opened_s
+                path.vacant.set()
         if not peer.channels:
-            peer.lasted_s = self.loop.time() - channel.opened_s
-            peer.vacant.set()
             self._on_lost(node, cause.text)
         elif used:
             self._on_connected(node, peer.channels[-1].incarnation)
@@ -507,10 +572,10 @@ class Interconnect:
         text = f"more than {MAXIMUM_HALF_OPEN} connections wait for a handshake; find out what program connects here"
         slowest.end(Cause("too many handshakes", text), at_once=True)
 
-    async def _listen(self, address: str) -> asyncio.Server:
+    async def _listen(self, address: str, path: int) -> asyncio.Server:
         host, port = parse_address(address)
         try:
-            return await self.loop.create_server(self._accept, host or None, port)
+            return await self.loop.create_server(lambda: self._accept(path), host or None, port)
         except OSError as error:
             reason, advice = _reason(error), "correct this node's address in the configuration"
             if error.errno == errno.EADDRINUSE:
@@ -518,25 +583,25 @@ class Interconnect:
                 advice = "stop that, or give this node another address"
             raise InterconnectRefused(f"address {address}: cannot listen there: {reason}; {advice}") from error
 
-    def _accept(self) -> Channel:
+    def _accept(self, path: int) -> Channel:
         assert self._credentials is not None, "nobody listens before that"
-        return Channel(self, self._credentials.server, None, "")
+        return Channel(self, self._credentials.server, None, "", path)
 
-    def _dial_always(self, peer: Peer) -> None:
-        peer.dialler = self.loop.create_task(self._dial(peer), name=f"interconnect to node {peer.node}")
+    def _dial_always(self, peer: Peer, path: Path) -> None:
+        path.dialler = self.loop.create_task(self._dial(peer, path), name=f"interconnect to node {peer.node}")
 
-    async def _dial(self, peer: Peer) -> None:
-        """Connect whenever no connection is open, for as long as the peer is configured."""
+    async def _dial(self, peer: Peer, path: Path) -> None:
+        """Connect whenever no connection is open on this path, for as long as it is configured."""
         pause_ms = float(FIRST_PAUSE_MS)
         while True:
-            await peer.vacant.wait()
-            if peer.lasted_s * _MS_PER_S > self.handshake_ms:  # that was a connection, and no door slammed
-                peer.lasted_s, pause_ms = 0.0, FIRST_PAUSE_MS
+            await path.vacant.wait()
+            if path.lasted_s * _MS_PER_S > self.handshake_ms:  # that was a connection, and no door slammed
+                path.lasted_s, pause_ms = 0.0, FIRST_PAUSE_MS
             if self.node > peer.node:
                 await self._pause(HEAD_START_MS)
-            if peer.addresses and not peer.channels:
-                await self._attempt(peer)
-            if not peer.channels and peer.lasted_s * _MS_PER_S <= self.handshake_ms:
+            if not peer.on_path(path.number):
+                await self._attempt(peer, path)
+            if not peer.on_path(path.number) and path.lasted_s * _MS_PER_S <= self.handshake_ms:
                 await self._pause(pause_ms)
                 pause_ms = min(2 * pause_ms, self.handshake_ms)
 
@@ -544,13 +609,14 @@ class Interconnect:
         """Wait between half of `longest_ms` and all of it, so that nodes do not stay in step."""
         await asyncio.sleep(random.uniform(0.5, 1.0) * longest_ms / _MS_PER_S)
 
-    async def _attempt(self, peer: Peer) -> None:
+    async def _attempt(self, peer: Peer, path: Path) -> None:
         """Connect once, and stay until that connection ends."""
-        address = peer.next_address()
-        bound_s = self.handshake_ms / _MS_PER_S / len(peer.addresses)
+        address = path.address
+        path.attempts += 1
+        bound_s = self.handshake_ms / _MS_PER_S
         if self._credentials is None:
             raise AssertionError("dialling before start")
-        channel = Channel(self, self._credentials.client, peer.node, address)
+        channel = Channel(self, self._credentials.client, peer.node, address, path.number)
         try:
             host, port = parse_address(address)
             async with asyncio.timeout(bound_s):

@@ -43,6 +43,10 @@ def page(answer: Document) -> list[str]:
         age = f"{row['view_age_ms'] / 1000:.1f} s" if row["live"] else "silent"
         lines.append("  ".join([name.ljust(first), *cells, f"{row['own_links']:<9}  {age}"]).rstrip())
     lines.append("")
+    for name, paths in answer.get("paths", {}).items():
+        if len(paths) > 1:
+            states = ", ".join(f"{path['address']} {path['state']}" for path in paths)
+            lines.append(f"{answer['node']} to {name}: {states}")
     if not answer["surviving"]:
         return [*lines, "no member is live"]
     lines.append(f"surviving set: {', '.join(answer['surviving'])}")
