@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, store
+from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.ui.client import MusterError
@@ -33,6 +33,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "lab-power-cut": ("the same in the network lab: link down, then kill; needs root", lab_power_cuts.measure),
     "leave": ("graceful leave of the serving node", moves.measure_leaves),
     "cold-boot": ("from starting musterd on three nodes to all services started", moves.measure_cold_boots),
+    "crash": ("from SIGKILL to a supervised program until it is acted upon and runs again", crashes.measure),
     "idle": ("CPU seconds a minute and memory of a node that has nothing to do", idle.measure),
     "steady": ("evictions of healthy nodes, idle and beside four busy loops", idle.measure_steadiness),
     "joins": ("nodes that join together through a level of 50 ms work", joins.measure),

@@ -31,6 +31,7 @@ class Scale(NamedTuple):
     store_runs: int
     placements: tuple[tuple[int, int], ...]  # services, nodes
     placement_runs: int
+    crash_runs: int
 
 
 def _cases(runs: int, services: tuple[int, ...], profile: str = "fast") -> tuple[Case, ...]:
@@ -54,6 +55,7 @@ WHOLE = Scale(
     store_runs=300,
     placements=((1000, 3), (5000, 32), (10_000, 32), (5000, 256)),
     placement_runs=7,
+    crash_runs=21,
 )
 QUICK = Scale(
     name="quick",
@@ -72,6 +74,7 @@ QUICK = Scale(
     store_runs=100,
     placements=((1000, 3), (5000, 32)),
     placement_runs=3,
+    crash_runs=7,
 )
 LEAST = Scale(
     name="least",
@@ -90,5 +93,6 @@ LEAST = Scale(
     store_runs=5,
     placements=((8, 2),),
     placement_runs=1,
+    crash_runs=1,
 )
 SCALES = {scale.name: scale for scale in (WHOLE, QUICK, LEAST)}

@@ -27,6 +27,12 @@ EXPECTED = {  # measurement -> (case, quantities) that a run at the least scale 
         ("2 services, after a power cut of all", {"services_ms", "joined_ms"}),
         ("2 services, after a stop of all", {"services_ms", "joined_ms"}),
     ],
+    "crash": [
+        (
+            "3 nodes, fast, program on the master",
+            {"noticed_ms", "acted_upon_ms", "executed_ms", "registered_ms"},
+        ),
+    ],
     "idle": [("2 nodes, fast", {"cpu_s_per_minute", "daemon_cpu_s_per_minute", "pss_mib", "evictions"})],
     "steady": [("4 busy loops beside 3 nodes", {"seconds", "evictions", "nodes_not_joined"})],
     "joins": [("1 node", {"duration_ms"}), ("2 nodes", {"duration_ms", "ratio"})],
