@@ -45,6 +45,7 @@ MAXIMUM_AT_WORK = 16  # actions of a node
 MAXIMUM_WAITING = 256
 MAXIMUM_RESULT_CHARACTERS = 2000
 MAXIMUM_OUT = 32
+MAXIMUM_REMEMBERED = 20_000  # events whose last actions are known
 NEVER_US = 1 << 62
 CLOCK_US = 5_000_000  # how often windows are looked at
 PROGRAM_WATCHER, MEMBERSHIP_WATCHER = "program", "membership"  # part of the daemon; all others are connected
@@ -409,6 +410,8 @@ class EventManager:
     def _occurred(self, active: Active, out: Values) -> None:
         """Record it; act on it unless it is too soon, too often, or too many wait (P8.5)."""
         event = active.event
+        if len(self._acted_us) > MAXIMUM_REMEMBERED:  # of events that were withdrawn long since
+            self._acted_us = {name: times for name, times in self._acted_us.items() if name in self._active}
         acted = self._acted_us.setdefault(event.name, deque(maxlen=max(1, event.rate_count)))
         occurrence = Occurrence(
             0, self._now_us, event.name, active.group, event.parameters, _bounded(out), "acted upon"

@@ -23,7 +23,7 @@ ROLE_OF_OPERATION = {
     **dict.fromkeys(("acknowledge", "answer", "deregister_level"), Role.OPERATOR),  # of programs that take part
     **dict.fromkeys(("apply", "evict", "configure", "roll_back", "finish_upgrade"), Role.ADMINISTRATOR),
 }
-ROLE_OF_QUERY = {"subsystem": Role.OPERATOR, "audit": Role.OPERATOR}
+ROLE_OF_QUERY = {"subsystem": Role.OPERATOR, "watcher": Role.OPERATOR, "audit": Role.OPERATOR}
 MAXIMUM_REFUSALS = 100
 _TOLD_USERS = 64
 _TELL_AGAIN_S = 60.0
