@@ -36,15 +36,21 @@ REASON = f"not applicable: {missing()}" if "/dev/fuse" in missing() else missing
 needs_lab = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
-def start_lab(*words: str) -> subprocess.Popen[str]:
+def start_lab(*words: str, source: Path = ROOT / "src") -> subprocess.Popen[str]:
+    """A lab on the daemons in `source`."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "lab"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, str(ROOT / "lab"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(source)},
     )
 
 
-def run_lab(*words: str) -> tuple[int, str]:
+def run_lab(*words: str, source: Path = ROOT / "src") -> tuple[int, str]:
     """The status and all output of a lab, which is killed if it takes too long."""
-    lab = start_lab(*words)
+    lab = start_lab(*words, source=source)
     try:
         output, errors = lab.communicate(timeout=TIMEOUT_S)
     finally:
@@ -140,6 +146,25 @@ def _scratch_of(lab: int) -> Path:
             if found := re.match(rb"/.*/" + SCRATCH_PREFIX.encode() + rb"[^/]+(?=/nodes/)", word):
                 return Path(os.fsdecode(found.group()))
     raise AssertionError(f"nothing below process {lab} has a home in a scratch directory")
+
+
+@needs_lab
+@pytest.mark.soak
+def test_daemons_that_believe_in_a_death_too_soon_are_found(tmp_path: Path) -> None:
+    """SPEC 7.1: real daemons whose count of a silent lease is too short recover a node that still runs its services."""
+    source = tmp_path / "src"
+    shutil.copytree(ROOT / "src" / "muster", source / "muster", ignore=shutil.ignore_patterns("__pycache__"))
+    lease = source / "muster" / "core" / "lease.py"
+    sound = lease.read_text()
+    unsound = sound.replace("bound_ms = with_drift_ms(lease.lease_ms)", "bound_ms = 150")
+    assert unsound != sound
+    lease.write_text(unsound)
+    script = tmp_path / "script"
+    script.write_text("1 pause-lease n1 for 0.4\n1 pause-lease n2 for 0.4\n")  # one of them is not master
+    status, output = run_lab("script", str(script), "--seed", "1", "--output", str(tmp_path), source=source)
+    assert status == 1, output
+    rules = {finding["rule"] for finding in json.loads((tmp_path / "1" / "verdict.json").read_text())["findings"]}
+    assert "ProofFirst" in rules, output
 
 
 # ---- the store that fails --------------------------------------------------------------------------------------------
