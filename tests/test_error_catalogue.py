@@ -32,7 +32,7 @@ CONNECTION = ("--dir", "--node", "--socket", "--timeout")
 JUDGED_BY_THE_CLUSTER = {
     *("name", "target", "value", "--cause", "--name", "--service", "--of-node", "--withdraw", "--register"),
     *("--deregister", "--transfer", "--clear", "--standby", "--active", "--end-maintenance", "--leave", "--lose"),
-    *("--join", "file"),
+    *("--join", "--event", "file", "words"),
     *(f"--on-{event}" for event in ("joining", "leaving", "forced-leaving", "planned")),
 }
 
@@ -191,7 +191,7 @@ def test_every_command_that_talks_to_a_node_explains_where_none_can_be_found(nam
         assert ended.code == 2, ended
         where = parts(ended)[1]
         assert str(tmp_path / "none") in where or where == f"muster {name}"  # it may want something else first
-    if not name.startswith(("dev", "profile", "subsystem")):  # a subsystem waits for its node to come
+    if not name.startswith(("dev", "profile", "subsystem", "watcher")):  # a subsystem waits for its node to come
         ended = run([*words, "--socket", str(tmp_path / "none.sock")])
         assert ended.code == 3, ended
         assert str(tmp_path / "none.sock") in ended.errors
