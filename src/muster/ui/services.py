@@ -21,6 +21,7 @@ from muster.ui.connection import (
     settings,
 )
 
+SHOWN_COMMANDS = 6  # with everything else that is known of a service
 SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its lines
 
 
@@ -280,11 +281,21 @@ def log(name: str, as_json: bool) -> None:
 @connection_options
 @reporting
 def show(name: str, as_json: bool) -> None:
-    """Everything known of SERVICE: state, cause, definition."""
-    answer = settings().connection().query("service", name=name)
+    """Everything known of SERVICE: state, cause, definition, and what its commands did last (more: `service log`).
+
+    With --json, `commands`, `running` and `unanswered` are those of `muster service log`, the newest commands only.
+    """
+    connection = settings().connection()
+    answer = connection.query("service", name=name)
+    log = connection.query("service_log", name=name)
+    log = {key: log[key] for key in ("running", "unanswered")} | {"commands": log["commands"][-SHOWN_COMMANDS:]}
     if as_json:
-        print_json(answer)
+        print_json(answer | log)
         return
+    from muster.ui.event_pages import show_log
     from muster.ui.screen import show_service
 
     show_service(answer)
+    if log["commands"]:
+        click.echo()
+        show_log(log)
