@@ -20,6 +20,7 @@ SECRETS = {
     "url": "canary-d-in-a-url",
     "bearer": "canary-e.bearer.token",
     "log": "canary-f-in-the-log",
+    "setting": "canary-g-of-a-service",
     "key": "MC4CAQAwBQYDK2VwBCIEIcanaryGinPEM",
 }
 
@@ -46,6 +47,7 @@ def service_file(folder: Path) -> Path:
 [[service]]
 name = "web"
 start_command = ["sh", "-c", "DB_PASSWORD={SECRETS["password"]} MY_SETTING={SECRETS["environment"]} sleep 1000 &"]
+environment = {{ SETTING = "{SECRETS["setting"]}" }}
 stop_command = ["/bin/true", "--api-key", "{SECRETS["option"]}", "--user=harmless-user"]
 recovery_command = ["sh", "-c", "echo http://user:{SECRETS["url"]}@host/ 'Authorization: Bearer {SECRETS["bearer"]}'"]
 """
@@ -54,7 +56,7 @@ recovery_command = ["sh", "-c", "echo http://user:{SECRETS["url"]}@host/ 'Author
 
 
 def test_a_bundle_of_a_running_cluster_has_everything_and_no_secret(dev_cluster: DevCluster, tmp_path: Path) -> None:
-    dev_cluster.up(2, "--services", str(service_file(tmp_path)))
+    dev_cluster.up(2, "--services", str(service_file(tmp_path)), "--profile", "virtualised")
     dev_cluster.wait_for("the service", lambda status: status["services"]["web"]["state"] == "registered")
     homes = dev_cluster.directory / "nodes"
     with (homes / "n0" / "log").open("a") as log:
@@ -73,7 +75,7 @@ def test_a_bundle_of_a_running_cluster_has_everything_and_no_secret(dev_cluster:
         assert b"daemon started" in files[f"logs/{name}.log"]
     diagnostics = json.loads(files["nodes/n0/diagnostics.json"])
     assert diagnostics["measures"]["store"]["read strip"]["number"] > 0
-    assert diagnostics["profile"]["name"] == "fast"
+    assert diagnostics["profile"]["name"] == "virtualised"
     assert json.loads(files["store/database.json"])["nodes"]["1"]["name"] == "n1"
     assert json.loads(files["store/findings.json"]) is not None
     assert any(path.startswith("transitions/") and path != "transitions/recent.json" for path in files)

@@ -49,7 +49,7 @@ def test_what_is_installed_is_taken_away_again_and_nothing_else(muster: CommandL
         assert f"usr/local/{path}" in made
     assert made["usr/local/bin/muster"] == str(Path(sys.executable).parent / "muster")
     home = tmp_path / "var/lib/muster"
-    assert home.stat().st_mode & 0o777 == 0o700
+    assert home.stat().st_mode & 0o777 == 0o711  # whom the cluster gives a role passes through
     (home / "key.pem").write_text("a key")
     again = muster.json("install", *STORE, "--root", str(tmp_path), "--yes")
     assert {step["state"] for step in again["steps"]} == {"unchanged"}

@@ -145,7 +145,7 @@ def plan(settings: Settings, pages: list[Page], completions: dict[str, str]) -> 
     """What is to be done, in order; steps that are needed no more say so. Raises `MusterError`."""
     recorded = _recorded(settings)
     steps = [_group(name) for name in settings.groups] if settings.is_live else []
-    steps.append(_directory(settings.path(settings.home), "this node's home: its key, socket and state", 0o700))
+    steps.append(_directory(settings.path(settings.home), "this node's home: its key, socket and state", 0o711))
     folder = Path(sys.executable).parent
     if str(folder) != f"{settings.prefix}/bin":
         steps += [_link(settings.path(settings.prefix, "bin", name), folder / name, recorded) for name in _PROGRAMS]
