@@ -17,7 +17,7 @@ from muster.records.timing import PROFILES
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken
 
-EXIT_FOUND, EXIT_USAGE, EXIT_REFUSED = 1, 2, 3
+EXIT_FOUND, EXIT_USAGE, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 MAXIMUM_NODES = 8
 
 
@@ -35,6 +35,8 @@ def main() -> None:
         _fail(f"{error.what}\n{error.where}\n{error.next_step}", EXIT_REFUSED)
     except (LabRefused, OSError) as error:
         _fail(str(error), EXIT_REFUSED)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was recorded is kept, and not judged to its end", EXIT_INTERRUPTED)
     else:
         raise SystemExit(0 if fine else EXIT_FOUND)
 

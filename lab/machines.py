@@ -38,7 +38,9 @@ class NodeStore:
         """Raises `OSError` where it cannot be mounted."""
         self.path = path
         command = [sys.executable, "-m", "lab.faulty_store", str(path), str(backing)]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True
+        )  # Ctrl-C is for the lab, which ends this one last
         assert self._server.stdout is not None
         if self._server.stdout.readline() != b"ready\n":
             raise OSError(f"the store cannot be mounted at {path}")
