@@ -24,6 +24,7 @@ WORK_US = 50 * US_PER_MS
 GATE = 0
 MAXIMUM_US = 120 * US_PER_S  # of virtual time, for each step
 _SLICE_US = US_PER_MS // 2  # so exact is a duration
+_COARSE_US = 10 * US_PER_MS  # what is not measured is looked at more rarely: a look costs, with many nodes
 LEVELS = (Level(GATE_LEVEL, "gate"), Level(WORK_LEVEL, "work"))
 
 
@@ -53,25 +54,25 @@ def simulate(joining: int, seed: int) -> float:
     """Milliseconds of virtual time from the release to the last of `joining` joins. Raises `MusterError`."""
     world = _JoinWorld(Settings(joining + 1, FAST, LEVELS, half_bytes=8 << 20), Random(seed))
     world.perform(schedule.Boot(GATE))
-    _until(world, "the first node to join", lambda: _joined(world) == 1)
+    _until(world, "the first node to join", lambda: _joined(world) == 1, _COARSE_US)
     world.perform(schedule.Hang(GATE_LEVEL, node=GATE))
     for node in range(1, joining + 1):
         world.perform(schedule.Boot(node))
-    _until(world, "the joins to wait for the gate", lambda: _waiting(world) == joining)
+    _until(world, "the joins to wait for the gate", lambda: _waiting(world) == joining, _COARSE_US)
     released_us = world.loop.now_us
     world.perform(schedule.Unhang(GATE_LEVEL, GATE))
     _until(world, "the joins", lambda: _joined(world) == joining + 1)
     return (world.loop.now_us - released_us) / US_PER_MS
 
 
-def _until(world: World, what: str, done: Callable[[], bool]) -> None:
+def _until(world: World, what: str, done: Callable[[], bool], slice_us: int = _SLICE_US) -> None:
     deadline_us = world.loop.now_us + MAXIMUM_US
     while not done():
         if world.stopped or world.loop.now_us > deadline_us:
             what = f"waited in vain for {what}" if not world.stopped else "the core raised an error"
             where = f"simulator, {world.settings.nodes} nodes, at {world.loop.now_us} us of virtual time"
             raise MusterError(what, where, "run it again under a debugger: the same seed gives the same run")
-        world.loop.run_until(world.loop.now_us + _SLICE_US)
+        world.loop.run_until(world.loop.now_us + slice_us)
 
 
 def _gate_node(world: World) -> Node | None:

@@ -67,7 +67,7 @@ from muster.core.subsystems import Subsystems
 from muster.core.tenure import Claims, Outcome, Tenure, Trouble
 from muster.core.transition import step_of
 from muster.core.veto import Polls, Questions
-from muster.core.waiting import Straggler, Waiting, missing
+from muster.core.waiting import Straggler, Waiting, acknowledged_by, missing
 from muster.records.access import Author
 from muster.records.messages import (
     Abdicated,
@@ -273,10 +273,10 @@ class Node:
 
         The master knows; the others know what it told them last, and before that take all participants.
         """
-        reports = self._reports() if self.is_master else {}
+        acknowledged = acknowledged_by(self._reports()) if self.is_master else {}
         found = {}
         for record in self.database.transitions.values():
-            nodes = missing(record, reports) if self.is_master else self._waiting.told.get(record.identity)
+            nodes = missing(record, acknowledged) if self.is_master else self._waiting.told.get(record.identity)
             elapsed_us = self._waiting.elapsed_us(record, self._now_us)
             found[record.identity] = (record.participants if nodes is None else nodes, elapsed_us)
         return found
@@ -756,8 +756,8 @@ class Node:
     def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
         if self.is_master and self.database.transitions:
-            reports = self._reports()
-            waiting = tuple((t.identity, missing(t, reports)) for t in self.database.transitions.values())
+            acknowledged = acknowledged_by(self._reports())
+            waiting = tuple((t.identity, missing(t, acknowledged)) for t in self.database.transitions.values())
         lost_ms = self.store_lost_ms()
         heartbeat = Heartbeat(self.setup.incarnation, self._accepted, self.database.index, waiting, lost_ms)
         for node in nodes:

@@ -77,11 +77,13 @@ class Subsystems:
     def settle(self, database: Database) -> bool:
         """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
         before = len(self._acknowledged)
-        for step, transition in self._current(database).items():
+        if not database.transitions or EVENT_MANAGER not in self.levels:
+            return False
+        for step, transition in self._current(database, EVENT_MANAGER).items():
             own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
             if self._event_manager_outside and step not in self._worked:
                 continue
-            if step.level == EVENT_MANAGER and not (own_leave and self._holds_services(database)):
+            if not (own_leave and self._holds_services(database)):
                 self._acknowledged.add(step)
         return len(self._acknowledged) != before
 
@@ -118,18 +120,26 @@ class Subsystems:
         self._narrated = (set(self._notified), set(self._acknowledged))
         return traces
 
-    def _current(self, database: Database) -> dict[Acknowledgement, Transition]:
-        """The steps that wait for a subsystem of this node. While the record still shows the last registration of a
-        level, they wait for that one, which is gone, and its successor hears of nothing (P3.13).
+    def _current(self, database: Database, only: int | None = None) -> dict[Acknowledgement, Transition]:
+        """The steps that wait for a subsystem of this node, or for that of level `only`.
+
+        While the record still shows the last registration of a level, they wait for that one, which is gone, and its
+        successor hears of nothing (P3.13).
         """
         own = database.member(self._node)
         if own.incarnation != self._incarnation:
             return {}
-        counted = {level.number for level in own.levels if is_present(self.levels, level)}
+        counted = {
+            level.number
+            for level in own.levels
+            if (only is None or level.number == only) and is_present(self.levels, level)
+        }
+        if not counted:
+            return {}
         return {
             Acknowledgement(transition.identity, transition.level, transition.barrier): transition
             for transition in database.transitions.values()
-            if self._node in transition.participants and transition.level in counted
+            if transition.level in counted and self._node in transition.participants
         }
 
     def _holds_services(self, database: Database) -> bool:

@@ -31,12 +31,19 @@ class Straggler(Struct, frozen=True):
         return deadline_ms > 0 and self.elapsed_us > deadline_ms * US_PER_MS
 
 
-def missing(transition: Transition, reports: Mapping[int, Report]) -> tuple[int, ...]:
+Acknowledged = Mapping[int, frozenset[Acknowledgement]]  # by node: all that its report shows
+NOTHING: frozenset[Acknowledgement] = frozenset()
+
+
+def acknowledged_by(reports: Mapping[int, Report]) -> Acknowledged:
+    """What the reports show, for many questions: with many joins in flight, each report holds an answer to each."""
+    return {node: frozenset(report.acknowledgements) for node, report in reports.items()}
+
+
+def missing(transition: Transition, acknowledged: Acknowledged) -> tuple[int, ...]:
     """The participants whose report does not show the acknowledgement of the present step."""
     step = step_of(transition)
-    return tuple(
-        node for node in transition.participants if node not in reports or step not in reports[node].acknowledgements
-    )
+    return tuple(node for node in transition.participants if step not in acknowledged.get(node, NOTHING))
 
 
 class Waiting:
@@ -60,8 +67,9 @@ class Waiting:
     def stragglers(self, database: Database, reports: Mapping[int, Report], now_us: int) -> list[Straggler]:
         """On the master: every subsystem that is waited for."""
         found = []
+        acknowledged = acknowledged_by(reports)
         for transition in database.transitions.values():
-            for node in missing(transition, reports):
+            for node in missing(transition, acknowledged):
                 level = next((e for e in database.member(node).levels if e.number == transition.level), None)
                 if level is not None and counts(database.member(node)):
                     elapsed_us = self.elapsed_us(transition, now_us)
