@@ -22,6 +22,7 @@ from muster.core.effects import (
     LevelRefused,
     Notify,
     Panic,
+    Placed,
     ReadJournal,
     ReadStrip,
     Reply,
@@ -34,6 +35,7 @@ from muster.core.effects import (
     WriteMarks,
     WriteView,
 )
+from muster.core.explanation import unexplained
 from muster.core.inputs import (
     Acknowledged,
     CommandFinished,
@@ -426,6 +428,8 @@ class CoreCluster:
                         dict(database.services),
                     )
                 )  # fmt: skip
+            case Placed(together=together):
+                assert not unexplained(together), "every placement is explained by the rules that made it (SPEC 8.2)"
             case Reply(identity=identity):
                 assert identity not in self._replies, f"{identity} was answered twice"
                 self._replies[identity] = effect

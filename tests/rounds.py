@@ -4,8 +4,11 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from muster.core.decision import PlacedTogether
 from muster.core.draft import Draft, Facts
+from muster.core.explanation import Explanation, explain, unexplained
 from muster.core.operations import carry_out
+from muster.core.round import Round
 from muster.core.service import ACTION_OF, advance
 from muster.records.messages import CommandState, OperationRequest, Report, Request
 from muster.records.state import (
@@ -38,6 +41,7 @@ class Rounds:
         self.failing: set[tuple[str, str, int]] = set()  # (service, action, node) that fails
         self.held: set[tuple[str, str]] = set()  # (service, action) that does not end
         self.notified: dict[tuple[int, str], int] = {}  # (node, service) -> generation whose notify command has ended
+        self.decided: list[PlacedTogether] = []  # by each entry that placed something
         self.told: list[str] = []  # causes of the entries, in order
         for node in range(nodes) if up is None else up:
             self.join(node)
@@ -114,6 +118,10 @@ class Rounds:
                 found.append(CommandState(name, generation, "notify", True, True))
         return tuple(found)
 
+    def why(self, name: str) -> Explanation:
+        """What every rule says of a service now."""
+        return explain(self.service(name), Round(Draft(self.database), self.facts()))
+
     def step(self) -> bool:
         """One round; whether it changed anything."""
         draft = Draft(self.database)
@@ -123,6 +131,9 @@ class Rounds:
     def _commit(self, draft: Draft) -> bool:
         if not draft.changes:
             return False
+        if draft.placed is not None:
+            assert not unexplained(draft.placed), "every placement is explained by the rules that made it (SPEC 8.2)"
+            self.decided.append(draft.placed)
         self.database.apply(Entry(draft.index, TERM, "; ".join(draft.causes), draft.changes))
         self.taken_ms[draft.index] = self.now_ms
         self.told += draft.causes

@@ -3,6 +3,7 @@
 Each says why in words, so that the rules which act on it and the explanations that people read are the same code.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from muster.core.placement import WILDCARD, is_allowable, rank
@@ -76,17 +77,25 @@ def obstacle(service: Service, round_: Round) -> str:
 
     Whether a node is left for it is `Round.place`'s to say.
     """
-    if service.removed:
-        return "its definition was withdrawn"
-    if not service.wanted:
-        return "nobody wants it to run: it was de-registered by an operator, or registers on request only"
-    if service.definition.on_all and not service.template:
-        return "it runs as one instance a node"
-    if service.cause and not may_try_again(service, round_):
-        return service.cause
-    if maintenance := maintenance_of(service, round_):
-        return maintenance
-    return _obstacle_of_group(service, round_) or immaturity(service, round_)
+    return next((words for each in OBSTACLES if (words := each.test(service, round_))), "")
+
+
+def _withdrawn(service: Service, _round: Round) -> str:
+    return "its definition was withdrawn" if service.removed else ""
+
+
+def _unwanted(service: Service, _round: Round) -> str:
+    if service.wanted:
+        return ""
+    return "nobody wants it to run: it was de-registered by an operator, or registers on request only"
+
+
+def _has_instances(service: Service, _round: Round) -> str:
+    return "it runs as one instance a node" if service.definition.on_all and not service.template else ""
+
+
+def _stuck(service: Service, round_: Round) -> str:
+    return "" if may_try_again(service, round_) else service.cause
 
 
 def may_try_again(service: Service, round_: Round) -> bool:
@@ -108,6 +117,26 @@ def _obstacle_of_group(service: Service, round_: Round) -> str:
     if bound and round_.at_work_beside(service, ServiceState.STARTING) >= bound:
         return f"{bound} of its siblings are starting, and no more may at a time"
     return ""
+
+
+class Obstacle(NamedTuple):
+    """A rule about a de-registered service as a whole: `test` says what is in the way, `fine` that nothing is."""
+
+    rule: str
+    test: Callable[[Service, Round], str]
+    fine: str
+
+
+# In their order: the first that is in the way is the reason why the service is not started.
+OBSTACLES = (
+    Obstacle("definition", _withdrawn, "it is defined"),
+    Obstacle("wanted", _unwanted, "it is wanted"),
+    Obstacle("policy", _has_instances, "it is placed on one node"),
+    Obstacle("stuck", _stuck, "it is not stuck"),
+    Obstacle("maintenance", maintenance_of, "neither it nor the cluster is in maintenance"),
+    Obstacle("group", _obstacle_of_group, "no parent keeps it waiting"),
+    Obstacle("maturity", immaturity, "the cluster is mature for it, or it need not be"),
+)
 
 
 def why_stop(service: Service, round_: Round) -> Stop | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from muster.core.decision import PlacedTogether
 from muster.records.events import EventGroup
 from muster.records.messages import Report
 from muster.records.registers import ProofKind
@@ -97,6 +98,7 @@ class Draft:
         self.audit = dict(database.audit)
         self.revisions = dict(database.revisions)
         self._registered: dict[int, frozenset[int]] | None = None  # by level, gathered when asked for
+        self.placed: PlacedTogether | None = None  # where services go by it, and why
         self._changed: dict[tuple[str, str], Change] = {}
 
     def member(self, node: int) -> Member:

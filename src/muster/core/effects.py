@@ -8,6 +8,7 @@ lost; a local notification or command may not.
 
 from msgspec import Struct
 
+from muster.core.decision import PlacedTogether
 from muster.records.messages import Message, OperationRequest
 from muster.records.registers import Claim, Mark, Marks, View
 from muster.records.state import NodeState, TransitionKind
@@ -150,6 +151,13 @@ class Committed(Struct, frozen=True):
     index: int
 
 
+class Placed(Struct, frozen=True):
+    """On the master: what its committed entry `index` placed, and what that was decided on (SPEC 8.2)."""
+
+    index: int
+    together: PlacedTogether
+
+
 class Elected(Struct, frozen=True):
     """The node has become master: its adoption is committed."""
 
@@ -205,6 +213,7 @@ Effect = (
     | RunCommand
     | Reply
     | Committed
+    | Placed
     | Elected
     | Left
     | Restart

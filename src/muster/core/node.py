@@ -16,8 +16,9 @@ import msgspec
 from muster.core import history, mastership, membership, registration, upgrade
 from muster.core.ages import Ages
 from muster.core.connectivity import Candidate, surviving_set
+from muster.core.decision import PlacedTogether
 from muster.core.decisions import all_have_reported, bytes_of_services, decide
-from muster.core.draft import Facts, counts
+from muster.core.draft import Draft, Facts, counts
 from muster.core.effects import (
     Committed,
     Effect,
@@ -25,6 +26,7 @@ from muster.core.effects import (
     Left,
     LevelRefused,
     Panic,
+    Placed,
     ReadStrip,
     Reply,
     Restart,
@@ -34,6 +36,7 @@ from muster.core.effects import (
     WriteView,
 )
 from muster.core.executor import Executor
+from muster.core.explanation import Explanation, explain
 from muster.core.followers import Followers
 from muster.core.inputs import (
     Acknowledged,
@@ -63,6 +66,7 @@ from muster.core.observer import Observer
 from muster.core.performance import is_news
 from muster.core.plan import Plan
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
+from muster.core.round import Round
 from muster.core.subsystems import Subsystems
 from muster.core.tenure import Claims, Outcome, Tenure, Trouble
 from muster.core.transition import step_of
@@ -181,6 +185,7 @@ class Node:
         self._followers = Followers(term, self._profile)
         self._requests: dict[str, tuple[int, Request]] = {}
         self._in_flight: tuple[Entry, list[tuple[int, Response]]] | None = None
+        self._placed: PlacedTogether | None = None  # by the entry in flight
         self._services_open = False
         self._unreachable: dict[int, str] = {}
         self._polls = Polls()
@@ -498,6 +503,8 @@ class Node:
         entry, responses = self._in_flight
         self._in_flight = None
         self._apply(entry)
+        if self._placed is not None:
+            self._effects.append(Placed(entry.index, self._placed))
         for node, append in self._followers.committed(entry, self._now_us).items():
             self._send(node, append)
         for sender, response in responses:
@@ -946,7 +953,7 @@ class Node:
                 return
             cause = "; ".join(draft.causes)[:2000]
             entry = Entry(draft.index, self._accepted, cause, draft.changes)
-            self._in_flight = (entry, responses)
+            self._in_flight, self._placed = (entry, responses), draft.placed
             self._tenure.propose(encode_entry(entry), self._now_us)
             self._settle_tenure()
 
@@ -998,6 +1005,26 @@ class Node:
         self._subsystems.settle(self.database)
         own = msgspec.structs.replace(self._own_report(), term=self._accepted)
         return {**self._followers.reports, self.me: own}
+
+    def explain(self, name: str) -> Explanation | None:
+        """Why the service is where it is, or is not anywhere, as this node knows it; None if there is no such service.
+
+        Only the master has the nodes' reports: another node takes every joined member for one that has reported.
+        """
+        service = self.database.services.get(name)
+        if service is None:
+            return None
+        if self.is_master:
+            reports = self._reports()
+        else:
+            members = self.database.members.values()
+            reports = {m.node: Report(self._accepted, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
+        facts = Facts(
+            self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable, {},
+            self._services_open or not self.is_master, self._free_bytes,
+            lambda index: self._ages.age_us(index, self._now_us),
+        )  # fmt: skip
+        return explain(service, Round(Draft(self.database), facts))
 
     def _find_hung(self, reports: dict[int, Report]) -> dict[int, str]:
         """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""

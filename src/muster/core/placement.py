@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from muster.core.decision import Snapshot
 from muster.core.performance import described, grade_of
 from muster.records.messages import Performance
 from muster.records.state import Database, Definition, NodeConfig
@@ -34,6 +35,8 @@ from muster.records.terms import NO_NODE
 
 WILDCARD = "*"
 MAXIMUM_SHARED = 512  # sets of parameters whose heaps are kept; what is beyond them is judged node by node
+
+_NAMED = 8  # nodes of a list in an explanation
 
 ORDERED, UNORDERED, UNLISTED = range(3)
 _LISTS = ("in the ordered list", "in the unordered list", "in no preference list")
@@ -128,11 +131,23 @@ class Placement:
         self._nodes = nodes
         self._up = frozenset(up) & nodes.keys()
         self._withheld = withheld
+        self._snapshot = Snapshot(nodes, self._up, load, performance, withheld)
         self._by_name = {nodes[node].name: node for node in self._up}
         self._load = {node: load.get(node, 0) for node in nodes}
         self._performance = performance
         self._grades: dict[int, int] = {}
         self._heaps: dict[tuple[tuple[str, ...], ...], list[Key]] = {}
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What it was made from: the load as it was before anything was placed."""
+        return self._snapshot
+
+    def without(self, node: int) -> "Placement":
+        """The same with one service less on `node`: as it would be for the service that is there."""
+        load = dict(self._load)
+        load[node] = max(0, load.get(node, 0) - 1)
+        return Placement(self._nodes, self._up, load, self._performance, self._withheld)
 
     def choose(
         self, definition: Definition, excluded: Collection[int] = (), origin: int = NO_NODE, target: int = NO_NODE
@@ -292,7 +307,9 @@ class Placement:
             case Rule.DISALLOWED:
                 return "disallowable_nodes names it"
             case Rule.NOT_ALLOWABLE:
-                return f"allowable_nodes does not name it: it is {', '.join(definition.allowable_nodes) or 'empty'}"
+                names = definition.allowable_nodes
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                return f"allowable_nodes names {', '.join(names[:_NAMED]) or 'no node'}{more}"
             case Rule.NOT_UP:
                 return down.get(node) or "it is not up"
             case Rule.WITHHELD:

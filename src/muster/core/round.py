@@ -10,6 +10,7 @@ from functools import cached_property
 
 from msgspec.structs import replace
 
+from muster.core.decision import Decision, PlacedTogether, Wish
 from muster.core.draft import Draft, Facts, is_up
 from muster.core.lease import US_PER_MS
 from muster.core.placement import Placement, load_of
@@ -18,12 +19,21 @@ from muster.records.messages import CommandState, Report
 from muster.records.state import Definition, NodeState, Service, ServiceState
 from muster.records.terms import NO_NODE
 
+_NOT_UP = {
+    NodeState.INACTIVE: "it is not a member now",
+    NodeState.JOINING: "its join is not complete",
+    NodeState.LEAVING: "it is leaving",
+    NodeState.FORCED_LEAVING: "it is being forced out",
+}
+
 
 class Round:
     """The draft, the facts, and where services go while the load grows."""
 
     def __init__(self, draft: Draft, facts: Facts) -> None:
         self.draft, self.facts = draft, facts
+        self._wishes: dict[str, tuple[Wish, int | None]] = {}  # by service: what was asked last, and the answer
+        self.decisions: list[Decision] = []  # where this round puts services, and why, for those who ask later
         self._commands: dict[int, dict[str, CommandState]] = {}  # by identity: the facts keep the reports alive
         self.present = [
             member.node for member in draft.members.values() if is_up(member) and facts.report(member) is not None
@@ -32,7 +42,7 @@ class Round:
         self.up = [node for node in self.present if node not in withheld]
         """The nodes that may be chosen: present, and neither on standby nor in maintenance."""
         performance = {node: report.performance for node, report in facts.reports.items()}
-        nodes = draft.database.nodes
+        nodes = dict(draft.database.nodes)
         self.placement = Placement(nodes, self.present, load_of(draft.database), performance, withheld)
 
     # ---- what is --------------------------------------------------------------------------------------------------
@@ -46,6 +56,15 @@ class Round:
         if node in self.draft.standby:
             return "it is on standby"
         return "it is in maintenance" if f"node/{self.name(node)}" in self.draft.maintenance else ""
+
+    def why_down(self, node: int) -> str:
+        """Why a configured node may not be chosen at all, in words; empty if it may."""
+        member = self.draft.member(node)
+        if member.eviction is not None:
+            return f"it is to be forced out: {member.eviction.cause}"
+        if member.state is not NodeState.JOINED:
+            return _NOT_UP[member.state]
+        return "" if self.facts.report(member) is not None else "it has not yet shown the present master what it runs"
 
     def age_ms(self, index: int) -> int:
         """How long ago entry `index` was committed."""
@@ -117,7 +136,14 @@ class Round:
             registered = parent is not None and parent.state is ServiceState.REGISTERED
             node = parent.node if parent is not None and registered else NO_NODE
             return node if node in self.present and node not in service.failed else None
-        return self.placement.choose(self.choosing(service), self.shunned(service), service.origin, service.target)
+        wish = self.wish(service)
+        chosen = self.placement.choose(*wish)
+        self._wishes[service.name] = (wish, chosen)
+        return chosen
+
+    def wish(self, service: Service) -> Wish:
+        """What is asked of placement for the service."""
+        return Wish(self.choosing(service), self.shunned(service), service.origin, service.target)
 
     def shunned(self, service: Service) -> dict[int, str]:
         """The nodes on which it has failed, and how, in words: they are passed over."""
@@ -151,5 +177,28 @@ class Round:
         if before is None or before.state is not service.state:
             service = replace(service, since=self.draft.index)
         if service.node != NO_NODE and (before is None or before.node != service.node):
+            self._decided(service, cause)
             self.placement.assigned(service.node)
+        elif service.node == NO_NODE and service.cause and (before is None or before.cause != service.cause):
+            self._decided(service, cause)
         self.draft.put(service, f"{service.name}: {cause}" if cause else "")
+
+    def _decided(self, service: Service, cause: str) -> None:
+        """Keep what the place of the service follows from."""
+        parent = service.definition.parent
+        if parent and service.state is not ServiceState.RECOVERING:
+            wish = Wish(service.definition, {})
+        else:
+            parent = ""
+            asked, chosen = self._wishes.get(service.name, (None, None))
+            answered = asked is not None and service.node == (NO_NODE if chosen is None else chosen)
+            wish = asked if asked is not None and answered else self.wish(service)
+        self.decisions.append(Decision(service.name, service.node, str(service.state), cause, wish, parent))
+
+    @property
+    def placed(self) -> PlacedTogether | None:
+        """What this round has placed, for those who ask later."""
+        if not self.decisions:
+            return None
+        down = {node: words for node in self.draft.database.nodes if (words := self.why_down(node))}
+        return PlacedTogether(self.placement.snapshot, down, tuple(self.decisions))

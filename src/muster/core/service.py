@@ -71,6 +71,7 @@ def advance(draft: Draft, facts: Facts) -> None:
             RULES[service.state, event](service, round_, detail)
         elif service.removed and service.state is DEREGISTERED and not round_.children(service):
             draft.forget("service", service.name, f"{service.name}: forgotten")
+    draft.placed = round_.placed
 
 
 def _end_what_is_over(draft: Draft, facts: Facts) -> None:

@@ -23,6 +23,7 @@ from muster.core.effects import (
     LevelRefused,
     Notify,
     Panic,
+    Placed,
     ReadJournal,
     ReadStrip,
     Reply,
@@ -59,11 +60,13 @@ from muster.daemon.gathering import Gathering
 from muster.daemon.guard_channel import GuardChannel
 from muster.daemon.measures import Measures
 from muster.daemon.observations import Observations
+from muster.daemon.placement_record import PlacementRecord
 from muster.daemon.renewal import Certification
 from muster.daemon.stimuli import described
 from muster.daemon.subsystems import FILE_NAME, Registrations
 from muster.daemon.transition_history import TransitionHistory
 from muster.daemon.trust import Credentials
+from muster.daemon.why import QUESTION, Why
 from muster.drivers.interconnect import Interconnect
 from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
@@ -99,12 +102,14 @@ class Daemon:
         self._observations = observations
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
+        self._placements = PlacementRecord()
         self.events = EventManager(node, self.operate, self.note, boottime_us)
         self.credentials = Credentials(node.me, home, self.note)
         self.keys = AuthorityKeys(home, self._send, self.note)
         self.certification = Certification(node, self.keys, self.operate, self.changes, self.note)
         self.enrolments = Enrolments(node, self.keys, self.operate, self.note)
-        self.gathering = Gathering(node, self.events.answer, self._send)
+        self.gathering = Gathering(node, self._known_here, self._send)
+        self.why = Why(node, self._placements, self.gathering, boottime_us)
         self._store, self._guard = store, guard
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
@@ -248,6 +253,10 @@ class Daemon:
         """The configured nodes that this one and they themselves cannot connect with, and why."""
         return self._interconnect.barred if self._interconnect is not None else {}
 
+    async def _known_here(self, question: str, subject: str) -> dict[str, object]:
+        """What this node knows by itself, for whoever gathers it from all."""
+        return self.why.known(subject) if question == QUESTION else await self.events.answer(question, subject)
+
     def _send(self, node: int, message: Message) -> None:
         assert self._interconnect is not None
         sent = self._interconnect.send(node, message)
@@ -281,16 +290,16 @@ class Daemon:
                     future = self._replies.get(identity)
                     if future is not None and not future.done():
                         future.set_result(effect)
-                case Left():
-                    self._spawn(self._leave())
-                case Restart():
-                    self._spawn(self._restart())
+                case Left() | Restart():
+                    self._spawn(self._leave() if isinstance(effect, Left) else self._restart())
                 case Panic(cause=cause):
                     self._panic(cause)
                 case AskSubsystem():
                     self.subsystems.ask(effect)
                 case Notify():
                     self.subsystems.notify(effect)
+                case Placed(index=index, together=together):
+                    self._placements.add(boottime_us(), self.node.term, index, together)
                 case LevelRefused(number=number, reason=reason):
                     self.subsystems.refused(number, reason)
                 case Elected():

@@ -72,6 +72,8 @@ class Requests:
             return queries.head(self._daemon.node.database, self._view()) | links(self._daemon)
         if name == "plan":
             return await self._plan(arguments)
+        if name == "why":
+            return queries.head(self._daemon.node.database, self._view()) | await self._daemon.why.answer(arguments)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         return self._answer(name, arguments)

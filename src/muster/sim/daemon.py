@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from muster.core import effects, inputs
+from muster.core.explanation import unexplained
 from muster.core.node import Node, Setup
 from muster.core.tenure import newest_journal, restore
 from muster.records.messages import Append, CommandState, Message
@@ -228,6 +229,7 @@ class Daemon:
             effects.RunCommand: self._run,
             effects.Reply: self._reply,
             effects.Committed: self._committed,
+            effects.Placed: self._placed,
             effects.Elected: self._elected,
             effects.Left: self._left,
             effects.Restart: lambda _effect: self.world.loop.deliver_after(
@@ -248,6 +250,10 @@ class Daemon:
                 self.step(inputs.StripRead(effect.read, strip, started_us, finished_us))
 
         self._store.read_strip(answer)
+
+    def _placed(self, effect: effects.Placed) -> None:
+        """Every placement is explained by the rules that made it (SPEC 8.2)."""
+        assert not (wrong := unexplained(effect.together)), wrong
 
     def _send(self, effect: effects.Send) -> None:
         message = effect.message

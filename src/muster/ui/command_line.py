@@ -13,6 +13,7 @@ _COMMANDS = {
     "init": "muster.ui.store:init",
     "status": "muster.ui.screen:status",
     "services": "muster.ui.services:services",
+    "why": "muster.ui.why:why",
     "transitions": "muster.ui.screen:transitions",
     "links": "muster.ui.links:links",
     "timeline": "muster.ui.timeline:timeline",

@@ -1,0 +1,168 @@
+"""Answers why a service is where it is, from what all connected nodes know (SPEC 8.1, 8.2).
+
+The master has the nodes' reports, so what holds now is its word; where no master answers, it is that of the asked node,
+which says so. Decisions of the past are in the memory of the nodes that made them as masters.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from muster.core.explanation import Explanation
+from muster.core.node import Node
+from muster.core.placement import Verdict
+from muster.daemon.control import ControlRefused
+from muster.daemon.gathering import MAXIMUM_GATHERINGS, Gatherings, TooMany
+from muster.daemon.placement_record import MAXIMUM_TOLD, PastDecision, PlacementRecord
+from muster.records.limits import shown
+from muster.records.messages import Message, WhyAnswer, WhyRequest
+from muster.records.state import ServiceState
+from muster.records.terms import NO_NODE, Term
+from muster.records.versions import EXPLAINS
+
+WHERE = "query why"
+Document = dict[str, Any]
+
+
+class Account(Struct, frozen=True, array_like=True):
+    """What one node knows of a service."""
+
+    term: Term  # the highest that it knows
+    is_master: bool
+    index: int  # of its replica
+    present: Explanation | None
+    past: tuple[PastDecision, ...]
+
+
+_decoder = msgspec.msgpack.Decoder(Account)
+
+
+class Why:
+    """Asks other nodes, and answers them. `send` may lose messages; `clock_us` is the one of the record."""
+
+    def __init__(
+        self, node: Node, record: PlacementRecord, send: Callable[[int, Message], None], clock_us: Callable[[], int]
+    ) -> None:
+        self._node, self._record, self._send, self._clock_us = node, record, send, clock_us
+        self._gatherings: Gatherings[Account] = Gatherings()
+
+    def takes(self, sender: int, message: Message) -> bool:
+        """Deal with a message of this protocol; False for every other."""
+        match message:
+            case WhyRequest(identity=identity, service=service, at=at):
+                self._send(sender, WhyAnswer(identity, msgspec.msgpack.encode(self._own(service, at))))
+            case WhyAnswer(identity=identity, account=account):
+                try:
+                    self._gatherings.answered(sender, identity, _decoder.decode(account))
+                except (msgspec.DecodeError, RecursionError):
+                    return True  # of a release that says it another way: it counts as silent
+            case _:
+                return False
+        return True
+
+    async def answer(self, arguments: Document) -> Document:
+        """The account of `service`, of its node `node` alone if that is given, as of entry `at` if that is given.
+
+        Raises `ControlRefused`.
+        """
+        name, only, at = self._checked(arguments)
+        database = self._node.database
+        others = set(database.nodes) - {self._node.me}
+        try:
+            accounts, silent = await self._gatherings.ask(
+                self._able(), others, lambda to, identity: self._send(to, WhyRequest(identity, name, at))
+            )
+        except TooMany as error:
+            what = f"{MAXIMUM_GATHERINGS} questions are being asked already"
+            raise ControlRefused(what, WHERE, "ask again in a second") from error
+        accounts = {**accounts, self._node.me: self._own(name, at)}
+        masters = [node for node, account in accounts.items() if account.is_master and account.present is not None]
+        speaker = max(masters, key=lambda node: accounts[node].term, default=self._node.me)
+        past = {decision.index: decision for account in accounts.values() for decision in account.past}
+        newest = [past[index] for index in sorted(past, reverse=True)][:MAXIMUM_TOLD]
+        return self._document(name, only, speaker, accounts[speaker], newest) | {
+            "unanswered": [{"node": database.name_of(node), "why": silent[node]} for node in sorted(silent)],
+        }
+
+    def _able(self) -> set[int]:
+        """The nodes that may be asked: none while a release that does not know the question may be among them."""
+        newer = self._node.database.cluster.active_version >= EXPLAINS
+        return set(self._node.connected) if newer else set()
+
+    def _checked(self, arguments: Document) -> tuple[str, str, int]:
+        unknown = [key for key in arguments if key not in ("service", "node", "at")]
+        if unknown:
+            raise ControlRefused(f"it takes no argument {shown(unknown[0])}", WHERE, "allowed: service, node, at")
+        name, only, at = arguments.get("service"), arguments.get("node", ""), arguments.get("at", 0)
+        database = self._node.database
+        if not isinstance(name, str) or name not in database.services:
+            close = get_close_matches(str(name), list(database.services), n=1)
+            next_step = f"did you mean {close[0]!r}?" if close else "see `muster services` for those that are defined"
+            raise ControlRefused(f"there is no service {shown(name)}", f"cluster {database.cluster.name}", next_step)
+        known = sorted(config.name for config in database.nodes.values())
+        if only and only not in known:
+            what, next_step = f"there is no node {shown(only)}", f"configured are {', '.join(known)}"
+            raise ControlRefused(what, f"cluster {database.cluster.name}", next_step)
+        if type(at) is not int or not 0 <= at < 1 << 63:
+            raise ControlRefused(f"`at` is {shown(at)}, which is no commit index", WHERE, "send a number")
+        return name, only, at
+
+    def _own(self, service: str, at: int) -> Account:
+        node = self._node
+        past = self._record.of(service, self._clock_us(), at)
+        return Account(node.term, node.is_master, node.database.index, node.explain(service), past)
+
+    def _document(self, name: str, only: str, speaker: int, account: Account, past: list[PastDecision]) -> Document:
+        database = self._node.database
+        service = database.services[name]
+        present = account.present
+        assert present is not None, "the asked node has the service, and speaks where no master does"
+        active = service.state is not ServiceState.DEREGISTERED and service.node != NO_NODE
+        here = [decision for decision in past if decision.node == service.node] if active else []
+        return {
+            "service": {
+                "name": name,
+                "state": str(service.state),
+                "node": database.name_of(service.node) if active else None,
+                "wanted": service.wanted,
+                "cause": service.cause,
+            },
+            "answered_by": database.name_of(speaker),
+            "is_master": account.is_master,
+            "as_of": account.index,
+            "summary": present.summary,
+            "next_step": present.next_step,
+            "rules": [{"rule": each.rule, "holds": each.holds, "words": each.words} for each in present.findings],
+            "nodes": _verdicts(present.verdicts, only),
+            "decision": self._past(here[0], only) if here else None,
+            "past": [self._past(decision, only) for decision in past],
+        }
+
+    def _past(self, decision: PastDecision, only: str) -> Document:
+        node = decision.node
+        return {
+            "index": decision.index,
+            "term": decision.term.number,
+            "age_ms": decision.age_us // 1000,
+            "node": None if node == NO_NODE else self._node.database.name_of(node),
+            "state": decision.state,
+            "cause": decision.words,
+            "nodes": _verdicts(decision.verdicts, only),
+        }
+
+
+def _verdicts(verdicts: tuple[Verdict, ...], only: str) -> list[Document]:
+    return [
+        {
+            "node": verdict.name,
+            "rule": verdict.rule,
+            "possible": verdict.possible,
+            "chosen": verdict.chosen,
+            "words": verdict.words,
+        }
+        for verdict in verdicts
+        if not only or verdict.name == only
+    ]
