@@ -17,14 +17,14 @@ from muster.ui.connection import (
 
 
 @click.command()
-@click.argument("service", metavar="SERVICE", shell_complete=complete_services)
-@click.argument("subject", metavar="[NODE]", required=False, default="", shell_complete=complete_nodes)
+@click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+@click.argument("target", metavar="[NODE]", required=False, default="", shell_complete=complete_nodes)
 @click.option("--past", is_flag=True, help="Show the recent decisions about where it goes.")
 @click.option("--at", type=click.IntRange(min=1), metavar="INDEX", help="Show the decision in force at this index.")
 @json_option
 @connection_options
 @reporting
-def why(service: str, subject: str, past: bool, at: int | None, as_json: bool) -> None:
+def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> None:
     """Why SERVICE is where it is, or is not running: the verdict of each rule, for each node or for NODE alone.
 
     What holds now is the master's word. A decision of the past is shown as it was made, with what was known then; it is
@@ -50,7 +50,7 @@ def why(service: str, subject: str, past: bool, at: int | None, as_json: bool) -
     """
     if past and at is not None:
         raise Mistaken("both --past and --at are given", "muster why", "give one of them")
-    arguments: dict[str, str | int] = {"service": service, "node": subject}
+    arguments: dict[str, str | int] = {"service": name, "node": target}
     if at is not None:
         arguments["at"] = at
     answer = settings().connection().query("why", **arguments)
@@ -65,7 +65,7 @@ def why(service: str, subject: str, past: bool, at: int | None, as_json: bool) -
     if at is not None:
         page = decision_page(answer, answer["past"][0])
     else:
-        page = past_page(answer) if past else present_page(answer, whole=not subject)
+        page = past_page(answer) if past else present_page(answer, whole=not target)
     console().print(page)
 
 
