@@ -4,6 +4,7 @@ The master has the nodes' reports, so what holds now is its word; where no maste
 which says so. Decisions of the past are in the memory of the nodes that made them as masters.
 """
 
+import json
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -15,19 +16,18 @@ from muster.core.explanation import Explanation
 from muster.core.node import Node
 from muster.core.placement import Verdict
 from muster.daemon.control import ControlRefused
-from muster.daemon.gathering import MAXIMUM_GATHERINGS, Gatherings, TooMany
+from muster.daemon.gathering import Gathering
 from muster.daemon.placement_record import MAXIMUM_TOLD, PastDecision, PlacementRecord
 from muster.records.limits import shown
-from muster.records.messages import Message, WhyAnswer, WhyRequest
 from muster.records.state import ServiceState
 from muster.records.terms import NO_NODE, Term
-from muster.records.versions import EXPLAINS
 
+QUESTION = "why"
 WHERE = "query why"
 Document = dict[str, Any]
 
 
-class Account(Struct, frozen=True, array_like=True):
+class Account(Struct, frozen=True):
     """What one node knows of a service."""
 
     term: Term  # the highest that it knows
@@ -37,31 +37,20 @@ class Account(Struct, frozen=True, array_like=True):
     past: tuple[PastDecision, ...]
 
 
-_decoder = msgspec.msgpack.Decoder(Account)
-
-
 class Why:
-    """Asks other nodes, and answers them. `send` may lose messages; `clock_us` is the one of the record."""
+    """Gathers what all nodes know. `clock_us` is the clock of the record."""
 
-    def __init__(
-        self, node: Node, record: PlacementRecord, send: Callable[[int, Message], None], clock_us: Callable[[], int]
-    ) -> None:
-        self._node, self._record, self._send, self._clock_us = node, record, send, clock_us
-        self._gatherings: Gatherings[Account] = Gatherings()
+    def __init__(self, node: Node, record: PlacementRecord, gathering: Gathering, clock_us: Callable[[], int]) -> None:
+        self._node, self._record, self._gathering, self._clock_us = node, record, gathering, clock_us
 
-    def takes(self, sender: int, message: Message) -> bool:
-        """Deal with a message of this protocol; False for every other."""
-        match message:
-            case WhyRequest(identity=identity, service=service, at=at):
-                self._send(sender, WhyAnswer(identity, msgspec.msgpack.encode(self._own(service, at))))
-            case WhyAnswer(identity=identity, account=account):
-                try:
-                    self._gatherings.answered(sender, identity, _decoder.decode(account))
-                except (msgspec.DecodeError, RecursionError):
-                    return True  # of a release that says it another way: it counts as silent
-            case _:
-                return False
-        return True
+    def known(self, subject: str) -> Document:
+        """What this node knows of a service, for whoever gathers it; `subject` as `answer` makes it."""
+        try:
+            service, at = json.loads(subject)
+            document: Document = msgspec.to_builtins(self._own(str(service), int(at)))
+        except (ValueError, TypeError, RecursionError):
+            return {}  # from a release that asks in another way
+        return document
 
     async def answer(self, arguments: Document) -> Document:
         """The account of `service`, of its node `node` alone if that is given, as of entry `at` if that is given.
@@ -69,28 +58,19 @@ class Why:
         Raises `ControlRefused`.
         """
         name, only, at = self._checked(arguments)
-        database = self._node.database
-        others = set(database.nodes) - {self._node.me}
-        try:
-            accounts, silent = await self._gatherings.ask(
-                self._able(), others, lambda to, identity: self._send(to, WhyRequest(identity, name, at))
-            )
-        except TooMany as error:
-            what = f"{MAXIMUM_GATHERINGS} questions are being asked already"
-            raise ControlRefused(what, WHERE, "ask again in a second") from error
-        accounts = {**accounts, self._node.me: self._own(name, at)}
+        me = self._node.database.name_of(self._node.me)
+        told, unanswered = await self._gathering.ask(QUESTION, json.dumps([name, at]))
+        accounts = {me: self._own(name, at)}
+        for node, document in told.items():
+            try:
+                accounts.setdefault(node, msgspec.convert(document, Account))
+            except (msgspec.ValidationError, RecursionError):
+                unanswered.append({"node": node, "why": "it is of a release that says it in another way"})
         masters = [node for node, account in accounts.items() if account.is_master and account.present is not None]
-        speaker = max(masters, key=lambda node: accounts[node].term, default=self._node.me)
+        speaker = max(masters, key=lambda node: accounts[node].term, default=me)
         past = {decision.index: decision for account in accounts.values() for decision in account.past}
         newest = [past[index] for index in sorted(past, reverse=True)][:MAXIMUM_TOLD]
-        return self._document(name, only, speaker, accounts[speaker], newest) | {
-            "unanswered": [{"node": database.name_of(node), "why": silent[node]} for node in sorted(silent)],
-        }
-
-    def _able(self) -> set[int]:
-        """The nodes that may be asked: none while a release that does not know the question may be among them."""
-        newer = self._node.database.cluster.active_version >= EXPLAINS
-        return set(self._node.connected) if newer else set()
+        return self._document(name, only, speaker, accounts[speaker], newest) | {"unanswered": unanswered}
 
     def _checked(self, arguments: Document) -> tuple[str, str, int]:
         unknown = [key for key in arguments if key not in ("service", "node", "at")]
@@ -115,7 +95,7 @@ class Why:
         past = self._record.of(service, self._clock_us(), at)
         return Account(node.term, node.is_master, node.database.index, node.explain(service), past)
 
-    def _document(self, name: str, only: str, speaker: int, account: Account, past: list[PastDecision]) -> Document:
+    def _document(self, name: str, only: str, speaker: str, account: Account, past: list[PastDecision]) -> Document:
         database = self._node.database
         service = database.services[name]
         present = account.present
@@ -130,7 +110,7 @@ class Why:
                 "wanted": service.wanted,
                 "cause": service.cause,
             },
-            "answered_by": database.name_of(speaker),
+            "answered_by": speaker,
             "is_master": account.is_master,
             "as_of": account.index,
             "summary": present.summary,

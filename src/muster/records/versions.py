@@ -14,7 +14,6 @@ from msgspec import Struct
 
 LOWEST, HIGHEST = 1, 2
 VERSIONS = (LOWEST, HIGHEST)
-EXPLAINS = 2  # messages `WhyRequest` and `WhyAnswer`
 KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
 
 
