@@ -241,9 +241,9 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
 
 
 def test_a_node_is_named_by_its_socket_or_its_cluster(tmp_path: Path) -> None:
-    assert socket_path(tmp_path, "n0", None) == tmp_path / "nodes" / "n0" / "control.sock"
-    assert socket_path(None, None, "a") == Path("a")
-    assert socket_path(None, None, None).name == "control.sock"
+    assert socket_path(tmp_path, "n0", None) == str(tmp_path / "nodes" / "n0" / "control.sock")
+    assert socket_path(None, None, "a") == "a"
+    assert socket_path(None, None, None).endswith("/control.sock")
     for wrong in ((tmp_path, None, None), (None, "n0", None), (tmp_path, "../n0", None), (tmp_path, "n0", "a")):
         with pytest.raises(ValueError, match=r"give either|needs both"):
             socket_path(*wrong)

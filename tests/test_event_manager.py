@@ -15,7 +15,7 @@ import pytest
 
 from conftest import DevCluster
 from muster.client import Refused, watch, watch_async
-from muster.drivers.process_tree import read_command_line, read_parents
+from muster.drivers.process_tree import read_command_line, read_name, read_parents
 from muster.ui.client import ControlClient, MusterError
 
 DEADLINE_S = 30.0
@@ -95,6 +95,23 @@ def wait(what: str, probe: Callable[[], Any]) -> Any:
         time.sleep(0.02)
 
 
+def named(cluster: Cluster, name: str) -> list[int]:
+    """The forked processes of the cluster's nodes that have this name."""
+    found = []
+    for pid in read_parents():
+        words = b" ".join(read_command_line(pid))
+        if read_name(pid) == name and str(cluster.dev.directory).encode() in words:
+            found.append(pid)
+    return found
+
+
+def daemons_of(cluster: Cluster, node: str) -> list[int]:
+    """The daemon of a node."""
+    home = str(cluster.dev.directory / "nodes" / node).encode()
+    lines = {pid: read_command_line(pid) for pid in read_parents()}
+    return [pid for pid, words in lines.items() if b"muster.daemon.run" in words[:3] and home in words]
+
+
 def program(mark: str) -> int:
     """The process that runs with this argument; waits for it."""
 
@@ -138,6 +155,18 @@ def test_a_crashed_program_is_restarted_in_place_then_moved_then_stuck_until_it_
     cluster.registered("web", generation)
 
 
+def test_p8_1_a_program_that_ends_while_no_daemon_listens_is_acted_upon_by_the_next_one(cluster: Cluster) -> None:
+    mark = f"1005.{os.getpid()}"
+    cluster.apply(f'[[service]]\nname = "alone"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n2"]\n')
+    generation = cluster.registered("alone")["generation"]
+    (daemon,) = daemons_of(cluster, "n2")
+    os.kill(daemon, signal.SIGKILL)
+    os.kill(program(mark), signal.SIGKILL)
+    assert cluster.registered("alone", generation)["node"] == "n2"
+    (exit_,) = cluster.occurrences("alone:exit")
+    assert (exit_["result"], exit_["in"]["generation"]) == ("succeeded", str(generation))
+
+
 def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_ended(cluster: Cluster) -> None:
     bad = cluster.directory / "bad"
     mark, hung = f"1001.{os.getpid()}", f"1002.{os.getpid()}"
@@ -151,6 +180,8 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
         """.replace(",\n                 ", ", ")
     )
     generation = cluster.registered("checked")["generation"]
+    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher"))
+    os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
     with subprocess.Popen(["/bin/sleep", "1003"]) as bystander:
         bad.touch()
         assert cluster.registered("checked", generation)["node"]
@@ -220,13 +251,8 @@ def test_p8_4_a_watcher_finds_its_way_back_to_a_restarted_daemon(cluster: Cluste
     cluster.apply('[[event_group]]\nname = "g"\n[[event_group.event]]\nname = "back"\naction = ["true"]\n')
     with watch(events=["back"], node="n1", directory=cluster.dev.directory, reconnect_s=DEADLINE_S) as watcher:
         wait("the order", lambda: watcher.wait(1.0) or watcher.asked)
-        home = cluster.dev.directory / "nodes" / "n1"
-        daemon = [
-            pid for pid in read_parents()
-            if b"muster.daemon.run" in read_command_line(pid)[:3] and str(home).encode() in read_command_line(pid)
-        ]  # fmt: skip
-        assert len(daemon) == 1
-        os.kill(daemon[0], signal.SIGKILL)
+        (daemon,) = daemons_of(cluster, "n1")
+        os.kill(daemon, signal.SIGKILL)
         assert wait("the next daemon", lambda: _verdict(watcher, "back")) == "acted upon"
 
 

@@ -49,7 +49,6 @@ The same for asyncio: `async with await watch_async(...) as watcher`, `await wat
 This package needs the standard library only; a blocking watcher needs no asyncio either.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for, and nothing else: the small watcher process of each node has no room for the rest."""
+    import importlib
+
     for module, names in _PLACES.items():
         if name in names:
             return getattr(importlib.import_module(f"muster.client.{module}"), name)

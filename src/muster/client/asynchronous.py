@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -52,7 +51,7 @@ class AsyncSubsystem:
     """A registered program. Iterate it for the notifications; made by `register_async`."""
 
     def __init__(
-        self, path: Path, request: Document, fails: bool, reconnect_s: float, judge: Judge | None = None
+        self, path: str, request: Document, fails: bool, reconnect_s: float, judge: Judge | None = None
     ) -> None:
         self._judge = judge
         self._judging: set[asyncio.Task[None]] = set()

@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +16,7 @@ from muster.client.watching import RECONNECT_S, UNKNOWN_WATCHER, Asked, Orders, 
 class AsyncWatcher:
     """A connected watcher; made by `watch_async`."""
 
-    def __init__(self, path: Path, name: str, events: Iterable[str], reconnect_s: float) -> None:
+    def __init__(self, path: str, name: str, events: Iterable[str], reconnect_s: float) -> None:
         self._path, self._reconnect_s = path, reconnect_s
         self._request = watcher_request(name, events)
         self._orders = Orders()

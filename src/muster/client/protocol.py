@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from muster.client.address import reachable
@@ -76,7 +75,7 @@ def told_from(line: Document) -> Told:
     )  # fmt: skip
 
 
-async def connect(path: Path) -> Streams:
+async def connect(path: str) -> Streams:
     """Connect to the control socket. Raises `OSError`."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -130,7 +129,7 @@ def _foreign() -> Refused:
     return Refused("what answers there is no Muster daemon", "control socket", "check the path of the control socket")
 
 
-def unreachable(path: Path, error: BaseException, tried_s: float) -> Unreachable:
+def unreachable(path: str, error: BaseException, tried_s: float) -> Unreachable:
     """The error for a daemon that did not answer."""
     words = {
         FileNotFoundError: "there is no such socket",

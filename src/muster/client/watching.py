@@ -12,7 +12,6 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -84,7 +83,7 @@ def occurrence_request(token: str, event: str, out: Mapping[str, str]) -> Docume
 class _Lines:
     """One connection: lines of JSON, both ways. Raises `OSError`, `Refused`."""
 
-    def __init__(self, path: Path, timeout_s: float) -> None:
+    def __init__(self, path: str, timeout_s: float) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._inbox = bytearray()
         try:
@@ -149,7 +148,7 @@ class _Lines:
 class Watcher:
     """A connected watcher; made by `watch`. Not for several threads at once."""
 
-    def __init__(self, path: Path, name: str, events: Iterable[str], timeout_s: float, reconnect_s: float) -> None:
+    def __init__(self, path: str, name: str, events: Iterable[str], timeout_s: float, reconnect_s: float) -> None:
         """Connect. Raises `Refused`, `Unreachable`."""
         self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
         self._request = watcher_request(name, events)
@@ -286,7 +285,7 @@ def watch(
     return Watcher(socket_path(directory, node, socket), name, events, timeout_s, reconnect_s)
 
 
-def unreachable(path: Path, error: OSError, tried_s: float) -> Unreachable:
+def unreachable(path: str, error: OSError, tried_s: float) -> Unreachable:
     """The error for a daemon that did not answer."""
     words: dict[type[OSError], str] = {
         FileNotFoundError: "there is no such socket",

@@ -21,7 +21,6 @@ import shlex
 import signal
 import time
 from collections import deque
-from pathlib import Path
 from typing import NoReturn
 
 from muster.client.errors import ClientError, Lost
@@ -62,7 +61,7 @@ def run_watcher(leash: Leash, runner: int, environment: dict[str, str], open_fil
     close_descriptors_except(())
     gc.freeze()
     gc.enable()
-    path = Path(environment["MUSTER_NODE_HOME"]) / "control.sock"
+    path = os.path.join(environment["MUSTER_NODE_HOME"], "control.sock")
     while True:
         try:
             with Watcher(path, NAME, (), 10.0, 0.0) as watcher:
