@@ -74,6 +74,7 @@ from muster.records.registers import Deadman, Lease, LeaseState
 from muster.records.timing import InconsistentProfile, Profile, check, with_drift_ms
 
 EXIT_CLEAN, EXIT_USAGE, EXIT_REFUSED, EXIT_PANIC = 0, 2, 3, 70
+_ASKED_FOR_PATIENCE = 4  # times the restart bound, for the successor of a daemon that was asked to end
 FAILED_READS_LIMIT = 20  # in a row, while starting
 MAXIMUM_CAUSE_CHARACTERS = 400
 _PACKETS_A_TURN = 256  # taken from one channel before the loop goes on
@@ -574,7 +575,8 @@ class Guard:
         elif word == "exited":
             self._pids["daemon"] = 0
             if self._daemon_up:  # one that dies again before its first pulse gets no more time
-                self._due_us["daemon"] = now_us + self._profile.restart_ms * US_PER_MS
+                patience = _ASKED_FOR_PATIENCE if rest == explain_status(0) else 1  # P10.3: no sign of a fault
+                self._due_us["daemon"] = now_us + patience * self._profile.restart_ms * US_PER_MS
             self._daemon_up = False
             self._say(f"the daemon {rest}; it is started again, the services go on")
         elif word == "leave" and not self._leaving:

@@ -203,11 +203,13 @@ class _Init:
                 self._daemon = 0
                 # On the daemon's own channel, so that it arrives after everything that the daemon had said.
                 _send(self._setup.daemon_guard, f"exited {explain_status(status)}".encode())
-                self._schedule_daemon(boottime_us())
+                self._schedule_daemon(boottime_us(), asked_for=status == 0)
 
-    def _schedule_daemon(self, now_us: int) -> None:
-        """At once after a long run; ever later, but soon enough for the guard, when it keeps dying."""
-        if now_us - self._daemon_since_us >= STABLE_MS * US_PER_MS:
+    def _schedule_daemon(self, now_us: int, *, asked_for: bool) -> None:
+        """At once after a long run, or where it was asked to end for a successor (P10.3); ever later, but soon enough
+        for the guard, when it keeps dying.
+        """
+        if asked_for or now_us - self._daemon_since_us >= STABLE_MS * US_PER_MS:
             self._delay_ms = 0
         self._start_daemon_us = now_us + self._delay_ms * US_PER_MS
         self._delay_ms = min(max(FIRST_DELAY_MS, 2 * self._delay_ms), self._longest_delay_ms)
