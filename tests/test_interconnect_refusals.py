@@ -179,6 +179,23 @@ def test_nodes_whose_version_ranges_overlap_connect(office: Office) -> None:
     run(scenario())
 
 
+def test_p10_1_a_node_that_cannot_follow_the_active_version_is_refused_and_stands_in_the_status(office: Office) -> None:
+    async def scenario() -> None:
+        new, old = Station(0, versions=(1, 3)), Station(1, versions=(1, 2))
+        async with running(office, new, old, meet=False):
+            new.interconnect.active_version = 3
+            new.interconnect.set_peers({1: (old.address,)})
+            old.interconnect.set_peers({0: ()})
+            text = "it speaks versions 1 to 2, and version 3 is active in this cluster"
+            await until(lambda: new.told(text, "install a release that knows it on node 1"), new, old)
+            assert text in new.interconnect.barred[1]
+            new.interconnect.active_version = 2
+            await until(lambda: 1 in new.interconnect.connected, new, old)
+            assert not new.interconnect.barred
+
+    run(scenario())
+
+
 def test_a_clone_under_this_nodes_own_id_is_refused(office: Office) -> None:
     async def scenario() -> None:
         station, clone = Station(0), Station(0)

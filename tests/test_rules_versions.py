@@ -7,6 +7,7 @@ from core_cluster import CoreCluster, joined_cluster
 from muster.core import revisions
 from muster.core.effects import Reply
 from muster.core.revisions import MAXIMUM_REVISIONS, MAXIMUM_UNDO_BYTES, UnknownVersion
+from muster.daemon.main import version_problem
 from muster.records.access import Author, Groups, Role
 from muster.records.messages import (
     ApplyServices,
@@ -17,7 +18,7 @@ from muster.records.messages import (
     RestartDaemon,
     RollBack,
 )
-from muster.records.state import Database, Definition, NodeState
+from muster.records.state import Cluster, Database, Definition, NodeState
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, LOWEST, Software
 
 OLD = Software(LOWEST, LOWEST)
@@ -90,6 +91,17 @@ def test_p10_1_what_a_node_ran_last_is_known_while_it_is_down() -> None:
     cluster.kill(2)
     cluster.until("it to be so", lambda: cluster.database.member(2).state is NodeState.INACTIVE)
     assert cluster.database.member(2).software.highest == HIGHEST
+
+
+def test_p10_1_a_release_that_does_not_know_the_active_version_does_not_boot() -> None:
+    def problem_at(active: int) -> str:
+        return version_problem(Database(Cluster("prod", "0" * 32, "fast", "", active_version=active)))
+
+    assert not problem_at(LOWEST)
+    assert not problem_at(HIGHEST)
+    problem = problem_at(HIGHEST + 1)
+    assert f"version {HIGHEST + 1} is active in cluster prod" in problem
+    assert f"this release knows versions {LOWEST} to {HIGHEST}" in problem
 
 
 # ---- P10.2 -----------------------------------------------------------------------------------------------------------
