@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from muster.records.messages import version_of
 from muster.records.versions import HIGHEST, LOWEST
 from recorded_samples import decode, encode, samples
 
@@ -75,6 +76,13 @@ def test_the_bytes_of_older_versions_are_read_with_nothing_lost(path: Path) -> N
     else:
         now, before = msgspec.msgpack.decode(again), msgspec.msgpack.decode(recorded)
         assert holds(now, before), f"{path}: {now} lacks something of {before}. {ADVICE}"
+
+
+def test_p10_1_a_kind_of_message_that_version_1_did_not_record_is_not_sent_at_it() -> None:
+    recorded = {path.stem for path in (FOLDER / "1").glob("message-*.bin")}
+    kinds = {name: value for name, value in samples().items() if name.startswith("message-")}
+    assert {name for name, message in kinds.items() if version_of(message) == LOWEST} == recorded
+    assert {version_of(kinds[name]) for name in kinds.keys() - recorded} == {HIGHEST}
 
 
 def test_a_release_that_lacks_the_new_fields_reads_what_this_one_writes() -> None:

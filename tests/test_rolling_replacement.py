@@ -4,6 +4,7 @@ The services keep their own record of every moment of their lives; it alone is j
 package in a folder of the test, whose metadata is replaced while the cluster runs.
 """
 
+import compileall
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ def install(site: Path, version: str) -> None:
     """Put this package there as `version`, in place of what is there."""
     shutil.rmtree(site / "muster", ignore_errors=True)
     shutil.copytree(SOURCE / "muster", site / "muster", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(site, quiet=2)  # as installers do
     for old in site.glob("muster-*.dist-info"):
         shutil.rmtree(old)
     described = site / f"muster-{version}.dist-info"
@@ -98,7 +100,8 @@ def test_p10_3_all_daemons_are_replaced_one_after_the_other_and_no_service_notic
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ["PYTHONPATH"]]))
     (folder / "services.toml").write_text(definitions(folder))
     cluster = dev_clusters()
-    cluster.up(3, "--services", str(folder / "services.toml"))
+    # on a busy machine a start takes longer than `fast` allows
+    cluster.succeed("dev", "up", "--nodes", "3", "--profile", "standard", "--services", str(folder / "services.toml"))
     cluster.wait_for(
         "all services",
         lambda status: all(status["services"][f"on-{node}"]["state"] == "registered" for node in NODES),

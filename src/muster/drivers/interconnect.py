@@ -54,6 +54,7 @@ from muster.records.messages import (
     Hello,
     Message,
     encode_message,
+    version_of,
 )
 from muster.records.timing import Profile
 
@@ -345,7 +346,7 @@ class Interconnect:
     def send(self, node: int, message: Message) -> bool:
         """Send, if `node` is connected. Never blocks; false if the message certainly does not arrive."""
         peer = self._peers.get(node)
-        if peer is None or not peer.channels:
+        if peer is None or not peer.channels or 0 < self.active_version < version_of(message):
             return False
         channel = peer.used(self._stale_s())
         if message is not self._encoded[0]:  # what goes to all is encoded once

@@ -11,7 +11,7 @@ from muster.records.access import Author
 from muster.records.events import GroupDefinition
 from muster.records.state import Definition, Entry, Level
 from muster.records.terms import NO_TERM, Term
-from muster.records.versions import VERSIONS, Software
+from muster.records.versions import HIGHEST, LOWEST, VERSIONS, Software
 
 WIRE_VERSIONS = VERSIONS  # lowest and highest version of this schema that this release understands
 MAXIMUM_FRAME_BYTES = 32 * 1024 * 1024
@@ -439,6 +439,17 @@ Message = (
     | LocalQuestion
     | LocalAnswer
 )
+
+_OF_VERSION_1 = (
+    *(Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict),
+    *(HistoryRequest, HistoryAnswer),
+)
+
+
+def version_of(message: Message) -> int:
+    """The version that added this kind of message: it is sent from that active version on (P10.1)."""
+    return LOWEST if isinstance(message, _OF_VERSION_1) else HIGHEST
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
