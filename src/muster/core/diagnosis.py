@@ -45,7 +45,7 @@ class Diagnosis(NamedTuple):
 
 def diagnose(signs: Signs, profile: Profile, nodes: int) -> Diagnosis:
     """Judge one node. The bounds are a little above what is usual, and far below those that rules act on."""
-    heard = signs.connected and signs.frame_silent_ms <= 3 * profile.heartbeat_interval_ms(nodes)
+    heard = signs.connected and signs.frame_silent_ms <= 2 * profile.heartbeat_interval_ms(nodes)
     renews = signs.lease == "live" and signs.lease_silent_ms <= 2 * (profile.renew_ms + profile.read_ms)
     writes = signs.view_silent_ms <= profile.view_ms + 3 * profile.read_ms
     if signs.own_store_lost_ms:

@@ -20,7 +20,7 @@ async def watch_signs(daemon: Daemon, own_links: OwnLinks) -> None:
         if (now := own_links.cut_off()) != cut_off:
             cut_off = now
             daemon.feed(OwnLinksChanged(cut_off))
-        late_us = 3 * profile.heartbeat_interval_ms(len(node.database.nodes)) * US_PER_MS
+        late_us = 2 * profile.heartbeat_interval_ms(len(node.database.nodes)) * US_PER_MS
         now_us = boottime_us()
         if any(node.links.frame_age_us(peer, now_us) > late_us for peer in node.database.nodes if peer != node.me):
             _remember(daemon)
