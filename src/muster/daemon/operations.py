@@ -10,7 +10,7 @@ import msgspec
 
 from muster.daemon.control import ControlRefused
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
-from muster.records.limits import MAXIMUM_SERVICES, problem_of, shown
+from muster.records.limits import MAXIMUM_DURATION_MS, MAXIMUM_SERVICES, problem_of, shown
 from muster.records.messages import (
     ApplyEvents,
     ApplyServices,
@@ -121,4 +121,6 @@ def _problem_of_texts(values: dict[str, Any]) -> str:
     for key, value in values.items():
         if isinstance(value, str) and len(value) > MAXIMUM_TEXT_CHARACTERS:
             return f"argument {key!r} has {len(value)} characters; at most {MAXIMUM_TEXT_CHARACTERS} are allowed"
+        if key == "duration_ms" and not 0 <= value <= MAXIMUM_DURATION_MS:
+            return f"argument {key!r} is {shown(value)}; allowed are 0 (until it is ended) to {MAXIMUM_DURATION_MS}"
     return ""

@@ -18,7 +18,8 @@ def present_page(answer: Document, *, whole: bool) -> Group:
     if decision is not None:
         parts += [Text(), Text(_heading(decision)), _nodes(decision["nodes"])]
     if decision is not None and _gist(decision["nodes"]) == _gist(answer["nodes"]):
-        parts += [Text(), Text("Placed now, it would go there again, by the same rules.", style="dim")]
+        if whole:
+            parts += [Text(), Text("Placed now, it would go there again, by the same rules.", style="dim")]
     elif answer["nodes"]:
         here = answer["service"]["node"] or answer["service"]["state"] != "de-registered"
         title = "If it were placed now:" if here else "Where it could go:"
