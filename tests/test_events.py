@@ -1,7 +1,12 @@
 """The rules of events: groups, occurrences, watchers, actions (SPEC 5, PROTOCOL 8), on the machine itself."""
 
-import pytest
+import re
+from pathlib import Path
 
+import pytest
+from msgspec.structs import replace
+
+from muster.client.watching import Orders
 from muster.core.events import (
     MAXIMUM_AT_WORK,
     MAXIMUM_WAITING,
@@ -22,9 +27,11 @@ from muster.core.events import (
     WatcherWent,
     substituted,
 )
+from muster.records.event_file import parse_groups
 from muster.records.event_limits import problem_of_event, problem_of_group
 from muster.records.events import EventDefinition, EventGroup, GroupDefinition, window_of
-from muster.records.messages import FailService, RestartService
+from muster.records.messages import ApplyEvents, EnableEvents, FailService, RestartService
+from muster.records.service_file import parse
 from muster.records.state import (
     Cluster,
     Database,
@@ -35,6 +42,7 @@ from muster.records.state import (
     Service,
     ServiceState,
 )
+from rounds import Rounds
 
 MS = 1000
 DISK = EventDefinition(
@@ -295,3 +303,92 @@ def test_a_wrong_event_is_refused_with_what_is_allowed(event: EventDefinition, s
 
 def test_references_without_a_value_are_empty_and_values_are_never_expanded_again() -> None:
     assert substituted(("{out.a}{in.b}{x}",), (("b", "{out.a}"),), ()) == ("{out.a}{x}",)
+
+
+def test_the_examples_of_the_documentation_can_be_applied() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[1] / "docs" / "EVENTS.md").read_text(), re.DOTALL)
+    text = "\n".join(blocks)
+    (web,) = parse(text, "EVENTS.md", ("n0", "n1"), {})
+    assert (web.run[0], web.ready_port, web.check_failures, web.check_of) == ("/usr/sbin/nginx", 8080, 2, 3)
+    (group,), problems = parse_groups(text, "EVENTS.md", ("n0", "n1"))
+    assert not problems
+    (event,) = group.events
+    assert dict(event.parameters)["failures"] == "2"
+    assert (event.rate_count, event.rate_window_ms, event.debounce_ms) == (3, 3_600_000, 600_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('windows = ["whenever"]', "windows has 'whenever'"),
+        ("nodes = [1]", "a list of texts"),
+        ("on_master = 1", "true or false"),
+        ('event = "x"', "[[event_group.event]]"),
+        ('speed = "x"', "unknown key 'speed'"),
+    ],
+)
+def test_a_wrong_group_in_a_file_is_named_with_its_line(line: str, says: str) -> None:
+    text = f'[[event_group]]\nname = "g"\n{line}\n'
+    if "event =" not in line:
+        text += '[[event_group.event]]\nname = "e"\n'
+    groups, problems = parse_groups(text, "file.toml", ("n0",))
+    assert not groups
+    assert any(says in str(problem) for problem in problems), list(map(str, problems))
+    assert str(problems[0]).startswith("file.toml:")
+
+
+def test_an_event_in_two_groups_is_refused() -> None:
+    one = '[[event_group]]\nname = "{}"\n[[event_group.event]]\nname = "e"\n'
+    _groups, problems = parse_groups(one.format("a") + one.format("b"), "file.toml")
+    assert ["event 'e' is in group 'a' too" in str(problem) for problem in problems] == [True]
+
+
+def test_a_watcher_that_connects_again_forgets_what_it_is_not_asked_for_any_more() -> None:
+    orders = Orders()
+    watch = {"in": {"a": "b"}, "environment": {}}
+    assert orders.take({"watch": "x", **watch})
+    assert orders.take({"watch": "y", **watch})
+    orders.begin()
+    assert not orders.take({"watch": "x", **watch})  # the same as before
+    assert orders.take({"settled": True})
+    assert list(orders.asked) == ["x"]
+    assert orders.take({"unwatch": "x"})
+    assert not orders.take({"unwatch": "x"})
+    assert not orders.take({"nonsense": 1})
+
+
+def test_groups_are_defined_enabled_by_hand_and_withdrawn_by_operations() -> None:
+    rounds = Rounds(2)
+    group = GroupDefinition("g", (DISK,), enabled=False)
+    done = rounds.ask(ApplyEvents((group,)))
+    assert (done.refused, done.outcome) == (False, "event groups: 1 defined, 0 changed, 0 withdrawn")
+    assert not rounds.database.event_groups["g"].enabled
+    assert not rounds.ask(EnableEvents("g", True)).refused
+    uid = rounds.database.event_groups["g"].uid
+    # what was done by hand stays when the definition changes, and so does its identity
+    assert "1 changed" in rounds.ask(ApplyEvents((replace(group, nodes=("n1",)),))).outcome
+    changed = rounds.database.event_groups["g"]
+    assert (changed.enabled, changed.uid, changed.definition.nodes) == (True, uid, ("n1",))
+    assert "0 changed" in rounds.ask(ApplyEvents((changed.definition,))).outcome
+    assert "1 withdrawn" in rounds.ask(ApplyEvents((), ("g",))).outcome
+    assert not rounds.database.event_groups
+
+
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        (ApplyEvents((GroupDefinition("h", (DISK,)),)), "event 'disk-full' is in group g and in group h"),
+        (ApplyEvents((GroupDefinition("g", (DISK,), ("n9",)),)), "names node n9, which this cluster does not have"),
+        (ApplyEvents((), ("gg",)), "there is no event group 'gg'; did you mean 'g'?"),
+        (EnableEvents("disk", False), "there is no event group 'disk'; see `muster event list`"),
+        (ApplyEvents((), ("g",), expect=77), "you expected version 77"),
+    ],
+)
+def test_a_wrong_operation_on_groups_changes_nothing(operation: ApplyEvents | EnableEvents, says: str) -> None:
+    rounds = Rounds(2)
+    rounds.ask(ApplyEvents((GroupDefinition("g", (DISK,)),)))
+    before = dict(rounds.database.event_groups)
+    done = rounds.ask(operation)
+    assert done.refused
+    assert says in done.outcome
+    assert rounds.database.event_groups == before

@@ -186,10 +186,14 @@ class SetStandby(Struct, frozen=True, array_like=True, tag="standby"):
 
 
 class ApplyEvents(Struct, frozen=True, array_like=True, tag="events"):
-    """Define or change event groups; `withdraw` names groups whose definition goes (SPEC 5.3)."""
+    """Define or change event groups; `withdraw` names groups whose definition goes (SPEC 5.3).
+
+    `expect`: the version of the configuration that it was made from; -1: whatever it is.
+    """
 
     groups: tuple[GroupDefinition, ...]
     withdraw: tuple[str, ...] = ()
+    expect: int = -1
 
 
 class EnableEvents(Struct, frozen=True, array_like=True, tag="enable"):
