@@ -183,6 +183,8 @@ def test_every_command_that_talks_to_a_node_explains_where_none_can_be_found(nam
     words = [*name.split(), *required(command), *WHOLE.get(name, ())]
     if name.startswith("debug"):
         words += ["--output", str(tmp_path / "x.tar.gz")]
+    if name == "node add":
+        words = [*name.split(), "n3", "127.0.0.1:7703"]
     if name == "apply":
         (tmp_path / "services.toml").write_text('[[service]]\nname = "x"\n')
         words = [name, str(tmp_path / "services.toml")]

@@ -13,12 +13,14 @@ on wherever the last one stopped. A member that dies is forced out and then not 
 store holds.
 """
 
+from collections.abc import Callable, Iterable
+
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
 from muster.core.refusal import Refused
-from muster.records.messages import AbandonRotation, RotateAuthority
-from muster.records.state import NodeConfig, Rotation, fingerprint
+from muster.records.messages import AbandonRotation, Report, RotateAuthority
+from muster.records.state import Member, NodeConfig, Rotation, fingerprint
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 
@@ -55,28 +57,29 @@ def advance(draft: Draft, facts: Facts) -> None:
     cluster = draft.cluster
     if not cluster.incoming or cluster.rotation_index > draft.database.index:
         return
+    waiting = behind(draft.members.values(), facts.report, cluster.rotation_index)
     match cluster.rotation:
-        case Rotation.TRUSTING if not behind(draft, facts):
+        case Rotation.TRUSTING if not waiting:
             begun = replace(cluster, rotation=Rotation.CERTIFYING, rotation_index=draft.index)
             draft.put(begun, "every member trusts the new authority")
         case Rotation.CERTIFYING if not uncertified(draft):
             settling = replace(cluster, rotation=Rotation.SETTLING, rotation_index=draft.index)
             draft.put(settling, "every node has a certificate of the new authority")
-        case Rotation.SETTLING if not behind(draft, facts):
+        case Rotation.SETTLING if not waiting:
             done = replace(cluster, authority=cluster.incoming, incoming="", rotation=Rotation.NONE, rotation_index=0)
             draft.put(done, "the old authority is dropped")
         case _:
             pass
 
 
-def behind(draft: Draft, facts: Facts) -> list[int]:
-    """The members that have not reported, in this term, that they have applied the present step's entry."""
-    nodes = []
-    for member in draft.members.values():
-        report = facts.report(member)
-        if counts(member) and (report is None or report.index < draft.cluster.rotation_index):
-            nodes.append(member.node)
-    return nodes
+def behind(members: Iterable[Member], report: Callable[[Member], Report | None], index: int) -> tuple[int, ...]:
+    """The members that have not reported, in this term, that they have applied the entry `index`."""
+    found = []
+    for member in members:
+        said = report(member) if counts(member) else None
+        if counts(member) and (said is None or said.index < index):
+            found.append(member.node)
+    return tuple(found)
 
 
 def uncertified(draft: Draft) -> list[NodeConfig]:

@@ -13,7 +13,7 @@ import itertools
 
 import msgspec
 
-from muster.core import history, mastership, membership, registration, upgrade
+from muster.core import authority, history, mastership, membership, registration, upgrade
 from muster.core.ages import Ages
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.decision import PlacedTogether
@@ -96,6 +96,7 @@ from muster.records.state import (
     Database,
     Entry,
     Level,
+    Member,
     NodeState,
     Operation,
     TransitionKind,
@@ -295,6 +296,19 @@ class Node:
         reports = self._reports() if self.is_master else {}
         performance = {node: report.performance for node, report in reports.items()}
         return Plan(self.database, dict(self._ages.told(self.database, self._now_us)), performance, self._free_bytes())
+
+    def behind_rotation(self) -> tuple[int, ...]:
+        """On the master: the members that the present step of a rotation waits for (P1.7); nobody on others."""
+        cluster = self.database.cluster
+        if not self.is_master or not cluster.incoming:
+            return ()
+        reports = self._reports()
+
+        def report(member: Member) -> Report | None:
+            found = reports.get(member.node)
+            return found if found is not None and found.incarnation == member.incarnation else None
+
+        return authority.behind(self.database.members.values(), report, cluster.rotation_index)
 
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""

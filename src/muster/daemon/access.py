@@ -22,6 +22,8 @@ ROLE_OF_OPERATION = {
     **dict.fromkeys(("maintain", "standby", "restart_daemon", "enable_events", "occurred"), Role.OPERATOR),
     **dict.fromkeys(("acknowledge", "answer", "deregister_level"), Role.OPERATOR),  # of programs that take part
     **dict.fromkeys(("apply", "evict", "configure", "roll_back", "finish_upgrade"), Role.ADMINISTRATOR),
+    **dict.fromkeys(("add_node", "remove_node", "issue_token"), Role.ADMINISTRATOR),
+    **dict.fromkeys(("rotate_authority", "abandon_rotation"), Role.ADMINISTRATOR),
 }
 ROLE_OF_QUERY = {"subsystem": Role.OPERATOR, "watcher": Role.OPERATOR, "audit": Role.OPERATOR}
 MAXIMUM_REFUSALS = 100

@@ -36,6 +36,10 @@ class AuthorityKeys:
         """Whether this node has the key of an authority (PEM)."""
         return bool(authority) and os.path.exists(self.path(authority))
 
+    def holds_all(self, cluster: Cluster) -> bool:
+        """Whether this node has the keys of the authorities that issue, or are about to."""
+        return all(self.holds(each) for each in _issuing(cluster))
+
     def keep(self, authority: str, key_pem: str) -> None:
         """Keep a key, if it is that authority's. Raises `CertificateRefused`, `OSError`."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -60,7 +64,7 @@ class AuthorityKeys:
 
     def follow(self, cluster: Cluster, peers: tuple[int, ...]) -> None:
         """Ask the `peers` for the keys that this node lacks, and delete those that nobody needs any more."""
-        known = [*split(cluster.authority), *split(cluster.incoming)]
+        known = _issuing(cluster)
         self._wanted = {fingerprint(each): each for each in known if not self.holds(each)}
         for wanted in tuple(self._wanted):
             for node in peers:
@@ -100,3 +104,9 @@ class AuthorityKeys:
             self._note("authority's key refused", str(error))
         else:
             self._note("authority's key received", f"of authority {name}")
+
+
+def _issuing(cluster: Cluster) -> list[str]:
+    """Not one that is only trusted still, beside another, because a rotation was begun again."""
+    present = split(cluster.authority)
+    return [*(present if len(present) == 1 else []), *split(cluster.incoming)]

@@ -28,6 +28,7 @@ from muster.drivers.certificates import CertificateRefused, Subject
 from muster.drivers.channel import VISITOR_GREETING, Cause
 from muster.drivers.interconnect import TroubleTable
 from muster.drivers.signing import SignRequest, sign
+from muster.records.access import NOBODY, Author
 from muster.records.messages import EnrolNode, OperationRequest
 from muster.records.state import Cluster, NodeConfig, NodeState, Rotation, fingerprint
 
@@ -38,7 +39,7 @@ GREETING_S = 5.0
 OPERATION_S = 20.0
 WELCOME = b"go\n"
 
-Operate = Callable[[str, OperationRequest, float], Awaitable[Reply | None]]
+Operate = Callable[[str, OperationRequest, float, Author], Awaitable[Reply | None]]
 
 
 class Visit(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,7 +157,7 @@ class Enrolments:
         operation = EnrolNode(
             config.node, config.generation, verifier_of(visit.token), answer.certificates[0], fingerprint(authority)
         )
-        reply = await self._operate(f"enrol-{secrets.token_hex(16)}", operation, OPERATION_S)
+        reply = await self._operate(f"enrol-{secrets.token_hex(16)}", operation, OPERATION_S, NOBODY)
         if reply is None:
             raise EnrolmentRefused("no master has decided it in time", "try again in a moment", final=False)
         if reply.refused:

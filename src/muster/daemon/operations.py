@@ -12,6 +12,8 @@ from muster.daemon.control import ControlRefused
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
 from muster.records.limits import MAXIMUM_DURATION_MS, MAXIMUM_SERVICES, problem_of, shown
 from muster.records.messages import (
+    AbandonRotation,
+    AddNode,
     ApplyEvents,
     ApplyServices,
     ClearService,
@@ -21,9 +23,11 @@ from muster.records.messages import (
     EvictNode,
     FailService,
     FinishUpgrade,
+    IssueToken,
     LeaveNode,
     OperationRequest,
     RegisterService,
+    RemoveNode,
     RestartDaemon,
     RestartService,
     RollBack,
@@ -50,6 +54,10 @@ OPERATIONS: dict[str, type[OperationRequest]] = {
     "configure": ConfigureCluster,
     "finish_upgrade": FinishUpgrade,
     "restart_daemon": RestartDaemon,
+    "add_node": AddNode,
+    "remove_node": RemoveNode,
+    "issue_token": IssueToken,
+    "abandon_rotation": AbandonRotation,
 }
 MAXIMUM_TEXT_CHARACTERS = 200  # a name that may not exist, a cause: it comes back in messages and stays in records
 

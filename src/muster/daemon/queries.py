@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from muster.daemon.certificate_queries import describe_authority, describe_node, warnings
 from muster.records.state import Database, Maintenance, Member, NodeState, Service, ServiceState, Standby, Transition
 from muster.records.terms import NO_NODE, NO_TERM, Term
 
@@ -38,6 +39,9 @@ class NodeView(Struct, frozen=True):
     conditions: dict[int, tuple[str, str]] = field(default_factory=dict)
     """node -> its condition (`core/diagnosis.py`) and the evidence, in words"""
     age_ms: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed
+    now_s: float = 0.0  # seconds since 1970, for what certificates say
+    holds_key: bool = True  # the authority's, in its home
+    behind_rotation: tuple[int, ...] = ()  # on the master: whom a rotation of the authority waits for
     waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
     barred: dict[int, str] = field(default_factory=dict)  # nodes that cannot connect with this one, and why
@@ -89,6 +93,7 @@ def status(database: Database, view: NodeView) -> Document:
         "services": {name: _service(database, database.services[name]) for name in sorted(database.services)},
         **maintenance(database, view),
         "transitions": _transitions(database, view),
+        "warnings": warnings(database, view.now_s, view.node, holds_key=view.holds_key),
     }
 
 
@@ -134,6 +139,11 @@ def maintenance(database: Database, view: NodeView) -> Document:
     }
 
 
+def authority(database: Database, view: NodeView) -> Document:
+    """The authority's certificates, and how far its replacement is (P1.7)."""
+    return describe_authority(database, view.behind_rotation, holds_key=view.holds_key)
+
+
 _QUERIES: dict[str, Query] = {
     "status": (status, ()),
     "services": (services, ()),
@@ -141,6 +151,7 @@ _QUERIES: dict[str, Query] = {
     "transitions": (transitions, ()),
     "nodes": (nodes, ()),
     "maintenance": (maintenance, ()),
+    "authority": (authority, ()),
 }
 
 
@@ -198,6 +209,7 @@ def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
     proof = member.last_proof
     return _node(database, view, node) | {
         "addresses": list(database.nodes[node].addresses),
+        **describe_node(database, database.nodes[node]),
         "levels": [{"level": level.number, "name": level.name} for level in member.levels],
         "told_level": member.told_level,
         "last_proof": proof and {"kind": proof.kind.words, "incarnation": proof.incarnation, "detail": proof.detail},

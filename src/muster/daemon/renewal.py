@@ -17,6 +17,7 @@ from muster.daemon.enrolment import Operate, issuing_authority
 from muster.daemon.trust import authority_end_s, expected_end_s
 from muster.drivers.certificates import CertificateRefused, Subject
 from muster.drivers.signing import NewAuthority, Reissue, sign
+from muster.records.access import NOBODY, Author
 from muster.records.messages import Certified, CertifyNodes, RotateAuthority
 from muster.records.state import NodeConfig, Rotation, fingerprint
 
@@ -54,7 +55,7 @@ class Certification:
                     await asyncio.wait_for(changed.wait(), pause_s)
                 await asyncio.sleep(SETTLE_S)
 
-    async def rotate(self, identity: str, *, restart: bool, timeout_s: float) -> Reply | None:
+    async def rotate(self, identity: str, *, restart: bool, timeout_s: float, author: Author) -> Reply | None:
         """Make an authority and begin to replace the present one by it (P1.7). Raises `CertificateRefused`, `OSError`.
 
         A repeated identity is answered from the record; the authority made for nothing is deleted.
@@ -64,7 +65,7 @@ class Certification:
         authority = made.certificates[0]
         self._keys.keep_fresh(authority, made.key)
         try:
-            return await self._operate(identity, RotateAuthority(authority, restart), timeout_s)
+            return await self._operate(identity, RotateAuthority(authority, restart), timeout_s, author)
         finally:
             self._keys.proposed(authority)
 
@@ -86,7 +87,7 @@ class Certification:
     def _look_for_keys(self) -> float:
         """Ask for a key of the authority that is lacking (P1.5)."""
         cluster = self._node.database.cluster
-        complete = all(self._keys.holds(each) for each in (cluster.authority, cluster.incoming) if each)
+        complete = self._keys.holds_all(cluster)
         now_s = time.monotonic()
         if not complete and now_s - self._asked_s < KEY_PAUSE_S:
             return KEY_PAUSE_S
@@ -132,7 +133,7 @@ class Certification:
             for config, certificate in zip(configs, answer.certificates, strict=True)
         )
         operation = CertifyNodes(certified, fingerprint(authority))
-        reply = await self._operate(f"certify-{secrets.token_hex(16)}", operation, OPERATION_S)
+        reply = await self._operate(f"certify-{secrets.token_hex(16)}", operation, OPERATION_S, NOBODY)
         if reply is None or reply.refused:
             self._tell("certificate not renewed", reply.outcome if reply else "no master has decided it in time")
             return False

@@ -1,9 +1,11 @@
 """What this node's control socket answers: queries from the replica, operations through the core (SPEC 8.1)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from muster.core.effects import Reply
 from muster.daemon import administration, event_pages, planning, queries
 from muster.daemon.access import Gate
 from muster.daemon.control import ControlRefused
@@ -11,6 +13,7 @@ from muster.daemon.daemon import Daemon
 from muster.daemon.diagnostics import diagnostics
 from muster.daemon.evidence import conditions, links
 from muster.daemon.operations import read_operation
+from muster.drivers.certificates import CertificateRefused
 from muster.records.access import Author
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
@@ -156,12 +159,29 @@ class Requests:
             age_ms=node.age_ms,
             barred=self._daemon.barred(),
             refused=tuple(self._gate.refused),
+            now_s=time.time(),
+            holds_key=self._daemon.keys.holds_all(node.database.cluster),
+            behind_rotation=node.behind_rotation(),
         )
 
+    async def _rotate(self, identity: str, arguments: Document, where: str, author: Author) -> Reply | None:
+        """Begin a rotation: this node makes the new authority (P1.7)."""
+        restart = arguments.get("restart", False)
+        if not isinstance(restart, bool) or set(arguments) - {"restart"}:
+            raise ControlRefused("it takes `restart`, true or false, and nothing else", where, "correct it")
+        try:
+            return await self._daemon.certification.rotate(
+                identity, restart=restart, timeout_s=OPERATION_TIMEOUT_S, author=author
+            )
+        except (CertificateRefused, OSError) as error:
+            raise ControlRefused(f"the new authority cannot be made: {error}", where, "see this node's log") from error
+
     async def _operate(self, name: str, identity: str, arguments: Document, author: Author) -> Document:
-        operation = read_operation(name, arguments)
         where = f"operation {name}"
-        reply = await self._daemon.operate(identity, operation, OPERATION_TIMEOUT_S, author)
+        if name == "rotate_authority":
+            reply = await self._rotate(identity, arguments, where, author)
+        else:
+            reply = await self._daemon.operate(identity, read_operation(name, arguments), OPERATION_TIMEOUT_S, author)
         if reply is None:
             raise ControlRefused(
                 f"no master has decided it within {OPERATION_TIMEOUT_S:.0f} s; it may still be carried out",

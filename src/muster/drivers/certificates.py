@@ -8,6 +8,7 @@ A node is named by one URI in its certificate, `muster://CLUSTER_IDENTITY/NODE_I
 people and their tools. Host names play no part in trust: a node may have any address.
 """
 
+import hashlib
 import os
 import re
 import ssl
@@ -141,6 +142,15 @@ def request_for(key_pem: str, node_name: str) -> str:
     name = _distinguished_name(node_name, "")
     builder = x509.CertificateSigningRequestBuilder().subject_name(name)
     return builder.sign(_load_key(key_pem), hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def private_key_pin(key_pem: str) -> str:
+    """The pin of a private key's public half, as `certificate_fields.key_pin`. Raises `CertificateRefused`."""
+    from cryptography.hazmat.primitives import serialization
+
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    public = _load_key(key_pem).public_key().public_bytes(serialization.Encoding.DER, form)
+    return hashlib.sha256(public).hexdigest()
 
 
 def sign_request(

@@ -24,6 +24,8 @@ _COMMANDS = {
     "audit": "muster.ui.configuration:audit",
     "upgrade": "muster.ui.upgrade:upgrade",
     "node": "muster.ui.nodes:node",
+    "enrol": "muster.ui.enrolment:enrol",
+    "authority": "muster.ui.authority:authority",
     "service": "muster.ui.services:service",
     "event": "muster.ui.events:event",
     "watcher": "muster.ui.events:watcher",

@@ -83,16 +83,17 @@ _wait_option = click.option(
 @click.option("--nodes", type=int, help="How many nodes: n0, n1, ... [3]")
 @click.option("--profile", default="fast", show_default=True, metavar="NAME", help="Latency profile.")
 @click.option("--services", "service_file", type=click.Path(path_type=Path), metavar="FILE", help="Apply these, too.")
+@click.option("--certificate-lifetime", "lifetime", default="365d", show_default=True, metavar="DURATION")
 @_wait_option
 @connection_options
 @reporting
-def up(nodes: int | None, profile: str, service_file: Path | None, wait_s: float) -> None:
+def up(nodes: int | None, profile: str, service_file: Path | None, lifetime: str, wait_s: float) -> None:
     """Make and start a cluster in DIR; returns when all nodes are joined.
 
     A cluster that was ended with `dev down --keep` comes back as it was.
     """
     directory = _directory()
-    cluster, existed = _made_or_kept(directory, nodes, profile, service_file)
+    cluster, existed = _made_or_kept(directory, nodes, profile, service_file, lifetime)
     try:
         for name in cluster.names:
             cluster.start(name)
@@ -110,7 +111,7 @@ def up(nodes: int | None, profile: str, service_file: Path | None, wait_s: float
 
 
 def _made_or_kept(
-    directory: Path, nodes: int | None, profile: str, service_file: Path | None
+    directory: Path, nodes: int | None, profile: str, service_file: Path | None, lifetime: str
 ) -> tuple[DevelopmentCluster, bool]:
     """The cluster to start, and whether it existed already. The service file is checked first. Raises `MusterError`."""
     if os.path.exists(directory / CLUSTER_FILE):
@@ -128,7 +129,9 @@ def _made_or_kept(
     check_count(count)
     if service_file is not None:
         _definitions(service_file, tuple(f"n{number}" for number in range(count)), {})
-    return create(directory, count, profile), False
+    from muster.ui.node_configuration import duration_s
+
+    return create(directory, count, profile, lifetime_s=duration_s(lifetime, "--certificate-lifetime")), False
 
 
 def _definitions(path: Path, nodes: tuple[str, ...], cluster: Document | None = None) -> list[Document]:
@@ -197,6 +200,34 @@ def leave(name: str, wait_s: float) -> None:
     """Have NODE leave gracefully; returns when it has ended."""
     _cluster().leave(name, wait_s, _say)
     click.echo(f"{name} has left")
+
+
+@dev.command()
+@click.argument("name", metavar="[NODE]", default="")
+@_wait_option
+@connection_options
+@reporting
+def add(name: str, wait_s: float) -> None:
+    """Add a node to the running cluster, by the way that a new machine takes; returns when it is joined.
+
+    Without NODE, it gets the next free name: n3, n4, ...
+    """
+    cluster = _cluster()
+    taken = set(cluster.names)
+    name = name or next(free for number in range(len(taken) + 1) if (free := f"n{number}") not in taken)
+    cluster.add(name, wait_s, _say)
+    cluster.start(name)
+    cluster.wait_joined([name], wait_s, _say)
+    click.echo(f"{name} is joined")
+
+
+@dev.command()
+@_wait_option
+@_node_command
+def remove(name: str, wait_s: float) -> None:
+    """Have NODE leave, and remove it from the cluster with all that it kept in DIR."""
+    _cluster().remove_node(name, wait_s, _say)
+    click.echo(f"{name} is removed")
 
 
 @dev.command()

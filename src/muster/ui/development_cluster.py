@@ -24,6 +24,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from muster.records.state import DEFAULT_CERTIFICATE_LIFETIME_S
 from muster.ui import node_processes
 from muster.ui.client import MusterError
 from muster.ui.connection import (
@@ -115,6 +116,46 @@ class DevelopmentCluster:
         """How a node that this process started has ended: its status, negative for a signal; None while it runs."""
         child = self._children.get(name)
         return child.poll() if child else None
+
+    def add(self, name: str, timeout_s: float, progress: Progress) -> None:
+        """Add and enrol a node, as on real machines: an operation, a token, `muster enrol`. Raises `MusterError`."""
+        from muster.ui.enrolment import become
+        from muster.ui.node_configuration import new_token
+
+        if name in self.names or os.path.lexists(self.directory / NODES_FOLDER / name):
+            raise Mistaken(f"there is a node {name!r} already", str(self.directory), "choose another name")
+        if len(self.names) >= MAXIMUM_NODES:
+            what = f"a development cluster cannot have more than {MAXIMUM_NODES} nodes"
+            raise Mistaken(what, str(self.directory), "remove one: muster dev remove")
+        (address,) = free_addresses(1)
+        token, verifier, expires_s = new_token("10m")
+        added = self.connection(timeout_s).operate(
+            "add_node", node=name, addresses=[address], verifier=verifier, expires_s=expires_s
+        )
+        progress(str(added["outcome"]))
+        home = self.directory / NODES_FOLDER / name
+        progress(become(self.directory / STORE_FILE, name, home, lambda: token, timeout_s))
+        self._describe([*self._described["nodes"], {"name": name, "address": address}])
+
+    def remove_node(self, name: str, timeout_s: float, progress: Progress) -> None:
+        """Have a node leave if it runs, remove it from the cluster, and remove its home. Raises `MusterError`."""
+        from muster.ui.node_configuration import remove_node
+
+        home = self.home(name)
+        if node_processes.is_running(home):
+            self.leave(name, timeout_s, progress)
+        others = {other: self.socket(other) for other in self.names if other != name}
+        progress(remove_node(Connection(others, timeout_s), name))
+        self._describe([node for node in self._described["nodes"] if node["name"] != name])
+        shutil.rmtree(home, ignore_errors=True)
+
+    def _describe(self, nodes: list[Document]) -> None:
+        """Record which nodes there are."""
+        self._described = {**self._described, "nodes": nodes}
+        draft = self.directory / f"{CLUSTER_FILE}.new"
+        draft.write_text(json.dumps(self._described, indent=2))
+        draft.replace(self.directory / CLUSTER_FILE)
+        self.names = [str(node["name"]) for node in nodes]
 
     def running(self) -> list[str]:
         """Names of the nodes that run anything."""
@@ -294,7 +335,14 @@ def open_cluster(directory: Path) -> DevelopmentCluster:
     return DevelopmentCluster(absolute(directory), json.loads((directory / CLUSTER_FILE).read_text()))
 
 
-def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> DevelopmentCluster:
+def create(
+    directory: Path,
+    nodes: int,
+    profile: str,
+    name: str = "dev",
+    *,
+    lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S,
+) -> DevelopmentCluster:
     """Claim `directory`, and make a store and keys for n0, n1, ... in it. Raises `MusterError`, leaving nothing."""
     directory = absolute(directory)
     made_directories = _claimable(directory)
@@ -314,7 +362,8 @@ def create(directory: Path, nodes: int, profile: str, name: str = "dev") -> Deve
     cluster = DevelopmentCluster(directory, described)
     try:
         slots = max(16, nodes)
-        cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots, slots * STORE_BYTES_PER_SLOT)
+        size = slots * STORE_BYTES_PER_SLOT
+        cluster_plan = ClusterPlan(name, tuple(plan), profile, "host", slots, size, certificate_lifetime_s=lifetime_s)
         initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)
         _let_pass(cluster)
     except BaseException:

@@ -18,6 +18,7 @@ from muster.ui.connection import (
     settings,
 )
 from muster.ui.durations import duration_option
+from muster.ui.node_configuration import add, remove, show, token
 
 _POLL_S = 0.05
 
@@ -25,7 +26,11 @@ _POLL_S = 0.05
 @click.group()
 @connection_options
 def node() -> None:
-    """List nodes, take one out of the cluster, or force one out."""
+    """List nodes, add and remove them, keep services away from one, take one out, or force one out."""
+
+
+for _command in (show, add, token, remove):
+    node.add_command(_command)
 
 
 @node.command("list")

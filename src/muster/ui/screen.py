@@ -173,6 +173,8 @@ def _heading(answer: Document) -> Text:
 def status_page(answer: Document) -> RenderableType:
     """The page of `muster status`."""
     parts: list[RenderableType] = [_heading(answer), Text(), nodes_table(answer)]
+    for warning in answer.get("warnings", ()):
+        parts.insert(1, Text(f"warning: {_plain(warning)}", style="yellow"))
     if answer["services"]:
         parts += [Text(), services_table(answer)]
     if answer["transitions"]:
@@ -233,15 +235,64 @@ def _straggler(straggler: Document) -> Text:
 
 def show_nodes(answer: Document) -> None:
     """The page of `muster node list`."""
-    table = _table("NODE", "STATE", "INCARNATION", "ADDRESSES", "LEVELS", "LAST PROOF OF DEATH")
+    table = _table("NODE", "STATE", "INCARNATION", "ADDRESSES", "LEVELS", "CERTIFICATE ENDS", "LAST PROOF OF DEATH")
     for name, node in answer["nodes"].items():
         levels = ", ".join(f"{level['level']} {level['name']}" for level in node["levels"])
         proof = node["last_proof"]
         evidence = f"{proof['kind']}: {proof['detail']}" if proof else ""
         state = _state(node["state"])
         addresses = ", ".join(node["addresses"])
-        table.add_row(name, state, str(node["incarnation"]), _plain(addresses), _plain(levels), _in_short(evidence))
+        number = str(node["incarnation"])
+        table.add_row(name, state, number, _plain(addresses), _plain(levels), _ends(node), _in_short(evidence))
     console().print(table)
+
+
+def _ends(node: Document) -> Text:
+    """When a node's certificate ends, or that it has none yet."""
+    if node["certificate"]:
+        return Text(str(node["certificate"]["ends"])[:10])
+    return Text(f"not enrolled; token until {node['token_ends']}" if node["token_ends"] else "not enrolled", "yellow")
+
+
+def show_node(name: str, node: Document) -> None:
+    """The page of `muster node show`."""
+    table = _table("", "")
+    certificate = node["certificate"] or {}
+    for key in ("id", "generation", "state", "incarnation", "live", "link", "addresses", "services", "cause"):
+        _row(table, key, node[key])
+    _row(table, "levels", [f"{level['level']} {level['name']};" for level in node["levels"]])
+    _row(table, "certificate ends", certificate.get("ends", "not enrolled"))
+    _row(table, "certificate", certificate.get("fingerprint", ""))
+    _row(table, "issued by authority", certificate.get("authority", ""))
+    _row(table, "open token ends", node["token_ends"])
+    if proof := node["last_proof"]:
+        _row(table, "last proof of death", f"incarnation {proof['incarnation']}: {proof['kind']}, {proof['detail']}")
+    console().print(Text(name, style="bold"))
+    console().print(table)
+
+
+def show_authority(answer: Document) -> None:
+    """The page of `muster authority show`."""
+    table = _table("AUTHORITY", "", "ENDS")
+    for authority in answer["present"]:
+        table.add_row(authority["fingerprint"], "present", authority["ends"])
+    if incoming := answer["incoming"]:
+        table.add_row(incoming["fingerprint"], Text("incoming", style="yellow"), incoming["ends"])
+    console().print(table)
+    if incoming:
+        click.echo(rotation_progress(answer))
+
+
+def rotation_progress(answer: Document) -> str:
+    """In words, how far a rotation of the authority has come."""
+    words = {
+        "trusting": "step 1 of 3, every member is told of the new authority",
+        "certifying": "step 2 of 3, every certificate is issued anew",
+        "settling": "step 3 of 3, every member shows its new certificate; then the old authority goes",
+    }
+    text = words.get(answer["step"], "no rotation is under way")
+    waiting = answer["waiting_for"] or answer["not_yet_certified"]
+    return text + (f"; waiting for {', '.join(waiting)}" if waiting else "")
 
 
 def show_services(answer: Document) -> None:

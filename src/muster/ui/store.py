@@ -37,6 +37,9 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.option("--keys", type=click.Path(path_type=Path), metavar="DIR", help="Where private keys go [NAME-keys].")
 @click.option("--slots", type=int, default=16, show_default=True, help="How many nodes the store has room for.")
 @click.option("--size", metavar="BYTES", help="Size of the store, as 64M or 1G [64M for a host, 256M shared].")
+@click.option(
+    "--certificate-lifetime", default="365d", show_default=True, metavar="DURATION", help="Of nodes' certificates."
+)
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option(
     "--active-version",
@@ -57,13 +60,15 @@ def init(
     keys: Path | None,
     slots: int,
     size: str | None,
+    certificate_lifetime: str,
     force: bool,
     active_version: int,
 ) -> None:
     """Make the store of a new cluster at PATH, its authority, and a private key for each node.
 
-    Refuses to overwrite anything, and says what is there. Carry each node's folder of keys to that node; keep the
-    authority's folder safe: it makes certificates for further nodes. No private key is in the store.
+    Refuses to overwrite anything, and says what is there. Carry each node's folder of keys to that node; it holds the
+    authority's key too, so that any member can enrol further nodes. No private key is in the store. Certificates are
+    renewed before they end, by the nodes themselves.
 
     \b
     Examples:
@@ -71,12 +76,14 @@ def init(
       muster init ./store --name test --nodes n0=127.0.0.1:7700 --scope host --profile fast
     """
     from muster.ui.initialisation import ClusterPlan, initialise, parse_nodes
+    from muster.ui.node_configuration import duration_s
     from muster.ui.profile import parse_overrides
 
+    lifetime_s = duration_s(certificate_lifetime, "--certificate-lifetime")
+    overrides = parse_overrides(timers)
     plan = ClusterPlan(
-        name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), parse_overrides(timers),
-        active_version=active_version,
-    )  # fmt: skip
+        name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), overrides, lifetime_s, active_version
+    )
     folder = keys if keys is not None else Path(f"{name}-keys")
     identity = initialise(path.absolute(), plan, folder.absolute(), force=force)
     click.echo(f"{path} holds the new cluster {name} ({identity}) of {len(plan.nodes)} nodes; its keys are in {folder}")

@@ -1,0 +1,109 @@
+"""Commands about the cluster's authority: show it, replace it (P1.7)."""
+
+import time
+
+import click
+
+from muster.ui.client import MusterError
+from muster.ui.connection import (
+    Connection,
+    Document,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+_POLL_S = 0.2
+
+
+@click.group()
+@connection_options
+def authority() -> None:
+    """The cluster's own authority, which issues the nodes' certificates: show it, or replace it."""
+
+
+@authority.command()
+@json_option
+@connection_options
+@reporting
+def show(as_json: bool) -> None:
+    """The authority, when it ends, and how far its replacement has come."""
+    answer = settings().connection().query("authority")
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.screen import show_authority
+
+    show_authority(answer)
+
+
+@authority.command()
+@click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
+@click.option("--restart", is_flag=True, help="Also where a rotation is under way whose new key is lost.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun, not when it is done.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@connection_options
+@reporting
+def rotate(yes: bool, restart: bool, no_wait: bool, wait_s: float) -> None:
+    """Replace the authority and its key while everything runs; no service is touched, no connection interrupted.
+
+    Shows what it would do; --yes does it. Three steps: every member trusts the new authority beside the old one; every
+    certificate is issued anew; the old authority is dropped. Each waits for all members; a node that dies is waited for
+    until it is forced out. Nodes keep their own keys, so one that is down boots as ever when it comes back.
+    """
+    connection = settings().connection()
+    before = connection.query("authority")
+    if not yes:
+        _show_plan(connection, before)
+        return
+    click.echo(connection.operate("rotate_authority", restart=restart)["outcome"])
+    if not no_wait:
+        _wait(connection, wait_s)
+
+
+@authority.command()
+@connection_options
+@reporting
+def abandon() -> None:
+    """Give a rotation up that is still in its first step."""
+    click.echo(settings().connection().operate("abandon_rotation")["outcome"])
+
+
+def _show_plan(connection: Connection, answer: Document) -> None:
+    nodes = connection.query("nodes")["nodes"]
+    for present in answer["present"]:
+        click.echo(f"present authority: {present['fingerprint']}, ends {present['ends']}")
+    for name, found in nodes.items():
+        certificate = found["certificate"]
+        after = "gets a certificate of the new authority" if certificate else "is not enrolled: nothing changes"
+        click.echo(f"  {name:<8} {found['state']:<15} {after}")
+    silent = [name for name, found in nodes.items() if found["state"] != "inactive" and not found["live"]]
+    if silent:
+        click.echo(f"it would wait for {', '.join(silent)}: silent, and not proven to have stopped")
+    if answer["incoming"]:
+        click.echo(f"a rotation is under way already ({answer['step']}): muster authority show")
+    click.echo("--yes does it")
+
+
+def _wait(connection: Connection, wait_s: float) -> None:
+    from muster.ui.screen import rotation_progress
+
+    deadline = time.monotonic() + wait_s
+    said = ""
+    while True:
+        answer = connection.query("authority")
+        if answer["incoming"] is None:
+            click.echo(
+                f"the authority is now {answer['present'][0]['fingerprint']}, until {answer['present'][0]['ends']}"
+            )
+            return
+        text = rotation_progress(answer)
+        if text != said:
+            click.echo(text, err=True)
+            said = text
+        if time.monotonic() > deadline:
+            next_step = "it goes on; see muster authority show, and muster status for who is silent"
+            raise MusterError(f"after {wait_s:g} s: {text}", f"cluster {answer['cluster']}", next_step)
+        time.sleep(_POLL_S)

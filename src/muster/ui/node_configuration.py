@@ -1,0 +1,168 @@
+"""Commands about which nodes there are: show, add, token, remove (P1.2-P1.4). They belong to `muster node`."""
+
+import hashlib
+import secrets
+import time
+from datetime import UTC, datetime
+
+import click
+
+from muster.records.limits import addresses_problem, node_name_problem
+from muster.ui.client import MusterError
+from muster.ui.connection import (
+    Connection,
+    Document,
+    Mistaken,
+    complete_nodes,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+)
+
+_POLL_S = 0.05
+_LEASE_WAIT_S = 10.0  # for the tombstone of a node that has just ended to be read
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_LONGEST_TOKEN_S = 30 * 24 * 3600
+
+
+@click.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@json_option
+@connection_options
+@reporting
+def show(name: str, as_json: bool) -> None:
+    """NODE in full: state, addresses, levels, certificate and when it ends."""
+    found = _configured(settings().connection(), name)
+    if as_json:
+        print_json({"name": name, **found})
+        return
+    from muster.ui.screen import show_node
+
+    show_node(name, found)
+
+
+_lifetime_option = click.option(
+    "--expires",
+    "lifetime",
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the token is good: 30m, 1h, 2d.",
+)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.argument("addresses", metavar="HOST:PORT...", nargs=-1, required=True)
+@_lifetime_option
+@json_option
+@connection_options
+@reporting
+def add(name: str, addresses: tuple[str, ...], lifetime: str, as_json: bool) -> None:
+    """Configure a new node NAME while the cluster runs, and print the one-time token that its machine enrols with.
+
+    Several addresses are several links of the node. The token is all that is printed on standard output. It is shown
+    once and stored nowhere: `muster node token` makes another one.
+
+    \b
+    Examples:
+      muster node add n3 10.0.0.3:7700
+      muster node add n3 10.0.0.3:7700 10.1.0.3:7700 --expires 10m > n3.token
+    """
+    if problem := node_name_problem(name) or addresses_problem(addresses):
+        what, _, next_step = problem.partition(": ")
+        raise Mistaken(what, "muster node add", next_step or "correct it")
+    token, verifier, expires_s = new_token(lifetime)
+    connection = settings().connection()
+    answer = connection.operate(
+        "add_node", node=name, addresses=list(addresses), verifier=verifier, expires_s=expires_s
+    )
+    _print_token(name, token, expires_s, str(answer["outcome"]), as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@_lifetime_option
+@json_option
+@connection_options
+@reporting
+def token(name: str, lifetime: str, as_json: bool) -> None:
+    """Print a new one-time token for NODE, which does not run: its machine, or another one, can be enrolled with it.
+
+    For a node that was not enrolled in time, one whose certificate has expired, or a machine that is replaced. Earlier
+    tokens of NODE are void.
+    """
+    made, verifier, expires_s = new_token(lifetime)
+    answer = settings().connection().operate("issue_token", node=name, verifier=verifier, expires_s=expires_s)
+    _print_token(name, made, expires_s, str(answer["outcome"]), as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
+@connection_options
+@reporting
+def remove(name: str, yes: bool) -> None:
+    """Take NODE, which must be inactive, out of the configuration for good: its slot is free, its key worth nothing.
+
+    Shows what it would do; --yes does it. First have it leave: muster node leave NODE.
+    """
+    connection = settings().connection()
+    found = _configured(connection, name)
+    if not yes:
+        click.echo(
+            f"would remove {name}: node {found['id']}, {found['state']}, addresses {' '.join(found['addresses'])}"
+        )
+        click.echo("its key is no longer accepted from then on, and its slot is free; --yes does it")
+        return
+    click.echo(remove_node(connection, name))
+
+
+def remove_node(connection: Connection, name: str) -> str:
+    """Remove a node; one that has just ended is waited for until its lease shows that. Raises `MusterError`."""
+    deadline = time.monotonic() + _LEASE_WAIT_S
+    while _configured(connection, name)["state"] == "inactive" and time.monotonic() < deadline:
+        if not _configured(connection, name)["live"]:
+            break
+        time.sleep(_POLL_S)
+    return str(connection.operate("remove_node", node=name)["outcome"])
+
+
+def new_token(lifetime: str) -> tuple[str, str, int]:
+    """A token, its verifier, and when it ends (seconds since 1970). The token never leaves this process but as output.
+
+    Raises `Mistaken` for a lifetime that is none.
+    """
+    seconds = duration_s(lifetime, "--expires")
+    if not 0 < seconds <= _LONGEST_TOKEN_S:
+        raise Mistaken(f"a token cannot be good for {lifetime}", "--expires", "choose 1s to 30d")
+    made = secrets.token_urlsafe(32)
+    return made, hashlib.sha256(made.encode()).hexdigest(), int(time.time()) + seconds
+
+
+def duration_s(text: str, where: str) -> int:
+    """Seconds from 90, 90s, 30m, 1h or 2d. Raises `Mistaken`."""
+    digits, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS_S else (text, "s")
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 9:
+        raise Mistaken(f"{text!r} is no duration", where, "write a number with s, m, h or d, as 30m")
+    return int(digits) * _UNITS_S[unit]
+
+
+def _print_token(name: str, made: str, expires_s: int, outcome: str, *, as_json: bool) -> None:
+    ends = f"{datetime.fromtimestamp(expires_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if as_json:
+        print_json({"node": name, "token": made, "ends": ends, "outcome": outcome})
+        return
+    click.echo(f"{outcome}, until {ends}", err=True)
+    click.echo(f"  on its machine: muster enrol --store PATH --name {name} --start   (it asks for the token)", err=True)
+    click.echo(made)
+
+
+def _configured(connection: Connection, name: str) -> Document:
+    nodes = connection.query("nodes")["nodes"]
+    if name not in nodes:
+        raise MusterError(f"there is no node {name!r}", "the cluster's configuration", "it has " + ", ".join(nodes))
+    found: Document = nodes[name]
+    return found
