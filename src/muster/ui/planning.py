@@ -71,11 +71,14 @@ def plan(file: Path | None, as_json: bool, **changes: tuple[str, ...]) -> None:
 def _file_operation(connection: Connection, file: Path) -> list[Document]:
     import msgspec
 
-    from muster.ui.services import read_service_file
+    from muster.ui.services import parents_of, read_service_file
 
     nodes = tuple(connection.query("nodes")["nodes"])
-    definitions = [msgspec.to_builtins(definition) for definition in read_service_file(file, nodes)]
-    return [_operation("apply", definitions=definitions, withdraw=[])]
+    services, groups = read_service_file(file, nodes, parents_of(connection.query("services")))
+    definitions = [msgspec.to_builtins(definition) for definition in services]
+    operations = [_operation("apply", definitions=definitions, withdraw=[])] if definitions else []
+    found = [msgspec.to_builtins(group) for group in groups]
+    return operations + ([_operation("apply_events", groups=found, withdraw=[])] if found else [])
 
 
 def _operations(changes: dict[str, tuple[str, ...]]) -> list[Document]:

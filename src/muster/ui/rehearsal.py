@@ -1,10 +1,11 @@
 """The command `muster rehearse`: a script of boots, leaves and failures, played by the very rules (SPEC 8.4)."""
 
+import json
 from typing import TYPE_CHECKING
 
 import click
 
-from muster.ui.connection import EXIT_REFUSED, Document, Mistaken, json_option, print_json, reporting
+from muster.ui.connection import EXIT_REFUSED, Document, Mistaken, json_option, reporting
 from muster.ui.service_table import ServiceTable, show_verdict
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class _JsonLines:
         self._line(last)
 
     def _line(self, document: Document) -> None:
-        print_json(document, line=True)
+        click.echo(json.dumps(document, ensure_ascii=False))  # its form is that of the scenario language, as it is
 
 
 class _Table:

@@ -72,7 +72,7 @@ def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     except Unreachable:
         read_service_file(file)  # what is wrong with the text alone can be said without any node
         raise
-    definitions, groups = read_service_file(file, nodes, _parents(current))
+    definitions, groups = read_service_file(file, nodes, parents_of(current))
     documents = [msgspec.to_builtins(definition) for definition in definitions]
     changes = [_change(document, current["services"].get(document["name"])) for document in documents]
     of_groups = _changes_of_groups(connection, groups) if groups else []
@@ -135,7 +135,7 @@ def read_service_file(
         raise Mistaken(what, "\n         ".join(lines), next_step) from error
 
 
-def _parents(answer: Document) -> dict[str, Any]:
+def parents_of(answer: Document) -> dict[str, Any]:
     """The services that the cluster has, as far as groups are concerned: what else they are is its own matter."""
     from muster.records.state import Definition
 
@@ -148,13 +148,17 @@ def _parents(answer: Document) -> dict[str, Any]:
 
 def _change(document: Document, current: Document | None) -> Document:
     """What applying one definition changes: `change` is `new`, `changed` or `unchanged`; `keys` {key: [old, new]}."""
+    import msgspec
+
+    from muster.records.state import Definition
+
     name = document["name"]
     if current is None:
         return {"service": name, "change": "new", "keys": {}}
-    old = current["definition"]
-    # both as JSON has them: a list and a tuple are the same there
-    keys = {key: [old.get(key), list(value) if isinstance(value, tuple) else value] for key, value in document.items()}
-    keys = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+    # what is left out is the default, on either side
+    old, new = (msgspec.convert(each, Definition) for each in (current["definition"], document))
+    pairs = {key: [getattr(old, key), getattr(new, key)] for key in Definition.__struct_fields__}
+    keys = {key: msgspec.to_builtins(pair) for key, pair in pairs.items() if pair[0] != pair[1]}
     return {"service": name, "change": "changed" if keys or current.get("removed") else "unchanged", "keys": keys}
 
 
