@@ -96,7 +96,10 @@ def one_round(cluster: FaultyCluster, choices: random.Random) -> None:
         cluster.operate(nodes[1], "leave", node=nodes[2])
     else:
         number = signal.SIGKILL if what == "kill" else signal.SIGSTOP
-        cluster.await_end(cluster.strike(Fault(nodes[2], number, ())))
+        hit = cluster.strike(Fault(nodes[2], number, ()))
+        if what == "hang" and not hit.must_end_node:
+            cluster.resume(hit)  # it had not come so far that anything would end it
+        cluster.await_end(hit)
     cluster.settle(whole=choices.random() < 0.5)
 
 
