@@ -383,6 +383,7 @@ def test_requests_about_a_dead_node_are_refused_and_a_full_log_costs_lines_only(
             until("it to answer", lambda: running.run("status", "--node", "n2").returncode == 0)
             assert running.status("n2")["nodes"]["n2"]["incarnation"] == first["incarnation"]
             assert running.status("n2")["nodes"]["n2"]["state"] == "joined"
+            assert "is no regular file" in clear(running.run("dev", "logs", "n2"), 1)  # zeros without an end
         finally:
             (home / "log").unlink()
             (home / "log.before").rename(home / "log")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from muster.ui import redaction
 from muster.ui.client import MusterError
 from muster.ui.connection import Connection, Document, Unreachable
+from muster.ui.log_end import end_of
 
 LOG_BYTES = 4 << 20  # of each log file, from its end
 MAXIMUM_ACCOUNTS = 25  # transitions whose merged account is asked for
@@ -141,7 +142,7 @@ def gather_log(bundle: Bundle, name: str, path: Path) -> None:
         file = path.with_name(path.name + suffix)
         if suffix == "" or file.exists():
             about = f"the end of {name}'s log {file}"
-            bundle.add_text(f"logs/{name}.log{suffix}", about, partial(_end_of, file))
+            bundle.add_text(f"logs/{name}.log{suffix}", about, partial(end_of, file, LOG_BYTES))
 
 
 def gather_journal(bundle: Bundle) -> None:
@@ -155,15 +156,6 @@ def gather_journal(bundle: Bundle) -> None:
         "systemd's log of musterd",
         lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout[-LOG_BYTES:],
     )
-
-
-def _end_of(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(max(0, size - LOG_BYTES))
-        data = file.read(LOG_BYTES)
-    return (data.partition(b"\n")[2] if size > LOG_BYTES else data).decode(errors="replace")
 
 
 def gather_store(bundle: Bundle, path: Path) -> None:

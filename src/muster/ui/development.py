@@ -24,6 +24,7 @@ from muster.ui.connection import (
     settings,
 )
 from muster.ui.development_cluster import DevelopmentCluster, check_count, create, open_cluster
+from muster.ui.log_end import open_log
 
 _FOLLOW_S = 0.2
 P = ParamSpec("P")
@@ -275,12 +276,15 @@ def logs(name: str, lines: int, follow: bool) -> None:
         path = cluster.log(one)
         prefix = f"{one}: " if len(names) > 1 else ""
         try:
-            with path.open(errors="replace") as file:
+            with open_log(path) as file:
                 for line in deque(file, maxlen=lines):
-                    click.echo(prefix + line.rstrip("\n"))
+                    click.echo(prefix + line.decode(errors="replace").rstrip("\n"))
                 positions[one] = file.tell()
         except FileNotFoundError:
             positions[one] = 0  # never started yet
+        except OSError as error:
+            what = f"the log of {one} cannot be read: {error.strerror or error}"
+            raise MusterError(what, str(path), f"see what it is: ls -lL {path}") from error
     while follow:
         time.sleep(_FOLLOW_S)
         for one in names:
@@ -290,10 +294,12 @@ def logs(name: str, lines: int, follow: bool) -> None:
 def _print_new(path: Path, position: int, prefix: str) -> int:
     """Print whole lines after `position` bytes; the position after them."""
     try:
-        with path.open("rb") as file:
+        with open_log(path) as file:
+            if os.fstat(file.fileno()).st_size < position:
+                position = 0  # it was full and has been emptied
             file.seek(position)
             data = file.read(1024 * 1024)
-    except FileNotFoundError:
+    except OSError:
         return 0
     whole = data.rpartition(b"\n")[0]
     for line in whole.splitlines():

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import SystemRandom
@@ -41,6 +40,7 @@ from muster.ui.connection import (
     unknown_node,
 )
 from muster.ui.initialisation import ClusterPlan, NodePlan, initialise
+from muster.ui.log_end import is_log_file, last_lines
 
 LOG_FILE = "log"
 STORE_FILE = "store"
@@ -97,9 +97,12 @@ class DevelopmentCluster:
             next_step = f"to cut its power: {command_about(self.directory, f'dev kill {name}')}"
             raise MusterError(f"{name} already runs, as process {found[0].pid}", str(home), next_step)
         command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
-        command += ["--node", name, "--home", str(home), "--log-file", str(self.log(name))]
+        command += ["--node", name, "--home", str(home)]
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe that nobody reads holds up nobody
         try:
-            with os.fdopen(os.open(self.log(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, _PRIVATE), "ab") as log:
+            with os.fdopen(os.open(self.log(name), flags, _PRIVATE), "ab") as log:
+                if is_log_file(log.fileno()):  # a device is written to, as well as that goes, and needs no bound
+                    command += ["--log-file", str(self.log(name))]
                 self._children[name] = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -297,11 +300,7 @@ class DevelopmentCluster:
 
     def log_tail(self, name: str, lines: int = LOG_TAIL_LINES) -> str:
         """The last lines of a node's log."""
-        try:
-            with self.log(name).open(errors="replace") as file:
-                return "".join(deque(file, maxlen=lines)).rstrip()
-        except OSError as error:
-            return f"(no log: {error.strerror})"
+        return last_lines(self.log(name), lines)
 
     def _ended_early(self, name: str, status: int) -> MusterError:
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
