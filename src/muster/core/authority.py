@@ -2,7 +2,8 @@
 
 Theory of operation. Three barriers lie between the old authority alone and the new one alone; each is passed when every
 member's report shows that it has applied the entry that began the step, so no member is ever met with a certificate
-that it cannot judge:
+that it cannot judge; the first and the last also wait until every member has fetched the incoming authority's key, so
+that no single disk can take the only key with it that certificates in use depend on:
 
     trusting     the incoming authority is committed: from its commit on a node accepts certificates of both
     certifying   the master has every node's certificate issued anew, for the key that the node has
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from muster.core.draft import Draft, Facts, counts
 from muster.core.refusal import Refused
 from muster.records.messages import AbandonRotation, Report, RotateAuthority
-from muster.records.state import Member, NodeConfig, Rotation, fingerprint
+from muster.records.state import Cluster, Member, NodeConfig, Rotation, fingerprint
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 
@@ -57,11 +58,11 @@ def advance(draft: Draft, facts: Facts) -> None:
     cluster = draft.cluster
     if not cluster.incoming or cluster.rotation_index > draft.database.index:
         return
-    waiting = behind(draft.members.values(), facts.report, cluster.rotation_index)
+    waiting = behind(draft.members.values(), facts.report, cluster)
     match cluster.rotation:
         case Rotation.TRUSTING if not waiting:
             begun = replace(cluster, rotation=Rotation.CERTIFYING, rotation_index=draft.index)
-            draft.put(begun, "every member trusts the new authority")
+            draft.put(begun, "every member trusts the new authority and has its key")
         case Rotation.CERTIFYING if not uncertified(draft):
             settling = replace(cluster, rotation=Rotation.SETTLING, rotation_index=draft.index)
             draft.put(settling, "every node has a certificate of the new authority")
@@ -72,14 +73,22 @@ def advance(draft: Draft, facts: Facts) -> None:
             pass
 
 
-def behind(members: Iterable[Member], report: Callable[[Member], Report | None], index: int) -> tuple[int, ...]:
-    """The members that have not reported, in this term, that they have applied the entry `index`."""
+def behind(members: Iterable[Member], report: Callable[[Member], Report | None], cluster: Cluster) -> tuple[int, ...]:
+    """The members that have not reported, in this term, that they have applied the entry that began the present step,
+    or, outside of the issuing of certificates, that they hold the incoming authority's key (P1.7).
+    """
+    key = fingerprint(cluster.incoming) if cluster.rotation is not Rotation.CERTIFYING else ""
     found = []
     for member in members:
         said = report(member) if counts(member) else None
-        if counts(member) and (said is None or said.index < index):
+        if counts(member) and (said is None or said.index < cluster.rotation_index or _lacks(said, key)):
             found.append(member.node)
     return tuple(found)
+
+
+def _lacks(said: Report, key: str) -> bool:
+    """Whether a member says which keys it holds, and this one is not among them; older releases do not say."""
+    return bool(key) and said.keys is not None and key not in said.keys
 
 
 def uncertified(draft: Draft) -> list[NodeConfig]:

@@ -131,6 +131,12 @@ class PerformanceMeasured(Struct, frozen=True):
     performance: Performance
 
 
+class KeysHeld(Struct, frozen=True):
+    """The authorities, by fingerprint, whose private key this node holds now (P1.5, P1.7)."""
+
+    authorities: tuple[str, ...]
+
+
 class OwnLinksChanged(Struct, frozen=True):
     """The interfaces that carry this node's addresses have all lost their link, or one has one again (SPEC 7.4)."""
 
@@ -158,6 +164,7 @@ Input = (
     | OperationRequested
     | FenceConfirmed
     | PerformanceMeasured
+    | KeysHeld
     | OwnLinksChanged
     | Tick
 )

@@ -44,6 +44,7 @@ from muster.core.inputs import (
     FenceConfirmed,
     Input,
     JournalRead,
+    KeysHeld,
     LevelGone,
     LevelRegistered,
     MessageReceived,
@@ -165,6 +166,7 @@ class Node:
         self._ages = Ages()
         self._questions = Questions()
         self._performance: Performance | None = None  # as it was last told
+        self._keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
         self._last_report: Report | None = None
         self._report_us = 0  # when it was sent
         self._report_due_us: int | None = None
@@ -308,7 +310,7 @@ class Node:
             found = reports.get(member.node)
             return found if found is not None and found.incarnation == member.incarnation else None
 
-        return authority.behind(self.database.members.values(), report, cluster.rotation_index)
+        return authority.behind(self.database.members.values(), report, cluster)
 
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""
@@ -369,6 +371,11 @@ class Node:
             case PerformanceMeasured(performance=performance):
                 if is_news(self._performance, performance):
                     self._performance = performance
+                    self._send_report()
+            case KeysHeld(authorities=authorities):
+                self._may_decide_anew = authorities != self._keys
+                if authorities != self._keys:
+                    self._keys = authorities
                     self._send_report()
             case FenceConfirmed(node=node, incarnation=incarnation, detail=detail):
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
@@ -890,6 +897,7 @@ class Node:
             self._executor.states(self.database),
             performance=self._performance,
             software=self._software,
+            keys=self._keys,
         )
 
     def _levels(self) -> list[Level]:

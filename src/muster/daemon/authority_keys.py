@@ -20,11 +20,17 @@ MAXIMUM_KEY_BYTES = 16 * 1024
 
 
 class AuthorityKeys:
-    """The keys of one node. `send` sends to a node; `note` records an event."""
+    """The keys of one node. `send` sends to a node; `note` records an event; `arrived` is called after a key came."""
 
-    def __init__(self, home: Path, send: Callable[[int, Message], None], note: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        send: Callable[[int, Message], None],
+        note: Callable[[str, str], None],
+        arrived: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder = home / FOLDER
-        self._send, self._note = send, note
+        self._send, self._note, self._arrived = send, note, arrived
         self._wanted: dict[str, str] = {}  # fingerprint -> certificate, of keys that this node has asked for
         self._fresh: set[str] = set()  # fingerprints of authorities that this node has made and is about to propose
 
@@ -39,6 +45,10 @@ class AuthorityKeys:
     def holds_all(self, cluster: Cluster) -> bool:
         """Whether this node has the keys of the authorities that issue, or are about to."""
         return all(self.holds(each) for each in _issuing(cluster))
+
+    def held(self, cluster: Cluster) -> tuple[str, ...]:
+        """Fingerprints of those authorities whose keys it has."""
+        return tuple(fingerprint(each) for each in _issuing(cluster) if self.holds(each))
 
     def keep(self, authority: str, key_pem: str) -> None:
         """Keep a key, if it is that authority's. Raises `CertificateRefused`, `OSError`."""
@@ -104,6 +114,7 @@ class AuthorityKeys:
             self._note("authority's key refused", str(error))
         else:
             self._note("authority's key received", f"of authority {name}")
+            self._arrived()
 
 
 def _issuing(cluster: Cluster) -> list[str]:

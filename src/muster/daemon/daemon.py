@@ -40,6 +40,7 @@ from muster.core.inputs import (
     CommandFinished,
     Input,
     JournalRead,
+    KeysHeld,
     MessageReceived,
     OperationRequested,
     PeerConnected,
@@ -105,8 +106,10 @@ class Daemon:
         self._placements = PlacementRecord()
         self.events = EventManager(node, self.operate, self.note, boottime_us)
         self.credentials = Credentials(node.me, home, self.note)
-        self.keys = AuthorityKeys(home, self._send, self.note)
-        self.certification = Certification(node, self.keys, self.operate, self.changes, self.note)
+        self.keys = AuthorityKeys(home, self._send, self.note, self._tell_of_change)
+        self.certification = Certification(
+            node, self.keys, self.operate, self.changes, self.note, lambda held: self.feed(KeysHeld(held))
+        )
         self.enrolments = Enrolments(node, self.keys, self.operate, self.note)
         self.gathering = Gathering(node, self._known_here, self._send)
         self.why = Why(node, self._placements, self.gathering, boottime_us)
@@ -135,6 +138,7 @@ class Daemon:
         self._spawn(self._measure_performance())
         self._spawn(self.certification.run())
         self._carry_out(self.node.start(boottime_us()))
+        self.feed(KeysHeld(self.keys.held(self.node.database.cluster)))  # before its first report
         self.subsystems.restore()
         self.events.start(runner)
         self._rearm()
@@ -319,6 +323,9 @@ class Daemon:
         self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
         self.events.replica_advanced()
+        self._tell_of_change()
+
+    def _tell_of_change(self) -> None:
         for event in self._changed:
             event.set()
 

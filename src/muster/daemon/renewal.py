@@ -31,7 +31,9 @@ _FAILURE_SHARE = 20  # a failed renewal is tried again after one part in so many
 
 
 class Certification:
-    """Keeps the certificates of one node's record good. `changes` tells of every commit."""
+    """Keeps the certificates of one node's record good. `changes` tells of every commit; `tell_held` is given the
+    fingerprints of the authorities whose keys are here, for this node's report (P1.7).
+    """
 
     def __init__(
         self,
@@ -40,8 +42,10 @@ class Certification:
         operate: Operate,
         changes: Callable[[], AbstractContextManager[asyncio.Event]],
         note: Callable[[str, str], None],
+        tell_held: Callable[[tuple[str, ...]], None],
     ) -> None:
         self._node, self._keys, self._operate, self._changes, self._note = node, keys, operate, changes, note
+        self._tell_held = tell_held
         self._asked_s = 0.0
         self._failed = ""
 
@@ -87,10 +91,11 @@ class Certification:
     def _look_for_keys(self) -> float:
         """Ask for a key of the authority that is lacking (P1.5)."""
         cluster = self._node.database.cluster
+        self._tell_held(self._keys.held(cluster))
         complete = self._keys.holds_all(cluster)
         now_s = time.monotonic()
         if not complete and now_s - self._asked_s < KEY_PAUSE_S:
-            return KEY_PAUSE_S
+            return KEY_PAUSE_S - (now_s - self._asked_s)
         self._asked_s = now_s
         self._keys.follow(cluster, tuple(self._node.connected))
         return LONGEST_PAUSE_S if complete else KEY_PAUSE_S

@@ -97,6 +97,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
     performance: Performance | None = None
     software: Software = Software(1, 1)  # a release that does not say understands version 1 only
+    keys: tuple[str, ...] | None = None  # fingerprints of the authorities whose key it holds; None: it does not say
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
