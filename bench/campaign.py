@@ -36,7 +36,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "crash": ("from SIGKILL to a supervised program until it is acted upon and runs again", crashes.measure),
     "idle": ("CPU seconds a minute and memory of a node that has nothing to do", idle.measure),
     "steady": ("evictions of healthy nodes, idle and beside four busy loops", idle.measure_steadiness),
-    "joins": ("nodes that join together through a level of 50 ms work", joins.measure),
+    "joins": ("nodes that join together through three levels of 50 ms work each", joins.measure),
     "transition": ("one join and one leave through five levels without work", joins.measure_transition),
     "placement": ("choosing nodes for many services, and deciding to start them all", placements.measure),
     "simulated-joins": ("the same as joins, many nodes, in the simulator", simulated_joins.measure),

@@ -57,6 +57,7 @@ class Measurement:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.about = ""  # what the figures cannot say by themselves
         self.failures: list[str] = []
         self.notes: Document = {}
         self._figures: dict[tuple[str, str], Figure] = {}
@@ -89,6 +90,7 @@ class Measurement:
         """Ready for JSON."""
         return {
             "name": self.name,
+            "about": self.about,
             "figures": [self._figure_document(figure) for figure in self.figures],
             "failures": self.failures,
             **self.notes,
@@ -114,7 +116,7 @@ def target_of(measurement: str, figure: Figure) -> float | None:
 
 def table(measurement: Measurement) -> Iterable[str]:
     """The measurement as lines of text, its targets beside the figures."""
-    yield f"{measurement.name}"
+    yield f"{measurement.name}: {measurement.about}" if measurement.about else measurement.name
     rows: list[tuple[str, ...]] = [("", "", "median", "lowest", "highest", "runs", "target", "")]
     before = ""
     for figure in measurement.figures:

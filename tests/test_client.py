@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from muster.client import (
     register,
     register_async,
 )
-from muster.client.address import socket_path
+from muster.client.address import reachable, socket_path
 from muster.daemon import subsystems
 from muster.ui.client import ControlClient, MusterError
 
@@ -67,6 +68,12 @@ def operate(cluster: DevCluster, name: str, /, **arguments: Any) -> Any:
 
 def levels(cluster: DevCluster) -> dict[int, str]:
     return {level["level"]: level["name"] for level in ask(cluster, "nodes")["nodes"]["n0"]["levels"]}
+
+
+def connect_unix(connection: socket.socket, path: Path) -> None:
+    """Connect, however long the path is."""
+    with reachable(str(path)) as address:
+        connection.connect(address)
 
 
 def joins(cluster: DevCluster, name: str = "cache", level: int = 60, **options: Any) -> Subsystem:
@@ -329,6 +336,66 @@ def test_a_repeated_notification_is_heard_once_and_answered_from_memory(tmp_path
     acknowledged = [r["arguments"]["transition"] for r in daemon.asked if r.get("operation") == "acknowledge"]
     assert acknowledged.count(64) >= 2
     assert set(acknowledged) == {64}
+
+
+def test_operations_go_together_on_the_own_connection_where_the_daemon_hears_them(tmp_path: Path) -> None:
+    """Three acknowledgements that are ready together are one write; a deregistration ends the stream."""
+    arrived: list[bytes] = []
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readline()
+        first = FIRST | {"result": FIRST["result"] | {"converses": True}}  # type: ignore[operator]
+        notifications = [told(LEAVE | {"transition": number}) for number in (64, 128, 192)]
+        writer.write(b"".join(json.dumps(line).encode() + b"\n" for line in (first, *notifications)))
+        while not b"".join(arrived).endswith(b'"deregister_level", "arguments": {}}\n'):
+            arrived.append(await reader.read(65536))
+        writer.write(b'{"ok": true, "result": null, "more": false}\n')
+        writer.close()
+
+    async def take_part() -> None:
+        async with (
+            await asyncio.start_unix_server(serve, tmp_path / "s"),
+            await register_async("cache", 60, socket=tmp_path / "s") as cache,
+        ):
+            heard = [await anext(cache) for _ in range(3)]
+            await asyncio.gather(*(notification.acknowledge() for notification in heard))
+
+    asyncio.run(take_part())
+    assert connections == 1
+    assert [json.loads(line)["arguments"]["transition"] for line in arrived[0].splitlines()] == [64, 128, 192]
+    said = [json.loads(line)["operation"] for line in b"".join(arrived).splitlines()]
+    assert said == ["acknowledge"] * 3 + ["deregister_level"]
+
+
+def test_a_program_of_an_earlier_release_acknowledges_by_requests_of_its_own(one: DevCluster) -> None:
+    """And one of this release says it on its own connection; the daemon takes either, and ends what is neither."""
+    path = one.directory / "nodes" / "n0" / "control.sock"
+    for name, converses in (("old", False), ("new", True)):
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as reader:
+            connection.settimeout(DEADLINE_S)
+            connect_unix(connection, path)
+            request = {"query": "subsystem", "arguments": {"name": name, "level": 71}}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            token = json.loads(reader.readline())["result"]["token"]
+            notification = json.loads(reader.readline())["result"]
+            step = {key: notification[key] for key in ("transition", "barrier")}
+            if converses:
+                connection.sendall(json.dumps({"operation": "acknowledge", "arguments": step}).encode() + b"\n")
+            else:
+                assert operate(one, "acknowledge", token=token, **step) == {"acknowledged": True}
+            wait("the transition to end", lambda: not ask(one, "status")["transitions"])
+            if converses:
+                connection.sendall(b'{"operation": "transfer", "arguments": {}}\n')
+                error = json.loads(reader.readline())["error"]
+                assert "transfer" in error["what"]
+                assert reader.readline() == b""
+            else:
+                assert operate(one, "deregister_level", token=token) == {"deregistered": True}
+                assert json.loads(reader.readline())["more"] is False
+        wait("the level to go", lambda: 71 not in levels(one))
 
 
 def test_a_registration_that_cannot_be_resumed_is_lost_and_a_late_refusal_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 
 from muster.daemon import control
-from muster.daemon.control import ControlRefused, ControlServer, Handle, Request, SocketRefused
+from muster.daemon.control import ControlRefused, ControlServer, Conversation, Handle, Request, SocketRefused
 from muster.ui.client import ControlClient, MusterError
 
 DEADLINE_S = 20.0
@@ -210,6 +210,54 @@ def test_a_handler_may_itself_be_an_asynchronous_generator(path: Path) -> None:
 
     with Desk(path, handle):
         assert list(ControlClient(path).watch("both")) == ["both", 2]
+
+
+def talking(heard: list[list[bytes]], hear: Callable[[list[bytes]], None] | None = None) -> Handle:
+    """A handler that answers by a conversation, which ends when its client has said `end`."""
+    over = asyncio.Event()
+
+    async def results() -> AsyncGenerator[list[Any]]:
+        yield ["first", "second"]
+        await over.wait()
+
+    def take(lines: list[bytes]) -> None:
+        heard.append(lines)
+        if hear is not None:
+            hear(lines)
+        if b"end" in lines:
+            over.set()
+
+    return lambda request: Conversation(results(), take) if request.get("query") == "talk" else asyncio.sleep(0, "ok")
+
+
+def test_a_conversation_hears_all_lines_of_one_turn_together_and_the_connection_goes_on(path: Path) -> None:
+    heard: list[list[bytes]] = []
+    with Desk(path, talking(heard)), raw(path) as connection, connection.makefile("rb") as reader:
+        connection.sendall(b'{"query": "talk"}\nsent\nahead\n')
+        assert [json.loads(reader.readline())["result"] for _ in range(2)] == ["first", "second"]
+        until(lambda: heard == [[b"sent", b"ahead"]])
+        connection.sendall(b"one\ntwo\nhal")
+        until(lambda: heard[1:] == [[b"one", b"two"]])
+        connection.sendall(b"f\nend\n")
+        assert json.loads(reader.readline()) == {"ok": True, "result": None, "more": False}
+        assert heard[2:] == [[b"half", b"end"]]
+        connection.sendall(b'{"query": "other"}\n')
+        assert json.loads(reader.readline()) == {"ok": True, "result": "ok"}
+
+
+@pytest.mark.parametrize("said", [b"wrong\n", b"x" * (control.MAXIMUM_SPOKEN_BYTES + 1)], ids=["refused", "too long"])
+def test_what_is_refused_within_a_conversation_ends_the_connection_with_an_error(path: Path, said: bytes) -> None:
+    def hear(lines: list[bytes]) -> None:
+        raise ControlRefused("not understood", "connection", f"not {lines[0]!r}")
+
+    with Desk(path, talking([], hear)) as desk, raw(path) as connection:
+        connection.sendall(b'{"query": "talk"}\n')
+        connection.recv(4096)
+        connection.sendall(said)
+        (error,) = answers(connection)
+        assert not error["ok"]
+        until(lambda: desk.server is not None and not desk.server._sessions)
+        assert not desk.failures
 
 
 def test_requests_sent_ahead_are_answered_in_order(desk: Desk, path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -36,6 +37,42 @@ def collected(monkeypatch: pytest.MonkeyPatch, **environment: str) -> tuple[list
         return True
 
     return lines, write
+
+
+def test_lines_of_one_turn_are_written_together_and_urgent_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, write = collected(monkeypatch)
+    turns: list[Callable[[], None]] = []
+    recorder = FlightRecorder("n0", write)
+    recorder.hold(turns.append)
+    for number in range(40):
+        recorder.note(0, "step begun", f"number {number} " + 100 * "x", Term(3, 1), 42)
+    assert not pieces
+    (end,) = turns
+    end()
+    assert all(len(piece) < select.PIPE_BUF for piece in pieces)
+    assert 1 < len(pieces) < 10
+    assert [line.split("number ")[1].split()[0] for line in "\n".join(pieces).splitlines()] == [*map(str, range(40))]
+    recorder.note(0, "step begun", "before", Term(3, 1), 42)
+    recorder.note(0, "panic", "why", Term(3, 1), 42)
+    assert [("before" in line, "why" in line) for line in pieces[-1].splitlines()] == [(True, False), (False, True)]
+    recorder.hold(None)
+    recorder.note(0, "left", "at once", Term(3, 1), 42)
+    assert "at once" in pieces[-1]
+
+
+def test_lines_that_are_lost_together_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, write = collected(monkeypatch)
+    full = True
+    recorder = FlightRecorder("n0", lambda line: not full and write(line))
+    recorder.hold(lambda _end: None)
+    for _ in range(3):
+        recorder.note(0, "step begun", "lost", Term(3, 1), 42)
+    recorder.flush()
+    full = False
+    recorder.note(0, "step begun", "kept", Term(3, 1), 42)
+    recorder.flush()
+    assert "3 lines could not be written" in pieces[1]
+    assert "kept" in pieces[2]
 
 
 def test_an_event_bears_term_index_stimulus_level_and_both_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, joined_cluster
 from muster.core.draft import Draft, Facts
-from muster.core.effects import AppendFrame, Effect, Notify
-from muster.core.inputs import Acknowledged
+from muster.core.effects import AppendFrame, Effect, Notify, Send
+from muster.core.inputs import Acknowledged, AcknowledgedTogether
 from muster.core.membership import admit
 from muster.core.transition import (
     MAY_FOLLOW,
@@ -294,6 +294,24 @@ def test_p3_3_a_subsystem_cannot_acknowledge_what_it_was_not_notified_of() -> No
     cluster.until("the second barrier is asked for", lambda: cluster.is_step(1, (10, 1)))
     cluster.run(1000)
     assert cluster.is_step(1, (10, 1))
+
+
+def test_p3_3_acknowledgements_given_together_are_one_report_and_the_last_that_is_owed_waits_for_nothing() -> None:
+    cluster = CoreCluster(4)
+    levels = (Level(10, "dlm"),)
+    cluster.boot(0, levels=levels)
+    cluster.until_joined(0)
+    cluster.boot(1, levels=levels)
+    cluster.until_joined(1)
+    cluster.acknowledges = lambda node, _notification: node != 1
+    cluster.boot(2, 3, levels=levels)
+    cluster.until("n1 is notified of both joins", lambda: len(cluster.lives[1].owed) == 2)
+    core = cluster.core(1)
+    steps = [Acknowledged(owed.transition, owed.level, owed.barrier) for owed in cluster.lives[1].owed]
+    now_us = core._report_us + 1  # directly after another report
+    effects = core.step(AcknowledgedTogether(tuple(steps)), now_us)
+    reports = [each.message for each in effects if isinstance(each, Send) and isinstance(each.message, Report)]
+    assert [len(report.acknowledgements) for report in reports] == [2]
 
 
 # ---- P3.4 barriers ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -61,6 +62,8 @@ class AsyncSubsystem:
         self.node = ""
         self.incarnation = 0
         self._token = ""
+        self._converses = False  # whether the daemon hears operations on the subsystem's own connection
+        self._unsaid: list[bytes] = []  # lines for it that leave together
         self._streams: Streams | None = None
         self._pump: asyncio.Task[None] | None = None
         self._unheard: asyncio.Queue[AsyncNotification | None] = asyncio.Queue(MAXIMUM_UNHEARD)
@@ -81,6 +84,7 @@ class AsyncSubsystem:
             self._close_streams()
             raise
         self._token, self.node, self.incarnation = first["token"], first["node"], first["incarnation"]
+        self._converses = bool(first.get("converses", False))
         self._pump = asyncio.create_task(self._run())
 
     @property
@@ -98,9 +102,13 @@ class AsyncSubsystem:
         return found
 
     async def acknowledge(self, transition: int, barrier: int) -> None:
-        """A notification is processed; for one that is no longer at work this does nothing. Raises `ClientError`."""
+        """A notification is processed; for one that is no longer at work this does nothing. Raises `ClientError`.
+
+        It is on its way to the daemon then. Should the connection break before it is heard, the daemon repeats the
+        notification, and gets the answer from this object's memory.
+        """
         self._remember((transition, barrier), acknowledged=True)
-        await self._call("acknowledge", self._reconnect_s, transition=transition, barrier=barrier)
+        await self._tell("acknowledge", transition=transition, barrier=barrier)
 
     async def deregister(self) -> None:
         """End the registration: the level goes, and nothing waits for this program. Harmless when it is over.
@@ -109,8 +117,11 @@ class AsyncSubsystem:
         """
         try:
             if self._pump is not None and not self._pump.done():
-                # Where its death is none of the node's concern, the program need not wait for a daemon that is gone.
-                await self._call("deregister_level", self._reconnect_s if self._fails else LAST_WORD_S)
+                if not self._unheard.full() and await self._say("deregister_level"):
+                    await asyncio.wait({self._pump}, timeout=LAST_WORD_S)  # until the daemon closes the stream
+                if not self._pump.done():
+                    # Where its death is none of the node's concern, the program need not wait for a lost daemon.
+                    await self._call("deregister_level", self._reconnect_s if self._fails else LAST_WORD_S)
         finally:
             await self.close()
 
@@ -185,7 +196,7 @@ class AsyncSubsystem:
             self._remember(step, acknowledged=False)
             await self._unheard.put(AsyncNotification(**vars(told), _subsystem=self))
         elif acknowledged:  # a repeated notification is answered from memory (SPEC 3.4)
-            await self._call("acknowledge", self._reconnect_s, transition=step[0], barrier=step[1])
+            await self._tell("acknowledge", transition=step[0], barrier=step[1])
 
     async def _consider(self, asked: Document) -> None:
         """Ask the program, in a thread of its own, and say what it objects; one that fails objects by its error."""
@@ -195,7 +206,7 @@ class AsyncSubsystem:
         except Exception as error:  # noqa: BLE001  # whatever the program raises
             objection = f"it could not judge: {error!r}"
         with contextlib.suppress(ClientError):
-            await self._call("answer", self._reconnect_s, question=asked["question"], objection=objection)
+            await self._tell("answer", question=asked["question"], objection=objection)
 
     def _remember(self, step: Step, *, acknowledged: bool) -> None:
         self._steps[step] = acknowledged
@@ -205,6 +216,7 @@ class AsyncSubsystem:
     async def _resume(self) -> None:
         """Come back after a restart of the daemon. Raises `Lost`."""
         self._close_streams()
+        self._converses = False  # until the daemon that is found says so
         request = {"query": "subsystem", "arguments": {"token": self._token}}
         deadline = time.monotonic() + self._reconnect_s
         pause_s = FIRST_PAUSE_S
@@ -212,7 +224,7 @@ class AsyncSubsystem:
             try:
                 async with asyncio.timeout(max(FIRST_PAUSE_S, deadline - time.monotonic())):
                     self._streams = await connect(self._path)
-                    await ask(self._streams, request)
+                    first = (await ask(self._streams, request))["result"]
             except Refused as error:
                 raise Lost(error.what, error.where, error.next_step) from error
             except (OSError, TimeoutError) as error:
@@ -222,9 +234,39 @@ class AsyncSubsystem:
                     next_step = "its node has stopped, or was forced out: give up what is shared, and register anew"
                     raise Lost(lost.what, lost.where, next_step) from error
             else:
+                self._converses = bool(first.get("converses", False))  # perhaps a daemon of another release
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _tell(self, operation: str, **arguments: int | str) -> None:
+        """Say it on this registration's own connection, or by a request of its own. Raises `ClientError`."""
+        if not await self._say(operation, **arguments):
+            await self._call(operation, self._reconnect_s, **arguments)
+
+    async def _say(self, operation: str, **arguments: int | str) -> bool:
+        """Put an operation into the own connection; False if it is not up, or its daemon does not hear it there.
+
+        What several tasks say in one turn of the loop leaves in one write.
+        """
+        streams = self._streams
+        is_up = streams is not None and not streams[1].is_closing() and not streams[0].at_eof()
+        if streams is None or not is_up or not self._converses or self._pump is None or self._pump.done():
+            return False
+        if not self._unsaid:
+            asyncio.get_running_loop().call_soon(self._say_all, streams[1])
+        self._unsaid.append(json.dumps({"operation": operation, "arguments": arguments}).encode())
+        await asyncio.sleep(0)  # by then it is written
+        try:
+            await streams[1].drain()
+        except OSError:
+            return False
+        return True
+
+    def _say_all(self, writer: asyncio.StreamWriter) -> None:
+        lines, self._unsaid = self._unsaid, []
+        if not writer.is_closing():
+            writer.write(b"\n".join(lines) + b"\n")
 
     async def _call(self, operation: str, patience_s: float, **arguments: int | str) -> None:
         """Carry out an operation of this registration, again if the daemon restarts meanwhile. Raises `ClientError`."""

@@ -1,4 +1,12 @@
-"""The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/subsystems.py`)."""
+"""The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/subsystems.py`).
+
+A program has one connection. Its first line registers, or resumes with a token; the daemon's first line holds the
+token, and with `"converses": true` says that acknowledgements, answers to questions and deregistration may be said on
+this very connection, one line each, as many at once as there are: `{"operation": NAME, "arguments": {...}}`. They get
+no answers; what was not heard when the connection broke is asked again when it is resumed. To a daemon of an earlier
+release, or while there is no connection, each of them is a request on a connection of its own, with `token` and
+`identity`, repeated until it is answered.
+"""
 
 import asyncio
 import json

@@ -101,6 +101,12 @@ class Acknowledged(Struct, frozen=True):
     barrier: int
 
 
+class AcknowledgedTogether(Struct, frozen=True):
+    """Several acknowledgements that have come at once: one decision and one report follow from them."""
+
+    steps: tuple[Acknowledged, ...]
+
+
 class SubsystemAnswered(Struct, frozen=True):
     """A subsystem has answered `AskSubsystem`: what it objects, or nothing for consent."""
 
@@ -160,6 +166,7 @@ Input = (
     | LevelRegistered
     | LevelGone
     | Acknowledged
+    | AcknowledgedTogether
     | SubsystemAnswered
     | OperationRequested
     | FenceConfirmed

@@ -40,6 +40,7 @@ from muster.core.explanation import Explanation, explain
 from muster.core.followers import Followers
 from muster.core.inputs import (
     Acknowledged,
+    AcknowledgedTogether,
     CommandFinished,
     FenceConfirmed,
     Input,
@@ -112,6 +113,7 @@ NEVER_US = 1 << 62
 MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
 INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
 REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
+ACKNOWLEDGEMENT_PAUSE_US = 1000  # the same where a transition may wait for it, and this node still has others at work
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -358,11 +360,10 @@ class Node:
                 self._tell_verdicts()
                 if self._subsystems.unregister(number):
                     self._send_report()
-            case Acknowledged(transition=identity, level=level, barrier=barrier):
-                step = Acknowledgement(identity, level, barrier)
-                if self._subsystems.acknowledge(step):
-                    self._may_decide_anew = self._completes((step,))
-                    self._send_report()
+            case Acknowledged():
+                self._acknowledged((happened,))
+            case AcknowledgedTogether(steps=steps):
+                self._acknowledged(steps)
             case OperationRequested(identity=identity, operation=operation, author=author):
                 self._requested(identity, operation, author)
             case SubsystemAnswered(question=question, level=level, objection=objection):
@@ -381,6 +382,13 @@ class Node:
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
                 self._look_at_links = True
+
+    def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
+        steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
+        fresh = tuple(step for step in steps if self._subsystems.acknowledge(step))
+        if fresh:
+            self._may_decide_anew = self._completes(fresh)
+            self._send_report()
 
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
         match change:
@@ -918,8 +926,16 @@ class Node:
         if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
             self._subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
 
+    def _report_pause_us(self) -> int:
+        """How long after the last report the next one goes: a step of a transition may wait for it, or nothing does."""
+        known = self._last_report.acknowledgements if self._last_report is not None else ()
+        if all(step in known for step in self._subsystems.acknowledged(self.database)):
+            return REPORT_PAUSE_US
+        return ACKNOWLEDGEMENT_PAUSE_US if self._subsystems.owes else 0
+
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
+        planned_us = NEVER_US if self._report_due_us is None else self._report_due_us
         self._report_due_us = None
         if self.is_master:
             return
@@ -928,16 +944,17 @@ class Node:
         if receiver is None or receiver == self.me:
             return
         self._subsystems.settle(self.database)
-        if not force and self._now_us < self._report_us + REPORT_PAUSE_US:
-            self._report_due_us = self._report_us + REPORT_PAUSE_US  # what follows closely goes together
-            return
+        if not force and self._now_us < min(planned_us, self._report_us + REPORT_PAUSE_US):
+            due_us = min(planned_us, self._report_us + self._report_pause_us())
+            if self._now_us < due_us:
+                self._report_due_us = due_us  # what follows closely goes together
+                return
         report = self._own_report()
         if not force and self._last_report is not None:
-            last = self._last_report
-            if report == last:
+            if report == self._last_report:
                 return
-            if report == msgspec.structs.replace(last, index=report.index):
-                # The index alone is no news that anybody waits for: it goes with the next report, or after a while.
+            if not _has_news(self._last_report, report):
+                # The index alone is nothing that anybody waits for: it goes with the next report, or after a while.
                 self._index_due_us = self._index_due_us or self._now_us + INDEX_PAUSE_US
                 if self._now_us < self._index_due_us:
                     self._report_due_us = self._index_due_us
@@ -987,8 +1004,13 @@ class Node:
         """
         if before is None or now is None or _without_acknowledgements(before) != _without_acknowledgements(now):
             return True
-        fresh = tuple(step for step in now.acknowledgements if step not in before.acknowledgements)
-        return len(now.acknowledgements) - len(fresh) != len(before.acknowledgements) or self._completes(fresh)
+        if any(self._is_present(step) for step in before.acknowledgements if step not in now.acknowledgements):
+            return True
+        return self._completes(tuple(step for step in now.acknowledgements if step not in before.acknowledgements))
+
+    def _is_present(self, step: Acknowledgement) -> bool:
+        record = self.database.transitions.get(step.transition)
+        return record is not None and step_of(record) == step
 
     def _completes(self, steps: tuple[Acknowledgement, ...]) -> bool:
         """Whether, with these acknowledgements, a transition may have all that it waits for (P3.1, P3.4, P3.7)."""
@@ -1131,6 +1153,13 @@ def _has_deadlines(database: Database) -> bool:
 def _without_acknowledgements(report: Report) -> Report:
     """What of a report does not come and go with each step of a transition."""
     return msgspec.structs.replace(report, index=0, sent_us=0, acknowledgements=())
+
+
+def _has_news(last: Report, now: Report) -> bool:
+    """Whether a report tells more than that the replica has advanced, past what was acknowledged in `last`."""
+    if any(step not in last.acknowledgements for step in now.acknowledgements):
+        return True
+    return _without_acknowledgements(now) != _without_acknowledgements(last)
 
 
 def _forced(database: Database, node: int, incarnation: int) -> bool:

@@ -94,6 +94,11 @@ class Subsystems:
         (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
         return True
 
+    @property
+    def owes(self) -> bool:
+        """Whether a subsystem was told of something that it has not acknowledged."""
+        return not self._notified <= self._acknowledged | self._worked
+
     def has_acknowledged(self, step: Acknowledgement) -> bool:
         """Whether this node's subsystem has processed the step."""
         return step in self._acknowledged

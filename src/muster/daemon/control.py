@@ -4,7 +4,8 @@ A request is one line, `{"query": NAME, "arguments": {...}}` or `{"operation": N
 {...}}`; the identity makes a retry harmless (SPEC 9.1). The answer is one line, `{"ok": true, "result": ...}` or
 `{"ok": false, "error": {"what": ..., "where": ..., "next": ...}}`. An answer in several lines has `"more": true` in all
 but its last line, which has `"more": false` and no result. Requests of one connection are answered in order. What is
-no request gets an error and the end of its connection.
+no request gets an error and the end of its connection. Where the handler answers by a `Conversation`, the client goes
+on speaking while it is answered in several lines: what it says gets no answers of its own.
 
 Anybody whom the socket's directory lets through gets in, and what they may do is judged by their credentials, which the
 kernel gives (`access.py`): the socket has mode 0666. Its directory is the owner's alone (0700) or may be passed through
@@ -24,15 +25,16 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 MAXIMUM_REQUEST_BYTES = 8 * 1024 * 1024  # a service file is one argument
 MAXIMUM_CONNECTIONS = 64
 MAXIMUM_NAME_CHARACTERS = 128
+MAXIMUM_SPOKEN_BYTES = 64 * 1024  # of a line within a conversation
 IDLE_MS = 60_000  # without a complete request, or without taking an answer
 _MS_PER_S = 1000
 _SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
@@ -43,8 +45,21 @@ _PEER_GROUPS_BYTES = 1024  # what Python asks for at most
 _GROUP = struct.Struct("I")
 _PIECE_BYTES = 256 * 1024
 
+
+class Conversation(NamedTuple):
+    """An answer in several lines, during which the client goes on speaking on the same connection.
+
+    `results` yields what is to be sent at once, each item a line of its own. From its first item on, `hear` is given
+    the lines that have arrived, all that are there in one turn of the loop together. It raises `ControlRefused` to end
+    the connection with that error.
+    """
+
+    results: AsyncGenerator[list[Any]]
+    hear: Callable[[list[bytes]], None]
+
+
 Request = dict[str, Any]
-Handle = Callable[[Request], Awaitable[object] | AsyncIterator[object]]
+Handle = Callable[[Request], Awaitable[object] | AsyncIterator[object] | Conversation]
 
 
 class ControlRefused(Exception):
@@ -125,6 +140,7 @@ class Session(asyncio.Protocol):
         self._reading = True
         self._eof = False
         self._streaming = False
+        self._hear: Callable[[list[bytes]], None] | None = None  # within a conversation
 
     # --- Called by asyncio ---
 
@@ -146,7 +162,9 @@ class Session(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         self._inbox += data
-        if self._task is None:
+        if self._hear is not None:
+            self._hear_lines(self._hear)
+        elif self._task is None:
             self._next_request()
         elif len(self._inbox) > MAXIMUM_REQUEST_BYTES and self._reading:
             self._reading = False  # it sends ahead of its answers: let it wait
@@ -260,7 +278,9 @@ class Session(asyncio.Protocol):
         try:
             outcome = self._server.handle(request)
             result = await outcome if inspect.isawaitable(outcome) else outcome
-            if isinstance(result, AsyncIterator):
+            if isinstance(result, Conversation):
+                await self._converse(result)
+            elif isinstance(result, AsyncIterator):
                 await self._stream(result)
             else:
                 await self._write(msgspec.json.encode({"ok": True, "result": result}))
@@ -273,6 +293,39 @@ class Session(asyncio.Protocol):
                 _error(ControlRefused(text, str(name), "see the daemon's log, and report this as a defect"))
             )
             self._loop.call_exception_handler({"message": f"control request {name!r} failed", "exception": error})
+
+    def _hear_lines(self, hear: Callable[[list[bytes]], None]) -> None:
+        """Pass on all whole lines that are here; one that is refused is the client's last."""
+        end = self._inbox.rfind(b"\n")
+        lines = bytes(self._inbox[: end + 1]).splitlines()
+        del self._inbox[: end + 1]
+        try:
+            if len(self._inbox) > MAXIMUM_SPOKEN_BYTES:
+                text = f"a line of more than {MAXIMUM_SPOKEN_BYTES} bytes within a conversation"
+                raise ControlRefused(text, "request", "send shorter lines")
+            if lines:
+                hear(lines)
+        except ControlRefused as error:
+            self._refuse(error)
+
+    async def _converse(self, conversation: Conversation) -> None:
+        self._streaming = True
+        try:
+            if self._eof:
+                return
+            async for batch in conversation.results:
+                lines = (msgspec.json.encode({"ok": True, "result": result, "more": True}) for result in batch)
+                await self._write(b"\n".join(lines))
+                if self._hear is None:
+                    self._hear = conversation.hear
+                    self._hear_lines(conversation.hear)  # what it has sent ahead
+                    if not self._reading and self._transport is not None:
+                        self._reading = True
+                        self._transport.resume_reading()
+            await self._write(msgspec.json.encode({"ok": True, "result": None, "more": False}))
+        finally:
+            self._streaming, self._hear = False, None
+            await conversation.results.aclose()
 
     async def _stream(self, results: AsyncIterator[object]) -> None:
         self._streaming = True

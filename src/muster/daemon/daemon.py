@@ -133,6 +133,7 @@ class Daemon:
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
         """Begin: the node's first effects, its timer, the store's queue."""
         self._interconnect, self._runner = interconnect, runner
+        self.recorder.hold(self._loop.call_soon)
         if self._observations is not None:
             self._observations.began(boottime_us(), self.node.database)
         self._spawn(self._measure_performance())
@@ -146,6 +147,7 @@ class Daemon:
     async def stop(self) -> None:
         """End the tasks of this shell; what was begun in the store ends by itself, and nobody hears of it."""
         self._stopped = True
+        self.recorder.hold(None)
         self.subsystems.stop()
         self.events.stop()
         if self._timer is not None:

@@ -3,11 +3,13 @@
 Every event goes to the log as one line (`drivers/log_lines.py`), and into a ring that the control socket's `timeline`
 query reads.
 What belongs to a transition also goes into a record of its own, from which all nodes' accounts of it are merged.
+While the daemon runs, the lines of one turn of its loop are written together; urgent ones at once, with those before.
 A log that takes no more (a full disk, a pipe that nobody reads) loses lines, which are counted, and disturbs nothing.
 """
 
+import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from muster.core import history
@@ -41,6 +43,23 @@ _LEVELS = {
 }
 
 
+_URGENT = ("error", "warning")
+
+
+def _pieces(lines: list[str]) -> Iterator[list[str]]:
+    """Lines that one write puts into a pipe whole."""
+    piece: list[str] = []
+    length = 0
+    for line in lines:
+        if piece and length + len(line) >= select.PIPE_BUF:
+            yield piece
+            piece, length = [], 0
+        piece.append(line)
+        length += len(line) + 1
+    if piece:
+        yield piece
+
+
 def level_of(event: str) -> str:
     """How urgent an event is: error, warning, info or debug."""
     return _LEVELS.get(event, "info")
@@ -72,7 +91,10 @@ class FlightRecorder:
     def __init__(self, node: str, write: Callable[[str], bool] = say) -> None:
         """`write` puts one line into the log; False if the line was lost. It neither waits nor raises."""
         self.transitions = TransitionRecord()
-        self._log = Log(node, "daemon", write)
+        self._write = write
+        self._log, self._unheld_log = Log(node, "daemon", self._hold), Log(node, "daemon", write)
+        self._held: list[str] = []  # lines of this turn
+        self._later: Callable[[Callable[[], None]], object] | None = None
         self.stimulus: Callable[[], str] = str  # names the input that is being worked on: what is noted follows from it
         self._lost = 0
         self._events: deque[Event] = deque(maxlen=CAPACITY)
@@ -95,9 +117,32 @@ class FlightRecorder:
             fields["stimulus"] = stimulus
         if transition:
             fields["transition"] = transition
-        if self._lost and self._log.tell_lost(self._lost):
+        if self._lost and not self._held and self._unheld_log.tell_lost(self._lost):
             self._lost = 0
-        self._lost += not self._log.tell(level_of(event), event, detail, at_us, **fields)
+        level = level_of(event)
+        self._lost += not self._log.tell(level, event, detail, at_us, **fields)
+        if level in _URGENT:
+            self.flush()
+
+    def hold(self, later: Callable[[Callable[[], None]], object] | None) -> None:
+        """Write lines together: `later` calls back at the end of this turn of the loop. None: at once again."""
+        self._later = later
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        held, self._held = self._held, []
+        for piece in _pieces(held):
+            if not self._write("\n".join(piece)):
+                self._lost += len(piece)
+
+    def _hold(self, line: str) -> bool:
+        if self._later is None:
+            return self._write(line)
+        if not self._held:
+            self._later(self.flush)
+        self._held.append(line)
+        return True
 
     def since(self, index: int) -> list[dict[str, object]]:
         """The events since the replica was at commit index `index`, oldest first, ready for JSON."""

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from muster.core.effects import Committed, Effect, Elected, Notify, Reply, Send, WriteClaim, WriteMarks
-from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
+from muster.core.inputs import Acknowledged, AcknowledgedTogether, Input, LevelGone, LevelRegistered
 from muster.core.node import Node
 from muster.records.messages import Append
 from muster.records.registers import Claim
@@ -205,6 +205,9 @@ class Observations:
         match happened:
             case Acknowledged(transition=transition, level=level, barrier=barrier):
                 self._write(Answered(at_us, transition, level, barrier))
+            case AcknowledgedTogether(steps=steps):
+                for step in steps:
+                    self._write(Answered(at_us, step.transition, step.level, step.barrier))
             case LevelRegistered(level=registered):
                 self._write(Registered(at_us, registered))
             case LevelGone(number=number):

@@ -35,7 +35,7 @@ class Requests:
         self._gate = Gate(node.setup.name, lambda: node.database.cluster.groups, daemon.note)
 
     def handle(self, request: Document) -> Any:
-        """The answer to one request: awaitable, or an asynchronous iterator for `watch`. Raises `ControlRefused`."""
+        """The answer to one request: awaitable, iterator for `watch`, or a conversation. Raises `ControlRefused`."""
         author = self._gate.admit(request)
         if request.get("operation") in SUBSYSTEM_OPERATIONS:
             return self._of_a_program(request["operation"], request["arguments"])
@@ -46,7 +46,7 @@ class Requests:
         if request["query"] == "watch":
             return self._watch()
         if request["query"] == "subsystem":
-            return self._daemon.subsystems.stream(request["arguments"], request["peer"])
+            return self._daemon.subsystems.converse(request["arguments"], request["peer"])
         if request["query"] == "watcher":
             return self._daemon.events.stream(request["arguments"], request["peer"])
         return self._query(request["query"], request["arguments"])

@@ -7,15 +7,21 @@ Theory of operation. A program registers with the streaming request
         "on_hang": "wait" or "evict", "on_loss": "deregister" or "fail", "vetoes": false}}
 
 The first line of the answer holds the registration's `token`; each further one is a notification. It acknowledges on
-another connection, `{"operation": "acknowledge", "arguments": {"token", "transition", "barrier"}}`: fetching a
-notification acknowledges nothing, and the next one comes while it works on the last (SPEC 3.6). `deregister_level`
-ends the registration; so does the end of the node's own leave at that level (SPEC 3.11): then the stream ends with its
-closing line. A stream that ends otherwise means that the program has died, or reads no more, and its policy
-`on_loss` decides: the level goes, with an event, or the node fails. A program may register again at once, or another
-one in its place: the core tells it nothing of what its predecessor was still counted with for (P3.13).
+the same connection, `{"operation": "acknowledge", "arguments": {"transition", "barrier"}}`, with as many lines at once
+as it has: fetching a notification acknowledges nothing, and the next one comes while it works on the last (SPEC 3.6).
+Such a line has no answer: where the connection breaks before it was heard, the notification is repeated.
+`{"operation": "deregister_level"}` ends the registration; so does the end of the node's own leave at that level (SPEC
+3.11): then the stream ends with its closing line. A stream that ends otherwise means that the program has died, or
+reads no more, and its policy `on_loss` decides: the level goes, with an event, or the node fails. A program may
+register again at once, or another one in its place: the core tells it nothing of what its predecessor was still
+counted with for (P3.13).
 
 One that `vetoes` also hears a line with a `question` before each graceful leave and each transfer, and answers it with
-`{"operation": "answer", "arguments": {"token", "question", "objection"}}`; an empty objection is consent.
+`{"operation": "answer", "arguments": {"question", "objection"}}`; an empty objection is consent.
+
+`"converses": true` in the first line tells the program that it may speak there. The three operations are also taken as
+requests of their own on any connection, then with the `token` among the arguments (and an `identity`), and are
+answered: so a program does that speaks to a daemon of an earlier release, or whose connection is being resumed.
 
 A registration outlives its daemon: it is written to a file beside the control socket before it counts. The next daemon
 of the same incarnation goes on reporting the level, so that no transition passes a program that still works, and
@@ -29,7 +35,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +43,16 @@ import msgspec
 from msgspec import Struct
 
 from muster.core.effects import AskSubsystem, Notify
-from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered, SubsystemAnswered
+from muster.core.inputs import (
+    Acknowledged,
+    AcknowledgedTogether,
+    Input,
+    LevelGone,
+    LevelRegistered,
+    SubsystemAnswered,
+)
 from muster.core.node import Node
-from muster.daemon.control import ControlRefused
+from muster.daemon.control import ControlRefused, Conversation
 from muster.records.limits import NAME, NAME_RULE, shown
 from muster.records.messages import LeaveNode, TransferService
 from muster.records.state import Barriers, Level, NodeState, TransitionKind
@@ -76,6 +89,45 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
     on_loss: Literal["deregister", "fail"] = "deregister"
     vetoes: bool = False
     process: int = 0  # its id as the program knows it: it may live in another namespace than the daemon
+
+
+class Processed(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which notification has been processed."""
+
+    transition: int
+    barrier: int
+
+
+class Opinion(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is objected to a planned change; nothing for consent."""
+
+    question: str
+    objection: str
+
+
+class Nothing(Struct, frozen=True, forbid_unknown_fields=True):
+    """No arguments."""
+
+
+class Acknowledges(Struct, frozen=True, forbid_unknown_fields=True, tag_field="operation", tag="acknowledge"):
+    """A line of a program: it has processed a notification."""
+
+    arguments: Processed
+
+
+class Answers(Struct, frozen=True, forbid_unknown_fields=True, tag_field="operation", tag="answer"):
+    """A line of a program: it answers a question."""
+
+    arguments: Opinion
+
+
+class Deregisters(Struct, frozen=True, forbid_unknown_fields=True, tag_field="operation", tag="deregister_level"):
+    """A line of a program: it ends its registration."""
+
+    arguments: Nothing = Nothing()
+
+
+_LINE = msgspec.json.Decoder(Acknowledges | Answers | Deregisters)
 
 
 class Kept(Struct, frozen=True):
@@ -146,15 +198,17 @@ class Registration:
         self.over, self._refusal = True, refusal
         self._arrived.set()
 
-    async def fetch(self, stream: int) -> Document | None:
-        """The next notification; None at the end. Raises `ControlRefused` if the level was refused meanwhile."""
+    async def fetch(self, stream: int) -> list[Document]:
+        """The next notifications, all that are there; none at the end. Raises `ControlRefused` if it was refused."""
         while True:
             if self.over or stream != self.stream:
                 if self._refusal is not None:
                     raise self._refusal
-                return None
+                return []
             if self._unfetched:
-                return self._unfetched.popleft()
+                found = list(self._unfetched)
+                self._unfetched.clear()
+                return found
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -240,12 +294,7 @@ class Registrations:
         """A program says whether it objects: in words, or nothing for consent."""
         where = "operation answer"
         values = _checked(arguments, {"token": str, "question": str, "objection": str}, where)
-        registration = self._with_token(values["token"], where)
-        objection = " ".join(values["objection"].split())[:MAXIMUM_OBJECTION_CHARACTERS]
-        if objection:
-            objection = f"{registration.described} on {self._node.setup.name} objects: {objection}"
-            self._note("objection", objection)
-        self._feed(SubsystemAnswered(values["question"], registration.level.number, objection))
+        self._object(self._with_token(values["token"], where), Opinion(values["question"], values["objection"]))
         return {"answered": True}
 
     def refused(self, number: int, reason: str) -> None:
@@ -274,23 +323,33 @@ class Registrations:
 
     # ---- the programs' side ---------------------------------------------------------------------------------------
 
-    async def stream(self, arguments: Document, peer: dict[str, int]) -> AsyncIterator[Document]:
+    def converse(self, arguments: Document, peer: dict[str, int]) -> Conversation:
+        """Register, or return with a token; then the notifications, while the program acknowledges them."""
+        holder: list[Registration] = []  # once there is one, before anything of the program is heard
+        return Conversation(self._stream(arguments, peer, holder), lambda lines: self._hear(holder[0], lines))
+
+    async def _stream(
+        self, arguments: Document, peer: dict[str, int], holder: list[Registration]
+    ) -> AsyncGenerator[list[Document]]:
         """Register, or return with a token; then the notifications. Raises `ControlRefused`."""
         if arguments.keys() == {"token"}:
             registration = self._with_token(arguments["token"])
         else:
             registration = self._register(_wanted(arguments), peer["pid"])
+        holder.append(registration)
         number = registration.attach()
         try:
             node = self._node
-            yield {
+            first = {
                 "token": registration.kept.token,
                 "node": node.database.name_of(node.me),
                 "incarnation": node.incarnation,
                 "level": registration.level.number,
+                "converses": True,
             }
-            while (notification := await registration.fetch(number)) is not None:
-                yield notification
+            yield [first]
+            while notifications := await registration.fetch(number):
+                yield notifications
         finally:
             if number == registration.stream:
                 registration.attached = False
@@ -302,12 +361,7 @@ class Registrations:
         values = _checked(arguments, {"token": str, "transition": int, "barrier": int}, where)
         registration = self._with_token(values["token"], where)
         step = values["transition"], values["barrier"]
-        if step in registration.outstanding:
-            del registration.outstanding[step]
-            registration.acknowledged.add(step)
-            self._note("acknowledged", f"{registration.described}: transition {step[0]}, barrier {step[1]}")
-            self._feed(Acknowledged(step[0], registration.level.number, step[1]))
-            return {"acknowledged": True}
+        self._processed(registration, [step])
         return {"acknowledged": step in registration.acknowledged}
 
     def deregister(self, arguments: Document) -> Document:
@@ -316,12 +370,58 @@ class Registrations:
         found = next((each for each in self._by_level.values() if each.kept.token == token), None)
         if found is None:
             return {"deregistered": False}
-        self._drop(found)
-        self._note("subsystem deregistered", f"{found.described}: as it asked")
-        self._feed(LevelGone(found.level.number))
+        self._deregister(found)
         return {"deregistered": True}
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _hear(self, registration: Registration, lines: list[bytes]) -> None:
+        """What a program says on its own connection; the core is given all acknowledgements of it together."""
+        steps: list[Step] = []
+        try:
+            for line in lines:
+                match _LINE.decode(line):
+                    case Acknowledges(arguments=processed):
+                        steps.append((processed.transition, processed.barrier))
+                    case Answers(arguments=opinion):
+                        self._object(registration, opinion)
+                    case Deregisters():
+                        self._processed(registration, steps)
+                        if self._is_registered(registration):
+                            self._deregister(registration)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            next_step = "send the operations acknowledge, answer and deregister_level as the documentation has them"
+            raise ControlRefused(str(error), f"connection of {registration.described}", next_step) from error
+        finally:
+            self._processed(registration, steps)
+
+    def _is_registered(self, registration: Registration) -> bool:
+        return self._by_level.get(registration.level.number) is registration
+
+    def _processed(self, registration: Registration, steps: list[Step]) -> None:
+        """Give the core what of `steps` is at work; the rest is stale, or was acknowledged before."""
+        fresh = []
+        for step in steps:
+            if registration.outstanding.pop(step, None) is not None and self._is_registered(registration):
+                registration.acknowledged.add(step)
+                self._note("acknowledged", f"{registration.described}: transition {step[0]}, barrier {step[1]}")
+                fresh.append(Acknowledged(step[0], registration.level.number, step[1]))
+        if fresh:
+            self._feed(fresh[0] if len(fresh) == 1 else AcknowledgedTogether(tuple(fresh)))
+
+    def _object(self, registration: Registration, opinion: Opinion) -> None:
+        objection = " ".join(opinion.objection.split())[:MAXIMUM_OBJECTION_CHARACTERS]
+        if not self._is_registered(registration):
+            return
+        if objection:
+            objection = f"{registration.described} on {self._node.setup.name} objects: {objection}"
+            self._note("objection", objection)
+        self._feed(SubsystemAnswered(opinion.question, registration.level.number, objection))
+
+    def _deregister(self, registration: Registration) -> None:
+        self._drop(registration)
+        self._note("subsystem deregistered", f"{registration.described}: as it asked")
+        self._feed(LevelGone(registration.level.number))
 
     def _register(self, wanted: Wanted, peer_pid: int) -> Registration:
         pid = wanted.process or peer_pid
@@ -368,7 +468,7 @@ class Registrations:
 
     def _lost(self, registration: Registration, cause: str) -> None:
         """A program has died or does not read: its policy decides (SPEC 3.2)."""
-        if self._stopped or self._by_level.get(registration.level.number) is not registration:
+        if self._stopped or not self._is_registered(registration):
             return
         self._drop(registration)
         process = f"process {registration.kept.pid}"

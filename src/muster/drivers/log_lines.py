@@ -12,6 +12,7 @@ and the daemon's also `term`, `index` (commit index) and `stimulus`: the input t
 The guard's image imports this module: the standard library only, and little of it.
 """
 
+import functools
 import json
 import os
 import select
@@ -50,8 +51,12 @@ def moment(at_us: int) -> dict[str, object]:
     """The fields `time` and `at` of an event that happened at `at_us` of CLOCK_BOOTTIME (microseconds)."""
     ago_s = time.clock_gettime(time.CLOCK_BOOTTIME) - at_us / 1e6
     wall_s = time.time() - ago_s
-    day = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall_s))
-    return {"time": f"{day}.{int(wall_s % 1 * 1e6):06d}Z", "at": f"{at_us / 1e6:.6f}"}
+    return {"time": f"{_second(int(wall_s))}.{int(wall_s % 1 * 1e6):06d}Z", "at": f"{at_us / 1e6:.6f}"}
+
+
+@functools.lru_cache(maxsize=2)  # lines come in bursts
+def _second(wall_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall_s))
 
 
 class Log:
