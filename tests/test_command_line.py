@@ -365,4 +365,5 @@ def test_the_phases_of_an_outage_add_up_to_it() -> None:
     expected = [("detection", 20), ("proof", 580), ("levels", 40), ("start", 60), ("answer", 5)]
     assert phases(1_000, 1_705, events) == expected
     assert phases(1_000, 1_690, events) == [*expected[:3], ("start", 50)]  # answered before the start was committed
-    assert phases(1_000, 1_500, []) == [("start", 500)]
+    nothing = [("detection", 0), ("proof", 0), ("levels", 0)]
+    assert phases(1_000, 1_500, []) == [*nothing, ("start", 500)]

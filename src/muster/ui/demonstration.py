@@ -227,10 +227,10 @@ def phases(began_us: int, served_us: int, events: list[Document]) -> list[tuple[
     reached = began_us
     for name, phrase, choose in _PHASES:
         times = [int(event["at_us"]) for event in events if event["event"] == phrase and event["at_us"] <= served_us]
-        if times or name == "start":
-            end = max(reached, choose(times)) if times else served_us
-            found.append((name, end - reached))
-            reached = end
+        # a phase that ends after the answer, as the last level may, has cost nothing
+        end = max(reached, choose(times)) if times else served_us if name == "start" else reached
+        found.append((name, end - reached))
+        reached = end
     if reached < served_us:
         found.append(("answer", served_us - reached))
     return found
