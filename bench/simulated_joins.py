@@ -19,21 +19,22 @@ from muster.sim.events import US_PER_MS, US_PER_S
 from muster.sim.world import Settings, World
 from muster.ui.client import MusterError
 
-GATE_LEVEL, WORK_LEVEL = 5, 20
+GATE_LEVEL = 5
+WORK_LEVELS = (10, 20, 30)  # as on real daemons
 WORK_US = 50 * US_PER_MS
 GATE = 0
 MAXIMUM_US = 120 * US_PER_S  # of virtual time, for each step
 _SLICE_US = US_PER_MS // 2  # so exact is a duration
 _COARSE_US = 10 * US_PER_MS  # what is not measured is looked at more rarely: a look costs, with many nodes
-LEVELS = (Level(GATE_LEVEL, "gate"), Level(WORK_LEVEL, "work"))
+LEVELS = (Level(GATE_LEVEL, "gate"), *(Level(number, f"work-{number}") for number in WORK_LEVELS))
 
 
 class _JoinWorld(World):
-    """A calm world in which one level works for 50 ms and the others not at all."""
+    """A calm world in which three levels work for 50 ms each and the others not at all."""
 
     def work_us(self, level: int) -> int:
         """See `World`."""
-        return WORK_US if level == WORK_LEVEL else 0
+        return WORK_US if level in WORK_LEVELS else 0
 
 
 def measure(scale: Scale, directory: Path, measurement: Measurement) -> None:  # noqa: ARG001 - as all measurements
