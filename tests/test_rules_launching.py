@@ -344,6 +344,16 @@ def test_p6_26_a_failing_parent_takes_its_children_along_a_failing_child_nobody(
     assert here not in rounds.placed().values()
 
 
+def test_p6_26_a_failing_parent_with_nowhere_to_go_stops_after_its_children() -> None:
+    bound = replace(GROUP[0], allowable_nodes=("n0",), restarts=0)
+    rounds = settled(bound, *GROUP[1:])
+    rounds.told.clear()
+    fail(rounds, "disk")
+    assert rounds.placed() == {}
+    assert order_of(rounds, STOPPING)[2:] == ["database", "disk"]
+    assert "muster service clear disk" in rounds.service("disk").cause
+
+
 def test_p6_26_an_operators_restart_counts_as_no_failure() -> None:
     rounds = settled(replace(WEB, restarts=0))
     here, generation = rounds.service("web").node, rounds.service("web").generation

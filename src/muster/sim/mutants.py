@@ -142,7 +142,25 @@ def _mistaken_registration(_original: Callable[..., bool]) -> Callable[..., bool
 
 HISTORY = ("OneHistory", "NothingGoesBack", "NothingLost")
 PROOF = ("ProofFirst", "OneNodeAtATime")
+
+
+def _forget_children(_original: Callable[..., list[Service]]) -> Callable[..., list[Service]]:
+    return lambda _service, _round: []
+
+
+def _notify_anybody(_original: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda _definition, _name: True
+
+
 MUTANTS: dict[str, Mutant] = {
+    "forget-children": Mutant(
+        "a parent stops while its children run (against SPEC 6.5)",
+        ("GroupOrder",), service, "working_children", _forget_children,
+    ),
+    "notify-anybody": Mutant(
+        "a node that may not run a service is notified of it (against SPEC 6.6)",
+        ("NotifyElsewhere",), executor, "is_allowable", _notify_anybody,
+    ),
     "skip-proof": Mutant(
         "a node that nobody hears counts as stopped (against SPEC 7.1)",
         PROOF, membership, "proof_of_death", _skip_proof,
