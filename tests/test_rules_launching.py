@@ -296,6 +296,16 @@ def test_p6_26_it_restarts_in_place_then_moves_then_stops_with_a_cause() -> None
     assert rounds.at("web")[0] is REGISTERED
 
 
+def test_p6_26_a_policy_of_very_many_restarts_gives_up_too() -> None:
+    rounds = settled(replace(WEB, restarts=150))
+    first = rounds.service("web").node
+    for _ in range(150):
+        fail(rounds)
+    assert rounds.at("web") == (REGISTERED, first)
+    fail(rounds)
+    assert rounds.at("web")[1] != first
+
+
 def test_p6_26_failures_expire() -> None:
     rounds = settled(replace(WEB, restarts=1, restart_window_ms=60_000))
     first = rounds.service("web").node

@@ -6,7 +6,7 @@ Each says why in words, so that the rules which act on it and the explanations t
 from collections.abc import Callable
 from typing import NamedTuple
 
-from muster.core.placement import WILDCARD, is_allowable, rank
+from muster.core.placement import is_allowable, rank
 from muster.core.round import Round
 from muster.records.state import Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
@@ -214,10 +214,3 @@ def _takeovers_in_progress(round_: Round) -> int:
         service.intent and bool(service.takeovers) and service.takeovers[-1].node == service.target
         for service in round_.draft.services.values()
     )
-
-
-def allowable_names(definition: Definition, names: list[str]) -> list[str]:
-    """Those of the configured `names` on which the definition lets the service run."""
-    if WILDCARD in definition.allowable_nodes and not definition.disallowable_nodes:
-        return names
-    return [name for name in names if is_allowable(definition, name)]

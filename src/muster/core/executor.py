@@ -44,12 +44,6 @@ class Executor:
         assigned += [service.name for service in self._to_notify(database) if service.definition.free_transfer]
         return tuple(self._commands[name] for name in assigned if name in self._commands)
 
-    def notified(self, service: Service) -> bool:
-        """Whether this node's notify command has succeeded for the present assignment of the service (SPEC 6.6)."""
-        command = self._commands.get(service.name)
-        present = command is not None and command.generation == service.generation
-        return present and command is not None and command.action == "notify" and command.succeeded
-
     def _to_notify(self, database: Database) -> list[Service]:
         """The services whose place this node is to hear of (P6.29): joined, allowable, and not the place itself."""
         own = database.member(self._node)

@@ -23,8 +23,6 @@ from muster.records.messages import (
 from muster.records.state import Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
 
-MAXIMUM_FAILURES = 100  # recorded of one service; its policy gives up long before
-
 
 def carry_out(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
     """Put what the operation changes into the draft; what it did in words. Raises `Refused`."""
@@ -217,7 +215,7 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     runs = service.state is ServiceState.REGISTERED or (service.state is ServiceState.STARTING and operation.generation)
     if not runs or instances.is_template(service):
         return f"{service.name} is {service.state}, not registered: nothing is done"
-    failures = (*service.failures, draft.index)[-MAXIMUM_FAILURES:]
+    failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
     failed = replace(service, failures=failures, broken=operation.detail or "it failed")
     draft.put(failed, f"{service.name}: failed on {draft.name(service.node)}: {failed.broken}")
     return f"the failure of {service.name} is recorded: its failure policy decides"
