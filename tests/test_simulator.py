@@ -579,3 +579,9 @@ def test_fingerprints_tell_histories_apart() -> None:
     """Equal histories, equal fingerprints."""
     assert fingerprint([LifeBegan(0, 1, 1)]) == fingerprint([LifeBegan(0, 1, 1)])
     assert fingerprint([LifeBegan(0, 1, 1)]) != fingerprint([LifeBegan(0, 1, 2)])
+
+
+def test_p5_3_of_two_reports_of_one_moment_the_later_counts_also_when_it_is_overtaken() -> None:
+    """Seed 70000: a daemon that was stopped says several things at once when it goes on, and a lossy link reorders."""
+    result, _ = campaign.run_seed(70_000)
+    assert not result.violations

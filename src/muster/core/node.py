@@ -171,6 +171,7 @@ class Node:
         self._keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
         self._last_report: Report | None = None
         self._report_us = 0  # when it was sent
+        self._sent_us = 0  # the stamp that it bore
         self._report_due_us: int | None = None
         self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to report
         self._claimable_since_us: int | None = None
@@ -960,7 +961,12 @@ class Node:
                     self._report_due_us = self._index_due_us
                     return
         self._last_report, self._report_us, self._index_due_us = report, self._now_us, 0
-        self._send(receiver, msgspec.structs.replace(report, sent_us=self._now_us))
+        self._send(receiver, msgspec.structs.replace(report, sent_us=self._stamp_of_report()))
+
+    def _stamp_of_report(self) -> int:
+        """Later than that of every report before, also in one moment: of two, the receiver must tell the newer."""
+        self._sent_us = max(self._now_us, self._sent_us + 1)
+        return self._sent_us
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()
