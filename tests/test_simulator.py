@@ -585,3 +585,9 @@ def test_p5_3_of_two_reports_of_one_moment_the_later_counts_also_when_it_is_over
     """Seed 70000: a daemon that was stopped says several things at once when it goes on, and a lossy link reorders."""
     result, _ = campaign.run_seed(70_000)
     assert not result.violations
+
+
+def test_p3_5_a_newcomer_above_a_leave_in_progress_does_not_hear_of_its_abort() -> None:
+    """Seed 70006: a program registers above the level at which a leave is, and the leaving node dies."""
+    result, _ = campaign.run_seed(70_006)
+    assert not result.violations

@@ -488,7 +488,9 @@ def _forced_levels(transition: Transition, member: Member, before: ReplicaState,
     completed: set[int] = set()
     for other in before.transitions.values():
         if other.node == member.node and other.kind is TransitionKind.LEAVING:
-            completed = set(other.levels[: other.position])
+            # Top-down: what lies above is over, also where a newcomer registered it since: that sees the node as gone.
+            known = {level.number for each in before.members.values() for level in each.levels}
+            completed = set(other.levels[: other.position]) | {number for number in known if number > other.level}
     still = {
         other.node: {level.number for level in other.levels if other.state in WAITED_FOR}
         for other in after.members.values()
