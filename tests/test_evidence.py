@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -110,15 +111,14 @@ def test_p4_4_a_view_is_written_at_once_when_the_own_links_change() -> None:
 
 
 def test_an_address_that_no_interface_holds_decides_nothing() -> None:
-    assert not OwnLinks(("127.0.0.1",)).cut_off()
-    assert not OwnLinks(("203.0.113.7",)).cut_off()
-    assert not OwnLinks(("no-such-host.invalid",)).cut_off()
-    assert not OwnLinks(("127.0.0.1", "203.0.113.7")).cut_off()
+    for hosts in (("127.0.0.1",), ("203.0.113.7",), ("no-such-host.invalid",), ("127.0.0.1", "203.0.113.7")):
+        with closing(OwnLinks(hosts)) as links:
+            assert not links.cut_off(), hosts
 
 
 def test_an_interface_that_goes_down_is_seen_in_the_processs_own_network_namespace() -> None:
     program = """
-import ctypes, fcntl, os, socket, struct
+import ctypes, fcntl, os, select, socket, struct
 if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
     raise SystemExit(77)
 from muster.drivers.own_links import OwnLinks
@@ -127,11 +127,21 @@ def put(flags):
     fcntl.ioctl(handle, 0x8914, struct.pack("16sH22x", b"lo", flags))
 put(1)
 links, both = OwnLinks(("127.0.0.1",)), OwnLinks(("127.0.0.1", "::1"))
+def told():
+    return bool(select.select([links.changes], [], [], 0 if quiet else 30)[0])
 assert not links.cut_off() and not both.cut_off()
+quiet = True
+links.drain()
+assert not told()
+quiet = False
 put(0)
-assert links.cut_off() and both.cut_off()
+assert told() and links.cut_off() and both.cut_off()
+links.drain()
 put(1)
-assert not links.cut_off() and not both.cut_off()
+assert told() and not links.cut_off() and not both.cut_off()
+links.close()
+links.close()
+both.close()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     if ended.returncode == 77:

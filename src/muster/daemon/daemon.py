@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import cache
 from pathlib import Path
 
 from muster.core.diagnosis import Diagnosis
@@ -128,6 +129,7 @@ class Daemon:
         self._stimuli = itertools.count(1)
         self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
         self.ended = asyncio.Event()
+        self.on_tick: Callable[[], None] = lambda: None  # after each tick: what may be looked at now and then
         self.restarts = False  # it has ended to be started anew: the guard is to go on
 
     def start(self, interconnect: Interconnect, runner: RunnerClient) -> None:
@@ -165,7 +167,7 @@ class Daemon:
         believes to have done would not be so, and an `OSError` may pass for a lost connection on its way up.
         """
         number = next(self._stimuli)
-        outer, self.recorder.stimulus = self.recorder.stimulus, lambda: f"{number} {described(happened)}"
+        outer, self.recorder.stimulus = self.recorder.stimulus, cache(lambda: f"{number} {described(happened)}")
         if self._observations is not None:
             self._observations.took(boottime_us(), happened)
         try:
@@ -409,6 +411,7 @@ class Daemon:
             self._rearm()
         else:
             self.feed(Tick())
+            self.on_tick()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)

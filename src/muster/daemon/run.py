@@ -30,7 +30,7 @@ from muster.daemon.observations import requested
 from muster.daemon.readiness import keep_service_manager_informed
 from muster.daemon.releases import release
 from muster.daemon.requests import Requests
-from muster.daemon.signs import watch_signs
+from muster.daemon.signs import SignsWatch
 from muster.daemon.trust import KEY_FILE
 from muster.drivers.certificates import CertificateRefused
 from muster.drivers.disk_store import DiskStore
@@ -159,14 +159,15 @@ async def _serve(
         return
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
     endpoint = await _serve_metrics(daemon)
-    watching = asyncio.ensure_future(watch_signs(daemon, OwnLinks(_hosts(config.addresses))))
+    signs = SignsWatch(daemon, OwnLinks(_hosts(config.addresses)))
+    daemon.on_tick = signs.look
     telling = asyncio.ensure_future(keep_service_manager_informed(daemon))
     waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
     telling.cancel()
-    watching.cancel()
+    signs.close()
     if endpoint is not None:
         await endpoint.close()
     await daemon.stop()

@@ -10,21 +10,48 @@ from muster.daemon.evidence import conditions
 from muster.drivers.own_links import OwnLinks
 
 
-async def watch_signs(daemon: Daemon, own_links: OwnLinks) -> None:
-    """For as long as the daemon runs; a look costs some microseconds, and nothing else depends on it."""
-    node = daemon.node
-    profile = node.setup.profile
-    pause_s = profile.heartbeat_ms / 1000
-    cut_off = False
-    while True:
-        if (now := own_links.cut_off()) != cut_off:
-            cut_off = now
-            daemon.feed(OwnLinksChanged(cut_off))
-        late_us = 2 * profile.heartbeat_interval_ms(len(node.database.nodes)) * US_PER_MS
-        now_us = boottime_us()
+class SignsWatch:
+    """Looks at the own interfaces when the kernel says that they changed, and at silent peers once a heartbeat.
+
+    It has no timer: the daemon calls `look` after each of its ticks, so that an idle node is not woken for it.
+    """
+
+    def __init__(self, daemon: Daemon, own_links: OwnLinks) -> None:
+        self._daemon, self._own_links = daemon, own_links
+        self._pause_us = daemon.node.setup.profile.heartbeat_ms * US_PER_MS
+        self._looked_us = 0
+        self._cut_off = False
+        if own_links.changes is not None:
+            asyncio.get_running_loop().add_reader(own_links.changes, self._links_changed)
+        self._look_at_links()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._own_links.changes is not None:
+            asyncio.get_running_loop().remove_reader(self._own_links.changes)
+        self._own_links.close()
+
+    def look(self) -> None:
+        """Look, unless that was done a moment ago."""
+        node, now_us = self._daemon.node, boottime_us()
+        if now_us - self._looked_us < self._pause_us:
+            return
+        self._looked_us = now_us
+        if self._own_links.changes is None:
+            self._look_at_links()
+        late_us = 2 * node.setup.profile.heartbeat_interval_ms(len(node.database.nodes)) * US_PER_MS
         if any(node.links.frame_age_us(peer, now_us) > late_us for peer in node.database.nodes if peer != node.me):
-            _remember(daemon)
-        await asyncio.sleep(pause_s)
+            _remember(self._daemon)
+
+    def _links_changed(self) -> None:
+        self._own_links.drain()
+        self._look_at_links()
+
+    def _look_at_links(self) -> None:
+        now = self._own_links.cut_off()
+        if now != self._cut_off:
+            self._cut_off = now
+            self._daemon.feed(OwnLinksChanged(now))
 
 
 def _remember(daemon: Daemon) -> None:

@@ -2,10 +2,12 @@
 
 Asked of the kernel's network namespace of this process, by ioctl: /sys may show another namespace's interfaces. An
 address that no interface holds decides nothing: a node is taken for cut off only where every interface that carries an
-address of it is known, and none has a carrier.
+address of it is known, and none has a carrier. When to ask is told by the kernel (rtnetlink): asking again and again
+would be a tenth of what an idle daemon costs.
 """
 
 import array
+import contextlib
 import fcntl
 import socket
 import struct
@@ -15,6 +17,8 @@ _IFF_UP, _IFF_RUNNING = 0x1, 0x40  # RUNNING: the interface is operational, so i
 _NAME_BYTES, _REQUEST_BYTES = 16, 40
 _MAXIMUM_INTERFACES = 1024
 _IPV6_TABLE = "/proc/net/if_inet6"
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_READ_BYTES = 65_536
 
 
 class OwnLinks:
@@ -23,6 +27,19 @@ class OwnLinks:
     def __init__(self, hosts: tuple[str, ...]) -> None:
         self._addresses = {address for host in hosts for address in _resolved(host)}
         self._found: dict[str, str] = {}  # address -> interface, as last seen
+        self.changes = _subscribed()  # readable when links or addresses may have changed; None: look now and then
+
+    def drain(self) -> None:
+        """Take what `changes` has told: that something has changed, and no more. Never raises."""
+        with contextlib.suppress(OSError):  # nothing more, or more than the kernel could keep: something has changed
+            while self.changes is not None and self.changes.recv(_READ_BYTES):
+                pass
+
+    def close(self) -> None:
+        """Hear of nothing more; harmless when done before."""
+        if self.changes is not None:
+            self.changes.close()
+            self.changes = None
 
     def cut_off(self) -> bool:
         """Whether every interface that carries an own address is without a link. Never raises."""
@@ -36,6 +53,19 @@ class OwnLinks:
                 return not any(_is_running(handle, interface) for interface in set(self._found.values()))
         except OSError:
             return False  # what cannot be known decides nothing
+
+
+def _subscribed() -> socket.socket | None:
+    """A socket that the kernel writes to whenever a link or an address changes; None where it offers none."""
+    handle = None
+    try:
+        handle = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        handle.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+    except OSError:
+        if handle is not None:
+            handle.close()
+        return None
+    return handle
 
 
 def _resolved(host: str) -> set[str]:
