@@ -332,7 +332,7 @@ class Node:
         self._take(happened)
         if not self._ended:
             self._timers()
-            if self._may_decide_anew:
+            if self._may_decide_anew or self._requests:
                 self._decide()
         self._effects.extend(self._subsystems.narrate(self.database))
         return self._flush()
@@ -383,6 +383,7 @@ class Node:
                 self._observer.confirm(node, Evidence(ProofKind.FENCE_AGENT, incarnation, detail))
             case Tick():
                 self._look_at_links = True
+                self._may_decide_anew = not self._reads_now()  # the answer to a read is decided upon, and comes at once
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -1115,7 +1116,7 @@ class Node:
         self._tenure.retry(self._now_us)
         self._settle_tenure()
         early_us = 0
-        if self._now_us >= self._next_read_us and not self._periodic_read:
+        if self._reads_now():
             self._periodic_read = next(self._numbers)
             self._effects.append(ReadStrip(self._periodic_read))
             early_us = self._profile.read_ms * US_PER_MS // 2  # what is due soon goes along: one waking, not two
@@ -1124,6 +1125,11 @@ class Node:
         if self._look_at_links or self._now_us + early_us >= self._links.next_view_us:
             self._look_at_links = False
             self._write_view_if_due(early_us)
+
+    def _reads_now(self) -> bool:
+        """Whether the strip is to be read: one that is due in a moment is, so that one waking serves all."""
+        slack_us = self._profile.read_ms * US_PER_MS // 8
+        return not self._periodic_read and self._now_us + slack_us >= self._next_read_us
 
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
