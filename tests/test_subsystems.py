@@ -196,7 +196,7 @@ def test_scripts_at_two_levels_are_taken_through_joins_leaves_and_forced_leaves_
         begins = [place for place, e in enumerate(leaving) if (e.edge, e.level, e.barrier) == ("begin", level, 1)]
         assert max(ends) < min(begins)
     assert max(each.epoch for each in leaving) < min(each.epoch for each in forced)
-    assert_log_order(cluster, forced[0].transition)
+    assert_recorded_order(cluster, "n1 forced-leaving")
     for program in programs:
         program.send_signal(signal.SIGTERM)
     for program in programs:
@@ -204,14 +204,17 @@ def test_scripts_at_two_levels_are_taken_through_joins_leaves_and_forced_leaves_
     wait("the levels to go", lambda: cluster.levels("n0", "n0").keys() == cluster.levels("n0", "n2").keys() == {40})
 
 
-def assert_log_order(cluster: Cluster, transition: int) -> None:
-    """The nodes' own records say the same: level 60 was notified after every acknowledgement of level 30."""
+def assert_recorded_order(cluster: Cluster, what: str) -> None:
+    """The nodes' own records say the same: level 60 was told after every acknowledgement of level 30."""
     events = [each for node in ("n0", "n2") for each in cluster.query(node, "timeline")["events"]]
-    about = [each for each in events if f"transition {transition}," in each["detail"]]
-    acknowledged = [e["at_us"] for e in about if e["event"] == "acknowledged" and "level 30" in e["detail"]]
-    notified = [e["at_us"] for e in about if e["event"] == "notified" and "level 60" in e["detail"]]
-    assert len(acknowledged) == len(notified) == 2
-    assert max(acknowledged) < min(notified)
+
+    def moments(event: str, level: int) -> list[int]:
+        step = f"{what} level {level} barrier 0"
+        return [each["at_us"] for each in events if (each["event"], each["detail"]) == (event, step)]
+
+    acknowledged, told = moments("step acknowledged", 30), moments("step told", 60)
+    assert len(acknowledged) == len(told) == 2
+    assert max(acknowledged) < min(told)
 
 
 def test_a_level_that_a_join_has_not_reached_is_told_only_after_the_lower_one_on_every_node(cluster: Cluster) -> None:

@@ -112,6 +112,9 @@ class FlightRecorder:
         self._number += 1
         stimulus = self.stimulus()
         self._events.append(Event(self._number, at_us, event, detail, term, index, stimulus))
+        level = level_of(event)
+        if not self._log.wants(level):
+            return
         fields: dict[str, object] = {"term": str(term), "index": index}
         if stimulus:
             fields["stimulus"] = stimulus
@@ -119,7 +122,6 @@ class FlightRecorder:
             fields["transition"] = transition
         if self._lost and not self._held and self._unheld_log.tell_lost(self._lost):
             self._lost = 0
-        level = level_of(event)
         self._lost += not self._log.tell(level, event, detail, at_us, **fields)
         if level in _URGENT:
             self.flush()

@@ -35,7 +35,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,6 +233,7 @@ class Registrations:
         self._node, self._path = node, path
         self._feed, self._note, self._panic = feed, note, panic
         self._by_level: dict[int, Registration] = {}
+        self._vector: tuple[Mapping[int, NodeState] | None, dict[str, str]] = (None, {})  # as last spelled
         self._refused: dict[int, str] = {}  # what the core said while a registration was given to it
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -260,17 +261,15 @@ class Registrations:
         registration = self._by_level.get(effect.level)
         if registration is None:
             return  # it is gone, and the core hears of it in the same step
-        name_of = self._node.database.name_of
-        self._note("notified", f"{registration.described}: {self._step(effect)}")
         offered = registration.offer(
             {
                 "transition": effect.transition,
                 "level": effect.level,
                 "barrier": effect.barrier,
-                "node": name_of(effect.node),
+                "node": self._node.database.name_of(effect.node),
                 "incarnation": effect.incarnation,
                 "kind": str(effect.kind),
-                "vector": {name_of(node): str(effect.vector.get(node, NodeState.INACTIVE)) for node in self._nodes()},
+                "vector": self._spelled(effect.vector),
                 "epoch": effect.epoch,
             }
         )
@@ -404,7 +403,6 @@ class Registrations:
         for step in steps:
             if registration.outstanding.pop(step, None) is not None and self._is_registered(registration):
                 registration.acknowledged.add(step)
-                self._note("acknowledged", f"{registration.described}: transition {step[0]}, barrier {step[1]}")
                 fresh.append(Acknowledged(step[0], registration.level.number, step[1]))
         if fresh:
             self._feed(fresh[0] if len(fresh) == 1 else AcknowledgedTogether(tuple(fresh)))
@@ -488,12 +486,13 @@ class Registrations:
         registration.end()
         self._remember_if_possible()
 
-    def _step(self, effect: Notify) -> str:
-        about = f"{self._node.database.name_of(effect.node)} {effect.kind}"
-        return f"{about}, transition {effect.transition}, barrier {effect.barrier}"
-
-    def _nodes(self) -> list[int]:
-        return sorted(self._node.database.nodes)
+    def _spelled(self, vector: Mapping[int, NodeState]) -> dict[str, str]:
+        """The state of each node, in words. All that is told of one level at once shares one vector."""
+        if self._vector[0] is not vector:
+            nodes = sorted(self._node.database.nodes.items())
+            words = {config.name: str(vector.get(node, NodeState.INACTIVE)) for node, config in nodes}
+            self._vector = (vector, words)
+        return self._vector[1]
 
     def _remember(self) -> None:
         """Replace the file; it need not survive a crash of the machine, only one of this process."""

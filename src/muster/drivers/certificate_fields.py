@@ -8,6 +8,7 @@ its form.
 import hashlib
 import ssl
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
@@ -17,6 +18,9 @@ _PIVOT_YEAR = 50  # of two digits: RFC 5280, 4.1.2.5.1
 
 class NoCertificate(ValueError):
     """The bytes are no certificate."""
+
+
+_REMEMBERED = 64  # certificates; each is asked about again with every change of the record
 
 
 class Validity(NamedTuple):
@@ -33,11 +37,13 @@ class _Fields(NamedTuple):
     public_key: bytes
 
 
+@lru_cache(_REMEMBERED)
 def key_pin(certificate: bytes | str) -> str:
     """SHA-256 of a certificate's public key with its kind, in hexadecimal. DER or PEM. Raises `NoCertificate`."""
     return hashlib.sha256(_fields(certificate).public_key).hexdigest()
 
 
+@lru_cache(_REMEMBERED)
 def validity(certificate: bytes | str) -> Validity:
     """When a certificate is good. DER or PEM. Raises `NoCertificate`."""
     times = _values(_content(_fields(certificate).validity))

@@ -18,6 +18,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
 
 from muster.drivers.process_tree import say
 
@@ -41,7 +42,12 @@ def compose(fields: dict[str, object], *, as_json: bool) -> str:
 def _line(fields: dict[str, object], *, as_json: bool) -> str:
     if as_json:
         return json.dumps(fields)
-    return " ".join(f"{key}={value if key in _BARE else json.dumps(value)}" for key, value in fields.items())
+    return " ".join([f"{key}={value if key in _BARE else _quoted(value)}" for key, value in fields.items()])
+
+
+def _quoted(value: object) -> str:
+    """As `json.dumps` has it; text without the way there: a transition of many nodes writes hundreds of lines."""
+    return encode_basestring_ascii(value) if type(value) is str else json.dumps(value)
 
 
 _BARE = ("time", "at", "level", "process")  # never need quotes

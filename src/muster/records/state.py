@@ -28,7 +28,11 @@ class NodeState(IntEnum):
     FORCED_LEAVING = 4
 
     def __str__(self) -> str:
-        return self.name.lower().replace("_", "-")
+        return _NODE_STATES[self]
+
+
+# A notification spells the state of every node, once for each subsystem and transition: too often to build the words.
+_NODE_STATES = {state: state.name.lower().replace("_", "-") for state in NodeState}
 
 
 class TransitionKind(IntEnum):
@@ -39,7 +43,7 @@ class TransitionKind(IntEnum):
     FORCED_LEAVING = NodeState.FORCED_LEAVING
 
     def __str__(self) -> str:
-        return str(NodeState(self.value))
+        return _NODE_STATES[self.value]
 
 
 class Barriers(NamedTuple):
