@@ -173,6 +173,8 @@ class Node:
         self._report_us = 0  # when it was sent
         self._sent_us = 0  # the stamp that it bore
         self._report_due_us: int | None = None
+        self._counted_us = 0  # when the master last counted the end of a command of its own
+        self._count_due_us: int | None = None  # when it is to count those that have ended since
         self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to report
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
@@ -248,6 +250,8 @@ class Node:
             times.append(self._next_read_us)
         if self._report_due_us is not None:
             times.append(self._report_due_us)
+        if self._count_due_us is not None:
+            times.append(self._count_due_us)
         if self._tenure.retry_us is not None:
             times.append(self._tenure.retry_us)
         return min(times)
@@ -354,6 +358,7 @@ class Node:
             case CommandFinished(command=command):
                 self._executor.finished(command)
                 self._send_report()
+                self._may_decide_anew = self._counts_now()
             case LevelRegistered(level=level):
                 self._register(level)
             case LevelGone(number=number):
@@ -384,6 +389,15 @@ class Node:
             case Tick():
                 self._look_at_links = True
                 self._may_decide_anew = not self._reads_now()  # the answer to a read is decided upon, and comes at once
+
+    def _counts_now(self) -> bool:
+        """Whether the master counts the ends of its own commands now, or a moment later: many in one entry (P5.3)."""
+        due_us = self._counted_us + REPORT_PAUSE_US
+        if not self.is_master or self._now_us >= due_us:
+            self._counted_us = self._now_us
+            return True
+        self._count_due_us = due_us
+        return False
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -1113,6 +1127,9 @@ class Node:
     def _timers(self) -> None:
         if self._report_due_us is not None and self._now_us >= self._report_due_us:
             self._send_report()
+        if self._count_due_us is not None and self._now_us >= self._count_due_us:
+            self._count_due_us, self._counted_us = None, self._now_us
+            self._may_decide_anew = True
         self._tenure.retry(self._now_us)
         self._settle_tenure()
         early_us = 0
