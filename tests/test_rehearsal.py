@@ -436,6 +436,19 @@ def test_levels_of_ones_own_are_taken_in_their_order_with_their_names() -> None:
     assert run.frames[done].at_us - run.frames[told].at_us == 1_000_000
 
 
+def test_spec_3_6_a_subsystem_whose_work_takes_no_time_is_seen_in_every_state() -> None:
+    work = ", ".join(f'{level} = "0ms"' for level in ("dlm", "vdm", "sfs", "em"))
+    steps = """8000 leave N1
+               9000 kill N2"""
+    run = Rehearsed(scenario(3, steps, f"work = {{ {work} }}\nbarriers = {{ sfs = {{ leaving = 2 }} }}"))
+    run.check_end("N0")
+    for level in run.last.levels:
+        assert run.history(level, "N0", "N1")[-4:] == ["joining", "joined", "leaving", "inactive"], level
+        assert run.history(level, "N0", "N2")[-4:] == ["joining", "joined", "forced-leaving", "inactive"], level
+        told = run.frames[run.when(level, "N0", "N1", "leaving")]
+        assert any(event.startswith(f"{level} on N0 is told: N1 leaving") for event in told.events)
+
+
 def random_scenario(random: Random) -> str:
     """Two to five nodes booted together or apart, then failures, leaves and hangs that are mended again."""
     nodes = random.randint(2, 5)

@@ -309,6 +309,8 @@ class Account:
         # (level, node, about) -> the last notification about that node
         self._told: dict[tuple[int, int, int], Notified] = {}
         self._position = 0
+        # (level, node, about) that has changed at this moment: a frame before it changes again, so that none is hidden
+        self._fresh: set[tuple[int, int, int]] = set()
         self._events: list[str] = []
         self._shown: Frame | None = None
 
@@ -317,16 +319,27 @@ class Account:
         return self._replicas[node].index if node in self._replicas else -1
 
     def follow(self, history: list[Observation]) -> Iterator[Frame]:
-        """Fold in what is new; a frame for each moment at which anything happened."""
+        """Fold in what is new; a frame for each moment at which anything happened.
+
+        More than one, where a subsystem's state changes more than once, as that of one whose work takes no time.
+        """
         while self._position < len(history):
             at_us = history[self._position].at_us
             while self._position < len(history) and history[self._position].at_us == at_us:
-                self._see(history[self._position])
+                seen = history[self._position]
+                if not self._fresh.isdisjoint(self._touched_by(seen)):
+                    yield from self._changed_frame(at_us)
+                self._see(seen)
                 self._position += 1
-            frame = self._frame(at_us)
-            if self._shown is None or frame.events or frame[2:] != self._shown[2:]:
-                self._shown = frame
-                yield frame
+            yield from self._changed_frame(at_us)
+
+    def _changed_frame(self, at_us: int) -> Iterator[Frame]:
+        """The frame of this moment, unless it is like the last."""
+        self._fresh.clear()
+        frame = self._frame(at_us)
+        if self._shown is None or frame.events or frame[2:] != self._shown[2:]:
+            self._shown = frame
+            yield frame
 
     def _frame(self, at_us: int) -> Frame:
         events, self._events = tuple(dict.fromkeys(self._events)), []
@@ -476,6 +489,7 @@ class Account:
             if about != seen.about and (seen.level, seen.node, about) not in self._told:
                 held[about] = self._in_company(seen, about)
         held[seen.about] = NodeState(seen.kind.value)
+        self._fresh.add((seen.level, seen.node, seen.about))
         self._told[seen.level, seen.node, seen.about] = seen
         level = self._levels[seen.level]
         barriers = _barriers(level, seen.kind)
@@ -515,7 +529,17 @@ class Account:
                 which = f", barrier {seen.barrier + 1} of {barriers}" if barriers > 1 else ""
                 if seen.barrier + 1 == barriers:
                     held[about] = SETTLED_STATE[told.kind]
+                    self._fresh.add((seen.level, seen.node, about))
                 self._events.append(f"{level.name} on {self.names[seen.node]} acknowledges: {self._about(told)}{which}")
+
+    def _touched_by(self, seen: Observation) -> list[tuple[int, int, int]]:
+        """(level, node, about) whose state this observation changes, as one that is told or acknowledges."""
+        if isinstance(seen, Notified):
+            return [(seen.level, seen.node, seen.about)]
+        if isinstance(seen, LevelAcknowledged):
+            keys = [(seen.level, seen.node, about) for about in range(len(self.names))]
+            return [key for key in keys if key in self._told and self._told[key].transition == seen.transition]
+        return []
 
     def _about(self, told: Notified) -> str:
         return f"{self.names[told.about]} {told.kind}"
