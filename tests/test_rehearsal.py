@@ -307,6 +307,32 @@ def test_spec_7_4_an_isolated_node_is_forced_out_and_joins_again_when_it_is_heal
     assert run.frames[forced].master in ("N1", "N2")
 
 
+@pytest.mark.parametrize("lost", ["N0", "N1"])
+def test_spec_7_4_of_two_nodes_the_one_whose_interconnect_is_lost_is_forced_out_be_it_the_master(lost: str) -> None:
+    steps = f"""8000 isolate {lost}
+                15000 heal {lost}
+                15000 boot {lost}"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+    kept = "N1" if lost == "N0" else "N0"
+    assert run.when_said(f"{lost}: own links") < run.when_said(f"{lost} is to be forced out")
+    assert run.when_said(f"{lost} has stopped") < run.when_node(lost, "forced-leaving")
+    assert {frame.nodes[kept] for frame in run.frames[run.when_said("isolate") :]} == {"joined"}
+    assert run.last.master == kept
+
+
+def test_spec_7_4_of_two_nodes_that_both_lost_their_interconnect_the_lower_one_survives() -> None:
+    steps = """8000 isolate N1
+               8000 isolate N0
+               15000 heal N0
+               15000 heal N1
+               16000 boot N1"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+    assert run.when_said("N1 is to be forced out") < run.when_said("N1 has stopped")
+    assert {frame.nodes["N0"] for frame in run.frames[run.when_said("isolate") :]} == {"joined"}
+
+
 def test_spec_7_4_links_between_two_isolated_nodes_work_only_when_both_are_healed() -> None:
     steps = """9000 isolate N2
                9000 isolate N3

@@ -62,6 +62,7 @@ TOLD_EVENTS = (  # what a node logs that its operator would want to read here
     "deadman fired",
     "boot refused",
     "link lost",
+    "own links",
     "abdicating",
     "join refused",
 )
@@ -239,7 +240,7 @@ class Stage(World):
                 self._resume(schedule.Resume("all", node))
             case "isolate":
                 self._isolated.add(node)
-                self._isolate(schedule.Isolate(0, node))
+                self._isolate(schedule.Isolate(0, node, unplugged=True))
             case "blind":
                 self._blind(schedule.Blind(0, node))
             case "heal":
