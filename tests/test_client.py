@@ -247,6 +247,25 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
         asyncio.run(register_async("cache", 60, socket=tmp_path / "control.sock"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deadline_s": -1}, "0 or more seconds"),
+        ({"deadline_s": float("nan")}, "0 or more seconds"),
+        ({"deadline_s": float("inf")}, "0 or more seconds"),
+        ({"timeout_s": 0}, "timeout_s more than 0"),
+        ({"reconnect_s": float("nan")}, "0 or more seconds"),
+        ({"barriers": {"joining": 2}}, r"pass muster.client.Barriers"),
+        ({"judge": "no"}, "pass a function"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_anybody_is_asked(
+    tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        register("x", 60, socket=tmp_path / "nobody", **arguments)
+
+
 def test_a_node_is_named_by_its_socket_or_its_cluster(tmp_path: Path) -> None:
     assert socket_path(tmp_path, "n0", None) == str(tmp_path / "nodes" / "n0" / "control.sock")
     assert socket_path(None, None, "a") == "a"
