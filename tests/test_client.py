@@ -22,6 +22,7 @@ from muster.client import (
     Barriers,
     ClientError,
     Kind,
+    Lost,
     Notification,
     Refused,
     Subsystem,
@@ -130,7 +131,7 @@ def test_a_thread_that_waits_for_a_notification_ends_with_the_registration(one: 
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert len(heard) == 1
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(Lost, match="the registration is over"):
         heard[0].acknowledge()
 
 
