@@ -475,6 +475,78 @@ def test_spec_3_6_a_subsystem_whose_work_takes_no_time_is_seen_in_every_state() 
         assert any(event.startswith(f"{level} on N0 is told: N1 leaving") for event in told.events)
 
 
+@pytest.mark.parametrize("level", ["dlm", "vdm", "sfs", "em"])
+@pytest.mark.parametrize("then", ["", "kill"])
+def test_spec_3_7_a_leave_asked_for_at_any_level_of_a_join_undoes_what_had_joined(level: str, then: str) -> None:
+    """`then`: the node dies while its leave is at work, so that the join that became a leave is forced out."""
+    kill = "12030 kill N2" if then else "12030 heal N2"
+    steps = f"""9000 hang N1 {level}
+                10000 boot N2
+                11000 leave N2
+                12000 unhang N1 {level}
+                {kill}
+                16000 boot N2"""
+    work = ", ".join(f'{name} = "40ms"' for name in ("dlm", "vdm", "sfs", "em"))
+    run = Rehearsed(scenario(3, steps, f"work = {{ {work} }}", booted=2))
+    run.check_end("N0 N1 N2")
+    order = ["dlm", "vdm", "sfs", "em"]
+    place, begun = order.index(level), run.when_said("boot N2")
+    back = run.when_node("N2", "inactive", run.when_said("N2 has stopped"))
+    for number, name in enumerate(order):
+        heard = [frame.levels[name]["N1"]["N2"] for frame in run.frames[begun:back]]
+        if number > place:
+            assert set(heard) == {"inactive"}, name
+        elif number == place:
+            assert heard.index("joined") < heard.index("leaving"), name
+        else:
+            assert "joined" in heard, name
+    assert ("forced-leaving" in {frame.nodes["N2"] for frame in run.frames[begun:]}) == bool(then)
+
+
+def test_spec_3_8_who_asked_a_node_to_leave_does_not_ask_its_next_incarnation() -> None:
+    steps = """8000 kill N0
+               8001 leave N1
+               8010 kill N1
+               8030 boot N1
+               9500 boot N0"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+
+
+def test_spec_3_9_a_second_and_a_third_node_die_at_each_stage_of_the_first_one_s_forced_leave() -> None:
+    work = ", ".join(f'{name} = "60ms"' for name in ("dlm", "vdm", "sfs", "em"))
+    extra = f"work = {{ {work} }}\nbarriers = {{ vdm = {{ forced_leaving = 3 }} }}"
+    for after_ms in (640, 700, 760, 880, 940, 1000):
+        steps = f"""12000 kill N4
+                    {12000 + after_ms} kill N0
+                    {12020 + after_ms} kill N3
+                    17000 boot N0"""
+        run = Rehearsed(scenario(5, steps, extra))
+        run.check_end("N0 N1 N2")
+        for gone in ("N3", "N4"):
+            assert run.history("em", "N1", gone)[-3:] == ["joined", "forced-leaving", "inactive"], after_ms
+
+
+def test_spec_3_11_the_last_node_leaves_while_another_is_being_forced_out() -> None:
+    steps = """6000 hang N0 dlm
+               6000 kill N1
+               8000 leave N0
+               12000 unhang N0 dlm
+               14000 boot N1"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N1")
+    gone = run.when_node("N1", "inactive", run.when_node("N1", "forced-leaving"))
+    assert gone < run.when_node("N0", "inactive", run.when_node("N0", "leaving"))
+
+
+def test_spec_3_3_without_an_event_manager_s_level_every_level_registers_before_the_node_joins() -> None:
+    run = Rehearsed(scenario(2, "6000 kill N1", 'levels = { a = 5, b = 50 }\nwork = { a = "0ms", b = "1.5s" }'))
+    run.check_end("N0")
+    booted = run.frames[run.when_said("a on N0 registers")]
+    assert booted.levels["b"]["N0"]["N0"] == "inactive"
+    assert run.history("b", "N0", "N1")[1:] == ["inactive", "joining", "joined", "forced-leaving", "inactive"]
+
+
 def random_scenario(random: Random) -> str:
     """Two to five nodes booted together or apart, then failures, leaves and hangs that are mended again."""
     nodes = random.randint(2, 5)

@@ -28,6 +28,7 @@ from muster.records.timing import FAST
 from muster.sim import schedule
 from muster.sim.checkers import judge
 from muster.sim.events import US_PER_MS, US_PER_S
+from muster.sim.guard import Guard
 from muster.sim.history import (
     Applied,
     ClaimWritten,
@@ -150,6 +151,7 @@ class Stage(World):
         self._work_us = {level.number: level.work_us for level in scenario.levels}
         self._isolated: set[int] = set()
         self._asked = 0
+        self._asked_to_leave: dict[str, Guard | None] = {}  # request -> which boot of the node was meant
         levels = [Level(level.number, level.name, level.barriers) for level in scenario.levels]
         settings = Settings(
             len(scenario.nodes),
@@ -251,6 +253,16 @@ class Stage(World):
                 self.machines[node].unhang(self._numbers[step.level])
             case _:
                 raise AssertionError(f"{step} is no step of a script")
+
+    def _ask(self, deed: schedule.Ask, times: int) -> None:
+        """As always, but who asked a node to leave does not ask its next incarnation."""
+        if isinstance(deed.operation, LeaveNode):
+            guard = self.machines[deed.node].guard
+            if times == 1:
+                self._asked_to_leave[deed.identity] = guard
+            elif guard is not None and guard is not self._asked_to_leave[deed.identity]:
+                return
+        super()._ask(deed, times)
 
     def _heal(self, node: int) -> None:
         self._isolated.discard(node)
