@@ -439,14 +439,39 @@ def test_a_step_that_changes_nothing_is_said_to() -> None:
         scenario(
             2,
             """6000 boot N0
+               6001 resume N0
+               6002 heal N0
+               6003 unhang N0 em
+               6004 pause N0
+               6005 pause N0
+               6006 resume N0
+               6007 blind N0
+               6008 blind N0
+               6009 isolate N0
+               6010 isolate N0
+               6011 heal N0
+               6012 hang N0 em
+               6013 hang N0 em
+               6014 unhang N0 em
                7000 kill N1
                12000 leave N1
                12500 pause N1""",
         )
     )
     run.check_end("N0")
-    said = [event for frame in run.frames for event in frame.events]
-    assert {"boot N0: it is on already", "leave N1: it is off", "pause N1: it is off"} <= set(said)
+    said = [event for frame in run.frames for event in frame.events if ": it " in event or ": there " in event]
+    assert [event for event in said if "link lost" not in event] == [
+        "boot N0: it is on already",
+        "resume N0: it is not paused",
+        "heal N0: there is nothing to heal",
+        "unhang N0 em: it does not hang",
+        "pause N0: it is paused already",
+        "blind N0: it is blind already",
+        "isolate N0: it is isolated already",
+        "hang N0 em: it hangs already",
+        "leave N1: it is off",
+        "pause N1: it is off",
+    ]
 
 
 def test_levels_of_ones_own_are_taken_in_their_order_with_their_names() -> None:

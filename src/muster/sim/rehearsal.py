@@ -194,15 +194,29 @@ class Stage(World):
             self._do_to_service(step)
             return
         node = self._nodes[step.node]
-        machine = self.machines[node]
-        remark = ""
-        if step.verb == "boot" and machine.is_on:
-            remark = ": it is on already"
-        elif step.verb in ("leave", "kill", "pause", "resume") and not machine.is_on:
-            remark = ": it is off"
-        self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
+        remark = self._why_not(step, self.machines[node])
+        self.history.append(Disturbed(self.loop.now_us, f"{step}: {remark}" if remark else str(step)))
         if not remark:
             self._carry_out(step, node)
+
+    def _why_not(self, step: ScriptStep, machine: Machine) -> str:
+        """Why a step changes nothing, in words; empty where it does something."""
+        is_paused = any(process.paused_at_us is not None for process in machine.processes("all"))
+        hangs = bool(step.level) and self._numbers[step.level] in machine.hung
+        is_isolated, is_blind = machine.node in self._isolated, machine.access.isolated
+        reasons = {
+            "boot": "it is on already" if machine.is_on else "",
+            "pause": "it is paused already" if is_paused else "",
+            "resume": "" if is_paused else "it is not paused",
+            "isolate": "it is isolated already" if is_isolated else "",
+            "blind": "it is blind already" if is_blind else "",
+            "heal": "" if is_isolated or is_blind else "there is nothing to heal",
+            "hang": "it hangs already" if hangs else "",
+            "unhang": "" if hangs else "it does not hang",
+        }
+        if step.verb in ("leave", "kill", "pause", "resume") and not machine.is_on:
+            return "it is off"
+        return reasons.get(step.verb, "")
 
     def _do_to_service(self, step: ScriptStep) -> None:
         """Ask for something on a node that is on, as an operator would; or let the service's process die on one."""
