@@ -22,6 +22,7 @@ from muster.client import (
     Barriers,
     ClientError,
     Kind,
+    Lost,
     Notification,
     Refused,
     Subsystem,
@@ -130,7 +131,7 @@ def test_a_thread_that_waits_for_a_notification_ends_with_the_registration(one: 
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert len(heard) == 1
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(Lost, match="the registration is over"):
         heard[0].acknowledge()
 
 
@@ -245,6 +246,25 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
         register("cache", 60, socket=tmp_path / "control.sock")
     with pytest.raises(Unreachable, match="there is no such socket"):
         asyncio.run(register_async("cache", 60, socket=tmp_path / "control.sock"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deadline_s": -1}, "0 or more seconds"),
+        ({"deadline_s": float("nan")}, "0 or more seconds"),
+        ({"deadline_s": float("inf")}, "0 or more seconds"),
+        ({"timeout_s": 0}, "timeout_s more than 0"),
+        ({"reconnect_s": float("nan")}, "0 or more seconds"),
+        ({"barriers": {"joining": 2}}, r"pass muster.client.Barriers"),
+        ({"judge": "no"}, "pass a function"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_anybody_is_asked(
+    tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        register("x", 60, socket=tmp_path / "nobody", **arguments)
 
 
 def test_a_node_is_named_by_its_socket_or_its_cluster(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_p4_5_an_objection_refuses_a_leave_with_its_reason_and_who_asked_may_ove
         assert cluster.status()["transitions"] == []
 
         assert cluster.run("node", "leave", "n0").returncode == 0, "nobody objects to this one"
-        assert cluster.run("node", "leave", "n1", "--override").returncode == 0, "n2 asks, and is told"
+        assert cluster.run("dev", "leave", "n1").returncode == 1
+        assert cluster.run("dev", "leave", "n1", "--override").returncode == 0
         assert cluster.status("n2")["nodes"]["n1"]["state"] == "inactive"
 
 

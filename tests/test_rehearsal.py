@@ -307,6 +307,32 @@ def test_spec_7_4_an_isolated_node_is_forced_out_and_joins_again_when_it_is_heal
     assert run.frames[forced].master in ("N1", "N2")
 
 
+@pytest.mark.parametrize("lost", ["N0", "N1"])
+def test_spec_7_4_of_two_nodes_the_one_whose_interconnect_is_lost_is_forced_out_be_it_the_master(lost: str) -> None:
+    steps = f"""8000 isolate {lost}
+                15000 heal {lost}
+                15000 boot {lost}"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+    kept = "N1" if lost == "N0" else "N0"
+    assert run.when_said(f"{lost}: own links") < run.when_said(f"{lost} is to be forced out")
+    assert run.when_said(f"{lost} has stopped") < run.when_node(lost, "forced-leaving")
+    assert {frame.nodes[kept] for frame in run.frames[run.when_said("isolate") :]} == {"joined"}
+    assert run.last.master == kept
+
+
+def test_spec_7_4_of_two_nodes_that_both_lost_their_interconnect_the_lower_one_survives() -> None:
+    steps = """8000 isolate N1
+               8000 isolate N0
+               15000 heal N0
+               15000 heal N1
+               16000 boot N1"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+    assert run.when_said("N1 is to be forced out") < run.when_said("N1 has stopped")
+    assert {frame.nodes["N0"] for frame in run.frames[run.when_said("isolate") :]} == {"joined"}
+
+
 def test_spec_7_4_links_between_two_isolated_nodes_work_only_when_both_are_healed() -> None:
     steps = """9000 isolate N2
                9000 isolate N3
@@ -413,14 +439,39 @@ def test_a_step_that_changes_nothing_is_said_to() -> None:
         scenario(
             2,
             """6000 boot N0
+               6001 resume N0
+               6002 heal N0
+               6003 unhang N0 em
+               6004 pause N0
+               6005 pause N0
+               6006 resume N0
+               6007 blind N0
+               6008 blind N0
+               6009 isolate N0
+               6010 isolate N0
+               6011 heal N0
+               6012 hang N0 em
+               6013 hang N0 em
+               6014 unhang N0 em
                7000 kill N1
                12000 leave N1
                12500 pause N1""",
         )
     )
     run.check_end("N0")
-    said = [event for frame in run.frames for event in frame.events]
-    assert {"boot N0: it is on already", "leave N1: it is off", "pause N1: it is off"} <= set(said)
+    said = [event for frame in run.frames for event in frame.events if ": it " in event or ": there " in event]
+    assert [event for event in said if "link lost" not in event] == [
+        "boot N0: it is on already",
+        "resume N0: it is not paused",
+        "heal N0: there is nothing to heal",
+        "unhang N0 em: it does not hang",
+        "pause N0: it is paused already",
+        "blind N0: it is blind already",
+        "isolate N0: it is isolated already",
+        "hang N0 em: it hangs already",
+        "leave N1: it is off",
+        "pause N1: it is off",
+    ]
 
 
 def test_levels_of_ones_own_are_taken_in_their_order_with_their_names() -> None:
@@ -434,6 +485,91 @@ def test_levels_of_ones_own_are_taken_in_their_order_with_their_names() -> None:
     )
     told, done = run.when("lock", "N0", "N1", "joining"), run.when("lock", "N0", "N1", "joined")
     assert run.frames[done].at_us - run.frames[told].at_us == 1_000_000
+
+
+def test_spec_3_6_a_subsystem_whose_work_takes_no_time_is_seen_in_every_state() -> None:
+    work = ", ".join(f'{level} = "0ms"' for level in ("dlm", "vdm", "sfs", "em"))
+    steps = """8000 leave N1
+               9000 kill N2"""
+    run = Rehearsed(scenario(3, steps, f"work = {{ {work} }}\nbarriers = {{ sfs = {{ leaving = 2 }} }}"))
+    run.check_end("N0")
+    for level in run.last.levels:
+        assert run.history(level, "N0", "N1")[-4:] == ["joining", "joined", "leaving", "inactive"], level
+        assert run.history(level, "N0", "N2")[-4:] == ["joining", "joined", "forced-leaving", "inactive"], level
+        told = run.frames[run.when(level, "N0", "N1", "leaving")]
+        assert any(event.startswith(f"{level} on N0 is told: N1 leaving") for event in told.events)
+
+
+@pytest.mark.parametrize("level", ["dlm", "vdm", "sfs", "em"])
+@pytest.mark.parametrize("then", ["", "kill"])
+def test_spec_3_7_a_leave_asked_for_at_any_level_of_a_join_undoes_what_had_joined(level: str, then: str) -> None:
+    """`then`: the node dies while its leave is at work, so that the join that became a leave is forced out."""
+    kill = "12030 kill N2" if then else "12030 heal N2"
+    steps = f"""9000 hang N1 {level}
+                10000 boot N2
+                11000 leave N2
+                12000 unhang N1 {level}
+                {kill}
+                16000 boot N2"""
+    work = ", ".join(f'{name} = "40ms"' for name in ("dlm", "vdm", "sfs", "em"))
+    run = Rehearsed(scenario(3, steps, f"work = {{ {work} }}", booted=2))
+    run.check_end("N0 N1 N2")
+    order = ["dlm", "vdm", "sfs", "em"]
+    place, begun = order.index(level), run.when_said("boot N2")
+    back = run.when_node("N2", "inactive", run.when_said("N2 has stopped"))
+    for number, name in enumerate(order):
+        heard = [frame.levels[name]["N1"]["N2"] for frame in run.frames[begun:back]]
+        if number > place:
+            assert set(heard) == {"inactive"}, name
+        elif number == place:
+            assert heard.index("joined") < heard.index("leaving"), name
+        else:
+            assert "joined" in heard, name
+    assert ("forced-leaving" in {frame.nodes["N2"] for frame in run.frames[begun:]}) == bool(then)
+
+
+def test_spec_3_8_who_asked_a_node_to_leave_does_not_ask_its_next_incarnation() -> None:
+    steps = """8000 kill N0
+               8001 leave N1
+               8010 kill N1
+               8030 boot N1
+               9500 boot N0"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N0 N1")
+
+
+def test_spec_3_9_a_second_and_a_third_node_die_at_each_stage_of_the_first_one_s_forced_leave() -> None:
+    work = ", ".join(f'{name} = "60ms"' for name in ("dlm", "vdm", "sfs", "em"))
+    extra = f"work = {{ {work} }}\nbarriers = {{ vdm = {{ forced_leaving = 3 }} }}"
+    for after_ms in (640, 700, 760, 880, 940, 1000):
+        steps = f"""12000 kill N4
+                    {12000 + after_ms} kill N0
+                    {12020 + after_ms} kill N3
+                    17000 boot N0"""
+        run = Rehearsed(scenario(5, steps, extra))
+        run.check_end("N0 N1 N2")
+        for gone in ("N3", "N4"):
+            assert run.history("em", "N1", gone)[-3:] == ["joined", "forced-leaving", "inactive"], after_ms
+
+
+def test_spec_3_11_the_last_node_leaves_while_another_is_being_forced_out() -> None:
+    steps = """6000 hang N0 dlm
+               6000 kill N1
+               8000 leave N0
+               12000 unhang N0 dlm
+               14000 boot N1"""
+    run = Rehearsed(scenario(2, steps))
+    run.check_end("N1")
+    gone = run.when_node("N1", "inactive", run.when_node("N1", "forced-leaving"))
+    assert gone < run.when_node("N0", "inactive", run.when_node("N0", "leaving"))
+
+
+def test_spec_3_3_without_an_event_manager_s_level_every_level_registers_before_the_node_joins() -> None:
+    run = Rehearsed(scenario(2, "6000 kill N1", 'levels = { a = 5, b = 50 }\nwork = { a = "0ms", b = "1.5s" }'))
+    run.check_end("N0")
+    booted = run.frames[run.when_said("a on N0 registers")]
+    assert booted.levels["b"]["N0"]["N0"] == "inactive"
+    assert run.history("b", "N0", "N1")[1:] == ["inactive", "joining", "joined", "forced-leaving", "inactive"]
 
 
 def random_scenario(random: Random) -> str:

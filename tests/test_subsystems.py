@@ -436,6 +436,25 @@ def test_a_command_that_fails_is_run_again_and_acknowledges_only_when_it_succeed
     assert "slow (level 60): as it asked" in alone.events("n0", "subsystem deregistered")
 
 
+def test_a_command_is_run_by_the_shell_and_a_name_may_be_left_out(alone: Cluster, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    command = f'cd {tmp_path} && echo "$MUSTER_KIND $MUSTER_ABOUT_NODE" >> record || exit 1'
+    objects = ": it is asked; echo no $MUSTER_CHANGE of $MUSTER_ABOUT_NODE now; exit 3"
+    program = alone.command(
+        "subsystem", "run", "--node", "n0", "--level", "60", "--on-joining", command, "--on-planned", objects
+    )
+    wait("the join to be over", lambda: record.exists() and alone_settled(alone)())
+    assert record.read_text() == "joining n0\n"
+    assert alone.levels("n0", "n0") == {40: "event manager", 60: "level-60"}
+    refused = alone.dev.run("node", "leave", "n0")
+    assert refused.returncode == 1
+    assert "level-60 (level 60) on n0 objects: no leave of n0 now" in refused.stderr
+    program.terminate()
+    said, _ = program.communicate(timeout=DEADLINE_S)
+    assert program.returncode == 0
+    assert "level-60: deregistered" in said
+
+
 def test_a_program_that_is_ended_ends_its_command_with_everything_that_started(alone: Cluster, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = tmp_path / "script"
@@ -497,7 +516,9 @@ def test_bad_command_lines_are_refused_before_anything_is_registered(alone: Clus
     cases = {
         "there is no program 'nowhere'": [*run, "--on-joining", "nowhere --at all"],
         "it is empty": [*run, "--on-leaving", " "],
+        "there is no program './nowhere'": [*run, "--on-planned", "./nowhere"],
         "cannot be split into words": [*run, "--on-joining", "true 'open"],
+        "is no command for /bin/sh": [*run, "--on-forced-leaving", "if true; then"],
         "is no duration": [*run, "--deadline", "30"],
         "is not in the range": [*run[:4], "--level", "0", "--name", "x"],
         "its nodes are n0": ["subsystem", "run", "--node", "n9", "--level", "60", "--name", "x"],

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -312,7 +313,9 @@ async def register_async(
     timeout_s: float = 15.0,
     reconnect_s: float = RECONNECT_S,
 ) -> AsyncSubsystem:
-    """Register this program at `level` (SPEC 3.2). Raises `Refused`, `Unreachable`; `ValueError` for its own arguments.
+    """Register this program at `level` (SPEC 3.2).
+
+    Raises `Refused`, `Unreachable`; `ValueError` or `TypeError` for its own arguments.
 
     `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
     forces the node out. `judge` is asked, in a thread, before every graceful leave and transfer, and may object with a
@@ -320,13 +323,17 @@ async def register_async(
     that fails. `directory` and `node` name a node of a development cluster; `socket` the control socket of any.
     `timeout_s` bounds the registration; `reconnect_s` how long a daemon that is gone is waited for.
     """
-    if deadline_s < 0 or timeout_s <= 0 or reconnect_s < 0:
+    if not (0 <= deadline_s < math.inf and timeout_s > 0 and reconnect_s >= 0):  # nor is any of them NaN
         raise ValueError("deadline_s and reconnect_s are 0 or more seconds, timeout_s more than 0")
+    if not isinstance(barriers, Barriers):
+        raise TypeError(f"barriers is {barriers!r}: pass muster.client.Barriers, as Barriers(joining=2)")
+    if judge is not None and not callable(judge):
+        raise TypeError(f"judge is {judge!r}: pass a function of a Planned that returns its objection, or nothing")
     arguments: Document = {
         "name": name,
         "level": level,
         "barriers": vars(barriers),
-        "deadline_ms": round(deadline_s * 1000),
+        "deadline_ms": math.ceil(deadline_s * 1000),  # 0 would be none
         "on_hang": on_hang,
         "on_loss": on_loss,
         "vetoes": judge is not None,

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from muster.client.asynchronous import RECONNECT_S, AsyncNotification, AsyncSubsystem, register_async
-from muster.client.errors import ClientError
+from muster.client.errors import ClientError, Lost
 from muster.client.protocol import ONE_EACH, Barriers, Judge, Told
 
 LAST_CALLS_S = 1.0  # for calls of other threads under way when the subsystem is closed
@@ -26,10 +26,10 @@ class _Loop:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` there, and wait for it; an interrupt of the waiting thread cancels it."""
+        """Run `work` there, and wait for it; an interrupt of the waiting thread cancels it. Raises `Lost` if closed."""
         if not self._thread.is_alive():
             work.close()
-            raise RuntimeError("the subsystem is closed")
+            raise Lost("the registration is over", "muster.client", "register again")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

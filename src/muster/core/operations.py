@@ -92,7 +92,7 @@ def _leave(member: Member, draft: Draft) -> str:
         case NodeState.INACTIVE:
             raise Refused(f"{name} is not a member now: there is nothing to leave")
         case _:
-            raise Refused(f"{name} is {member.state}: wait until it has joined, or evict it (muster node evict {name})")
+            raise Refused(f"{name} is {member.state}: it is on its way out already, and has nothing left to leave with")
 
 
 def _evict(member: Member, operation: EvictNode, draft: Draft, facts: Facts) -> str:

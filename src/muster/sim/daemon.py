@@ -67,6 +67,7 @@ class Daemon:
         self._ended = False  # the node has asked its guard to end it: it takes nothing in any more
         self._stepping = False
         self._inputs: deque[inputs.Input] = deque()
+        self._plugged = True  # what it was told last of its own interfaces
         self._programs: dict[int, Level] = {}  # as the core knows them: it may not have heard of the last change
         self._store = StoreQueue(self)
         self._carry = self._carriers()
@@ -116,6 +117,18 @@ class Daemon:
         )  # fmt: skip
         world.network.attach(self.endpoint)
         self._schedule_tick()
+        self.watch_own_links()
+
+    def watch_own_links(self) -> None:
+        """Something may have become of the own interfaces: it looks at them once a heartbeat (SPEC 7.4)."""
+        if self.machine.plugged != self._plugged:
+            pause_us = self.world.profile.heartbeat_ms * US_PER_MS
+            self.world.loop.deliver_after(pause_us, self.process, self._own_links_seen)
+
+    def _own_links_seen(self) -> None:
+        if self.node is not None and self.machine.plugged != self._plugged:
+            self._plugged = self.machine.plugged
+            self.step(inputs.OwnLinksChanged(not self._plugged))
 
     def end(self, silently: bool) -> None:
         """The process dies. `silently`: with its machine, so that nobody is told."""

@@ -26,6 +26,7 @@ class Machine:
         self.access = StoreAccess(world.store, node)
         self.guard: Guard | None = None
         self.lives: list[Life] = []  # those that have not ended; an earlier one may still be dying
+        self.plugged = True  # its own interfaces have a link
         self.hung: set[int] = set()  # levels whose subsystem does not get on
         self._drift_ppm = int((world.random.random() * 2 - 1) * MAXIMUM_DRIFT_PPM * world.settings.drift)
         self._unfinished: list[tuple[int, Callable[[], None]]] = []  # work of hung levels
@@ -102,6 +103,13 @@ class Machine:
         # A process has not ended before its system calls have: its writes under way land first.
         restart_us = max(back_us, self.access.busy_until_us + 1)
         loop.at(restart_us, loop.deliver, life.init, self.start_daemon, life)
+
+    def plug(self, plugged: bool) -> None:
+        """Its own interfaces have a link, or none; its daemon sees that when it looks next (SPEC 7.4)."""
+        if plugged != self.plugged:
+            self.plugged = plugged
+            if self.daemon is not None:
+                self.daemon.watch_own_links()
 
     def processes(self, which: str) -> list[Process]:
         """The processes that `which` names: `guard`, `daemon`, `runner` or `all`."""

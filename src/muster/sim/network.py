@@ -87,7 +87,8 @@ class Network:
         for connection in list(self._connections.values()):
             if endpoint in connection.ends:
                 delay_us = 3000 * US_PER_MS if silently else 10 * US_PER_MS
-                self.loop.after(int(self.random.random() * delay_us), self._end, connection, "it closed the connection")
+                cause = "it did not answer" if silently else "it closed the connection"
+                self.loop.after(int(self.random.random() * delay_us), self._end, connection, cause)
 
     def send(self, source: Endpoint, to: int, message: Message) -> None:
         """Send on the present connection, if there is one."""

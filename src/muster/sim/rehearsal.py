@@ -28,6 +28,7 @@ from muster.records.timing import FAST
 from muster.sim import schedule
 from muster.sim.checkers import judge
 from muster.sim.events import US_PER_MS, US_PER_S
+from muster.sim.guard import Guard
 from muster.sim.history import (
     Applied,
     ClaimWritten,
@@ -62,6 +63,7 @@ TOLD_EVENTS = (  # what a node logs that its operator would want to read here
     "deadman fired",
     "boot refused",
     "link lost",
+    "own links",
     "abdicating",
     "join refused",
 )
@@ -149,6 +151,7 @@ class Stage(World):
         self._work_us = {level.number: level.work_us for level in scenario.levels}
         self._isolated: set[int] = set()
         self._asked = 0
+        self._asked_to_leave: dict[str, Guard | None] = {}  # request -> which boot of the node was meant
         levels = [Level(level.number, level.name, level.barriers) for level in scenario.levels]
         settings = Settings(
             len(scenario.nodes),
@@ -191,15 +194,29 @@ class Stage(World):
             self._do_to_service(step)
             return
         node = self._nodes[step.node]
-        machine = self.machines[node]
-        remark = ""
-        if step.verb == "boot" and machine.is_on:
-            remark = ": it is on already"
-        elif step.verb in ("leave", "kill", "pause", "resume") and not machine.is_on:
-            remark = ": it is off"
-        self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
+        remark = self._why_not(step, self.machines[node])
+        self.history.append(Disturbed(self.loop.now_us, f"{step}: {remark}" if remark else str(step)))
         if not remark:
             self._carry_out(step, node)
+
+    def _why_not(self, step: ScriptStep, machine: Machine) -> str:
+        """Why a step changes nothing, in words; empty where it does something."""
+        is_paused = any(process.paused_at_us is not None for process in machine.processes("all"))
+        hangs = bool(step.level) and self._numbers[step.level] in machine.hung
+        is_isolated, is_blind = machine.node in self._isolated, machine.access.isolated
+        reasons = {
+            "boot": "it is on already" if machine.is_on else "",
+            "pause": "it is paused already" if is_paused else "",
+            "resume": "" if is_paused else "it is not paused",
+            "isolate": "it is isolated already" if is_isolated else "",
+            "blind": "it is blind already" if is_blind else "",
+            "heal": "" if is_isolated or is_blind else "there is nothing to heal",
+            "hang": "it hangs already" if hangs else "",
+            "unhang": "" if hangs else "it does not hang",
+        }
+        if step.verb in ("leave", "kill", "pause", "resume") and not machine.is_on:
+            return "it is off"
+        return reasons.get(step.verb, "")
 
     def _do_to_service(self, step: ScriptStep) -> None:
         """Ask for something on a node that is on, as an operator would; or let the service's process die on one."""
@@ -239,7 +256,7 @@ class Stage(World):
                 self._resume(schedule.Resume("all", node))
             case "isolate":
                 self._isolated.add(node)
-                self._isolate(schedule.Isolate(0, node))
+                self._isolate(schedule.Isolate(0, node, unplugged=True))
             case "blind":
                 self._blind(schedule.Blind(0, node))
             case "heal":
@@ -250,6 +267,16 @@ class Stage(World):
                 self.machines[node].unhang(self._numbers[step.level])
             case _:
                 raise AssertionError(f"{step} is no step of a script")
+
+    def _ask(self, deed: schedule.Ask, times: int) -> None:
+        """As always, but who asked a node to leave does not ask its next incarnation."""
+        if isinstance(deed.operation, LeaveNode):
+            guard = self.machines[deed.node].guard
+            if times == 1:
+                self._asked_to_leave[deed.identity] = guard
+            elif guard is not None and guard is not self._asked_to_leave[deed.identity]:
+                return
+        super()._ask(deed, times)
 
     def _heal(self, node: int) -> None:
         self._isolated.discard(node)
@@ -309,6 +336,8 @@ class Account:
         # (level, node, about) -> the last notification about that node
         self._told: dict[tuple[int, int, int], Notified] = {}
         self._position = 0
+        # (level, node, about) that has changed at this moment: a frame before it changes again, so that none is hidden
+        self._fresh: set[tuple[int, int, int]] = set()
         self._events: list[str] = []
         self._shown: Frame | None = None
 
@@ -317,16 +346,27 @@ class Account:
         return self._replicas[node].index if node in self._replicas else -1
 
     def follow(self, history: list[Observation]) -> Iterator[Frame]:
-        """Fold in what is new; a frame for each moment at which anything happened."""
+        """Fold in what is new; a frame for each moment at which anything happened.
+
+        More than one, where a subsystem's state changes more than once, as that of one whose work takes no time.
+        """
         while self._position < len(history):
             at_us = history[self._position].at_us
             while self._position < len(history) and history[self._position].at_us == at_us:
-                self._see(history[self._position])
+                seen = history[self._position]
+                if not self._fresh.isdisjoint(self._touched_by(seen)):
+                    yield from self._changed_frame(at_us)
+                self._see(seen)
                 self._position += 1
-            frame = self._frame(at_us)
-            if self._shown is None or frame.events or frame[2:] != self._shown[2:]:
-                self._shown = frame
-                yield frame
+            yield from self._changed_frame(at_us)
+
+    def _changed_frame(self, at_us: int) -> Iterator[Frame]:
+        """The frame of this moment, unless it is like the last."""
+        self._fresh.clear()
+        frame = self._frame(at_us)
+        if self._shown is None or frame.events or frame[2:] != self._shown[2:]:
+            self._shown = frame
+            yield frame
 
     def _frame(self, at_us: int) -> Frame:
         events, self._events = tuple(dict.fromkeys(self._events)), []
@@ -476,6 +516,7 @@ class Account:
             if about != seen.about and (seen.level, seen.node, about) not in self._told:
                 held[about] = self._in_company(seen, about)
         held[seen.about] = NodeState(seen.kind.value)
+        self._fresh.add((seen.level, seen.node, seen.about))
         self._told[seen.level, seen.node, seen.about] = seen
         level = self._levels[seen.level]
         barriers = _barriers(level, seen.kind)
@@ -515,7 +556,17 @@ class Account:
                 which = f", barrier {seen.barrier + 1} of {barriers}" if barriers > 1 else ""
                 if seen.barrier + 1 == barriers:
                     held[about] = SETTLED_STATE[told.kind]
+                    self._fresh.add((seen.level, seen.node, about))
                 self._events.append(f"{level.name} on {self.names[seen.node]} acknowledges: {self._about(told)}{which}")
+
+    def _touched_by(self, seen: Observation) -> list[tuple[int, int, int]]:
+        """(level, node, about) whose state this observation changes, as one that is told or acknowledges."""
+        if isinstance(seen, Notified):
+            return [(seen.level, seen.node, seen.about)]
+        if isinstance(seen, LevelAcknowledged):
+            keys = [(seen.level, seen.node, about) for about in range(len(self.names))]
+            return [key for key in keys if key in self._told and self._told[key].transition == seen.transition]
+        return []
 
     def _about(self, told: Notified) -> str:
         return f"{self.names[told.about]} {told.kind}"

@@ -63,10 +63,14 @@ class Cut(Struct, frozen=True, tag="cut"):
 
 
 class Isolate(Struct, frozen=True, tag="isolate"):
-    """The node's interconnect is lost, both ways; the store stays reachable."""
+    """The node's interconnect is lost, both ways; the store stays reachable.
+
+    `unplugged`: its own interfaces have no link either, and it knows that (SPEC 7.4).
+    """
 
     for_us: int = 0
     node: int = HERE
+    unplugged: bool = False
 
 
 class Blind(Struct, frozen=True, tag="blind"):

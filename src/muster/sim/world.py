@@ -233,6 +233,10 @@ class World:
             if other != deed.node:
                 self._cut(schedule.Cut(deed.node, other, deed.for_us))
                 self._cut(schedule.Cut(other, deed.node, deed.for_us))
+        if deed.unplugged:
+            self.machines[deed.node].plug(False)
+            if deed.for_us:
+                self.loop.after(deed.for_us, self.machines[deed.node].plug, True)
 
     def _blind(self, deed: schedule.Blind) -> None:
         access = self.machines[deed.node].access
@@ -276,6 +280,7 @@ class World:
         for (source, to), link in self.network.links.items():
             if node in (source, to):
                 link.calm()
+        self.machines[node].plug(True)
 
     def _ask(self, deed: schedule.Ask, times: int) -> None:
         if times == 1:

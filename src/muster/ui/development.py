@@ -19,6 +19,7 @@ from muster.ui.connection import (
     complete_nodes,
     connection_options,
     json_option,
+    override_option,
     print_json,
     reporting,
     settings,
@@ -196,10 +197,11 @@ def boot(name: str, no_wait: bool, wait_s: float) -> None:
 
 @dev.command()
 @_wait_option
+@override_option
 @_node_command
-def leave(name: str, wait_s: float) -> None:
+def leave(name: str, wait_s: float, override: bool) -> None:
     """Have NODE leave gracefully; returns when it has ended."""
-    _cluster().leave(name, wait_s, _say)
+    _cluster().leave(name, wait_s, _say, override)
     click.echo(f"{name} has left")
 
 

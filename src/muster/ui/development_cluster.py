@@ -243,13 +243,16 @@ class DevelopmentCluster:
         home = self.home(name)
         return len(_permitted(lambda: node_processes.continue_all(home), home))
 
-    def leave(self, name: str, timeout_s: float, progress: Progress) -> None:
-        """Graceful leave; returns when the node's last process has ended. Raises `MusterError`."""
+    def leave(self, name: str, timeout_s: float, progress: Progress, override: bool = False) -> None:
+        """Graceful leave; returns when the node's last process has ended. Raises `MusterError`.
+
+        `override`: although subsystems object (P4.5).
+        """
         home = self.home(name)
         if not node_processes.is_running(home):
             raise MusterError(f"{name} does not run", str(home), f"see {command_about(self.directory, 'dev ls')}")
         try:
-            answer = self.connection_to(name, timeout_s).operate("leave", node=name)
+            answer = self.connection_to(name, timeout_s).operate("leave", node=name, override=override)
             progress(str(answer["outcome"]))
         except Unreachable:
             # it may have left before it could answer, or hangs; its end tells which

@@ -52,7 +52,7 @@ def rehearse(scenario: str, as_json: bool, seed: int) -> None:
     What can be done:
       boot N, leave N, kill N (power cut), pause N, resume N,
       isolate N (interconnect lost), blind N (store lost), heal N,
-      hang N LEVEL, unhang N LEVEL,
+      hang N LEVEL (that subsystem acknowledges nothing, until its node has ended), unhang N LEVEL,
       register S, deregister S, transfer S N, fail S N (its process dies on N)
 
     \b

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,11 +41,17 @@ LONGEST_PAUSE_S = 10.0
 STOP_S = 2.0  # for a command that was asked to end
 JUDGE_S = 4.0  # for the command that judges a planned change: the cluster takes later silence for an objection
 
-Commands = dict[Kind, list[str]]
+SHELL = "/bin/sh"
+PLAIN_WORD = re.compile(r"[\w./+-]+")  # means the same to every shell, and is no assignment
+
+Commands = dict[Kind, str]
 
 
-def read_words(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[str] | None:
-    """A command, split as a shell splits it; its program must be there. Raises `BadParameter`."""
+def read_command(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A command for the shell, with redirections and all; it must parse, and its program be there.
+
+    Raises `BadParameter`: a mistake shows now, not when a node has died.
+    """
     if value is None:
         return None
     try:
@@ -53,9 +60,27 @@ def read_words(_context: click.Context, _parameter: click.Parameter, value: str 
         raise click.BadParameter(f"{value!r} cannot be split into words: {error}") from error
     if not words:
         raise click.BadParameter("it is empty: leave the option out where there is nothing to do")
-    if shutil.which(words[0]) is None:
+    parsed = _shell_says("-n", "-c", value)
+    if parsed:
+        raise click.BadParameter(f"{value!r} is no command for {SHELL}: {parsed}")
+    if PLAIN_WORD.fullmatch(words[0]) and not _is_command(words[0]):
         raise click.BadParameter(f"there is no program {words[0]!r} that can be run: give its path")
-    return words
+    return value
+
+
+def _is_command(word: str) -> bool:
+    """Whether this names a program that can be run, or something that the shell does itself."""
+    if shutil.which(word) is not None:
+        return True
+    return "/" not in word and not _shell_says("-c", 'command -v "$0" >/dev/null || echo no', word)
+
+
+def _shell_says(*arguments: str) -> str:
+    """The last line that the shell writes, in which it names what is wrong; nothing where all is well."""
+    asked = subprocess.run(
+        [SHELL, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    return asked.stdout.decode(errors="replace").strip().rpartition("\n")[2].rpartition(f"{SHELL}: ")[2]
 
 
 def read_duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
@@ -102,17 +127,17 @@ class Steps:
     async def _until_it_succeeds(self, told: AsyncNotification, what: str) -> None:
         pause_s = FIRST_PAUSE_S
         while outcome := await self._attempt(told):
-            self._say(f"{what}: {shlex.join(self._commands[told.kind])} {outcome}; again in {pause_s:g} s")
+            self._say(f"{what}: {self._commands[told.kind]} {outcome}; again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _attempt(self, told: AsyncNotification) -> str:
         """Run the command once; in words why it did not succeed, or nothing."""
-        words = self._commands[told.kind]
         try:
             process = await asyncio.create_subprocess_exec(
-                *words, env=os.environ | _environment(told), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-            )
+                SHELL, "-c", self._commands[told.kind], env=os.environ | _environment(told),
+                stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
         except OSError as error:
             return f"cannot be run: {error.strerror or error}"
         try:
@@ -153,7 +178,7 @@ class Program:
 
     def __init__(
         self, path: Path, name: str, level: int, barriers: Barriers, deadline_ms: int, on_hang: str, on_loss: str,
-        commands: Commands, on_planned: list[str] | None,
+        commands: Commands, on_planned: str | None,
     ) -> None:  # fmt: skip
         self._on_planned = on_planned
         self._path, self._name, self._level, self._barriers = path, name, level, barriers
@@ -225,16 +250,19 @@ class Program:
         environment = {
             "MUSTER_CHANGE": planned.change, "MUSTER_ABOUT_NODE": planned.node, "MUSTER_SERVICE": planned.service,
         }  # fmt: skip
-        try:
-            ended = subprocess.run(
-                self._on_planned, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, timeout=JUDGE_S, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"{shlex.join(self._on_planned)} could not judge: {error}"
-        words = ended.stdout.decode(errors="replace").split("\n")
-        said = next((line.strip() for line in reversed(words) if line.strip()), f"status {ended.returncode}")
-        return said if ended.returncode else ""
+        with subprocess.Popen(
+            [SHELL, "-c", self._on_planned], env=os.environ | environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                output, _ = process.communicate(timeout=JUDGE_S)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                return f"{self._on_planned} could not judge: it has not ended within {JUDGE_S:g} s"
+        words = output.decode(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(words) if line.strip()), f"status {process.returncode}")
+        return said if process.returncode else ""
 
     def _say(self, text: str) -> None:
         click.echo(f"{self._name}: {text}")
@@ -247,7 +275,7 @@ def subsystem() -> None:
 
 
 def _command_option(kind: str, when: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option(f"--on-{kind}", callback=read_words, metavar="COMMAND", help=f"Run this when a node {when}.")
+    return click.option(f"--on-{kind}", callback=read_command, metavar="COMMAND", help=f"Run this when a node {when}.")
 
 
 def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -257,7 +285,7 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 @subsystem.command()
-@click.option("--name", required=True, metavar="NAME", help="What the cluster calls it.")
+@click.option("--name", metavar="NAME", help="What the cluster calls it [level-N].")
 @click.option(
     "--level", required=True, type=click.IntRange(min=1), metavar="N", help="Its place, above 0; lower first."
 )
@@ -265,7 +293,7 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 @_command_option("leaving", "leaves")
 @_command_option("forced-leaving", "has been forced out, and is proven to have stopped")
 @click.option(
-    "--on-planned", callback=read_words, metavar="COMMAND",
+    "--on-planned", callback=read_command, metavar="COMMAND",
     help="Ask this before a node leaves or a service is moved: another status than 0 objects, with its last words.",
 )  # fmt: skip
 @_barriers_option("joining")
@@ -280,14 +308,15 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 @connection_options
 @reporting
 def run(
-    name: str, level: int, on_joining: list[str] | None, on_leaving: list[str] | None,
-    on_forced_leaving: list[str] | None, on_planned: list[str] | None, barriers_joining: int, barriers_leaving: int,
-    barriers_forced_leaving: int, deadline: int, on_hang: str, on_loss: str,
+    name: str | None, level: int, on_joining: str | None, on_leaving: str | None, on_forced_leaving: str | None,
+    on_planned: str | None, barriers_joining: int, barriers_leaving: int, barriers_forced_leaving: int, deadline: int,
+    on_hang: str, on_loss: str,
 ) -> None:  # fmt: skip
     """Register with a node, and run a command for each transition; SIGTERM deregisters.
 
-    A command gets MUSTER_TRANSITION, MUSTER_KIND, MUSTER_ABOUT_NODE, MUSTER_BARRIER, MUSTER_EPOCH (a fencing token)
-    and MUSTER_VECTOR (JSON: the state of every node). Exit status 0 acknowledges; otherwise it is run again.
+    A command is run by /bin/sh. It gets MUSTER_TRANSITION, MUSTER_KIND, MUSTER_ABOUT_NODE, MUSTER_BARRIER, MUSTER_EPOCH
+    (a fencing token) and MUSTER_VECTOR (JSON: the state of every node). Exit status 0 acknowledges; otherwise it is run
+    again. The one that is asked about plans gets MUSTER_CHANGE, MUSTER_ABOUT_NODE and MUSTER_SERVICE.
 
     \b
     Example:
@@ -295,9 +324,11 @@ def run(
           --on-leaving "./flush.sh --all" --on-forced-leaving ./drop.sh --deadline 30s
     """
     found = {Kind.JOINING: on_joining, Kind.LEAVING: on_leaving, Kind.FORCED_LEAVING: on_forced_leaving}
-    commands = {kind: words for kind, words in found.items() if words is not None}
+    commands = {kind: command for kind, command in found.items() if command is not None}
     barriers = Barriers(barriers_joining, barriers_leaving, barriers_forced_leaving)
-    program = Program(_socket(), name, level, barriers, deadline, on_hang, on_loss, commands, on_planned)
+    program = Program(
+        _socket(), name or f"level-{level}", level, barriers, deadline, on_hang, on_loss, commands, on_planned
+    )
     try:
         asyncio.run(program.run())
     except Unreachable as error:
