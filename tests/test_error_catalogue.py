@@ -21,6 +21,7 @@ from bad_input import clear
 from conftest import DevCluster
 from muster.ui.command_line import main
 from muster.ui.command_line import muster as program
+from muster.ui.connection import Identity
 from muster.ui.manual import EXIT_CODES, commands_of, reference
 
 CATALOGUE = Path(__file__).with_name("errors.toml")
@@ -138,6 +139,8 @@ def bad_values(parameter: click.Parameter) -> Iterator[str]:
     kind = parameter.type
     if isinstance(kind, click.Choice):
         yield "none-such"
+    if isinstance(kind, Identity):
+        yield from ("", "a b", "a:b", "\N{SNOWMAN}", "x" * 65)
     if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType, click.IntRange, click.FloatRange)):
         yield from ("soon", "", "1e999999x")
     if isinstance(kind, (click.IntRange, click.FloatRange)):
@@ -198,6 +201,28 @@ def test_every_command_that_talks_to_a_node_explains_where_none_can_be_found(nam
         assert ended.code == 3, ended
         assert str(tmp_path / "none.sock") in ended.errors
         parts(ended)
+
+
+# What prints for people only: programs that run on, pages and scripts, what makes a cluster or a machine's keys.
+NO_DOCUMENT = {"init", "enrol", "man", "demo", "completion", "watcher run", "subsystem run"}
+WITH_A_TOKEN = {"node add", "node token"}  # shown once: repeating these makes another one, which is harmless
+
+
+def test_every_query_and_every_change_answers_in_json_and_a_change_can_be_named() -> None:
+    silent = {
+        name
+        for name, command in COMMANDS.items()
+        if not name.startswith("dev ") and not any("--json" in each.opts for each in command.params)
+    }
+    assert silent == NO_DOCUMENT
+    named = {name for name, command in COMMANDS.items() if any("--identity" in each.opts for each in command.params)}
+    assert named == {
+        *("apply", "config rollback", "config set", "upgrade finish", "authority rotate", "authority abandon"),
+        *(f"service {verb}" for verb in ("register", "deregister", "transfer", "withdraw", "restart", "clear")),
+        *(f"node {verb}" for verb in ("leave", "evict", "standby", "active", "drain", "restart-daemon", "remove")),
+        *("event enable", "event disable", "event withdraw", "maintenance begin", "maintenance end"),
+    }
+    assert not named & WITH_A_TOKEN
 
 
 def test_every_option_that_takes_a_value_is_in_the_catalogue() -> None:
@@ -305,7 +330,7 @@ def below_open(key: str, documented: set[str]) -> bool:
     return any(each.endswith(".*") and key.startswith(each[:-1]) for each in documented)
 
 
-NAMED = ("nodes", "services", "matrix", "members")
+NAMED = ("nodes", "services", "matrix", "members", "releases")
 
 
 def keys_of(document: Any, path: str = "") -> set[str]:

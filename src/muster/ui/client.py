@@ -18,6 +18,14 @@ _SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 _PIECE_BYTES = 256 * 1024
 
 
+PART = ":"  # between the identity of a command and which of its operations it is
+
+
+def new_identity() -> str:
+    """An identity for an operation, which nobody else chooses."""
+    return os.urandom(16).hex()
+
+
 class MusterError(Exception):
     """What went wrong, where, and what to do next; shown to people as it is."""
 
@@ -45,9 +53,12 @@ class ControlClient:
         """The result of a query."""
         return self._call({"query": name, "arguments": arguments}, time.monotonic() + self.timeout_s)
 
-    def operate(self, name: str, /, **arguments: Any) -> Any:
-        """Carry out an operation, once: after a lost reply it is sent again under the same identity (SPEC 9.1)."""
-        identity = os.urandom(16).hex()
+    def operate(self, name: str, identity: str = "", /, **arguments: Any) -> Any:
+        """Carry out an operation, once: after a lost reply it is sent again under the same identity (SPEC 9.1).
+
+        `identity`: one that the caller has chosen; what was carried out under it is answered from its record.
+        """
+        given, identity = identity.partition(PART)[0], identity or new_identity()
         request = {"operation": name, "identity": identity, "arguments": arguments}
         deadline = time.monotonic() + self.timeout_s
         pause_s = _FIRST_PAUSE_S
@@ -60,7 +71,11 @@ class ControlClient:
                 if not sent:
                     raise
                 if time.monotonic() + pause_s >= deadline:
-                    advice = "it may have been carried out: look before you repeat it"
+                    advice = "it may have been carried out: " + (
+                        f"repeated with --identity {given}, it cannot run twice"
+                        if given
+                        else "look before you repeat it"
+                    )
                     raise MusterError(error.what, f"operation {name} ({identity}) at {self.path}", advice) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

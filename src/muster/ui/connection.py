@@ -18,7 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from muster.ui.client import ControlClient, MusterError
+from muster.records.limits import NAME, NAME_RULE, shown
+from muster.ui.client import PART, ControlClient, MusterError, new_identity
 
 EXIT_REFUSED = 1  # the cluster or the command refused, or what was asked for did not come about
 EXIT_USAGE = 2  # the command line or a file on it is wrong
@@ -63,10 +64,11 @@ class Settings:
         self.socket: Path | None = None
         self.timeout_s = 30.0
         self.at_least: int | None = None  # commit index that answers to queries must have reached
+        self.identity = ""  # of the command's operations, where it takes --identity
 
     def connection(self) -> "Connection":
         """The connection that the options describe. Raises `Mistaken`."""
-        return Connection(self.sockets(), self.timeout_s, self.at_least)
+        return Connection(self.sockets(), self.timeout_s, self.at_least, self.identity)
 
     def sockets(self) -> dict[str, Path]:
         """Control sockets to try, by node name, in this order. Raises `Mistaken`."""
@@ -124,8 +126,11 @@ def command_about(directory: Path, words: str) -> str:
 class Connection:
     """Talks to the first node that answers."""
 
-    def __init__(self, sockets: dict[str, Path], timeout_s: float, at_least: int | None = None) -> None:
+    def __init__(
+        self, sockets: dict[str, Path], timeout_s: float, at_least: int | None = None, identity: str = ""
+    ) -> None:
         self._sockets = sockets
+        self._identity = identity  # of the command's operations; empty: a new one each time
         self._at_least = at_least
         self._timeout_s = timeout_s
         self._chosen: Path | None = None
@@ -162,11 +167,15 @@ class Connection:
         wait_ms = min(_LONGEST_WAIT_MS, int(_WAIT_SHARE * 1000 * self._timeout_s))
         return self._ask(socket, self._timeout_s, query, {**arguments, "at_least": index, "wait_ms": wait_ms})
 
-    def operate(self, operation: str, /, **arguments: object) -> Document:
-        """Carry out an operation; returns when it is committed. Raises as `query`."""
+    def operate(self, operation: str, part: str = "", /, **arguments: object) -> Document:
+        """Carry out an operation; returns when it is committed. Raises as `query`.
+
+        `part` tells apart the operations of a command that has several: all have the identity of the command.
+        """
         client = ControlClient(self._operator(), self._timeout_s)
+        identity = self._identity + (f"{PART}{part}" if part and self._identity else "")
         try:
-            answer: Document = client.operate(operation, **arguments)
+            answer: Document = client.operate(operation, identity, **arguments)
         except MusterError as error:
             raise _classified(error) from error
         return answer
@@ -289,6 +298,40 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
 def json_option(function: Callable[P, R]) -> Callable[P, R]:
     """The option `--json` of every query."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
+
+
+class Identity(click.ParamType[str]):
+    """What somebody calls a change."""
+
+    name = "ID"
+
+    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """The text as it is, if it can be one."""
+        if not NAME.fullmatch(value):
+            self.fail(f"{shown(value)} is no identity: write {NAME_RULE}", parameter, context)
+        return value
+
+
+def change_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The options of every command that changes something in the cluster: `--json`, `--identity` (P9.1)."""
+    text = (
+        "Name this change, so that repeating it cannot do it twice: once it has been carried out, the same command "
+        "with the same ID answers what it did then."
+    )
+    option = click.option("--identity", type=Identity(), expose_value=False, callback=_keep_identity, help=text)
+    return json_option(option(function))
+
+
+def _keep_identity(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    context.ensure_object(Settings).identity = value or new_identity()
+
+
+def show_change(answer: Document, *, as_json: bool, **more: object) -> None:
+    """What an operation has done, for people or, with what `more` the command knows, as JSON (docs/JSON.md)."""
+    if as_json:
+        print_json({**answer, "identity": str(answer["identity"]).partition(PART)[0], **more})
+    else:
+        click.echo(f"{answer['outcome']} (index {answer['index']})")
 
 
 def expect_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -148,7 +148,7 @@ class DevelopmentCluster:
         if node_processes.is_running(home):
             self.leave(name, timeout_s, progress)
         others = {other: self.socket(other) for other in self.names if other != name}
-        progress(remove_node(Connection(others, timeout_s), name))
+        progress(str(remove_node(Connection(others, timeout_s), name)["outcome"]))
         self._describe([node for node in self._described["nodes"] if node["name"] != name])
         shutil.rmtree(home, ignore_errors=True)
 

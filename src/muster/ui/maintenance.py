@@ -8,6 +8,7 @@ from muster.ui.connection import (
     Connection,
     Document,
     Mistaken,
+    change_options,
     complete_nodes,
     complete_services,
     connection_options,
@@ -15,6 +16,7 @@ from muster.ui.connection import (
     print_json,
     reporting,
     settings,
+    show_change,
 )
 from muster.ui.durations import duration_option
 from muster.ui.planning import show_plan
@@ -53,9 +55,10 @@ def _subject(service: str | None, node_name: str | None, *, whole: bool) -> tupl
 @_subject_options
 @duration_option
 @click.option("--cause", default="", help="Why; shown in status and history.")
+@change_options
 @connection_options
 @reporting
-def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: int, cause: str) -> None:
+def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: int, cause: str, as_json: bool) -> None:
     """Begin it. Without --for it lasts until it is ended.
 
     \b
@@ -67,15 +70,16 @@ def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: 
     answer = settings().connection().operate(
         "maintain", kind=kind, subject=subject, duration_ms=duration_ms, cause=cause
     )  # fmt: skip
-    click.echo(answer["outcome"])
+    show_change(answer, as_json=as_json)
 
 
 @maintenance.command("end")
 @_subject_options
 @click.option("--yes", is_flag=True, help="End it without a look at what that does.")
+@change_options
 @connection_options
 @reporting
-def end(service: str | None, node_name: str | None, whole: bool, yes: bool) -> None:
+def end(service: str | None, node_name: str | None, whole: bool, yes: bool, as_json: bool) -> None:
     """End it. Shows first what that would start, stop and move, and asks.
 
     \b
@@ -83,11 +87,14 @@ def end(service: str | None, node_name: str | None, whole: bool, yes: bool) -> N
       muster maintenance end --service web
     """
     kind, subject = _subject(service, node_name, whole=whole)
+    if as_json and not yes:
+        next_step = "add --yes; what it would do says muster plan with --end-maintenance and --json"
+        raise Mistaken("a program cannot be asked", "muster maintenance end --json", next_step)
     connection = settings().connection()
     if not yes:
         _preview(connection, kind, subject)
         click.confirm("End it?", abort=True)
-    click.echo(connection.operate("maintain", kind=kind, subject=subject, end=True)["outcome"])
+    show_change(connection.operate("maintain", kind=kind, subject=subject, end=True), as_json=as_json)
 
 
 def _preview(connection: Connection, kind: str, subject: str) -> None:
