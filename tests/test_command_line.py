@@ -367,3 +367,26 @@ def test_the_phases_of_an_outage_add_up_to_it() -> None:
     assert phases(1_000, 1_690, events) == [*expected[:3], ("start", 50)]  # answered before the start was committed
     nothing = [("detection", 0), ("proof", 0), ("levels", 0)]
     assert phases(1_000, 1_500, []) == [*nothing, ("start", 500)]
+
+
+WIDE = """
+from muster.ui.screen import console, _table
+table = _table("NODE", "CAUSE")
+table.add_row("n0", "word " * 40 + "end")
+table.add_row("n1", "")
+console().print(table)
+"""
+
+
+def test_a_row_is_one_line_for_a_program_and_no_column_vanishes_where_it_is_narrow() -> None:
+    def shown(**environment: str) -> list[str]:
+        given = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | environment
+        command = [sys.executable, "-c", WIDE]
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert [line.split()[0] for line in shown()] == ["NODE", "n0", "n1"]
+    assert shown()[1].endswith("word end")
+    for columns in ("0", "1", "20", "-5", "abc"):
+        lines = shown(COLUMNS=columns)
+        assert all(line == line.rstrip() for line in lines)
+        assert lines[1].startswith("n0    word word")

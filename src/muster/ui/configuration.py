@@ -1,5 +1,6 @@
 """Commands about the configuration as versions: history, show, diff, rollback, set (SPEC 9.3)."""
 
+import shlex
 import time
 from typing import Any
 
@@ -62,7 +63,8 @@ def show(version: int | None, as_json: bool) -> None:
         f"version {answer['version']}" + (f", {when(made['at_ms'])}, by {_by(made)}" if made else ""), bold=True
     )
     for key, value in answer["settings"].items():
-        click.echo(f"  {key}: {_text(value)}")
+        if value not in ([], ""):
+            click.echo(f"  {key}: {_text(value)}")
     for kind in ("nodes", "services", "event_groups"):
         for name, document in answer[kind].items():
             click.secho(f"{kind[:-1].replace('_', ' ')} {name}", bold=True)
@@ -175,7 +177,7 @@ def _by(made: Document) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return shlex.join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner or 'nobody'}" for key, inner in value.items())
     return str(value)
