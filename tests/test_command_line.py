@@ -390,3 +390,30 @@ def test_a_row_is_one_line_for_a_program_and_no_column_vanishes_where_it_is_narr
         lines = shown(COLUMNS=columns)
         assert all(line == line.rstrip() for line in lines)
         assert lines[1].startswith("n0    word word")
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["--dir", "/typed", "status"], "/typed"),
+        (["status", "--dir", "/typed"], "/typed"),
+        (["--socket", "/typed.sock", "status"], "/typed.sock"),
+        (["--dir", "/first", "status", "--dir", "/typed"], "/typed"),
+    ],
+)
+def test_what_is_typed_counts_more_than_a_variable_wherever_it_stands(
+    muster: CommandLine, words: list[str], where: str
+) -> None:
+    for variables in ({"MUSTER_DIR": "/variable"}, {"MUSTER_DIR": "/variable", "MUSTER_SOCKET": "/variable.sock"}):
+        text = muster.run(*words, **variables).stderr
+        assert where in text
+        assert "variable" not in text
+
+
+def test_what_is_no_socket_is_named_as_such(muster: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file"):
+        ended = muster.run("status", "--socket", str(path))
+        assert (ended.returncode, "that is no socket" in ended.stderr) == (3, True)
+    ended = muster.run("status", "--socket", "")
+    assert (ended.returncode, "it is empty" in ended.stderr) == (2, True)

@@ -21,8 +21,8 @@ from bad_input import clear
 from conftest import DevCluster
 from muster.ui.command_line import main
 from muster.ui.command_line import muster as program
-from muster.ui.connection import Identity
 from muster.ui.manual import EXIT_CODES, commands_of, reference
+from muster.ui.parameter_types import Identity
 
 CATALOGUE = Path(__file__).with_name("errors.toml")
 DOCUMENTS = Path(__file__).parents[1] / "docs"
@@ -142,7 +142,7 @@ def bad_values(parameter: click.Parameter) -> Iterator[str]:
     if isinstance(kind, Identity):
         yield from ("", "a b", "a:b", "\N{SNOWMAN}", "x" * 65)
     if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType, click.IntRange, click.FloatRange)):
-        yield from ("soon", "", "1e999999x")
+        yield from ("soon", "", "1e999999x", "nan")
     if isinstance(kind, (click.IntRange, click.FloatRange)):
         if kind.min is not None:
             yield str(kind.min - 1)

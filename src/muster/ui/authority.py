@@ -16,6 +16,7 @@ from muster.ui.connection import (
     settings,
     show_change,
 )
+from muster.ui.parameter_types import Seconds
 
 _POLL_S = 0.2
 
@@ -45,7 +46,7 @@ def show(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
 @click.option("--restart", is_flag=True, help="Also where a rotation is under way whose new key is lost.")
 @click.option("--no-wait", is_flag=True, help="Return when it has begun, not when it is done.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
 @change_options
 @connection_options
 @reporting

@@ -6,6 +6,7 @@ Imports little: a command must start fast. The protocol is described in `daemon/
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -108,6 +109,9 @@ class ControlClient:
             if isinstance(error, FileNotFoundError):
                 advice = "start the node, or name its directory with --dir and the node with --node"
                 raise _Unreachable("there is no such socket", where, advice) from error
+            if isinstance(error, ConnectionRefusedError) and not _is_socket(self.path):
+                advice = "give the path of a node's control.sock, or its directory with --dir"
+                raise _Unreachable("that is no socket", where, advice) from error
             if isinstance(error, ConnectionRefusedError):
                 advice = "the node is down or its daemon restarts: start it, or try again"
                 raise _Unreachable("no daemon serves it", where, advice) from error
@@ -126,7 +130,7 @@ class ControlClient:
         """Send the request; yield the answers. Raises what the daemon answers as an error, and `_ReplyLost`."""
         where = f"control socket {self.path}"
         try:
-            line = json.dumps(request).encode()
+            line = _encoded(request, where)
             failure: OSError | None = None
             try:
                 connection.sendall(line + b"\n")
@@ -140,6 +144,21 @@ class ControlClient:
             raise _ReplyLost(f"no answer within {self.timeout_s:g} s", where, advice) from error
         except OSError as error:
             raise _ReplyLost(f"the connection broke: {error.strerror or error}", where, "try again") from error
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _encoded(request: dict[str, Any], where: str) -> bytes:
+    try:
+        return json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # words of a command line that are no text
+        what = f"{error.object[error.start : error.end]!r} is no UTF-8 text"
+        raise MusterError(what, where, "write it as UTF-8") from error
 
 
 def _remaining_s(deadline: float | None) -> float | None:

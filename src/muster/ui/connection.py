@@ -1,8 +1,8 @@
 """Which node a command talks to, and how it ends: options, sockets, exit codes (SPEC 8.1).
 
 A command finds its node by, in this order: `--socket`, `--dir` (a development cluster) with or without `--node`, and
-the socket of the machine's own node. Each option has an environment variable and may stand before or after the
-command's name.
+the socket of the machine's own node. Each option has an environment variable, which counts less than anything typed,
+and may stand before or after the command's name.
 
 Without `--node`, the first node that answers and is `joined` is asked; one that answers but is not joined may hold an
 old state of the cluster, and is taken only if nobody else answers.
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from muster.records.limits import NAME, NAME_RULE, shown
 from muster.ui.client import PART, ControlClient, MusterError, new_identity
+from muster.ui.parameter_types import Identity, Seconds, SomePath
 
 EXIT_REFUSED = 1  # the cluster or the command refused, or what was asked for did not come about
 EXIT_USAGE = 2  # the command line or a file on it is wrong
@@ -64,6 +65,7 @@ class Settings:
         self.socket: Path | None = None
         self.timeout_s = 30.0
         self.at_least: int | None = None  # commit index that answers to queries must have reached
+        self.typed: set[str] = set()  # which of these stand on the command line; the others are of variables
         self.identity = ""  # of the command's operations, where it takes --identity
 
     def connection(self) -> "Connection":
@@ -72,7 +74,7 @@ class Settings:
 
     def sockets(self) -> dict[str, Path]:
         """Control sockets to try, by node name, in this order. Raises `Mistaken`."""
-        if self.socket is not None:
+        if self.socket is not None and not ("directory" in self.typed and "socket" not in self.typed):
             return {self.node or str(self.socket): self.socket}
         if self.directory is None:
             if self.node is not None:
@@ -234,9 +236,12 @@ def settings() -> Settings:
 
 
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def callback(context: click.Context, _parameter: click.Parameter, value: object) -> object:
-        if value is not None:
-            setattr(context.ensure_object(Settings), attribute, value)
+    def callback(context: click.Context, parameter: click.Parameter, value: object) -> object:
+        found = context.ensure_object(Settings)
+        is_typed = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if value is not None and (is_typed or attribute not in found.typed):
+            setattr(found, attribute, value)  # what is typed before a command's name counts more than a variable
+            found.typed.update([attribute] if is_typed else [])
         return value
 
     return callback
@@ -248,7 +253,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
         (
             click.option(
                 "--dir",
-                type=click.Path(path_type=Path, readable=False),
+                type=SomePath(path_type=Path, readable=False),
                 envvar="MUSTER_DIR",
                 expose_value=False,
                 callback=_remember("directory"),
@@ -266,7 +271,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--socket",
-                type=click.Path(path_type=Path, readable=False),
+                type=SomePath(path_type=Path, readable=False),
                 envvar="MUSTER_SOCKET",
                 expose_value=False,
                 callback=_remember("socket"),
@@ -275,7 +280,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--timeout",
-                type=click.FloatRange(min=0.05, max=86_400),
+                type=Seconds(min=0.05, max=86_400),
                 expose_value=False,
                 callback=_remember("timeout_s"),
                 metavar="SECONDS",
@@ -298,18 +303,6 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
 def json_option(function: Callable[P, R]) -> Callable[P, R]:
     """The option `--json` of every query."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
-
-
-class Identity(click.ParamType[str]):
-    """What somebody calls a change."""
-
-    name = "ID"
-
-    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
-        """The text as it is, if it can be one."""
-        if not NAME.fullmatch(value):
-            self.fail(f"{shown(value)} is no identity: write {NAME_RULE}", parameter, context)
-        return value
 
 
 def change_options(function: Callable[P, R]) -> Callable[P, R]:

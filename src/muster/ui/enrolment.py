@@ -20,6 +20,7 @@ import click
 from muster.records.state import Database, NodeConfig, NodeState
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken, reporting
+from muster.ui.parameter_types import Seconds
 
 KEY_FILE, CERTIFICATE_FILE, DRAFT_FILE = "key.pem", "certificate.pem", "enrolling-key.pem"
 DEFAULT_HOME = Path("/var/lib/muster")
@@ -44,7 +45,7 @@ _MAXIMUM_ANSWER_BYTES = 64 * 1024
     help="Read the token there [the terminal, or else standard input; so does -].",
 )
 @click.option("--start", is_flag=True, help="Then run musterd here, in the foreground.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=30.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=30.0, metavar="SECONDS", show_default=True)
 @reporting
 def enrol(store: Path, name: str, home: Path, token_file: IO[str] | None, start: bool, wait_s: float) -> None:
     """Make this machine a node of the cluster, with the token that `muster node add` has printed.

@@ -162,7 +162,7 @@ def _print_token(name: str, made: str, expires_s: int, answer: Document, *, as_j
     if as_json:
         show_change(answer, as_json=True, name=name, token=made, ends=ends)
         return
-    click.echo(f"{answer['outcome']}, until {ends}", err=True)
+    click.echo(f"{answer['outcome']} (index {answer['index']}); the token is good until {ends}", err=True)
     click.echo(f"  on its machine: muster enrol --store PATH --name {name} --start   (it asks for the token)", err=True)
     click.echo(made)
 

@@ -21,6 +21,7 @@ from muster.ui.connection import (
 )
 from muster.ui.durations import duration_option
 from muster.ui.node_configuration import add, remove, show, token
+from muster.ui.parameter_types import Seconds
 
 _POLL_S = 0.05
 
@@ -53,7 +54,7 @@ def list_nodes(as_json: bool) -> None:
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @click.option("--no-wait", is_flag=True, help="Return when the leave is committed, not when it is complete.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
 @override_option
 @change_options
 @connection_options
@@ -136,7 +137,7 @@ def active(name: str, as_json: bool) -> None:
 
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
 @click.option("--cause", default="drained", show_default=True, help="Why; shown in status and history.")
 @change_options
 @connection_options
@@ -176,7 +177,7 @@ def wait_until_empty(connection: Connection, name: str, wait_s: float) -> None:
 @node.command("restart-daemon")
 @click.argument("name", metavar="[NODE]", required=False, shell_complete=complete_nodes)
 @click.option("--all", "every", is_flag=True, help="Every joined node, one after the other, the master last.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=60.0, metavar="SECONDS", show_default=True)
 @change_options
 @connection_options
 @reporting

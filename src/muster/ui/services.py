@@ -211,14 +211,18 @@ def deregister(name: str, as_json: bool) -> None:
 
 @service.command()
 @_service_argument
-@click.argument("target", metavar="[NODE]", default="", shell_complete=complete_nodes)
+@click.argument("target", metavar="[NODE]", required=False, shell_complete=complete_nodes)
 @override_option
 @change_options
 @connection_options
 @reporting
-def transfer(name: str, target: str, override: bool, as_json: bool) -> None:
+def transfer(name: str, target: str | None, override: bool, as_json: bool) -> None:
     """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
-    _operate("transfer", as_json=as_json, service=name, target=target, override=override)
+    if target == "":
+        raise Mistaken(
+            "the node's name is empty", "muster service transfer", "name a node, or none: the best other one"
+        )
+    _operate("transfer", as_json=as_json, service=name, target=target or "", override=override)
 
 
 @service.command()
