@@ -1,4 +1,4 @@
-"""What arguments and options may be, beyond what click knows; a command line that breaks it is a usage error (SPEC 7.8)."""
+"""What arguments and options may be, beyond what click knows; anything else is a usage error (SPEC 7.8)."""
 
 import math
 import os
