@@ -417,3 +417,18 @@ def test_what_is_no_socket_is_named_as_such(muster: CommandLine, tmp_path: Path)
         assert (ended.returncode, "that is no socket" in ended.stderr) == (3, True)
     ended = muster.run("status", "--socket", "")
     assert (ended.returncode, "it is empty" in ended.stderr) == (2, True)
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `muster` is the program; its status is that of the first part of a pipe."""
+    made = f'muster() {{ {sys.executable} -m muster.ui.command_line "$@"; }}; {line}; exit ${{PIPESTATUS[0]}}'
+    return subprocess.run(["bash", "-c", made], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["--help", "service schema", "profile show fast", "profile show --json fast"])
+def test_a_reader_that_goes_or_never_was_is_no_failure(command: str) -> None:
+    for line in (f"muster {command} | head -c 1", f"muster {command} | true", f"muster {command} >&-"):
+        ended = shell(line)
+        assert (ended.returncode, ended.stderr) == (0, ""), line
+    assert shell("muster service show x --socket /nowhere 2>&-").returncode == 3
+    assert shell(f"muster {command} <&- | cat").returncode == 0

@@ -1,9 +1,11 @@
 """The commands `muster maintenance`: begin it, end it after a look at what that does, list it (P6.30)."""
 
+import sys
 from collections.abc import Callable
 
 import click
 
+from muster.ui.client import MusterError
 from muster.ui.connection import (
     Connection,
     Document,
@@ -93,8 +95,22 @@ def end(service: str | None, node_name: str | None, whole: bool, yes: bool, as_j
     connection = settings().connection()
     if not yes:
         _preview(connection, kind, subject)
-        click.confirm("End it?", abort=True)
+        _ask()
     show_change(connection.operate("maintain", kind=kind, subject=subject, end=True), as_json=as_json)
+
+
+def _ask() -> None:
+    """Return if somebody says yes. Raises `MusterError`."""
+    what = "nobody said yes"
+    try:
+        if click.confirm("End it?"):
+            return
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        what = "nobody is there who could say yes"
+    raise MusterError(f"{what}: nothing was changed", "muster maintenance end", "add --yes to end it unasked")
 
 
 def _preview(connection: Connection, kind: str, subject: str) -> None:

@@ -152,6 +152,12 @@ class _Trimmed(io.TextIOBase):
         sys.stdout.flush()
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """It is no failure that the reader has gone; the library would end the process with one."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; coloured on terminals only, never with NO_COLOR.
 
@@ -159,10 +165,10 @@ def console() -> Console:
     terminal that is too narrow for a table breaks its lines, as no column may vanish.
     """
     if sys.stdout.isatty():
-        screen = Console(highlight=False, soft_wrap=False)
+        screen: Console = _Screen(highlight=False, soft_wrap=False)
     else:
         width = None if os.environ.get("COLUMNS", "").isdecimal() else _UNBROKEN_COLUMNS
-        screen = Console(file=cast("IO[str]", _Trimmed()), width=width, highlight=False, soft_wrap=False)
+        screen = _Screen(file=cast("IO[str]", _Trimmed()), width=width, highlight=False, soft_wrap=False)
     screen.width = max(screen.width, _LEAST_COLUMNS)
     return screen
 
