@@ -104,18 +104,19 @@ def become(store: Path, name: str, home: Path, token: Callable[[], str], wait_s:
         raise Mistaken("the node's home is no directory", str(home), "name a directory, or a new one, with --home")
     database = _database(store)
     config = _configured(database, name, store)
-    key_pem = _own_key(home, name)
-    if _is_ours(config, key_pem):
+    if (home / DRAFT_FILE).exists() and _is_ours(config, _own_key(home, name)):
         return _finish(home, config, f"{name} is enrolled already")
     if _is_kept(config, home) and config.enrolment is None:
         return f"{name} is enrolled already, with the key in {home}"
     if config.enrolment is None:
         next_step = f"get a token on a running node: muster node token {name}"
         raise MusterError(f"no token is open for {name}", str(store), next_step)
+    shown = token()
+    key_pem = _own_key(home, name)  # only now: what is refused before leaves no key behind
     visit = {
         "cluster": database.cluster.identity,
         "node": name,
-        "token": token(),
+        "token": shown,
         "request": request_for(key_pem, name),
     }
     outcome = _ask_until_done(store, name, key_pem, visit, wait_s)
