@@ -36,9 +36,9 @@ _LONGEST_TOKEN_S = 30 * 24 * 3600
 @reporting
 def show(name: str, as_json: bool) -> None:
     """NODE in full: state, addresses, levels, certificate and when it ends."""
-    found = _configured(settings().connection(), name)
+    head, found = _configured(settings().connection(), name)
     if as_json:
-        print_json({"name": name, **found})
+        print_json({**head, "name": name, **found})
         return
     from muster.ui.screen import show_node
 
@@ -116,9 +116,9 @@ def remove(name: str, yes: bool, as_json: bool) -> None:
     if yes:
         show_change(remove_node(connection, name), as_json=as_json, done=True)
         return
-    found = _configured(connection, name)
+    head, found = _configured(connection, name)
     if as_json:
-        print_json({"name": name, **found, "done": False})
+        print_json({**head, "name": name, **found, "done": False})
     else:
         click.echo(
             f"would remove {name}: node {found['id']}, {found['state']}, addresses {' '.join(found['addresses'])}"
@@ -167,9 +167,10 @@ def _print_token(name: str, made: str, expires_s: int, answer: Document, *, as_j
     click.echo(made)
 
 
-def _configured(connection: Connection, name: str) -> Document:
-    nodes = connection.query("nodes")["nodes"]
+def _configured(connection: Connection, name: str) -> tuple[Document, Document]:
+    """What every answer carries, and the node. Raises `MusterError`."""
+    answer = connection.query("nodes")
+    nodes = answer.pop("nodes")
     if name not in nodes:
         raise MusterError(f"there is no node {name!r}", "the cluster's configuration", "it has " + ", ".join(nodes))
-    found: Document = nodes[name]
-    return found
+    return answer, nodes[name]
