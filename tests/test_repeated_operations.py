@@ -3,6 +3,8 @@
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from bad_input import clear
-from conftest import DevCluster
+from bad_input import clear, until
+from conftest import CommandLine, DevCluster
+from muster.ui.development_cluster import free_addresses
 from test_error_catalogue import below_open, documented_keys, keys_of
 
 SERVICES = """
@@ -152,3 +155,26 @@ def test_p9_1_an_identity_that_is_taken_is_refused_for_anything_else_and_does_no
         assert "nothing was done now" in text
     assert settled(dev_cluster)["services"] == before["services"]
     assert dev_cluster.json("config", "history")["version"] == 2  # services, and event groups
+
+
+def test_p9_1_a_finished_upgrade_is_answered_again_and_never_twice(muster: CommandLine, tmp_path: Path) -> None:
+    store, home = tmp_path / "store", tmp_path / "keys" / "n0"
+    muster.succeed(
+        "init", str(store), "--name", "c", "--nodes", f"n0={free_addresses(1)[0]}", "--scope", "host", "--size", "1M",
+        "--slots", "4", "--keys", str(tmp_path / "keys"), "--active-version", "1",
+    )  # fmt: skip
+    words = ["--store", str(store), "--node", "n0", "--home", str(home)]
+    with (tmp_path / "log").open("w") as log:
+        node = subprocess.Popen([sys.executable, "-m", "muster.daemon.main", *words], stdout=log, stderr=log)
+    try:
+        control = ("--socket", str(home / "control.sock"))
+        until("the node to answer", lambda: '"joined"' in muster.run("status", "--json", *control).stdout)
+        line = ("upgrade", "finish", "--yes", *control, "--identity")
+        first, again = muster.json(*line, "raise"), muster.json(*line, "raise")
+        assert (first["outcome"], first["raised"]) == ("version 2 is active", True)
+        assert (again["outcome"], again["index"]) == (first["outcome"], first["index"])
+        assert muster.json(*line[:-1])["raised"] is False
+        assert "there is nothing to finish" in clear(muster.run(*line, "another"), 1)
+    finally:
+        node.terminate()
+        node.wait(60)

@@ -316,7 +316,9 @@ def change_options(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _keep_identity(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    context.ensure_object(Settings).identity = value or new_identity()
+    found = context.ensure_object(Settings)
+    found.identity = value or new_identity()
+    found.typed.update(["identity"] if value else [])
 
 
 def show_change(answer: Document, *, as_json: bool, **more: object) -> None:
