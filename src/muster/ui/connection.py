@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
+from muster.records.limits import NAME, shown
 from muster.ui.client import PART, ControlClient, MusterError, new_identity
 from muster.ui.parameter_types import Identity, Seconds, SomePath
 
@@ -103,7 +104,10 @@ def development_homes(directory: Path) -> dict[str, Path]:
     """Each node's home in a development cluster. Raises `Mistaken` where there is none."""
     try:
         described = json.loads((directory / CLUSTER_FILE).read_text())
-        return {str(node["name"]): absolute(directory) / "nodes" / str(node["name"]) for node in described["nodes"]}
+        names = [str(node["name"]) for node in described["nodes"]]
+        if strange := [name for name in names if not NAME.fullmatch(name)]:
+            raise ValueError(f"a node cannot be called {shown(strange[0])}")
+        return {name: absolute(directory) / "nodes" / name for name in names}
     except FileNotFoundError:
         what = "there is no development cluster"
         next_step = f"make one: {command_about(directory, 'dev up')}"
