@@ -367,3 +367,68 @@ def test_the_phases_of_an_outage_add_up_to_it() -> None:
     assert phases(1_000, 1_690, events) == [*expected[:3], ("start", 50)]  # answered before the start was committed
     nothing = [("detection", 0), ("proof", 0), ("levels", 0)]
     assert phases(1_000, 1_500, []) == [*nothing, ("start", 500)]
+
+
+WIDE = """
+from muster.ui.screen import console, _table
+table = _table("NODE", "CAUSE")
+table.add_row("n0", "word " * 40 + "end")
+table.add_row("n1", "")
+console().print(table)
+"""
+
+
+def test_a_row_is_one_line_for_a_program_and_no_column_vanishes_where_it_is_narrow() -> None:
+    def shown(**environment: str) -> list[str]:
+        given = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | environment
+        command = [sys.executable, "-c", WIDE]
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert [line.split()[0] for line in shown()] == ["NODE", "n0", "n1"]
+    assert shown()[1].endswith("word end")
+    for columns in ("0", "1", "20", "-5", "abc"):
+        lines = shown(COLUMNS=columns)
+        assert all(line == line.rstrip() for line in lines)
+        assert lines[1].startswith("n0    word word")
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["--dir", "/typed", "status"], "/typed"),
+        (["status", "--dir", "/typed"], "/typed"),
+        (["--socket", "/typed.sock", "status"], "/typed.sock"),
+        (["--dir", "/first", "status", "--dir", "/typed"], "/typed"),
+    ],
+)
+def test_what_is_typed_counts_more_than_a_variable_wherever_it_stands(
+    muster: CommandLine, words: list[str], where: str
+) -> None:
+    for socket in ("", "/variable.sock"):
+        text = muster.run(*words, MUSTER_DIR="/variable", MUSTER_SOCKET=socket).stderr
+        assert where in text
+        assert "variable" not in text
+
+
+def test_what_is_no_socket_is_named_as_such(muster: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file"):
+        ended = muster.run("status", "--socket", str(path))
+        assert (ended.returncode, "that is no socket" in ended.stderr) == (3, True)
+    ended = muster.run("status", "--socket", "")
+    assert (ended.returncode, "it is empty" in ended.stderr) == (2, True)
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `muster` is the program; its status is that of the first part of a pipe."""
+    made = f'muster() {{ {sys.executable} -m muster.ui.command_line "$@"; }}; {line}; exit ${{PIPESTATUS[0]}}'
+    return subprocess.run(["bash", "-c", made], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["--help", "service schema", "profile show fast", "profile show --json fast"])
+def test_a_reader_that_goes_or_never_was_is_no_failure(command: str) -> None:
+    for line in (f"muster {command} | head -c 1", f"muster {command} | true", f"muster {command} >&-"):
+        ended = shell(line)
+        assert (ended.returncode, ended.stderr) == (0, ""), line
+    assert shell("muster service show x --socket /nowhere 2>&-").returncode == 3
+    assert shell(f"muster {command} <&- | cat").returncode == 0

@@ -70,7 +70,10 @@ def test_a_bundle_of_a_running_cluster_has_everything_and_no_secret(dev_cluster:
     files = extracted(target)
     assert {each["path"] for each in answer["members"]} | {"CONTENTS.txt"} == set(files)
     for name in ("n0", "n1"):
-        for query in ("status", "nodes", "services", "transitions", "diagnostics", "timeline"):
+        for query in (
+            *("status", "nodes", "services", "transitions", "diagnostics", "timeline", "links", "config_history"),
+            *("upgrade", "events"),
+        ):
             assert json.loads(files[f"nodes/{name}/{query}.json"])["node" if query != "timeline" else "events"]
         assert b"daemon started" in files[f"logs/{name}.log"]
     diagnostics = json.loads(files["nodes/n0/diagnostics.json"])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,40 @@ def test_a_graceful_leave_ends_the_node_and_it_can_boot_again(dev_cluster: DevCl
     dev_cluster.succeed("dev", "boot", "n0")
     dev_cluster.succeed("node", "leave", "n1")
     assert dev_cluster.status()["nodes"]["n1"]["state"] == "inactive"
+
+
+def test_a_node_that_hangs_or_is_killed_does_not_pass_for_one_that_left(
+    dev_cluster: DevCluster, tmp_path: Path
+) -> None:
+    slow = tmp_path / "slow.toml"
+    slow.write_text('[[service]]\nname = "slow"\nstart_command = "true"\nstop_command = "sleep 60"\n')
+    dev_cluster.up(1, "--profile", "virtualised", "--services", str(slow))
+    dev_cluster.succeed("dev", "hang", "n0")
+    hung = dev_cluster.run("dev", "leave", "n0")
+    assert (hung.returncode, "n0 hangs, so it cannot leave" in hung.stderr) == (1, True)
+    assert "muster dev resume n0" in hung.stderr
+    dev_cluster.succeed("dev", "kill", "n0")
+    dev_cluster.succeed("dev", "boot", "n0")
+
+    dev_cluster.wait_for("the service", lambda status: status["services"]["slow"]["state"] == "registered")
+    known = json.loads((dev_cluster.directory / "nodes" / "n0" / "guard.json").read_text())
+    command = [sys.executable, "-m", "muster.ui.command_line", "dev", "leave", "n0"]
+    environment = os.environ | {"MUSTER_DIR": str(dev_cluster.directory)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as leaving:
+        assert leaving.stderr is not None
+        assert "n0 is leaving" in leaving.stderr.readline()
+        os.kill(known["pid"], signal.SIGKILL)
+        text = leaving.stderr.read()
+    assert (leaving.returncode, "n0 was killed while it left" in text) == (1, True), text
+
+
+def test_a_cluster_file_that_names_other_places_is_refused(dev_cluster: DevCluster) -> None:
+    dev_cluster.directory.mkdir()
+    (dev_cluster.directory / "cluster.json").write_text('{"nodes": [{"name": "../../etc"}]}')
+    for command in ("ls", "down", "kill"):
+        ended = dev_cluster.run("dev", command, *(["n0"] if command == "kill" else []))
+        assert (ended.returncode, "a node cannot be called" in ended.stderr) == (2, True), ended.stderr
+    (dev_cluster.directory / "cluster.json").unlink()
 
 
 def test_up_twice_is_refused_and_disturbs_nothing(dev_cluster: DevCluster) -> None:

@@ -22,6 +22,7 @@ from conftest import DevCluster
 from muster.ui.command_line import main
 from muster.ui.command_line import muster as program
 from muster.ui.manual import EXIT_CODES, commands_of, reference
+from muster.ui.parameter_types import Identity
 
 CATALOGUE = Path(__file__).with_name("errors.toml")
 DOCUMENTS = Path(__file__).parents[1] / "docs"
@@ -138,8 +139,10 @@ def bad_values(parameter: click.Parameter) -> Iterator[str]:
     kind = parameter.type
     if isinstance(kind, click.Choice):
         yield "none-such"
+    if isinstance(kind, Identity):
+        yield from ("", "a b", "a:b", "\N{SNOWMAN}", "x" * 65)
     if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType, click.IntRange, click.FloatRange)):
-        yield from ("soon", "", "1e999999x")
+        yield from ("soon", "", "1e999999x", "nan")
     if isinstance(kind, (click.IntRange, click.FloatRange)):
         if kind.min is not None:
             yield str(kind.min - 1)
@@ -198,6 +201,28 @@ def test_every_command_that_talks_to_a_node_explains_where_none_can_be_found(nam
         assert ended.code == 3, ended
         assert str(tmp_path / "none.sock") in ended.errors
         parts(ended)
+
+
+# What prints for people only: programs that run on, pages and scripts, what makes a cluster or a machine's keys.
+NO_DOCUMENT = {"init", "enrol", "man", "demo", "completion", "watcher run", "subsystem run"}
+WITH_A_TOKEN = {"node add", "node token"}  # shown once: repeating these makes another one, which is harmless
+
+
+def test_every_query_and_every_change_answers_in_json_and_a_change_can_be_named() -> None:
+    silent = {
+        name
+        for name, command in COMMANDS.items()
+        if not name.startswith("dev ") and not any("--json" in each.opts for each in command.params)
+    }
+    assert silent == NO_DOCUMENT
+    named = {name for name, command in COMMANDS.items() if any("--identity" in each.opts for each in command.params)}
+    assert named == {
+        *("apply", "config rollback", "config set", "upgrade finish", "authority rotate", "authority abandon"),
+        *(f"service {verb}" for verb in ("register", "deregister", "transfer", "withdraw", "restart", "clear")),
+        *(f"node {verb}" for verb in ("leave", "evict", "standby", "active", "drain", "restart-daemon", "remove")),
+        *("event enable", "event disable", "event withdraw", "maintenance begin", "maintenance end"),
+    }
+    assert not named & WITH_A_TOKEN
 
 
 def test_every_option_that_takes_a_value_is_in_the_catalogue() -> None:
@@ -261,9 +286,22 @@ DOCUMENTED = {
     "timeline": "timeline",
     "why sleeper": "why",
     "timeline --last": "timeline ID",
+    "node show n0": "node show",
+    "authority show": "authority show",
+    "maintenance list": "maintenance list",
+    "config history": "config history, config show, config diff",
+    "config show": "config history, config show, config diff",
+    "config diff 0": "config history, config show, config diff",
+    "upgrade status": "upgrade status",
+    "audit": "audit",
+    "event list": "event list, event show, event history",
+    "event history": "event list, event show, event history",
+    "plan --leave n1": "plan",
+    "upgrade finish": "every change",
     "profile show": "profile show",
     "dev ls": "dev ls",
 }
+ANSWERED_BY_NO_NODE = {"profile show", "dev ls"}
 
 
 def test_names_that_the_cluster_does_not_know_and_the_form_of_its_documents(
@@ -282,6 +320,8 @@ def test_names_that_the_cluster_does_not_know_and_the_form_of_its_documents(
     for line, title in DOCUMENTED.items():
         found = dev_cluster.json(*line.split())
         assert found["format"] == 1, line
+        assert line in ANSWERED_BY_NO_NODE or documented["every answer"] <= found.keys(), line
+        assert line in ANSWERED_BY_NO_NODE or (found["cluster"], found["node_state"]) == ("dev", "joined"), line
         unknown = keys_of(found) - documented[title] - documented["every answer"]
         wrong += [f"{title}: {key}" for key in sorted(unknown) if not below_open(key, documented[title])]
     assert not wrong, f"docs/JSON.md does not say what these mean: {wrong}"
@@ -305,7 +345,7 @@ def below_open(key: str, documented: set[str]) -> bool:
     return any(each.endswith(".*") and key.startswith(each[:-1]) for each in documented)
 
 
-NAMED = ("nodes", "services", "matrix", "members")
+NAMED = ("nodes", "services", "matrix", "members", "releases", "watchers", "keys")
 
 
 def keys_of(document: Any, path: str = "") -> set[str]:
@@ -314,7 +354,7 @@ def keys_of(document: Any, path: str = "") -> set[str]:
     match document:
         case dict():
             for key, value in document.items():
-                named = path.rpartition(".")[2] in NAMED and isinstance(value, (dict, str, type(None)))
+                named = path.rpartition(".")[2] in NAMED and isinstance(value, (dict, str, list, type(None)))
                 below = f"{path}.{'NAME' if named else key}".lstrip(".")
                 found |= {below} | keys_of(value, below)
         case list():

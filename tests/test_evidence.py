@@ -15,7 +15,7 @@ from muster.core.links import Links
 from muster.drivers.own_links import OwnLinks
 from muster.records.registers import RegisterKind, View, decode_register, encode_register
 from muster.records.terms import Stamp, Term
-from muster.records.timing import FAST
+from muster.records.timing import FAST, PROFILES, Profile
 from muster.ui.links import page
 
 WELL = Signs("live", 0, 0, 0, connected=True, acknowledges=True, cut_off=False, heard_by=("n1",), store_lost_ms=0,
@@ -28,7 +28,9 @@ LATE = 5000
     [
         (WELL, "well", ""),
         (WELL._replace(frame_silent_ms=LATE), "cut link", "its lease and its view in the store advance"),
-        (WELL._replace(connected=False), "cut link", "n1 hear it"),
+        (WELL._replace(frame_silent_ms=LATE, connected=False), "cut link", "n1 hears it"),
+        (WELL._replace(frame_silent_ms=LATE, heard_by=("n1", "n2")), "cut link", "n1, n2 hear it"),
+        (WELL._replace(connected=False), "silent", "to tell a cut link from a node that has stopped"),
         (WELL._replace(frame_silent_ms=LATE, cut_off=True), "own links down", "its links are down"),
         (WELL._replace(lease_silent_ms=LATE, view_silent_ms=LATE), "store lost", "heard on the interconnect"),
         (
@@ -72,6 +74,30 @@ def test_each_condition_has_its_own_signs(signs: Signs, condition: str, words: s
     found = diagnose(signs, FAST, 3)
     assert found.condition == condition
     assert words in found.evidence
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_node_that_stops_as_a_whole_is_at_no_moment_taken_for_one_whose_link_is_cut(profile: Profile) -> None:
+    """SPEC 7.4: paused or killed, it sends, renews and writes until then, and each sign is of a different age."""
+    interval_ms = profile.heartbeat_interval_ms(3)
+    ages = itertools.product((0, profile.renew_ms), (0, interval_ms), (0, profile.view_ms), (0, profile.read_ms))
+    for renewed_ms, spoke_ms, wrote_ms, read_ms in ages:
+        for stopped_ms in range(0, profile.lease_ms, 10):
+            signs = WELL._replace(
+                lease_silent_ms=max(0, stopped_ms + renewed_ms - read_ms), frame_silent_ms=stopped_ms + spoke_ms,
+                view_silent_ms=max(0, stopped_ms + wrote_ms - read_ms),
+            )  # fmt: skip
+            for connected in (True, False):
+                found = diagnose(signs._replace(connected=connected), profile, 3)
+                assert found.condition in {"well", "silent", "paused"}, (signs, found)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_cut_link_is_told_within_what_renewals_and_heartbeats_take(profile: Profile) -> None:
+    soon_ms = 2 * profile.heartbeat_interval_ms(3) + profile.renew_ms + 3 * profile.read_ms
+    for renewed_ms in (0, profile.renew_ms):
+        cut = WELL._replace(frame_silent_ms=soon_ms, lease_silent_ms=renewed_ms + profile.read_ms, connected=False)
+        assert diagnose(cut, profile, 3).condition == "cut link"
 
 
 def test_whatever_the_signs_there_is_one_condition_and_all_but_the_well_have_evidence() -> None:

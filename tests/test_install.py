@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_the_unit_starts_the_daemon_with_exactly_these_words(store: str) -> None
         *("/usr/local/bin/musterd", "--store", store, "--node", "n0"),
         *("--home", "/var/lib/muster", "--metrics", "127.0.0.1:9464"),
     ]
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(muster: CommandLine, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("not applicable: systemd is not here to read the unit")
+    muster.succeed("install", *STORE, "--root", str(tmp_path), "--yes")
+    unit = tmp_path / "usr/local/lib/systemd/system/musterd.service"
+    program = tmp_path / "usr/local/bin/musterd"
+    unit.write_text(unit.read_text().replace("ExecStart=/usr/local/bin/musterd", f"ExecStart={program}"))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    about_it = [line for line in ended.stderr.splitlines() if "musterd" in line]
+    assert (ended.returncode, about_it) == (0, [])
+
+
+def test_the_pages_are_one_line_of_what_is_shown_and_a_home_that_keeps_people_out_is_mended(
+    muster: CommandLine, tmp_path: Path
+) -> None:
+    home = tmp_path / "var/lib/muster"
+    home.mkdir(parents=True, mode=0o700)
+    arguments = ("install", *STORE, "--root", str(tmp_path))
+    shown = muster.succeed(*arguments)
+    assert len(shown.splitlines()) < 12
+    assert f"changed    permissions {home}" in shown
+    assert "muster enrol --store /dev/disk/by-id/wwn-0x5000 --name n0" in muster.succeed(*arguments, "--yes")
+    assert home.stat().st_mode & 0o777 == 0o711
 
 
 def test_the_daemon_understands_the_words_of_its_unit() -> None:

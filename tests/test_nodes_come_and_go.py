@@ -174,6 +174,12 @@ def test_p1_4_wrong_expired_and_replaced_tokens_are_refused_and_say_what_helps(
     assert done.returncode == 0, done.stderr
     again = machine.enrol("")  # asks for no token any more
     assert again.returncode == 0 and "already" in again.stderr
+    assert {path.name for path in machine.home.iterdir()} == {"key.pem", "certificate.pem"}
+    stranger = Machine(dev_cluster, "n1")
+    stranger.home = tmp_path / "elsewhere"
+    late = stranger.enrol(token)
+    assert (late.returncode, "no token is open for n1" in late.stderr) == (1, True)
+    assert not stranger.home.exists(), "what is refused leaves no key behind"
     refused = Machine(dev_cluster, "n0").enrol(token)
     assert refused.returncode == 0 and "already" in refused.stderr, "its own home has the key on record"
     running = dev_cluster.run("node", "token", "n0")

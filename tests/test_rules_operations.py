@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from core_cluster import CoreCluster, Envelope, joined_cluster
 from muster.core.effects import AppendFrame
+from muster.core.operations import digest_of
 from muster.core.requests import MAXIMUM_PENDING
 from muster.records.messages import (
     Append,
@@ -18,6 +19,8 @@ from muster.records.messages import (
     RegisterService,
     Request,
     Response,
+    RollBack,
+    RotateAuthority,
     TransferService,
 )
 from muster.records.state import Definition, Entry, Operation, Service, ServiceState, decode_entry
@@ -58,6 +61,25 @@ def test_p9_1_an_operation_is_carried_out_in_the_entry_that_records_its_identity
     assert [change.name for change in entry.changes if isinstance(change, Service)] == ["idle"]
     recorded = cluster.database.operations[reply.identity]
     assert (recorded.index, recorded.outcome, recorded.refused) == (reply.index, reply.outcome, False)
+
+
+def test_p9_1_what_was_asked_is_recorded_and_tells_one_operation_from_another() -> None:
+    cluster = joined_cluster(2)
+    reply = cluster.do(1, ApplyServices((IDLE,)))
+    assert cluster.database.operations[reply.identity].asked == digest_of(ApplyServices((IDLE,)))
+    different: list[OperationRequest] = [
+        ApplyServices((IDLE,)), ApplyServices((WEB,)), ApplyServices((IDLE, WEB)), ApplyServices((), ("idle",)),
+        RegisterService("web"), RegisterService("idle"), DeregisterService("web"), TransferService("web"),
+        TransferService("web", "n1"), LeaveNode("n1"), EvictNode("n1", "broken"), EvictNode("n1", "burns"),
+        RotateAuthority(""), RotateAuthority("", True),
+    ]  # fmt: skip
+    assert len({digest_of(each) for each in different}) == len(different)
+
+
+def test_p9_1_what_a_repeat_cannot_know_makes_no_other_operation() -> None:
+    assert digest_of(ApplyServices((WEB,), expect=4)) == digest_of(ApplyServices((WEB,)))
+    assert digest_of(RollBack(3, 4)) == digest_of(RollBack(3, 5))
+    assert digest_of(RotateAuthority("one")) == digest_of(RotateAuthority("another"))
 
 
 def test_p9_1_asked_again_it_is_answered_from_its_record() -> None:

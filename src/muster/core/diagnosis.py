@@ -48,15 +48,23 @@ def diagnose(signs: Signs, profile: Profile, nodes: int) -> Diagnosis:
     heard = signs.connected and signs.frame_silent_ms <= 2 * profile.heartbeat_interval_ms(nodes)
     renews = signs.lease == "live" and signs.lease_silent_ms <= 2 * (profile.renew_ms + profile.read_ms)
     writes = signs.view_silent_ms <= profile.view_ms + 3 * profile.read_ms
+    # or it may have stopped as a whole when it was last heard, its view not due yet
+    writes = writes or (heard and signs.view_silent_ms - signs.frame_silent_ms <= profile.view_ms + profile.read_ms)
     if signs.own_store_lost_ms:
         return _blind(signs, heard=heard)
     if signs.lease != "live":
         return _ended(signs)
     if signs.gone and not signs.member and not renews:
         return Diagnosis(DEAD, signs.gone)
-    if renews:
+    if renews and (heard or _outlives(signs, profile, nodes)):
         return _renewing(signs, heard=heard, writes=writes)
+    if renews:
+        text = f"nothing is heard from it for {signs.frame_silent_ms} ms, and since then its lease has not been renewed"
+        return Diagnosis(SILENT, f"{text} often enough to tell a cut link from a node that has stopped")
     silence = f"neither its lease nor its view in the store has advanced for {_least(signs)} ms"
+    if heard and signs.lease_silent_ms - signs.frame_silent_ms <= profile.renew_ms + profile.read_ms:
+        text = f"it was heard {signs.frame_silent_ms} ms ago, hardly later than it renewed its lease"
+        return Diagnosis(SILENT, f"{text}: too early to tell a lost store from a node that has stopped")
     if heard:
         said = f", and it says so itself, for {signs.store_lost_ms} ms" if signs.store_lost_ms else ""
         return Diagnosis(STORE_LOST, f"it is heard on the interconnect; {silence}{said}")
@@ -68,6 +76,15 @@ def diagnose(signs: Signs, profile: Profile, nodes: int) -> Diagnosis:
     if signs.connected:
         return Diagnosis(SILENT, f"nothing acknowledges what is sent to it: its power or its cables are cut; {silence}")
     return Diagnosis(SILENT, f"its connection has ended: its processes are stopping or gone; {silence}")
+
+
+def _outlives(signs: Signs, profile: Profile, nodes: int) -> bool:
+    """Whether the lease was renewed at a time when a frame was due and did not come.
+
+    Of a node that stopped as a whole, the last frame may be a heartbeat older than the last renewal, which is read a
+    little later still; only a renewal after that is evidence that the node runs.
+    """
+    return signs.frame_silent_ms - signs.lease_silent_ms > profile.heartbeat_interval_ms(nodes) + profile.read_ms
 
 
 def _least(signs: Signs) -> int:
@@ -104,5 +121,5 @@ def _renewing(signs: Signs, *, heard: bool, writes: bool) -> Diagnosis:
     others = ", ".join(signs.heard_by)
     if signs.cut_off:
         return Diagnosis(OWN_LINKS_DOWN, f"its lease and view advance, {quiet}, and it says that its links are down")
-    rest = f"{others} hear it" if others else "nobody says that it hears it"
+    rest = f"{others} {'hear' if len(signs.heard_by) > 1 else 'hears'} it" if others else "nobody says that it hears it"
     return Diagnosis(CUT_LINK, f"its lease and its view in the store advance, but {quiet}; {rest}")

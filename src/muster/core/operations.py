@@ -4,6 +4,9 @@ Each either puts records into the draft and says what will happen, or refuses wi
 changes nothing.
 """
 
+import hashlib
+
+import msgspec
 from msgspec.structs import replace
 
 from muster.core import administration, audit, authority, configuration, event_operations, revisions, service_operations
@@ -35,6 +38,24 @@ from muster.records.messages import (
 from muster.records.registers import ProofKind
 from muster.records.state import Maintenance, Member, NodeState, Operation, Proof, Standby
 
+# What a repeated request cannot say as the first did: the version that it was made from, and an authority made for it.
+_NOT_ASKED = frozenset({"expect", "incoming"})
+_DIGEST_CHARACTERS = 16
+
+
+def digest_of(operation: OperationRequest) -> str:
+    """What tells one operation from another under the same identity (P9.1).
+
+    Fields that have their default are left out, so that a release that knows more of them finds the same.
+    """
+    asked = {
+        field.name: getattr(operation, field.name)
+        for field in msgspec.structs.fields(operation)
+        if field.name not in _NOT_ASKED and getattr(operation, field.name) != field.default
+    }
+    text = msgspec.json.encode([audit.name_of(operation), asked], order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:_DIGEST_CHARACTERS]
+
 
 def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation:
     """Put what the operation changes into the draft, and the records of its outcome and author (P9.1, P10.2, P10.4).
@@ -44,9 +65,10 @@ def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation:
     before = draft.changed
     try:
         administration.check_expected(request.operation, draft)
-        operation = Operation(request.identity, draft.index, _dispatch(request.operation, draft, facts))
+        outcome = _dispatch(request.operation, draft, facts)
     except Refused as refusal:
         return Operation(request.identity, draft.database.index, str(refusal), refused=True)
+    operation = Operation(request.identity, draft.index, outcome, asked=digest_of(request.operation))
     draft.put(operation)
     what = f"{audit.name_of(request.operation)}: {audit.subject_of(request.operation)}"
     revisions.record(draft, before, request.author, what)

@@ -37,10 +37,10 @@ def config_show(database: Database, _view: NodeView, version: str) -> Document:
     number = _number(database, version)
     made = database.revisions.get(number)
     found = _at(database, number)
-    documents: dict[str, Document] = {"cluster": {}, "nodes": {}, "services": {}, "event_groups": {}}
+    documents: dict[str, Document] = {"settings": {}, "nodes": {}, "services": {}, "event_groups": {}}
     for (kind, key), document in sorted(found.items()):
         if kind == "cluster":
-            documents["cluster"] = document
+            documents["settings"] = document
         else:
             documents[kind + "s"][revisions.name_of((kind, key), document)] = document
     return {"version": number, "made": made and _revision(made), **documents}

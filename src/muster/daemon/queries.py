@@ -87,7 +87,6 @@ def status(database: Database, view: NodeView) -> Document:
         "epoch": database.epoch,
         "master": _name(database, view.master),
         "trouble": view.trouble,
-        "term": view.term.number,
         "term_node": _name(database, view.term.node) if view.term != NO_TERM else None,
         "nodes": {name: _node(database, view, node) for name, node in _by_name(database)},
         "services": {name: _service(database, database.services[name]) for name in sorted(database.services)},
@@ -162,6 +161,7 @@ def head(database: Database, view: NodeView) -> Document:
         "index": database.index,
         "node": database.name_of(view.node),
         "node_state": str(database.member(view.node).state),
+        "term": view.term.number,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from muster.core.effects import Reply
+from muster.core.operations import digest_of
 from muster.daemon import administration, event_pages, planning, queries
 from muster.daemon.access import Gate
 from muster.daemon.control import ControlRefused
@@ -15,6 +16,8 @@ from muster.daemon.evidence import conditions, links
 from muster.daemon.operations import read_operation
 from muster.drivers.certificates import CertificateRefused
 from muster.records.access import Author
+from muster.records.limits import shown
+from muster.records.messages import OperationRequest, RotateAuthority
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")
 OPERATION_TIMEOUT_S = 20.0
@@ -178,17 +181,32 @@ class Requests:
 
     async def _operate(self, name: str, identity: str, arguments: Document, author: Author) -> Document:
         where = f"operation {name}"
+        operation: OperationRequest
         if name == "rotate_authority":
+            operation = RotateAuthority("", arguments.get("restart", False))
             reply = await self._rotate(identity, arguments, where, author)
         else:
-            reply = await self._daemon.operate(identity, read_operation(name, arguments), OPERATION_TIMEOUT_S, author)
+            operation = read_operation(name, arguments)
+            reply = await self._daemon.operate(identity, operation, OPERATION_TIMEOUT_S, author)
         if reply is None:
             raise ControlRefused(
                 f"no master has decided it within {OPERATION_TIMEOUT_S:.0f} s; it may still be carried out",
                 where,
-                "see `muster status`; asking again with the same identity cannot do it twice",
+                f"see `muster status`; asked again as {shown(identity)[1:-1]} (--identity) it cannot be done twice",
             )
         if reply.refused:
             self._gate.note(author, name, f"refused: {reply.outcome}")
             raise ControlRefused(reply.outcome, where, "see `muster status`")
-        return {"outcome": reply.outcome, "index": reply.index}
+        self._check_repeated(identity, operation, where)
+        head = queries.head(self._daemon.node.database, self._view())
+        return {**head, "outcome": reply.outcome, "index": reply.index, "identity": identity}
+
+    def _check_repeated(self, identity: str, operation: OperationRequest, where: str) -> None:
+        """Refuse to pass the outcome of another operation off as this one's (P9.1). Nothing has run then."""
+        done = self._daemon.node.database.operations.get(identity)
+        if done is not None and done.asked and done.asked != digest_of(operation):
+            what = (
+                f"the identity {shown(identity)[1:-1]} is that of another operation, carried out at index {done.index} "
+                f"({shown(done.outcome)[1:-1]}); nothing was done now"
+            )
+            raise ControlRefused(what, where, "give each operation an identity of its own; see `muster audit`")

@@ -22,7 +22,7 @@ class Moment(NamedTuple):
 
 
 class Outage(NamedTuple):
-    """A fault: until when others may have what ran there (None: it is no outage), and how that comes about."""
+    """A fault: until when others may have what ran there (None: `how` says why there is no such bound), and how."""
 
     fault: str
     bound_ms: int | None
@@ -80,7 +80,11 @@ def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
     stopped_ms = p.panic_bound_ms + p.read_ms  # the node empties itself, and its tombstone is read
     cut_ms = eviction_ms(p, nodes) + p.renew_ms + stopped_ms
     return (
-        Outage("daemon crash", None, f"services go on; the daemon is back, or the node panics, in {p.restart_ms} ms"),
+        Outage(
+            "daemon crash",
+            None,
+            f"no outage: services go on; the daemon is back, or the node panics, in {p.restart_ms} ms",
+        ),
         Outage("daemon hangs", p.pulse_loss_ms + stopped_ms, "pulse loss, panic, tombstone read"),
         Outage(
             "daemon gone for good",
@@ -95,7 +99,7 @@ def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
         Outage(
             "store lost, all nodes",
             None,
-            f"every node stops itself within {p.lease_ms - p.panic_bound_ms} ms; all boot when it is back",
+            f"until it is back: every node stops itself within {p.lease_ms - p.panic_bound_ms} ms; then all boot",
         ),
         Outage(
             f"cut link, {nodes} nodes", cut_ms, "loss seen by both ends, in newer views; mark, panic, tombstone read"

@@ -339,6 +339,7 @@ class Operation(Struct, frozen=True, array_like=True, tag="operation"):
     index: int
     outcome: str  # in words
     refused: bool = False
+    asked: str = ""  # digest of what was asked for (`operations.digest_of`); empty in entries of older releases
 
 
 class Audit(Struct, frozen=True, array_like=True, tag="audit"):

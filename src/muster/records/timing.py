@@ -9,6 +9,7 @@ Worked timeline of a power cut at profile `fast` (docs/PROTOCOL.md, section "Tim
              plus drift through an unbroken chain of reads: proof of death
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -78,5 +79,6 @@ def check(profile: Profile) -> Profile:
     )
     for text, holds in relations:
         if not holds:
-            raise InconsistentProfile(f"profile {p.name}: it must hold that {text}; it has {p}")
+            numbers = re.sub(r"[a-z]\w+", lambda timer: str(getattr(p, timer[0])), text)
+            raise InconsistentProfile(f"profile {p.name}: it must hold that {text}; here that is {numbers}")
     return profile

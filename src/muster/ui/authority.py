@@ -8,12 +8,15 @@ from muster.ui.client import MusterError
 from muster.ui.connection import (
     Connection,
     Document,
+    change_options,
     connection_options,
     json_option,
     print_json,
     reporting,
     settings,
+    show_change,
 )
+from muster.ui.parameter_types import Seconds
 
 _POLL_S = 0.2
 
@@ -43,10 +46,11 @@ def show(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
 @click.option("--restart", is_flag=True, help="Also where a rotation is under way whose new key is lost.")
 @click.option("--no-wait", is_flag=True, help="Return when it has begun, not when it is done.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@change_options
 @connection_options
 @reporting
-def rotate(yes: bool, restart: bool, no_wait: bool, wait_s: float) -> None:
+def rotate(yes: bool, restart: bool, no_wait: bool, wait_s: float, as_json: bool) -> None:
     """Replace the authority and its key while everything runs; no service is touched, no connection interrupted.
 
     Shows what it would do; --yes does it. Three steps: every member trusts the new authority beside the old one; every
@@ -54,21 +58,27 @@ def rotate(yes: bool, restart: bool, no_wait: bool, wait_s: float) -> None:
     until it is forced out. Nodes keep their own keys, so one that is down boots as ever when it comes back.
     """
     connection = settings().connection()
-    before = connection.query("authority")
     if not yes:
-        _show_plan(connection, before)
+        before = connection.query("authority")
+        print_json({**before, "done": False}) if as_json else _show_plan(connection, before)
         return
-    click.echo(connection.operate("rotate_authority", restart=restart)["outcome"])
-    if not no_wait:
-        _wait(connection, wait_s)
+    answer = connection.operate("rotate_authority", restart=restart)
+    if not as_json:
+        show_change(answer, as_json=False)
+    present = None if no_wait else _wait(connection, wait_s)
+    if as_json:
+        show_change(answer, as_json=True, done=True, complete=present is not None, present=present)
+    elif present is not None:
+        click.echo(f"the authority is now {present[0]['fingerprint']}, until {present[0]['ends']}")
 
 
 @authority.command()
+@change_options
 @connection_options
 @reporting
-def abandon() -> None:
+def abandon(as_json: bool) -> None:
     """Give a rotation up that is still in its first step."""
-    click.echo(settings().connection().operate("abandon_rotation")["outcome"])
+    show_change(settings().connection().operate("abandon_rotation"), as_json=as_json)
 
 
 def _show_plan(connection: Connection, answer: Document) -> None:
@@ -87,7 +97,8 @@ def _show_plan(connection: Connection, answer: Document) -> None:
     click.echo("--yes does it")
 
 
-def _wait(connection: Connection, wait_s: float) -> None:
+def _wait(connection: Connection, wait_s: float) -> list[Document]:
+    """Wait, saying what it waits for, until the rotation is over; the authorities then. Raises `MusterError`."""
     from muster.ui.screen import rotation_progress
 
     deadline = time.monotonic() + wait_s
@@ -95,10 +106,8 @@ def _wait(connection: Connection, wait_s: float) -> None:
     while True:
         answer = connection.query("authority")
         if answer["incoming"] is None:
-            click.echo(
-                f"the authority is now {answer['present'][0]['fingerprint']}, until {answer['present'][0]['ends']}"
-            )
-            return
+            present: list[Document] = answer["present"]
+            return present
         text = rotation_progress(answer)
         if text != said:
             click.echo(text, err=True)

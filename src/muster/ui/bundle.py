@@ -32,6 +32,10 @@ _QUERIES = {
     "nodes": "the nodes in full: addresses, levels, proofs of death",
     "services": "the services: states and definitions",
     "transitions": "transitions in progress, and who holds them up",
+    "links": "who hears whom, and which set survives for what reason",
+    "config_history": "versions of the configuration: who changed what, when, from where",
+    "upgrade": "which release and versions each node runs",
+    "events": "event groups: where they are enabled, who watches",
     "diagnostics": "this node's release, timing, counters and durations",
     "timeline": "this node's flight recorder",
 }

@@ -6,6 +6,7 @@ Imports little: a command must start fast. The protocol is described in `daemon/
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,14 @@ _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
 _SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 _PIECE_BYTES = 256 * 1024
+
+
+PART = ":"  # between the identity of a command and which of its operations it is
+
+
+def new_identity() -> str:
+    """An identity for an operation, which nobody else chooses."""
+    return os.urandom(16).hex()
 
 
 class MusterError(Exception):
@@ -45,9 +54,12 @@ class ControlClient:
         """The result of a query."""
         return self._call({"query": name, "arguments": arguments}, time.monotonic() + self.timeout_s)
 
-    def operate(self, name: str, /, **arguments: Any) -> Any:
-        """Carry out an operation, once: after a lost reply it is sent again under the same identity (SPEC 9.1)."""
-        identity = os.urandom(16).hex()
+    def operate(self, name: str, identity: str = "", /, **arguments: Any) -> Any:
+        """Carry out an operation, once: after a lost reply it is sent again under the same identity (SPEC 9.1).
+
+        `identity`: one that the caller has chosen; what was carried out under it is answered from its record.
+        """
+        given, identity = identity.partition(PART)[0], identity or new_identity()
         request = {"operation": name, "identity": identity, "arguments": arguments}
         deadline = time.monotonic() + self.timeout_s
         pause_s = _FIRST_PAUSE_S
@@ -60,7 +72,11 @@ class ControlClient:
                 if not sent:
                     raise
                 if time.monotonic() + pause_s >= deadline:
-                    advice = "it may have been carried out: look before you repeat it"
+                    advice = "it may have been carried out: " + (
+                        f"repeated with --identity {given}, it cannot run twice"
+                        if given
+                        else "look before you repeat it"
+                    )
                     raise MusterError(error.what, f"operation {name} ({identity}) at {self.path}", advice) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -93,6 +109,9 @@ class ControlClient:
             if isinstance(error, FileNotFoundError):
                 advice = "start the node, or name its directory with --dir and the node with --node"
                 raise _Unreachable("there is no such socket", where, advice) from error
+            if isinstance(error, ConnectionRefusedError) and not _is_socket(self.path):
+                advice = "give the path of a node's control.sock, or its directory with --dir"
+                raise _Unreachable("that is no socket", where, advice) from error
             if isinstance(error, ConnectionRefusedError):
                 advice = "the node is down or its daemon restarts: start it, or try again"
                 raise _Unreachable("no daemon serves it", where, advice) from error
@@ -111,7 +130,7 @@ class ControlClient:
         """Send the request; yield the answers. Raises what the daemon answers as an error, and `_ReplyLost`."""
         where = f"control socket {self.path}"
         try:
-            line = json.dumps(request).encode()
+            line = _encoded(request, where)
             failure: OSError | None = None
             try:
                 connection.sendall(line + b"\n")
@@ -125,6 +144,21 @@ class ControlClient:
             raise _ReplyLost(f"no answer within {self.timeout_s:g} s", where, advice) from error
         except OSError as error:
             raise _ReplyLost(f"the connection broke: {error.strerror or error}", where, "try again") from error
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _encoded(request: dict[str, Any], where: str) -> bytes:
+    try:
+        return json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # words of a command line that are no text
+        what = f"{error.object[error.start : error.end]!r} is no UTF-8 text"
+        raise MusterError(what, where, "write it as UTF-8") from error
 
 
 def _remaining_s(deadline: float | None) -> float | None:

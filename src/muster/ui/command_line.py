@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -44,8 +45,30 @@ _COMMANDS = {
 }
 
 
+class ReaderGone(Exception):
+    """Who read our output has gone, as `| head` does: nothing is wrong, and nothing more can be said."""
+
+
 class LateGroup(click.Group):
     """A group whose commands are named here and imported when one is used."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As every group; click itself would make a broken pipe a failure, here that of --help."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+    def invoke(self, ctx: click.Context) -> object:
+        """The same, of commands."""
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+        return result
 
     def list_commands(self, _context: click.Context) -> list[str]:
         """In the order in which a newcomer meets them."""
@@ -131,6 +154,7 @@ def explained(error: click.ClickException, words: list[str]) -> MusterError:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `muster`; `arguments` are those of the process unless given."""
+    _open_what_is_closed()
     try:
         # see https://no-color.org; None lets click look whether the output is a terminal
         colour = False if os.environ.get("NO_COLOR") else None
@@ -146,10 +170,21 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
-    except BrokenPipeError:
-        # the reader of our output has gone, as `| head` does; nothing is wrong, and nothing more can be said
-        sys.stderr.close()
+    except (ReaderGone, BrokenPipeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)  # for what is still to be flushed when the interpreter ends
         sys.exit(0)
+
+
+def _open_what_is_closed() -> None:
+    """Give a standard stream that was closed, as by `>&-`, to nobody; a file or socket would get its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as the process lasts
 
 
 if __name__ == "__main__":

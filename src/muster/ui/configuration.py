@@ -1,5 +1,6 @@
 """Commands about the configuration as versions: history, show, diff, rollback, set (SPEC 9.3)."""
 
+import shlex
 import time
 from typing import Any
 
@@ -7,12 +8,14 @@ import click
 
 from muster.ui.connection import (
     Document,
+    change_options,
     connection_options,
     expect_option,
     json_option,
     print_json,
     reporting,
     settings,
+    show_change,
 )
 
 SETTINGS = ("observer_group", "operator_group", "administrator_group")
@@ -59,8 +62,9 @@ def show(version: int | None, as_json: bool) -> None:
     click.secho(
         f"version {answer['version']}" + (f", {when(made['at_ms'])}, by {_by(made)}" if made else ""), bold=True
     )
-    for key, value in answer["cluster"].items():
-        click.echo(f"  {key}: {_text(value)}")
+    for key, value in answer["settings"].items():
+        if value not in ([], ""):
+            click.echo(f"  {key}: {_text(value)}")
     for kind in ("nodes", "services", "event_groups"):
         for name, document in answer[kind].items():
             click.secho(f"{kind[:-1].replace('_', ' ')} {name}", bold=True)
@@ -90,7 +94,7 @@ def diff(old: int, new: int | None, as_json: bool) -> None:
 @click.argument("version", type=_version_type)
 @click.option("--yes", is_flag=True, help="Do it; without, what would change is shown and nothing changes.")
 @expect_option
-@json_option
+@change_options
 @connection_options
 @reporting
 def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None:
@@ -109,12 +113,10 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
         # without --expect: what was shown a moment ago is what is done, or nothing
         wanted = plan["from"] if expect is None else expect
         answer = connection.operate("roll_back", version=version, expect=wanted)
-        print_json(answer | {"changes": plan["changes"]}) if as_json else click.echo(
-            f"{answer['outcome']} (index {answer['index']})"
-        )
+        show_change(answer, as_json=as_json, changes=plan["changes"], done=True)
         return
     if as_json:
-        print_json(plan)
+        print_json({**plan, "done": False})
         return
     show_differences(plan["changes"])
     for change in plan["stays"]:
@@ -129,9 +131,10 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
 @click.argument("setting", type=click.Choice(SETTINGS))
 @click.argument("value")
 @expect_option
+@change_options
 @connection_options
 @reporting
-def set_setting(setting: str, value: str, expect: int | None) -> None:
+def set_setting(setting: str, value: str, expect: int | None, as_json: bool) -> None:
     """Change a setting of the cluster: the Unix group that gives a role. An empty VALUE gives it to nobody.
 
     \b
@@ -140,7 +143,7 @@ def set_setting(setting: str, value: str, expect: int | None) -> None:
     """
     wanted = -1 if expect is None else expect
     answer = settings().connection().operate("configure", setting=setting, value=value, expect=wanted)
-    click.echo(f"{answer['outcome']} (index {answer['index']})")
+    show_change(answer, as_json=as_json)
 
 
 @click.command()
@@ -174,7 +177,7 @@ def _by(made: Document) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return shlex.join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner or 'nobody'}" for key, inner in value.items())
     return str(value)

@@ -1,8 +1,8 @@
 """Which node a command talks to, and how it ends: options, sockets, exit codes (SPEC 8.1).
 
 A command finds its node by, in this order: `--socket`, `--dir` (a development cluster) with or without `--node`, and
-the socket of the machine's own node. Each option has an environment variable and may stand before or after the
-command's name.
+the socket of the machine's own node. Each option has an environment variable, which counts less than anything typed,
+and may stand before or after the command's name.
 
 Without `--node`, the first node that answers and is `joined` is asked; one that answers but is not joined may hold an
 old state of the cluster, and is taken only if nobody else answers.
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from muster.ui.client import ControlClient, MusterError
+from muster.records.limits import NAME, shown
+from muster.ui.client import PART, ControlClient, MusterError, new_identity
+from muster.ui.parameter_types import Identity, Seconds, SomePath
 
 EXIT_REFUSED = 1  # the cluster or the command refused, or what was asked for did not come about
 EXIT_USAGE = 2  # the command line or a file on it is wrong
@@ -63,14 +66,16 @@ class Settings:
         self.socket: Path | None = None
         self.timeout_s = 30.0
         self.at_least: int | None = None  # commit index that answers to queries must have reached
+        self.typed: set[str] = set()  # which of these stand on the command line; the others are of variables
+        self.identity = ""  # of the command's operations, where it takes --identity
 
     def connection(self) -> "Connection":
         """The connection that the options describe. Raises `Mistaken`."""
-        return Connection(self.sockets(), self.timeout_s, self.at_least)
+        return Connection(self.sockets(), self.timeout_s, self.at_least, self.identity)
 
     def sockets(self) -> dict[str, Path]:
         """Control sockets to try, by node name, in this order. Raises `Mistaken`."""
-        if self.socket is not None:
+        if self.socket is not None and not ("directory" in self.typed and "socket" not in self.typed):
             return {self.node or str(self.socket): self.socket}
         if self.directory is None:
             if self.node is not None:
@@ -99,7 +104,10 @@ def development_homes(directory: Path) -> dict[str, Path]:
     """Each node's home in a development cluster. Raises `Mistaken` where there is none."""
     try:
         described = json.loads((directory / CLUSTER_FILE).read_text())
-        return {str(node["name"]): absolute(directory) / "nodes" / str(node["name"]) for node in described["nodes"]}
+        names = [str(node["name"]) for node in described["nodes"]]
+        if strange := [name for name in names if not NAME.fullmatch(name)]:
+            raise ValueError(f"a node cannot be called {shown(strange[0])}")
+        return {name: absolute(directory) / "nodes" / name for name in names}
     except FileNotFoundError:
         what = "there is no development cluster"
         next_step = f"make one: {command_about(directory, 'dev up')}"
@@ -124,8 +132,11 @@ def command_about(directory: Path, words: str) -> str:
 class Connection:
     """Talks to the first node that answers."""
 
-    def __init__(self, sockets: dict[str, Path], timeout_s: float, at_least: int | None = None) -> None:
+    def __init__(
+        self, sockets: dict[str, Path], timeout_s: float, at_least: int | None = None, identity: str = ""
+    ) -> None:
         self._sockets = sockets
+        self._identity = identity  # of the command's operations; empty: a new one each time
         self._at_least = at_least
         self._timeout_s = timeout_s
         self._chosen: Path | None = None
@@ -162,11 +173,15 @@ class Connection:
         wait_ms = min(_LONGEST_WAIT_MS, int(_WAIT_SHARE * 1000 * self._timeout_s))
         return self._ask(socket, self._timeout_s, query, {**arguments, "at_least": index, "wait_ms": wait_ms})
 
-    def operate(self, operation: str, /, **arguments: object) -> Document:
-        """Carry out an operation; returns when it is committed. Raises as `query`."""
+    def operate(self, operation: str, part: str = "", /, **arguments: object) -> Document:
+        """Carry out an operation; returns when it is committed. Raises as `query`.
+
+        `part` tells apart the operations of a command that has several: all have the identity of the command.
+        """
         client = ControlClient(self._operator(), self._timeout_s)
+        identity = self._identity + (f"{PART}{part}" if part and self._identity else "")
         try:
-            answer: Document = client.operate(operation, **arguments)
+            answer: Document = client.operate(operation, identity, **arguments)
         except MusterError as error:
             raise _classified(error) from error
         return answer
@@ -225,9 +240,12 @@ def settings() -> Settings:
 
 
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def callback(context: click.Context, _parameter: click.Parameter, value: object) -> object:
-        if value is not None:
-            setattr(context.ensure_object(Settings), attribute, value)
+    def callback(context: click.Context, parameter: click.Parameter, value: object) -> object:
+        found = context.ensure_object(Settings)
+        is_typed = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if value is not None and (is_typed or attribute not in found.typed):
+            setattr(found, attribute, value)  # what is typed before a command's name counts more than a variable
+            found.typed.update([attribute] if is_typed else [])
         return value
 
     return callback
@@ -239,7 +257,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
         (
             click.option(
                 "--dir",
-                type=click.Path(path_type=Path, readable=False),
+                type=SomePath(path_type=Path, readable=False),
                 envvar="MUSTER_DIR",
                 expose_value=False,
                 callback=_remember("directory"),
@@ -257,7 +275,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--socket",
-                type=click.Path(path_type=Path, readable=False),
+                type=SomePath(path_type=Path, readable=False),
                 envvar="MUSTER_SOCKET",
                 expose_value=False,
                 callback=_remember("socket"),
@@ -266,7 +284,7 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--timeout",
-                type=click.FloatRange(min=0.05, max=86_400),
+                type=Seconds(min=0.05, max=86_400),
                 expose_value=False,
                 callback=_remember("timeout_s"),
                 metavar="SECONDS",
@@ -289,6 +307,30 @@ def connection_options(function: Callable[P, R]) -> Callable[P, R]:
 def json_option(function: Callable[P, R]) -> Callable[P, R]:
     """The option `--json` of every query."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(function)
+
+
+def change_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The options of every command that changes something in the cluster: `--json`, `--identity` (P9.1)."""
+    text = (
+        "Name this change, so that repeating it cannot do it twice: once it has been carried out, the same command "
+        "with the same ID answers what it did then."
+    )
+    option = click.option("--identity", type=Identity(), expose_value=False, callback=_keep_identity, help=text)
+    return json_option(option(function))
+
+
+def _keep_identity(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    found = context.ensure_object(Settings)
+    found.identity = value or new_identity()
+    found.typed.update(["identity"] if value else [])
+
+
+def show_change(answer: Document, *, as_json: bool, **more: object) -> None:
+    """What an operation has done, for people or, with what `more` the command knows, as JSON (docs/JSON.md)."""
+    if as_json:
+        print_json({**answer, "identity": str(answer["identity"]).partition(PART)[0], **more})
+    else:
+        click.echo(f"{answer['outcome']} (index {answer['index']})")
 
 
 def expect_option(function: Callable[P, R]) -> Callable[P, R]:

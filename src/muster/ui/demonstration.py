@@ -20,6 +20,7 @@ import click
 from muster.ui.client import MusterError
 from muster.ui.connection import Document, reporting
 from muster.ui.development_cluster import DevelopmentCluster, create, free_addresses
+from muster.ui.parameter_types import Seconds
 from muster.ui.polling_client import Outage, PollingClient, boottime_us
 
 SERVICE = "web"
@@ -33,7 +34,7 @@ _LOOK_S = 0.05
 @click.option(
     "--pace",
     "pace_s",
-    type=click.FloatRange(0, 60),
+    type=Seconds(0, 60),
     default=3.0,
     metavar="SECONDS",
     show_default=True,

@@ -26,6 +26,7 @@ from muster.ui.connection import (
 )
 from muster.ui.development_cluster import DevelopmentCluster, check_count, create, open_cluster
 from muster.ui.log_end import open_log
+from muster.ui.parameter_types import Seconds
 
 _FOLLOW_S = 0.2
 P = ParamSpec("P")
@@ -73,7 +74,7 @@ def _node_command(function: Callable[P, R]) -> Callable[P, R]:
 _wait_option = click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1),
     default=60.0,
     metavar="SECONDS",
     show_default=True,

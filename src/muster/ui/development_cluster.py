@@ -148,7 +148,7 @@ class DevelopmentCluster:
         if node_processes.is_running(home):
             self.leave(name, timeout_s, progress)
         others = {other: self.socket(other) for other in self.names if other != name}
-        progress(remove_node(Connection(others, timeout_s), name))
+        progress(str(remove_node(Connection(others, timeout_s), name)["outcome"]))
         self._describe([node for node in self._described["nodes"] if node["name"] != name])
         shutil.rmtree(home, ignore_errors=True)
 
@@ -251,6 +251,9 @@ class DevelopmentCluster:
         home = self.home(name)
         if not node_processes.is_running(home):
             raise MusterError(f"{name} does not run", str(home), f"see {command_about(self.directory, 'dev ls')}")
+        if any(process.stopped for process in node_processes.processes_of(home)):
+            next_step = f"wake it first: {command_about(self.directory, f'dev resume {name}')}"
+            raise MusterError(f"{name} hangs, so it cannot leave", str(home), next_step)
         try:
             answer = self.connection_to(name, timeout_s).operate("leave", node=name, override=override)
             progress(str(answer["outcome"]))
@@ -261,6 +264,9 @@ class DevelopmentCluster:
             what = f"{name} has not ended {timeout_s:g} s after it was asked to leave"
             next_step = "see `muster transitions` for who holds it up; `muster dev kill` cuts its power"
             raise MusterError(what, f"{self.log(name)}\n{self.log_tail(name)}", next_step)
+        if (home / node_processes.GUARD_FILE).exists():  # a guard that ends by itself takes it away
+            next_step = f"boot it again: {command_about(self.directory, f'dev boot {name}')}"
+            raise MusterError(f"{name} was killed while it left", f"{self.log(name)}\n{self.log_tail(name)}", next_step)
 
     def stop_everything(self) -> None:
         """End every node at once: SIGQUIT to its guard, SIGKILL to what is left after a grace. Raises `MusterError`."""

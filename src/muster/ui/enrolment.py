@@ -20,6 +20,7 @@ import click
 from muster.records.state import Database, NodeConfig, NodeState
 from muster.ui.client import MusterError
 from muster.ui.connection import Mistaken, reporting
+from muster.ui.parameter_types import Seconds
 
 KEY_FILE, CERTIFICATE_FILE, DRAFT_FILE = "key.pem", "certificate.pem", "enrolling-key.pem"
 DEFAULT_HOME = Path("/var/lib/muster")
@@ -44,7 +45,7 @@ _MAXIMUM_ANSWER_BYTES = 64 * 1024
     help="Read the token there [the terminal, or else standard input; so does -].",
 )
 @click.option("--start", is_flag=True, help="Then run musterd here, in the foreground.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=30.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=30.0, metavar="SECONDS", show_default=True)
 @reporting
 def enrol(store: Path, name: str, home: Path, token_file: IO[str] | None, start: bool, wait_s: float) -> None:
     """Make this machine a node of the cluster, with the token that `muster node add` has printed.
@@ -103,18 +104,19 @@ def become(store: Path, name: str, home: Path, token: Callable[[], str], wait_s:
         raise Mistaken("the node's home is no directory", str(home), "name a directory, or a new one, with --home")
     database = _database(store)
     config = _configured(database, name, store)
-    key_pem = _own_key(home, name)
-    if _is_ours(config, key_pem):
+    if (home / DRAFT_FILE).exists() and _is_ours(config, _own_key(home, name)):
         return _finish(home, config, f"{name} is enrolled already")
     if _is_kept(config, home) and config.enrolment is None:
         return f"{name} is enrolled already, with the key in {home}"
     if config.enrolment is None:
         next_step = f"get a token on a running node: muster node token {name}"
         raise MusterError(f"no token is open for {name}", str(store), next_step)
+    shown = token()
+    key_pem = _own_key(home, name)  # only now: what is refused before leaves no key behind
     visit = {
         "cluster": database.cluster.identity,
         "node": name,
-        "token": token(),
+        "token": shown,
         "request": request_for(key_pem, name),
     }
     outcome = _ask_until_done(store, name, key_pem, visit, wait_s)

@@ -15,7 +15,16 @@ import click
 from muster.client import Asked, AsyncWatcher, ClientError, Unreachable, watch_async
 from muster.ui import connection
 from muster.ui.client import MusterError
-from muster.ui.connection import Mistaken, connection_options, json_option, print_json, reporting, settings
+from muster.ui.connection import (
+    Mistaken,
+    change_options,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+    show_change,
+)
 from muster.ui.subsystem import read_duration
 
 FIRST_PAUSE_S = 0.5
@@ -95,37 +104,38 @@ def history(name: str, as_json: bool) -> None:
     show_history(answer)
 
 
-def _enable(name: str, *, enabled: bool) -> None:
-    answer = settings().connection().operate("enable_events", group=name, enabled=enabled)
-    click.echo(f"{answer['outcome']} (index {answer['index']})")
+def _enable(name: str, *, enabled: bool, as_json: bool) -> None:
+    show_change(settings().connection().operate("enable_events", group=name, enabled=enabled), as_json=as_json)
 
 
 @event.command()
 @click.argument("name", metavar="GROUP")
+@change_options
 @connection_options
 @reporting
-def enable(name: str) -> None:
+def enable(name: str, as_json: bool) -> None:
     """Let GROUP be watched for, wherever its definition allows it."""
-    _enable(name, enabled=True)
+    _enable(name, enabled=True, as_json=as_json)
 
 
 @event.command()
 @click.argument("name", metavar="GROUP")
+@change_options
 @connection_options
 @reporting
-def disable(name: str) -> None:
+def disable(name: str, as_json: bool) -> None:
     """Have nobody watch for GROUP, until it is enabled again."""
-    _enable(name, enabled=False)
+    _enable(name, enabled=False, as_json=as_json)
 
 
 @event.command()
 @click.argument("name", metavar="GROUP")
+@change_options
 @connection_options
 @reporting
-def withdraw(name: str) -> None:
+def withdraw(name: str, as_json: bool) -> None:
     """Forget the definition of GROUP."""
-    answer = settings().connection().operate("apply_events", groups=[], withdraw=[name])
-    click.echo(f"{answer['outcome']} (index {answer['index']})")
+    show_change(settings().connection().operate("apply_events", groups=[], withdraw=[name]), as_json=as_json)
 
 
 @click.group()

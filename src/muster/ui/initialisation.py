@@ -176,6 +176,9 @@ def _refuse_overwriting(path: Path, keys: Path, *, force: bool) -> None:
 
     if not path.parent.is_dir():
         raise Mistaken("the directory of the store does not exist", str(path.parent), "make it first, or name another")
+    if path.exists() and not (path.is_file() or path.is_block_device()):
+        what = "it is neither a regular file nor a block device"
+        raise Mistaken(what, str(path), "name a file, which is made, or a block device")
     if force:
         return
     if path.exists():

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Settings(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One change: `kind` is group, directory, link, file or command; `state` new, changed, unchanged or foreign."""
+    """One change: `kind` is what (group, directory, file ...); `state` new, changed, unchanged or foreign."""
 
     kind: str
     target: str
@@ -193,7 +194,8 @@ def removal(settings: Settings) -> list[Step]:
             "nothing is recorded as installed", str(settings.record), "give the --prefix and --root of it"
         )
     steps = []
-    if settings.is_live and Path("/run/systemd/system").is_dir():
+    told = settings.is_live and Path("/run/systemd/system").is_dir()
+    if told:
         steps.append(_command("systemctl", "disable", UNIT))
     for target, digest in recorded.items():
         path = Path(target)
@@ -202,11 +204,13 @@ def removal(settings: Settings) -> list[Step]:
         steps.append(Step("file", target, about, state, path.unlink, digest))
     record = settings.record
     steps.append(Step("file", str(record), "is removed", "installed", record.unlink))
-    return steps
+    return [*steps, _command("systemctl", "daemon-reload")] if told else steps
 
 
-def take_away(steps: list[Step]) -> None:
+def take_away(settings: Settings, steps: list[Step]) -> None:
     """Do what `removal` planned. Raises `MusterError`."""
+    if settings.is_live and _runs():
+        raise MusterError("the node runs", UNIT, "stop it first, which is a graceful leave: systemctl stop musterd")
     for step in steps:
         if step.state in {"foreign", "gone"}:
             continue
@@ -224,12 +228,24 @@ def take_away(steps: list[Step]) -> None:
                         folder.rmdir()
 
 
+def _runs() -> bool:
+    """Whether systemd has the node up, or on its way up or down."""
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        return False
+    words = ("systemctl", "is-active", UNIT)
+    asked = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+    return asked.stdout.strip() in {"active", "reloading", "activating", "deactivating"}
+
+
 def hints(settings: Settings) -> list[str]:
     """What a person has still to do or to know."""
     found = []
     key = settings.path(settings.home, "key.pem")
     if not key.exists():
-        found.append(f"put this node's key there, readable by root only: {key}")
+        found.append(
+            f"{settings.home} holds no key yet: muster enrol --store {settings.store} --name {settings.node} makes "
+            "one, with the token of muster node add; or put there what muster init has made for this node"
+        )
     if settings.is_live and not os.path.exists(settings.store):
         found.append(f"there is no {settings.store} yet: connect the device, or make it with muster init")
     if settings.is_live and not Path("/dev/watchdog").exists():
@@ -271,6 +287,8 @@ def _directory(path: Path, about: str, mode: int) -> Step:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
 
+    if path.is_dir() and stat.S_IMODE(path.stat().st_mode) & mode != mode:  # as of a home that was copied there
+        return Step("permissions", str(path), "those whom the cluster gives a role pass through", "changed", make)
     state = "unchanged" if path.is_dir() else "foreign" if os.path.lexists(path) else "new"
     return Step("directory", str(path), about, state, make)
 

@@ -1,6 +1,7 @@
 """`muster install`, `muster uninstall` and `muster man` (SPEC 9.4)."""
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from functools import wraps
@@ -105,7 +106,7 @@ def uninstall(prefix: str, root: Path, yes: bool, as_json: bool) -> None:
     if yes:
         if settings.is_live and os.geteuid() != 0:
             raise MusterError("only root can remove it", "muster uninstall", "run it with sudo, or name a --root")
-        installation.take_away(steps)
+        installation.take_away(settings, steps)
     if as_json:
         print_json(installation.document(settings, steps, done=yes))
         return
@@ -115,9 +116,16 @@ def uninstall(prefix: str, root: Path, yes: bool, as_json: bool) -> None:
 
 
 def _show(steps: list[Step], *, done: bool, words: dict[str, str]) -> None:
-    for step in steps:
-        word = words.get(step.state, step.state) if done else step.state
-        click.echo(f"  {word:<10} {step.kind:<10} {step.target}  ({step.about})")
+    shown: dict[tuple[str, str, str], list[Step]] = {}
+    for step in steps:  # the pages of a directory are one line
+        is_page = re.search(r"/man\d/", step.target) is not None
+        key = os.path.dirname(step.target) if is_page else step.target
+        shown.setdefault((step.state, step.kind, key), []).append(step)
+    for (state, kind, target), alike in shown.items():
+        about = alike[0].about if len(alike) == 1 else f"{len(alike)} of them, each: {alike[0].about}"
+        where = alike[0].target if len(alike) == 1 else f"{target}/"
+        word = words.get(state, state) if done else state
+        click.echo(f"  {word:<10} {kind:<10} {where}  ({about})")
 
 
 @click.command("man")

@@ -1,13 +1,16 @@
 """The commands `muster maintenance`: begin it, end it after a look at what that does, list it (P6.30)."""
 
+import sys
 from collections.abc import Callable
 
 import click
 
+from muster.ui.client import MusterError
 from muster.ui.connection import (
     Connection,
     Document,
     Mistaken,
+    change_options,
     complete_nodes,
     complete_services,
     connection_options,
@@ -15,6 +18,7 @@ from muster.ui.connection import (
     print_json,
     reporting,
     settings,
+    show_change,
 )
 from muster.ui.durations import duration_option
 from muster.ui.planning import show_plan
@@ -53,9 +57,10 @@ def _subject(service: str | None, node_name: str | None, *, whole: bool) -> tupl
 @_subject_options
 @duration_option
 @click.option("--cause", default="", help="Why; shown in status and history.")
+@change_options
 @connection_options
 @reporting
-def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: int, cause: str) -> None:
+def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: int, cause: str, as_json: bool) -> None:
     """Begin it. Without --for it lasts until it is ended.
 
     \b
@@ -67,15 +72,16 @@ def begin(service: str | None, node_name: str | None, whole: bool, duration_ms: 
     answer = settings().connection().operate(
         "maintain", kind=kind, subject=subject, duration_ms=duration_ms, cause=cause
     )  # fmt: skip
-    click.echo(answer["outcome"])
+    show_change(answer, as_json=as_json)
 
 
 @maintenance.command("end")
 @_subject_options
 @click.option("--yes", is_flag=True, help="End it without a look at what that does.")
+@change_options
 @connection_options
 @reporting
-def end(service: str | None, node_name: str | None, whole: bool, yes: bool) -> None:
+def end(service: str | None, node_name: str | None, whole: bool, yes: bool, as_json: bool) -> None:
     """End it. Shows first what that would start, stop and move, and asks.
 
     \b
@@ -83,11 +89,28 @@ def end(service: str | None, node_name: str | None, whole: bool, yes: bool) -> N
       muster maintenance end --service web
     """
     kind, subject = _subject(service, node_name, whole=whole)
+    if as_json and not yes:
+        next_step = "add --yes; what it would do says muster plan with --end-maintenance and --json"
+        raise Mistaken("a program cannot be asked", "muster maintenance end --json", next_step)
     connection = settings().connection()
     if not yes:
         _preview(connection, kind, subject)
-        click.confirm("End it?", abort=True)
-    click.echo(connection.operate("maintain", kind=kind, subject=subject, end=True)["outcome"])
+        _ask()
+    show_change(connection.operate("maintain", kind=kind, subject=subject, end=True), as_json=as_json)
+
+
+def _ask() -> None:
+    """Return if somebody says yes. Raises `MusterError`."""
+    what = "nobody said yes"
+    try:
+        if click.confirm("End it?"):
+            return
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        what = "nobody is there who could say yes"
+    raise MusterError(f"{what}: nothing was changed", "muster maintenance end", "add --yes to end it unasked")
 
 
 def _preview(connection: Connection, kind: str, subject: str) -> None:

@@ -13,12 +13,14 @@ from muster.ui.connection import (
     Connection,
     Document,
     Mistaken,
+    change_options,
     complete_nodes,
     connection_options,
     json_option,
     print_json,
     reporting,
     settings,
+    show_change,
 )
 
 _POLL_S = 0.05
@@ -34,9 +36,9 @@ _LONGEST_TOKEN_S = 30 * 24 * 3600
 @reporting
 def show(name: str, as_json: bool) -> None:
     """NODE in full: state, addresses, levels, certificate and when it ends."""
-    found = _configured(settings().connection(), name)
+    head, found = _configured(settings().connection(), name)
     if as_json:
-        print_json({"name": name, **found})
+        print_json({**head, "name": name, **found})
         return
     from muster.ui.screen import show_node
 
@@ -79,7 +81,7 @@ def add(name: str, addresses: tuple[str, ...], lifetime: str, as_json: bool) -> 
     answer = connection.operate(
         "add_node", node=name, addresses=list(addresses), verifier=verifier, expires_s=expires_s
     )
-    _print_token(name, token, expires_s, str(answer["outcome"]), as_json=as_json)
+    _print_token(name, token, expires_s, answer, as_json=as_json)
 
 
 @click.command()
@@ -96,38 +98,43 @@ def token(name: str, lifetime: str, as_json: bool) -> None:
     """
     made, verifier, expires_s = new_token(lifetime)
     answer = settings().connection().operate("issue_token", node=name, verifier=verifier, expires_s=expires_s)
-    _print_token(name, made, expires_s, str(answer["outcome"]), as_json=as_json)
+    _print_token(name, made, expires_s, answer, as_json=as_json)
 
 
 @click.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
+@change_options
 @connection_options
 @reporting
-def remove(name: str, yes: bool) -> None:
+def remove(name: str, yes: bool, as_json: bool) -> None:
     """Take NODE, which must be inactive, out of the configuration for good: its slot is free, its key worth nothing.
 
     Shows what it would do; --yes does it. First have it leave: muster node leave NODE.
     """
     connection = settings().connection()
-    found = _configured(connection, name)
-    if not yes:
+    if yes:
+        show_change(remove_node(connection, name), as_json=as_json, done=True)
+        return
+    head, found = _configured(connection, name)
+    if as_json:
+        print_json({**head, "name": name, **found, "done": False})
+    else:
         click.echo(
             f"would remove {name}: node {found['id']}, {found['state']}, addresses {' '.join(found['addresses'])}"
         )
         click.echo("its key is no longer accepted from then on, and its slot is free; --yes does it")
-        return
-    click.echo(remove_node(connection, name))
 
 
-def remove_node(connection: Connection, name: str) -> str:
+def remove_node(connection: Connection, name: str) -> Document:
     """Remove a node; one that has just ended is waited for until its lease shows that. Raises `MusterError`."""
     deadline = time.monotonic() + _LEASE_WAIT_S
-    while _configured(connection, name)["state"] == "inactive" and time.monotonic() < deadline:
-        if not _configured(connection, name)["live"]:
-            break
+    while time.monotonic() < deadline:
+        found = connection.query("nodes")["nodes"].get(name)
+        if found is None or found["state"] != "inactive" or not found["live"]:
+            break  # the cluster says best what is wrong, and remembers what it has done before
         time.sleep(_POLL_S)
-    return str(connection.operate("remove_node", node=name)["outcome"])
+    return connection.operate("remove_node", node=name)
 
 
 def new_token(lifetime: str) -> tuple[str, str, int]:
@@ -150,19 +157,20 @@ def duration_s(text: str, where: str) -> int:
     return int(digits) * _UNITS_S[unit]
 
 
-def _print_token(name: str, made: str, expires_s: int, outcome: str, *, as_json: bool) -> None:
+def _print_token(name: str, made: str, expires_s: int, answer: Document, *, as_json: bool) -> None:
     ends = f"{datetime.fromtimestamp(expires_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
     if as_json:
-        print_json({"node": name, "token": made, "ends": ends, "outcome": outcome})
+        show_change(answer, as_json=True, name=name, token=made, ends=ends)
         return
-    click.echo(f"{outcome}, until {ends}", err=True)
+    click.echo(f"{answer['outcome']} (index {answer['index']}); the token is good until {ends}", err=True)
     click.echo(f"  on its machine: muster enrol --store PATH --name {name} --start   (it asks for the token)", err=True)
     click.echo(made)
 
 
-def _configured(connection: Connection, name: str) -> Document:
-    nodes = connection.query("nodes")["nodes"]
+def _configured(connection: Connection, name: str) -> tuple[Document, Document]:
+    """What every answer carries, and the node. Raises `MusterError`."""
+    answer = connection.query("nodes")
+    nodes = answer.pop("nodes")
     if name not in nodes:
         raise MusterError(f"there is no node {name!r}", "the cluster's configuration", "it has " + ", ".join(nodes))
-    found: Document = nodes[name]
-    return found
+    return answer, nodes[name]

@@ -9,6 +9,7 @@ from muster.ui.connection import (
     Connection,
     Document,
     Unreachable,
+    change_options,
     complete_nodes,
     connection_options,
     json_option,
@@ -16,9 +17,11 @@ from muster.ui.connection import (
     print_json,
     reporting,
     settings,
+    show_change,
 )
 from muster.ui.durations import duration_option
 from muster.ui.node_configuration import add, remove, show, token
+from muster.ui.parameter_types import Seconds
 
 _POLL_S = 0.05
 
@@ -51,11 +54,12 @@ def list_nodes(as_json: bool) -> None:
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @click.option("--no-wait", is_flag=True, help="Return when the leave is committed, not when it is complete.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
 @override_option
+@change_options
 @connection_options
 @reporting
-def leave(name: str, no_wait: bool, wait_s: float, override: bool) -> None:
+def leave(name: str, no_wait: bool, wait_s: float, override: bool, as_json: bool) -> None:
     """Take NODE out gracefully: its services move elsewhere first, and every level leaves in order.
 
     \b
@@ -63,12 +67,19 @@ def leave(name: str, no_wait: bool, wait_s: float, override: bool) -> None:
       muster node leave n1 --dir /tmp/try
     """
     connection = settings().connection()
-    incarnation = _incarnation(connection, name)
+    before = connection.query("nodes")
     answer = connection.operate("leave", node=name, override=override)
-    click.echo(answer["outcome"])
-    if not no_wait:
-        wait_until_inactive(connection, name, incarnation, wait_s)
-        click.echo(f"{name} is inactive")
+    if not as_json:
+        show_change(answer, as_json=False)
+    # an unknown node has been refused by now, but for one that has left and was removed since
+    found = before["nodes"].get(name, {"incarnation": None, "state": "inactive"})
+    is_repeated = answer["index"] <= before["index"]
+    if not no_wait and not (is_repeated and found["state"] in {"joined", "inactive"}):  # what left then is back
+        wait_until_inactive(connection, name, found["incarnation"], wait_s)
+    if as_json:
+        show_change(answer, as_json=True, complete=not no_wait)
+    elif not no_wait:
+        click.echo(f"{name} has left")
 
 
 @node.command()
@@ -80,9 +91,10 @@ def leave(name: str, no_wait: bool, wait_s: float, override: bool) -> None:
     help="You vouch that the machine has stopped, and its services are recovered at once. If it has not, "
     "two nodes may touch the same data: look at the machine first.",
 )
+@change_options
 @connection_options
 @reporting
-def evict(name: str, cause: str, confirmed_dead: bool) -> None:
+def evict(name: str, cause: str, confirmed_dead: bool, as_json: bool) -> None:
     """Force NODE out: it stops everything at once, and its services are recovered when it is proven to have stopped.
 
     \b
@@ -91,16 +103,17 @@ def evict(name: str, cause: str, confirmed_dead: bool) -> None:
       muster node evict n1 --confirmed-dead
     """
     answer = settings().connection().operate("evict", node=name, cause=cause, confirmed_dead=confirmed_dead)
-    click.echo(answer["outcome"])
+    show_change(answer, as_json=as_json)
 
 
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @duration_option
 @click.option("--cause", default="", help="Why; shown in status and history.")
+@change_options
 @connection_options
 @reporting
-def standby(name: str, duration_ms: int, cause: str) -> None:
+def standby(name: str, duration_ms: int, cause: str, as_json: bool) -> None:
     """Keep services away from NODE: it gets none, and those that can run elsewhere move. It stays a member.
 
     \b
@@ -109,25 +122,27 @@ def standby(name: str, duration_ms: int, cause: str) -> None:
       muster node active n1
     """
     answer = settings().connection().operate("standby", node=name, duration_ms=duration_ms, cause=cause)
-    click.echo(answer["outcome"])
+    show_change(answer, as_json=as_json)
 
 
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+@change_options
 @connection_options
 @reporting
-def active(name: str) -> None:
+def active(name: str, as_json: bool) -> None:
     """End the standby of NODE: it gets services again."""
-    click.echo(settings().connection().operate("standby", node=name, end=True)["outcome"])
+    show_change(settings().connection().operate("standby", node=name, end=True), as_json=as_json)
 
 
 @node.command()
 @click.argument("name", metavar="NODE", shell_complete=complete_nodes)
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=600.0, metavar="SECONDS", show_default=True)
 @click.option("--cause", default="drained", show_default=True, help="Why; shown in status and history.")
+@change_options
 @connection_options
 @reporting
-def drain(name: str, wait_s: float, cause: str) -> None:
+def drain(name: str, wait_s: float, cause: str, as_json: bool) -> None:
     """Put NODE on standby and wait until no service is on it, saying what it waits for.
 
     \b
@@ -135,13 +150,20 @@ def drain(name: str, wait_s: float, cause: str) -> None:
       muster node drain n1 && ssh n1 reboot
     """
     connection = settings().connection()
-    click.echo(connection.operate("standby", node=name, cause=cause)["outcome"])
+    answer = connection.operate("standby", node=name, cause=cause)
+    if not as_json:
+        show_change(answer, as_json=False)
+    wait_until_empty(connection, name, wait_s)
+    if as_json:
+        show_change(answer, as_json=True, complete=True)
+    else:
+        click.echo(f"{name} is empty; it stays on standby until: muster node active {name}")
+
+
+def wait_until_empty(connection: Connection, name: str, wait_s: float) -> None:
+    """Wait, saying what it waits for, until no service is on the node. Raises `MusterError`."""
     deadline, said = time.monotonic() + wait_s, ""
-    while True:
-        services = connection.query("nodes")["nodes"][name]["services"]
-        if not services:
-            click.echo(f"{name} is empty; it stays on standby until: muster node active {name}")
-            return
+    while services := connection.query("nodes")["nodes"].get(name, {"services": []})["services"]:
         progress = f"{name} still has {', '.join(services[:5])}" + (" and others" if len(services) > 5 else "")
         if progress != said:
             click.echo(progress, err=True)
@@ -149,15 +171,17 @@ def drain(name: str, wait_s: float, cause: str) -> None:
         if time.monotonic() > deadline:
             next_step = f"see why: muster why {services[0]} ; or give it up: muster node active {name}"
             raise MusterError(f"{progress} after {wait_s:g} s", f"node {name}", next_step)
+        time.sleep(_POLL_S)
 
 
 @node.command("restart-daemon")
 @click.argument("name", metavar="[NODE]", required=False, shell_complete=complete_nodes)
 @click.option("--all", "every", is_flag=True, help="Every joined node, one after the other, the master last.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", show_default=True)
+@click.option("--wait", "wait_s", type=Seconds(min=1), default=60.0, metavar="SECONDS", show_default=True)
+@change_options
 @connection_options
 @reporting
-def restart_daemon(name: str | None, every: bool, wait_s: float) -> None:
+def restart_daemon(name: str | None, every: bool, wait_s: float, as_json: bool) -> None:
     """Start the daemon of NODE anew, from what is installed on its machine now. No service notices.
 
     Guard and runner go on: to replace them, take the node out and boot it (muster upgrade status says where).
@@ -170,18 +194,30 @@ def restart_daemon(name: str | None, every: bool, wait_s: float) -> None:
     if every == (name is not None):
         raise click.UsageError("name one node, or all of them with --all")
     connection = settings().connection()
-    if name is not None:
-        _restart_daemon(connection, name, wait_s)
-        return
+    names = [name] if name is not None else _joined_master_last(connection)
+    answers: list[Document] = []
+    releases: dict[str, str] = {}
+    for each in names:
+        answers.append(connection.operate("restart_daemon", each if every else "", node=each))
+        releases[each] = _release_after(connection, each, answers[-1]["index"], wait_s)
+        if not as_json:
+            click.echo(f"{each}: a new daemon runs, release {releases[each]} (index {answers[-1]['index']})")
+    if as_json:
+        last = max(answers, key=lambda answer: int(answer["index"]))
+        show_change(last, as_json=True, outcome=f"new daemons run: {', '.join(sorted(names))}", releases=releases)
+
+
+def _joined_master_last(connection: Connection) -> list[str]:
     status = connection.query("status")
-    joined = [other for other, found in status["nodes"].items() if found["state"] == "joined"]
-    for other in sorted(joined, key=lambda other: other == status["master"]):
-        _restart_daemon(connection, other, wait_s)
+    joined = [name for name, found in status["nodes"].items() if found["state"] == "joined"]
+    if not joined:
+        next_step = "boot a node first; see `muster status`"
+        raise MusterError("no node is joined", f"cluster {status['cluster']}", next_step)
+    return sorted(joined, key=lambda name: name == status["master"])
 
 
-def _restart_daemon(connection: Connection, name: str, wait_s: float) -> None:
-    """Ask for it, and wait until the new daemon has reported to a master. Raises `MusterError`."""
-    asked = connection.operate("restart_daemon", node=name)["index"]
+def _release_after(connection: Connection, name: str, asked: int, wait_s: float) -> str:
+    """Wait until a daemon that was started after index `asked` has reported; its release. Raises `MusterError`."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -191,17 +227,11 @@ def _restart_daemon(connection: Connection, name: str, wait_s: float) -> None:
         else:
             cause = f"{name} has not reported yet"
         if found is not None and found["started_index"] >= asked:
-            click.echo(f"{name}: a new daemon runs, release {found['release']}")
-            return
+            return str(found["release"])
         if time.monotonic() > deadline:
             next_step = f"look at the log of {name} and at `muster status`; asking again does no harm"
             raise MusterError(f"no new daemon within {wait_s:g} s: {cause}", f"node {name}", next_step)
         time.sleep(_POLL_S)
-
-
-def _incarnation(connection: Connection, name: str) -> int | None:
-    found = connection.query("nodes")["nodes"].get(name)
-    return int(found["incarnation"]) if found else None  # an unknown one: the cluster's refusal says so best
 
 
 def wait_until_inactive(connection: Connection, name: str, incarnation: int | None, wait_s: float) -> None:

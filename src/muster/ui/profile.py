@@ -149,7 +149,7 @@ def _ruler(end_ms: int, unit_ms: int) -> str:
 def _print_outages(found: Profile, nodes: int) -> None:
     click.secho(f"  {'FAULT':<24} {'BOUND':>9}  HOW", bold=True)
     for outage in outages(found, nodes):
-        bound = "none" if outage.bound_ms is None else f"{outage.bound_ms} ms"
+        bound = "-" if outage.bound_ms is None else f"{outage.bound_ms} ms"
         click.echo(f"  {outage.fault:<24} {bound:>9}  {outage.how}")
 
 

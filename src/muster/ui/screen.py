@@ -1,9 +1,13 @@
 """What people see of a cluster: tables, and the same tables live. Imported only when a person looks."""
 
+import io
+import os
 import select
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from typing import IO, cast
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -34,6 +38,8 @@ _STYLES = {
     "de-registered": "dim",
 }
 _WATCH_S = 0.25
+_LEAST_COLUMNS = 60
+_UNBROKEN_COLUMNS = 400  # more than any row needs
 _CAUSE_CHARACTERS = 240  # of a cause in a table; it may quote a page of what a command wrote
 _watch_option = click.option("--watch", is_flag=True, help="Stay, and show every change; Ctrl-C ends it.")
 
@@ -133,9 +139,38 @@ def _page_or_silence(page: Callable[[Document], RenderableType], answer: Documen
     return page(answer)
 
 
+class _Trimmed(io.TextIOBase):
+    """Standard output without the blanks that fill a table's last column: for a file or a pipe."""
+
+    def write(self, text: str) -> int:
+        """Write the lines, each as far as something stands in it."""
+        sys.stdout.write("\n".join(line.rstrip(" ") for line in text.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        sys.stdout.flush()
+
+
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """It is no failure that the reader has gone; the library would end the process with one."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
-    """Standard output; coloured on terminals only, never with NO_COLOR."""
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output; coloured on terminals only, never with NO_COLOR.
+
+    A row is one line in a file or a pipe, where somebody looks for words in it, unless COLUMNS says otherwise; and a
+    terminal that is too narrow for a table breaks its lines, as no column may vanish.
+    """
+    if sys.stdout.isatty():
+        screen: Console = _Screen(highlight=False, soft_wrap=False)
+    else:
+        width = None if os.environ.get("COLUMNS", "").isdecimal() else _UNBROKEN_COLUMNS
+        screen = _Screen(file=cast("IO[str]", _Trimmed()), width=width, highlight=False, soft_wrap=False)
+    screen.width = max(screen.width, _LEAST_COLUMNS)
+    return screen
 
 
 def _plain(text: str) -> Text:
@@ -256,11 +291,11 @@ def _ends(node: Document) -> Text:
 
 def show_node(name: str, node: Document) -> None:
     """The page of `muster node show`."""
-    table = _table("", "")
+    table = _pairs()
     certificate = node["certificate"] or {}
     for key in ("id", "generation", "state", "incarnation", "live", "link", "addresses", "services", "cause"):
         _row(table, key, node[key])
-    _row(table, "levels", [f"{level['level']} {level['name']};" for level in node["levels"]])
+    _row(table, "levels", ", ".join(f"{level['level']} {level['name']}" for level in node["levels"]))
     _row(table, "certificate ends", certificate.get("ends", "not enrolled"))
     _row(table, "certificate", certificate.get("fingerprint", ""))
     _row(table, "issued by authority", certificate.get("authority", ""))
@@ -269,6 +304,13 @@ def show_node(name: str, node: Document) -> None:
         _row(table, "last proof of death", f"incarnation {proof['incarnation']}: {proof['kind']}, {proof['detail']}")
     console().print(Text(name, style="bold"))
     console().print(table)
+
+
+def _pairs() -> Table:
+    """What a thing is called, and what it is; no heading."""
+    table = _table("", "")
+    table.show_header = False
+    return table
 
 
 def show_authority(answer: Document) -> None:
@@ -306,7 +348,7 @@ def show_services(answer: Document) -> None:
 def show_service(answer: Document) -> None:
     """The page of `muster service show`."""
     found = answer["service"]
-    table = _table("", "")
+    table = _pairs()
     for key in ("state", "node", "wanted", "cause", "reason", "flags", "origin", "target", "previous", "failed", "uid"):
         _row(table, key, found[key])
     for key, value in found["definition"].items():
@@ -317,6 +359,6 @@ def show_service(answer: Document) -> None:
 
 def _row(table: Table, key: str, value: object) -> None:
     if isinstance(value, list):
-        value = " ".join(map(str, value))
+        value = shlex.join(map(str, value))  # a command, whose words are told apart, or names
     if value not in {None, ""}:
         table.add_row(key.replace("_", " "), _state(str(value)) if key == "state" else _plain(str(value)))

@@ -10,6 +10,7 @@ from muster.ui.connection import (
     Document,
     Mistaken,
     Unreachable,
+    change_options,
     complete_nodes,
     complete_services,
     connection_options,
@@ -19,6 +20,7 @@ from muster.ui.connection import (
     print_json,
     reporting,
     settings,
+    show_change,
 )
 
 SHOWN_COMMANDS = 6  # with everything else that is known of a service
@@ -44,7 +46,7 @@ def services(as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @expect_option
-@json_option
+@change_options
 @connection_options
 @reporting
 def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
@@ -91,13 +93,14 @@ def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     if groups:
         found = [msgspec.to_builtins(group) for group in groups]
         expected = {} if answers else expected  # the services have made a version of their own
-        answers.append(connection.operate("apply_events", groups=found, withdraw=[], **expected))
+        answers.append(connection.operate("apply_events", "groups", groups=found, withdraw=[], **expected))
     if as_json:
         outcome = "; ".join(answer["outcome"] for answer in answers)
-        print_json(answers[-1] | {"outcome": outcome, "changes": changes, "event_groups": of_groups})
-    else:
-        for answer in answers:
-            click.echo(f"{answer['outcome']} (index {answer['index']})")
+        document = answers[-1] | {"outcome": outcome}
+        show_change(document, as_json=True, changes=changes, event_groups=of_groups)
+        return
+    for answer in answers:
+        show_change(answer, as_json=False)
 
 
 def _changes_of_groups(connection: Connection, groups: tuple[Any, ...]) -> list[Document]:
@@ -182,47 +185,54 @@ def service() -> None:
 _service_argument = click.argument("name", metavar="SERVICE", shell_complete=complete_services)
 
 
-def _operate(operation: str, **arguments: object) -> None:
-    answer = settings().connection().operate(operation, **arguments)
-    click.echo(f"{answer['outcome']} (index {answer['index']})")
+def _operate(operation: str, *, as_json: bool, **arguments: object) -> None:
+    show_change(settings().connection().operate(operation, **arguments), as_json=as_json)
 
 
 @service.command()
 @_service_argument
+@change_options
 @connection_options
 @reporting
-def register(name: str) -> None:
+def register(name: str, as_json: bool) -> None:
     """Have SERVICE run, on the best allowable node."""
-    _operate("register", service=name)
+    _operate("register", as_json=as_json, service=name)
 
 
 @service.command()
 @_service_argument
+@change_options
 @connection_options
 @reporting
-def deregister(name: str) -> None:
+def deregister(name: str, as_json: bool) -> None:
     """Stop SERVICE; it stays down until it is registered again."""
-    _operate("deregister", service=name)
+    _operate("deregister", as_json=as_json, service=name)
 
 
 @service.command()
 @_service_argument
-@click.argument("target", metavar="[NODE]", default="", shell_complete=complete_nodes)
+@click.argument("target", metavar="[NODE]", required=False, shell_complete=complete_nodes)
 @override_option
+@change_options
 @connection_options
 @reporting
-def transfer(name: str, target: str, override: bool) -> None:
+def transfer(name: str, target: str | None, override: bool, as_json: bool) -> None:
     """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
-    _operate("transfer", service=name, target=target, override=override)
+    if target == "":
+        raise Mistaken(
+            "the node's name is empty", "muster service transfer", "name a node, or none: the best other one"
+        )
+    _operate("transfer", as_json=as_json, service=name, target=target or "", override=override)
 
 
 @service.command()
 @_service_argument
+@change_options
 @connection_options
 @reporting
-def withdraw(name: str) -> None:
+def withdraw(name: str, as_json: bool) -> None:
     """Stop SERVICE and forget its definition."""
-    _operate("apply", definitions=[], withdraw=[name])
+    _operate("apply", as_json=as_json, definitions=[], withdraw=[name])
 
 
 @service.command()
@@ -243,20 +253,22 @@ def schema(as_json: bool) -> None:
 @service.command()
 @_service_argument
 @click.option("--cause", default="", help="Why; given to its commands and shown in the history.")
+@change_options
 @connection_options
 @reporting
-def restart(name: str, cause: str) -> None:
+def restart(name: str, cause: str, as_json: bool) -> None:
     """Stop SERVICE and start it again where it is; its children stop first and start last."""
-    click.echo(settings().connection().operate("restart", service=name, cause=cause)["outcome"])
+    _operate("restart", as_json=as_json, service=name, cause=cause)
 
 
 @service.command()
 @_service_argument
+@change_options
 @connection_options
 @reporting
-def clear(name: str) -> None:
+def clear(name: str, as_json: bool) -> None:
     """Forget why SERVICE is stuck and how often it failed: it is placed again if it is wanted."""
-    click.echo(settings().connection().operate("clear", service=name)["outcome"])
+    _operate("clear", as_json=as_json, service=name)
 
 
 @service.command()

@@ -3,8 +3,18 @@
 import click
 
 from muster.ui.client import MusterError
-from muster.ui.connection import Document, connection_options, json_option, print_json, reporting, settings
+from muster.ui.connection import (
+    Document,
+    change_options,
+    connection_options,
+    json_option,
+    print_json,
+    reporting,
+    settings,
+    show_change,
+)
 
+HEAD = ("cluster", "node", "node_state", "index", "term")  # of every answer
 HOW_TO = (
     "on each machine, one after the other: install the release, then muster node restart-daemon NAME",
     "where the guard's image changed too: muster node leave NAME, then boot it (its services move, and move back)",
@@ -51,7 +61,7 @@ def status(as_json: bool) -> None:
     is_flag=True,
     help="Also where a node has never said what it runs; with an older release it cannot join from then on.",
 )
-@json_option
+@change_options
 @connection_options
 @reporting
 def finish(yes: bool, despite_unknown: bool, as_json: bool) -> None:
@@ -65,8 +75,10 @@ def finish(yes: bool, despite_unknown: bool, as_json: bool) -> None:
     connection = settings().connection()
     answer = connection.query("upgrade")
     active, wanted = answer["active"], answer["wanted"]
-    if wanted == active:
-        print_json({"active": active, "raised": False}) if as_json else click.echo(
+    is_repeated = yes and "identity" in settings().typed  # then the cluster says what the first time has done
+    if wanted == active and not is_repeated:
+        document = {key: answer[key] for key in (*HEAD, "active", "wanted")}
+        print_json({**document, "raised": False}) if as_json else click.echo(
             f"version {active} is active, and this release knows no newer one: nothing to finish"
         )
         return
@@ -80,16 +92,14 @@ def finish(yes: bool, despite_unknown: bool, as_json: bool) -> None:
         where = "; ".join(f"{name}: {text}" for name, text in lacking.items())
         raise MusterError(what, where, "see `muster upgrade status` for how to go on")
     if not yes:
-        plan = {"active": active, "would_be": wanted, "raised": False}
-        print_json(plan) if as_json else click.echo(
+        document = {key: answer[key] for key in (*HEAD, "active", "wanted")}
+        print_json({**document, "raised": False}) if as_json else click.echo(
             f"would raise the active version from {active} to {wanted}; releases that know only {active} could not "
             "join any more. Nothing was changed (dry run); to do it: muster upgrade finish --yes"
         )
         return
     done = connection.operate("finish_upgrade", version=wanted, despite_unknown=despite_unknown)
-    print_json(done | {"active": wanted, "raised": True}) if as_json else click.echo(
-        f"{done['outcome']} (index {done['index']})"
-    )
+    show_change(done, as_json=as_json, active=wanted, wanted=wanted, raised=True)
 
 
 def _node_words(node: Document, newest_image: int) -> str:
