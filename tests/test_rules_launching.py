@@ -180,6 +180,21 @@ def test_p6_27_or_takes_its_group_elsewhere_if_its_definition_says_so() -> None:
     assert len(rounds.placed()) == 3
 
 
+def test_p6_27_a_child_says_why_its_group_ends_not_every_generation_s_word_for_it() -> None:
+    rounds = settled(*GROUP)
+    rounds.told.clear()
+    rounds.ask(TransferService("disk", "n1"))
+    rounds.settle()
+    stops = [told for told in rounds.told if "stopping" in told]
+    assert stops[0] == "web: stopping on n0 (disk, further up in its group, ends: transferred by an operator)"
+    assert stops[2] == "database: stopping on n0 (its parent disk ends: transferred by an operator)"
+    rounds.told.clear()
+    rounds.ask(DeregisterService("database"))
+    rounds.settle()
+    stops = [told for told in rounds.told if "stopping" in told]
+    assert stops[0] == "web: stopping on n1 (its parent database ends: de-registered by an operator)"
+
+
 def test_p6_27_so_many_siblings_start_at_a_time() -> None:
     children = [replace(WEB, name=f"c{number}", parent="disk") for number in range(6)]
     rounds = Rounds()
@@ -266,6 +281,24 @@ def test_p6_25_a_node_on_which_the_start_fails_gets_one_try_only() -> None:
     rounds.wait(10_000_000)
     assert rounds.at("web") == (REGISTERED, 1)
     assert sum("taken over" in told for told in rounds.told) == 1
+
+
+def test_p6_25_a_node_on_which_the_first_start_failed_does_not_take_it_over() -> None:
+    rounds = Rounds(up=(0, 2))
+    rounds.failing = {("web", "start", 0)}
+    rounds.define(FREE)
+    rounds.settle()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 2)
+    rounds.join(1)  # which has not failed, and need not wait
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.failing.clear()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.ask(ClearService("web"))  # mended
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
 
 
 # ---- P6.26 the failure policy ----------------------------------------------------------------------------------------
@@ -362,6 +395,40 @@ def test_p6_26_a_failing_parent_with_nowhere_to_go_stops_after_its_children() ->
     assert rounds.placed() == {}
     assert order_of(rounds, STOPPING)[2:] == ["database", "disk"]
     assert "muster service clear disk" in rounds.service("disk").cause
+
+
+def test_p6_26_what_has_failed_too_often_everywhere_is_started_once_another_node_is_up() -> None:
+    rounds = settled(replace(WEB, restarts=0, allowable_nodes=("n0", "n1")), up=(0,))
+    fail(rounds)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    rounds.join(1)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    fail(rounds)
+    rounds.wait(3_600_000)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)  # its cause stands until somebody has looked
+
+
+def test_p6_26_a_child_that_fails_too_often_stays_down_alone_until_its_group_moves() -> None:
+    rounds = settled(GROUP[0], replace(GROUP[1], restarts=0), GROUP[2])
+    rounds.told.clear()
+    fail(rounds, "database")
+    assert rounds.placed() == {"disk": 0}
+    assert order_of(rounds, STARTING) == []
+    assert "muster service clear database" in rounds.service("database").cause
+    rounds.ask(TransferService("disk", "n1"))
+    rounds.settle()
+    assert rounds.placed() == dict.fromkeys(("disk", "database", "web"), 1)
+
+
+def test_p6_26_or_takes_its_group_elsewhere_and_stays_down_once_it_has_failed_everywhere() -> None:
+    rounds = settled(GROUP[0], replace(GROUP[1], restarts=0, child_failure="group"), GROUP[2])
+    for node in (1, 2):
+        fail(rounds, "database")
+        assert rounds.placed() == dict.fromkeys(("disk", "database", "web"), node)
+    fail(rounds, "database")
+    assert rounds.placed() == {"disk": 2}
+    assert "failed too often on n0, n1, n2" in rounds.service("database").cause
 
 
 def test_p6_26_an_operators_restart_counts_as_no_failure() -> None:

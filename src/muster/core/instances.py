@@ -4,6 +4,8 @@ The service that an administrator defines is a template: it is never started its
 A child of a template is one too, with an instance beside each instance of its parent.
 """
 
+from collections.abc import Collection
+
 from msgspec.structs import replace
 
 from muster.core.placement import is_allowable
@@ -28,7 +30,7 @@ def expand(round_: Round) -> None:
 
 
 def _expand(template: Service, round_: Round) -> None:
-    states = set()
+    states = []
     for config in round_.draft.nodes.values():
         name = f"{template.name}{SEPARATOR}{config.name}"
         instance = round_.draft.services.get(name)
@@ -37,17 +39,16 @@ def _expand(template: Service, round_: Round) -> None:
             instance = Service(definition, round_.draft.index, wanted=template.wanted, template=template.name)
             round_.put(instance, f"an instance for {config.name}")
         if instance is not None:
-            states.add(instance.state)
-    order = (
-        ServiceState.REGISTERED,
-        ServiceState.STARTING,
-        ServiceState.STOPPING,
-        ServiceState.RECOVERING,
-        ServiceState.DEREGISTERED,
-    )
-    state = next((state for state in order if state in states), ServiceState.DEREGISTERED)
+            states.append(instance.state)
+    state = state_of_all(states)
     if state is not template.state:
         round_.put(replace(template, state=state), f"its instances are {state}")
+
+
+def state_of_all(states: Collection[ServiceState]) -> ServiceState:
+    """What a template shows: the state of the instance that has got furthest."""
+    order = (ServiceState.REGISTERED, ServiceState.STARTING, ServiceState.STOPPING, ServiceState.RECOVERING)
+    return next((state for state in order if state in states), ServiceState.DEREGISTERED)
 
 
 def _follow(instance: Service, round_: Round) -> None:

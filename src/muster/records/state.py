@@ -260,7 +260,9 @@ class Exhausted(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """A free transfer: the entry that began it, and to whom (SPEC 6.8)."""
+    """A free transfer: the entry that began it, and to whom (SPEC 6.8). Entry 0: none was begun, since the service
+    could not be started there.
+    """
 
     entry: int
     node: int
