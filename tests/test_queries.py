@@ -107,6 +107,18 @@ def test_a_de_registered_service_is_on_no_node_even_if_it_was_on_one() -> None:
     assert shown["cause"] == "no node is up"
 
 
+def test_a_service_of_all_nodes_shows_on_which_it_is() -> None:
+    definition = Definition("cache", on_all=True)
+    of_n1 = Service(
+        Definition("cache@n1"), 1, ServiceState.REGISTERED, wanted=True, node=1, incarnation=7, template="cache"
+    )
+    of_n0 = Service(Definition("cache@n0"), 1, wanted=True, template="cache")
+    template = Service(definition, 1, ServiceState.REGISTERED, wanted=True)
+    shown = ask("services", database_with(template, of_n0, of_n1))["services"]["cache"]
+    assert shown["nodes"] == {"n0": None, "n1": "registered", "n2": None}
+    assert shown["node"] is None
+
+
 def test_lease_and_link_of_a_node_are_what_the_answering_node_sees() -> None:
     nodes = ask("status", database_with())["nodes"]
     assert [(node["live"], node["link"]) for node in nodes.values()] == [(True, True), (True, True), (False, False)]

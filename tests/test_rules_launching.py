@@ -301,6 +301,20 @@ def test_p6_25_a_node_on_which_the_first_start_failed_does_not_take_it_over() ->
     assert rounds.at("web") == (REGISTERED, 0)
 
 
+def test_p6_25_what_an_operator_has_moved_stays_until_a_preferred_node_joins_anew() -> None:
+    rounds = settled(FREE)
+    assert rounds.at("web") == (REGISTERED, 0)
+    rounds.ask(TransferService("web", "n2"))
+    rounds.settle()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 2)
+    rounds.stop(0)
+    rounds.settle()
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)  # the move has left no ban behind
+
+
 # ---- P6.26 the failure policy ----------------------------------------------------------------------------------------
 
 

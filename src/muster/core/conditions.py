@@ -3,14 +3,14 @@
 Each says why in words, so that the rules which act on it and the explanations that people read are the same code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from muster.core.placement import is_allowable, rank
 from muster.core.round import Round
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.state import Definition, Member, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
@@ -204,6 +204,29 @@ def preferred_node(service: Service, round_: Round) -> int | None:
     if node is None or _is_held(service, round_) or not _was_notified(service, node, round_):
         return None
     return node if _takeovers_in_progress(round_) < MAXIMUM_TAKEOVERS else None
+
+
+def with_takeover(service: Service, takeover: Takeover) -> tuple[Takeover, ...]:
+    """Its takeovers with one more: of those that took place the recent ones."""
+    barred = tuple(past for past in service.takeovers if not past.entry)
+    begun = tuple(past for past in service.takeovers if past.entry)
+    return (*barred, *(*begun, takeover)[-RECENT_TAKEOVERS:])
+
+
+def with_none_by(service: Service, members: Iterable[Member]) -> tuple[Takeover, ...]:
+    """Its takeovers, with none to come by the present incarnations of `members`: where it could not be started, or
+    from where an operator has moved it (P6.25). They may take it over when they have joined anew, or after a clear.
+    """
+    if not service.definition.free_transfer:
+        return service.takeovers
+    known = {(past.node, past.incarnation) for past in service.takeovers}
+    barred = {
+        member.node: Takeover(0, member.node, member.incarnation)
+        for member in members
+        if (member.node, member.incarnation) not in known
+    }
+    kept = (past for past in service.takeovers if past.entry or past.node not in barred)
+    return (*barred.values(), *kept)
 
 
 def _is_held(service: Service, round_: Round) -> bool:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from muster.core.placement import is_allowable
 from muster.core.round import Round
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.state import Database, Definition, Service, ServiceState
 
 SEPARATOR = "@"  # in no name that an administrator may give
 
@@ -18,6 +18,12 @@ SEPARATOR = "@"  # in no name that an administrator may give
 def is_template(service: Service) -> bool:
     """Whether the record stands for instances."""
     return service.definition.on_all and not service.template
+
+
+def instances_of(template: Service, database: Database) -> list[Service]:
+    """Its instances, as far as there are any."""
+    names = (f"{template.name}{SEPARATOR}{config.name}" for config in database.nodes.values())
+    return [database.services[name] for name in names if name in database.services]
 
 
 def expand(round_: Round) -> None:

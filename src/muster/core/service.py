@@ -17,12 +17,13 @@ from msgspec.structs import replace
 
 from muster.core import instances
 from muster.core.conditions import (
-    RECENT_TAKEOVERS,
     immaturity,
     maintenance_of,
     obstacle,
     preferred_node,
     why_stop,
+    with_none_by,
+    with_takeover,
     working_children,
 )
 from muster.core.draft import Draft, Facts, counts
@@ -187,7 +188,7 @@ def _take_over(service: Service, round_: Round, name: str) -> None:
     takeover = Takeover(round_.draft.index, node, round_.draft.member(node).incarnation)
     moved = replace(
         service, intent=True, origin=service.node, target=node, reason=f"{name} is preferred and has joined",
-        takeovers=(*service.takeovers, takeover)[-RECENT_TAKEOVERS:],
+        takeovers=with_takeover(service, takeover),
     )  # fmt: skip
     round_.put(moved, f"taken over by {name}, which is preferred")
     _stop_at_once(moved, round_)
@@ -224,19 +225,9 @@ def _stop_at_once(service: Service, round_: Round) -> None:
 def _started(service: Service, round_: Round, _detail: str) -> None:
     done = replace(
         service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause="",
-        takeovers=_had_their_turn(service, round_),
+        takeovers=with_none_by(service, (round_.draft.member(node) for node in service.failed)),
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
-
-
-def _had_their_turn(service: Service, round_: Round) -> tuple[Takeover, ...]:
-    """No incarnation on which the service could not be started takes it over for nothing better (P6.25)."""
-    if not service.definition.free_transfer or not service.failed:
-        return service.takeovers
-    turns = ((node, round_.draft.member(node).incarnation) for node in service.failed)
-    known = {(past.node, past.incarnation) for past in service.takeovers}
-    failed = tuple(Takeover(0, *turn) for turn in turns if turn not in known)
-    return (*failed, *service.takeovers)[-RECENT_TAKEOVERS:]
 
 
 def _start_failed(service: Service, round_: Round, detail: str) -> None:

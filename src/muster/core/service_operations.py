@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from muster.core import instances
+from muster.core.conditions import with_none_by
 from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.placement import WILDCARD, is_allowable
 from muster.core.refusal import Refused, member_named
@@ -217,7 +218,10 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
     if not others:
         why = _why_not_to(service, target, draft) if target_name else "no other node is joined and allowable for it"
         raise Refused(f"{service.name} stays on {here}: {why}; see: muster why {service.name}")
-    moved = replace(service, intent=True, origin=service.node, target=target, reason="", exhausted=())
+    here_now = with_none_by(service, (member for member in draft.members.values() if is_up(member)))
+    moved = replace(
+        service, intent=True, origin=service.node, target=target, reason="", exhausted=(), takeovers=here_now
+    )
     draft.put(moved, f"{service.name}: transfer requested")
     return f"{service.name} will move from {here}" + (f" to {target_name}" if target_name else "")
 

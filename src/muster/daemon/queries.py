@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from muster.core.instances import instances_of, is_template
 from muster.daemon.certificate_queries import describe_authority, describe_node, warnings
 from muster.records.state import Database, Maintenance, Member, NodeState, Service, ServiceState, Standby, Transition
 from muster.records.terms import NO_NODE, NO_TERM, Term
@@ -218,12 +219,13 @@ def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
 
 def _service(database: Database, service: Service) -> Document:
     active = service.state is not ServiceState.DEREGISTERED
-    state = str(service.state)
+    placed = instances_of(service, database) if is_template(service) else [service]
+    states = {each.node: str(each.state) for each in placed if each.state is not ServiceState.DEREGISTERED}
     return {
-        "state": state,
+        "state": str(service.state),
         "flags": _flags(service),
         "node": _name(database, service.node) if active else None,
-        "nodes": {name: state if active and node == service.node else None for name, node in _by_name(database)},
+        "nodes": {name: states.get(node) for name, node in _by_name(database)},
         "wanted": service.wanted,
         "cause": service.cause,
     }
