@@ -247,6 +247,22 @@ def test_p6_25_a_preferred_node_takes_a_free_service_over_once_it_has_joined() -
     assert settled(replace(FREE, free_transfer=False), up=(2,)).at("web") == (REGISTERED, 2)
 
 
+def test_spec_6_2_a_preferred_node_may_be_disallowed_for_a_while_which_moves_nothing() -> None:
+    rounds = settled(FREE)
+    banned = replace(FREE, disallowable_nodes=("n0",))
+    assert not rounds.ask(ApplyServices((banned,))).refused
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
+    rounds.ask(TransferService("web"))
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.stop(0)
+    rounds.settle()
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+
+
 def test_p6_25_with_a_notify_command_it_hears_first_where_the_service_is() -> None:
     rounds = settled(replace(FREE, notify_command=("/bin/notify",)), up=(1,))
     rounds.join(0)
@@ -479,6 +495,32 @@ def test_p6_28_a_service_placed_on_all_nodes_runs_on_each_allowable_one() -> Non
     assert not rounds.database.services
 
 
+def test_p6_21_a_service_of_all_nodes_waits_for_maturity_as_a_whole_and_once() -> None:
+    rounds = settled(replace(EVERYWHERE, maturity_count=2, maturity_time_ms=300_000), up=(0,))
+    assert rounds.placed() == {}
+    assert rounds.service("web").waits_since > 0
+    assert "not mature" in rounds.why("web@n0").summary
+    assert "not mature" in rounds.why("web").summary
+    rounds.join(1)
+    rounds.settle()
+    assert {rounds.at("web@n0")[0], rounds.at("web@n1")[0], rounds.at("web")[0]} == {REGISTERED}
+    assert rounds.service("web").waits_since == 0
+    for node in (1, 0):
+        rounds.stop(node)
+        rounds.settle()
+        if node == 1:
+            rounds.join(1)  # whoever joins later finds the wait over
+            rounds.settle()
+            assert rounds.at("web@n1") == (REGISTERED, 1)
+            rounds.stop(1)
+            rounds.settle()
+    rounds.join(0)  # the service was down everywhere: its next registration is a first one
+    rounds.settle()
+    assert rounds.at("web@n0") == (DEREGISTERED, NO_NODE)
+    rounds.wait(300_000)
+    assert rounds.at("web@n0") == (REGISTERED, 0)
+
+
 def test_p6_28_a_child_of_such_a_service_is_beside_each_of_its_instances() -> None:
     rounds = Rounds()
     rounds.ask(ApplyServices((EVERYWHERE, replace(WEB, name="log", parent="web"))))
@@ -512,6 +554,29 @@ def test_p6_29_a_joined_allowable_node_hears_once_of_each_registration_elsewhere
     (command,) = executor.due(rounds.database)
     assert command.command == ("/bin/notify",)
     assert (command.environment["MUSTER_ACTION"], command.environment["MUSTER_OTHER_NODE"]) == ("notify", "n0")
+
+
+def test_each_command_is_told_of_the_other_node() -> None:
+    """SPEC 7.7, 6.6: where it was, where it is to go, or where it runs."""
+    rounds = settled(WEB)
+    others = []
+    for operation in (RestartService("web"), TransferService("web", "n2"), TransferService("web")):
+        rounds.ask(operation)
+        for action in ("stop", "start"):
+            rounds.held = {("web", "stop"), ("web", "start")}
+            rounds.settle()
+            node = rounds.service("web").node
+            executor = Executor(node, rounds.database.member(node).incarnation, ())
+            (command,) = executor.due(rounds.database)
+            assert command.action == action
+            others.append((action, f"n{node}", command.environment["MUSTER_OTHER_NODE"]))
+            rounds.held = {("web", "start")} if action == "stop" else set()
+            rounds.settle()
+    assert others == [
+        ("stop", "n0", ""), ("start", "n0", "n0"),
+        ("stop", "n0", "n2"), ("start", "n2", "n0"),
+        ("stop", "n2", ""), ("start", "n0", "n2"),
+    ]  # fmt: skip
 
 
 def test_p6_29_neither_the_registered_nor_a_leaving_nor_a_forbidden_node_runs_it() -> None:

@@ -84,7 +84,7 @@ LOST = {0: Member(0, NodeState.INACTIVE, 5)}  # n0 was forced out
 LEAVING = {0: replace(UP, state=NodeState.LEAVING)}
 ALL_DOWN = {node: Member(node, NodeState.INACTIVE, 5) for node in range(3)}
 IDLE = Service(FULL, 3, wanted=True)
-STARTS = replace(ON_N0, state=STARTING, reason="registered")
+STARTS = replace(ON_N0, state=STARTING, reason="registered", matured=True)
 STOPS = replace(ON_N0, state=STOPPING, intent=True, origin=0)
 RECOVERS = replace(ON_N0, state=RECOVERING, intent=True, previous=2, launched=False)
 

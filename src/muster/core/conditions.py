@@ -50,6 +50,9 @@ def has_maturity(definition: Definition) -> bool:
 
 def immaturity(service: Service, round_: Round) -> str:
     """What the first registration of the service waits for, in words; empty once the cluster is mature (P6.21)."""
+    template = round_.draft.services.get(service.template) if service.template else None
+    if template is not None and not service.intent and not service.definition.parent:
+        return immaturity(template, round_)  # its instances wait together
     definition = service.definition
     if not has_maturity(definition) or service.matured or service.intent or definition.parent:
         return ""

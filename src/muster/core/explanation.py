@@ -8,11 +8,12 @@ the same placement on the same snapshot, with the services that the same entry h
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
 from muster.core import instances
-from muster.core.conditions import OBSTACLES, maintenance_of, preferred_node, why_stop
+from muster.core.conditions import OBSTACLES, immaturity, maintenance_of, preferred_node, why_stop
 from muster.core.decision import PlacedTogether, Wish
 from muster.core.placement import Placement, Rule, Verdict
 from muster.core.round import Round
@@ -104,7 +105,7 @@ def _verdicts(service: Service, round_: Round) -> tuple[Verdict, ...]:
     if service.definition.parent and service.state is not ServiceState.RECOVERING:
         parent = round_.parent(service)
         node = parent.node if parent is not None and parent.state is ServiceState.REGISTERED else NO_NODE
-        return _with_parent(nodes, service.definition.parent, node)
+        return _with_parent(nodes, service.definition.parent, node, round_.shunned(service))
     placement = round_.placement
     if service.node != NO_NODE:
         placement = placement.without(service.node)
@@ -116,12 +117,17 @@ def _explained(placement: Placement, wish: Wish, down: Mapping[int, str]) -> lis
     return placement.explain(wish.definition, wish.excluded, wish.origin, wish.target, down)
 
 
-def _with_parent(nodes: Mapping[int, NodeConfig], parent: str, node: int) -> tuple[Verdict, ...]:
+def _with_parent(
+    nodes: Mapping[int, NodeConfig], parent: str, node: int, shunned: Mapping[int, str] = MappingProxyType({})
+) -> tuple[Verdict, ...]:
     """The verdicts about a child's nodes: it has no choosing factors of its own (SPEC 6.5)."""
     found = []
     for each in sorted(nodes):
         here = each == node
         words = f"its parent {parent} is registered here" if here else f"its parent {parent} is not registered here"
+        if here and each in shunned:
+            found.append(Verdict(each, nodes[each].name, Rule.EXCLUDED, False, False, f"{shunned[each]}; {words}"))
+            continue
         found.append(Verdict(each, nodes[each].name, GROUP, here, here, words))
     return tuple(sorted(found, key=lambda verdict: not verdict.chosen))
 
@@ -143,6 +149,8 @@ def _of_instances(template: Service, round_: Round) -> tuple[Verdict, ...]:
 def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     """The summary for a service that is at work, and the next step."""
     if instances.is_template(service):
+        if service.waits_since and (waiting := immaturity(service, round_)):
+            return f"{service.name} is not running: {waiting}", _NEXT_STEPS["maturity"]
         return f"{service.name} runs as one instance a node; its instances are {service.state}", ""
     if service.node == NO_NODE:
         summary = f"{service.name} waits for a node where its recovery can run ({service.reason})"

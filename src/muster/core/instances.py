@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
+from muster.core.conditions import has_maturity, immaturity
 from muster.core.placement import is_allowable
 from muster.core.round import Round
 from muster.records.state import Database, Definition, Service, ServiceState
@@ -48,7 +49,20 @@ def _expand(template: Service, round_: Round) -> None:
             states.append(instance.state)
     state = state_of_all(states)
     if state is not template.state:
-        round_.put(replace(template, state=state), f"its instances are {state}")
+        template = replace(template, state=state)
+        round_.put(template, f"its instances are {state}")
+    _follow_maturity(template, round_)
+
+
+def _follow_maturity(template: Service, round_: Round) -> None:
+    """Its instances wait together for the cluster's maturity, once: whoever joins later waits no more (P6.21)."""
+    if not has_maturity(template.definition) or not template.wanted:
+        return
+    at_work = template.state is not ServiceState.DEREGISTERED
+    if not template.matured and (at_work or not immaturity(template, round_)):
+        round_.put(replace(template, matured=True, waits_since=0), "the cluster is mature for it")
+    elif template.matured and not at_work and round_.place(template) is None:
+        round_.put(replace(template, matured=False), "")
 
 
 def state_of_all(states: Collection[ServiceState]) -> ServiceState:

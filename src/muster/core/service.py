@@ -119,13 +119,20 @@ def _what_happens(service: Service, round_: Round) -> Happening | None:
 
 
 def _while_deregistered(service: Service, round_: Round) -> Happening | None:
-    if not service.wanted or service.removed or instances.is_template(service):
+    if not service.wanted or service.removed:
         return None
+    if instances.is_template(service):
+        return _while_immature(service, immaturity(service, round_), round_)
     if service.intent and (maintenance_of(service, round_) or not _goes_on(service, round_)):
         return Event.ABANDONED, ""
     waiting = immaturity(service, round_)
     if not obstacle(service, round_):
         return Event.WANTED, ""
+    return _while_immature(service, waiting, round_) if not service.template else None
+
+
+def _while_immature(service: Service, waiting: str, round_: Round) -> Happening | None:
+    """The wait for maturity begins with the first allowable node that is up, and ends with the last (P6.21, P6.22)."""
     if waiting and not service.waits_since and not service.cause and round_.place(service) is not None:
         return Event.WAITS, waiting
     if service.waits_since and round_.place(service) is None:
@@ -364,7 +371,8 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
     if node is None:
         _cannot_start(service, round_)
         return
-    service = replace(service, matured=True, waits_since=0, cause="", broken="")
+    reason = service.reason if service.matured else ""  # a first registration follows from nothing in the past
+    service = replace(service, matured=True, waits_since=0, cause="", broken="", reason=reason)
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
     definition = service.definition

@@ -163,8 +163,7 @@ def _register(service: Service, draft: Draft) -> str:
     if service.state is ServiceState.STOPPING and service.cause:
         raise Refused(f"{service.name} may still be running: {service.cause}")
     for each in _instances(service, draft):
-        reason = each.reason if each.wanted or each.state is not ServiceState.DEREGISTERED else ""
-        wanted = replace(each, wanted=True, cause="", failed=(), exhausted=(), failures=(), reason=reason)
+        wanted = replace(each, wanted=True, cause="", failed=(), exhausted=(), failures=())
         draft.put(wanted, f"{each.name}: registration requested")
     return f"{service.name} will be registered"
 
@@ -217,7 +216,7 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
     ]
     if not others:
         why = _why_not_to(service, target, draft) if target_name else "no other node is joined and allowable for it"
-        raise Refused(f"{service.name} stays on {here}: {why}; see: muster why {service.name}")
+        raise Refused(f"{service.name} stays on {here}: {why}")
     here_now = with_none_by(service, (member for member in draft.members.values() if is_up(member)))
     moved = replace(
         service, intent=True, origin=service.node, target=target, reason="", exhausted=(), takeovers=here_now

@@ -152,7 +152,8 @@ class ServiceAccount:
             before = self._services.get(name)
             if before is None or _is_assigned_anew(before, service):
                 self._notified.pop(name, None)
-            if before is None or _shown(before) != _shown(service):
+            is_news = _shown(before) != _shown(service) if before is not None else not service.template
+            if is_news:
                 yield f"{name}: " + self._words(service)
         self._services = dict(newest.state.services)
 
@@ -223,4 +224,6 @@ def _flags(service: Service) -> list[str]:
 
 
 def _shown(service: Service) -> tuple[object, ...]:
+    if is_template(service):
+        return tuple(_flags(service))  # the rest is told by its instances
     return service.state, service.node, service.cause, *_flags(service)
