@@ -63,6 +63,8 @@ def test_p6_21_it_waits_no_longer_once_enough_nodes_or_the_primary_are_up() -> N
     assert rounds.placed()
     assert settled(replace(TABLE_2, ordered=("n0",)), up=(0,)).at("web") == (REGISTERED, 0)
     assert settled(replace(TABLE_2, ordered=("n0",)), up=(1,)).at("web") == (DEREGISTERED, NO_NODE)
+    disallowed = replace(TABLE_2, ordered=("n0",), disallowable_nodes=("n0",), maturity_count=0)
+    assert "primary node" not in settled(disallowed).why("web").summary  # which cannot be waited for
 
 
 def test_p6_21_neither_a_transfer_nor_what_follows_a_loss_waits() -> None:

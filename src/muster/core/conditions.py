@@ -61,7 +61,7 @@ def immaturity(service: Service, round_: Round) -> str:
     if not up:
         return "no allowable node is up"
     lacking = []
-    if definition.ordered:
+    if definition.ordered and is_allowable(definition, definition.ordered[0]):
         if definition.ordered[0] in names:
             return ""
         lacking.append(f"its primary node {definition.ordered[0]}")

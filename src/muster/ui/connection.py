@@ -2,7 +2,7 @@
 
 A command finds its node by, in this order: `--socket`, `--dir` (a development cluster) with or without `--node`, and
 the socket of the machine's own node. Each option has an environment variable and may stand before or after the
-command's name.
+command's name. A command that a node runs for a service needs none: it talks to that node.
 
 Without `--node`, the first node that answers and is `joined` is asked; one that answers but is not joined may hold an
 old state of the cluster, and is taken only if nobody else answers.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from muster.ui.client import ControlClient, MusterError
 
@@ -60,6 +61,7 @@ class Settings:
     def __init__(self) -> None:
         self.directory: Path | None = None
         self.node: str | None = None
+        self.node_is_asked_for = False  # else the variable of a service's command says on which node it runs
         self.socket: Path | None = None
         self.timeout_s = 30.0
         self.at_least: int | None = None  # commit index that answers to queries must have reached
@@ -73,13 +75,14 @@ class Settings:
         if self.socket is not None:
             return {self.node or str(self.socket): self.socket}
         if self.directory is None:
-            if self.node is not None:
+            if self.node is not None and self.node_is_asked_for:
                 raise Mistaken(
                     "--node needs the directory of a development cluster",
                     f"--node {self.node}",
                     "add --dir DIR; without it, commands talk to this machine's own node",
                 )
-            return {"this machine's node": LOCAL_SOCKET}
+            home = os.environ.get("MUSTER_NODE_HOME")  # a command that a node runs talks to that node
+            return {"this machine's node": Path(home) / SOCKET_FILE if home else LOCAL_SOCKET}
         homes = development_homes(self.directory)
         if self.node is None:
             return {name: home / SOCKET_FILE for name, home in homes.items()}
@@ -225,9 +228,13 @@ def settings() -> Settings:
 
 
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def callback(context: click.Context, _parameter: click.Parameter, value: object) -> object:
+    def callback(context: click.Context, parameter: click.Parameter, value: object) -> object:
         if value is not None:
-            setattr(context.ensure_object(Settings), attribute, value)
+            settings = context.ensure_object(Settings)
+            setattr(settings, attribute, value)
+            if attribute == "node":
+                source = context.get_parameter_source(str(parameter.name))
+                settings.node_is_asked_for = source is not ParameterSource.ENVIRONMENT
         return value
 
     return callback
