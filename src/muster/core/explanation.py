@@ -89,6 +89,8 @@ def _findings(service: Service, round_: Round) -> list[Finding]:
     found.append(Finding("stay", stop is None, f"it must end here: {stop.reason}" if stop else "nothing ends it here"))
     if service.cause:
         found.append(Finding("stuck", False, service.cause))
+    if service.broken:
+        found.append(Finding("failure", False, f"it has failed here: {service.broken}"))
     maintenance = maintenance_of(service, round_)
     found.append(Finding("maintenance", not maintenance, maintenance or "neither it nor its node is in maintenance"))
     if service.state is ServiceState.REGISTERED and service.definition.free_transfer:
@@ -159,6 +161,10 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     if service.cause:
         step = f"muster service deregister {service.name} tries its stop again; muster node evict "
         return f"{where} and stuck: {service.cause}", step + f"{round_.name(service.node)} forces the node out"
+    if service.broken:
+        held = maintenance_of(service, round_)
+        follows = f"nothing is done about it, as {held}" if held else "its failure policy decides"
+        return f"{where}, and has failed there: {service.broken}; {follows}", _NEXT_STEPS["maintenance"] if held else ""
     if service.reason:
         where += f" ({service.reason})"
     stop = why_stop(service, round_)

@@ -227,7 +227,7 @@ def _service(database: Database, service: Service) -> Document:
         "node": _name(database, service.node) if active else None,
         "nodes": {name: states.get(node) for name, node in _by_name(database)},
         "wanted": service.wanted,
-        "cause": service.cause,
+        "cause": service.cause or (f"it has failed: {service.broken}" if service.broken else ""),
     }
 
 
