@@ -131,6 +131,18 @@ def test_a_node_to_be_forced_out_shows_the_cause_and_what_is_waited_for() -> Non
     assert "proof" in cause
 
 
+def test_a_leave_names_the_service_that_it_waits_for() -> None:
+    leaving = Member(1, NodeState.LEAVING, 7)
+    stuck = Service(Definition("web"), 1, ServiceState.STOPPING, node=1, incarnation=7, cause="stop failed on n1: why")
+    moved = Service(Definition("db"), 1, ServiceState.STARTING, node=0, incarnation=7, origin=1, intent=True)
+    elsewhere = Service(Definition("mail"), 1, ServiceState.REGISTERED, node=0, incarnation=7)
+    cause = ask("status", database_with(leaving, elsewhere, moved, stuck))["nodes"]["n1"]["cause"]
+    assert cause == "its leave waits for web, which is stopping, and for 1 more: stop failed on n1: why"
+    cause = ask("status", database_with(leaving, elsewhere, moved))["nodes"]["n1"]["cause"]
+    assert cause == "its leave waits for db, which is starting"
+    assert ask("status", database_with(leaving, elsewhere))["nodes"]["n1"]["cause"] == ""
+
+
 def test_a_silent_node_without_proof_shows_what_an_operator_can_do() -> None:
     database = database_with(Member(1, NodeState.JOINED, 9, LEVELS))
     assert ask("status", database, view(live=frozenset({0, 1})))["nodes"]["n1"]["cause"] == ""

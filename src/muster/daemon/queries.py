@@ -202,7 +202,25 @@ def _node_cause(database: Database, view: NodeView, member: Member) -> str:
         return f"silent, and not proven to have stopped; {advice}"
     if member.node in view.barred:
         return f"refused on the interconnect: {view.barred[member.node]}"
-    return member.refusal
+    return member.refusal or _services_that_hold(database, member)
+
+
+def _services_that_hold(database: Database, member: Member) -> str:
+    """What a leave waits for at the event manager's level: a stop there, or a start elsewhere (P6.18, SPEC 6.8)."""
+    if member.state is not NodeState.LEAVING:
+        return ""
+    found = [
+        service
+        for service in database.services.values()
+        if service.node == member.node or (service.origin == member.node and service.intent)
+    ]
+    stuck = [service for service in found if service.cause]
+    if not found:
+        return ""
+    first = (stuck or found)[0]
+    more = f", and for {len(found) - 1} more" if len(found) > 1 else ""
+    why = f": {first.cause}" if first.cause else ""
+    return f"its leave waits for {first.name}, which is {first.state}{more}{why}"
 
 
 def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
