@@ -334,6 +334,15 @@ def test_a_child_that_keeps_failing_is_not_restarted_for_ever() -> None:
     assert states_of(frames, "web")[-1] == ("registered", "", "N0")
 
 
+def test_a_node_that_is_down_has_no_state_of_its_own() -> None:
+    notifying = WEB + 'notify_command = "/bin/tell"\nrehearsal = {notify = "1s"}'
+    frames, _ = play(scenario(notifying, ("10s", "leave N1"), ("20s", "leave N2"), ("30s", "kill N0")))
+    assert any(frame.services["web"]["nodes"]["N1"] == "notified" for frame in frames)
+    for frame in frames:
+        down = {node for node, state in frame.nodes.items() if state == "inactive"}
+        assert {frame.services["web"]["nodes"][node] for node in down} <= {None}
+
+
 # ---- what runs on every node -----------------------------------------------------------------------------------------
 
 EVERYWHERE = """

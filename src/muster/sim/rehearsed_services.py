@@ -15,7 +15,7 @@ from muster.core.service_operations import with_inherited_policy
 from muster.records.limits import shown
 from muster.records.service_file import services_of
 from muster.records.service_keys import Key, Wrong, duration_text
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.state import Definition, NodeState, Service, ServiceState
 from muster.records.toml_lines import Place, Problem, duration_of
 from muster.sim.events import US_PER_MS
 from muster.sim.history import Applied, CommandEnded, LifeEnded, Observation
@@ -128,6 +128,7 @@ class ServiceAccount:
         self._defined = tuple(sorted(self._services))
         self._notified: dict[str, set[int]] = {}  # service -> nodes whose notify command has succeeded
         self._living: set[int] = set()
+        self._members: set[int] = set()
 
     def see(self, seen: Observation, living: set[int]) -> Iterator[str]:
         """Fold an observation in; what happened, in words. `living`: the nodes that run."""
@@ -148,6 +149,8 @@ class ServiceAccount:
 
     def applied(self, newest: Applied) -> Iterator[str]:
         """The cluster has committed something."""
+        members = newest.state.members.values()
+        self._members = {member.node for member in members if member.state is not NodeState.INACTIVE}
         for name, service in newest.state.services.items():
             before = self._services.get(name)
             if before is None or _is_assigned_anew(before, service):
@@ -183,7 +186,7 @@ class ServiceAccount:
         return {"state": str(state), "flags": [flag for flag in "TMN" if flag in flags], "nodes": nodes}
 
     def _on(self, service: Service, node: int) -> str | None:
-        if node not in self._living:
+        if node not in self._living or node not in self._members:
             return None
         if service.node == node and service.state is not ServiceState.DEREGISTERED and not is_template(service):
             return str(service.state)
