@@ -558,6 +558,14 @@ def test_p6_29_a_joined_allowable_node_hears_once_of_each_registration_elsewhere
     assert (command.environment["MUSTER_ACTION"], command.environment["MUSTER_OTHER_NODE"]) == ("notify", "n0")
 
 
+def test_p6_29_a_child_tells_the_nodes_that_are_allowable_for_its_group() -> None:
+    child = Definition("child", parent="web", start_command=START, notify_command=("/bin/notify",))
+    rounds = settled(replace(WEB, disallowable_nodes=("n2",)), child)
+    assert rounds.at("child") == (REGISTERED, 0)
+    assert commands_due(rounds, Executor(1, 1, ())) == [("child", "notify")]
+    assert commands_due(rounds, Executor(2, 1, ())) == []
+
+
 def test_each_command_is_told_of_the_other_node() -> None:
     """SPEC 7.7, 6.6: where it was, where it is to go, or where it runs."""
     rounds = settled(WEB)

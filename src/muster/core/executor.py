@@ -7,7 +7,7 @@ reordered messages, a restarted daemon and a new master all come to the same.
 from typing import NamedTuple
 
 from muster.core.effects import Readiness, RunCommand
-from muster.core.placement import is_allowable
+from muster.core.placement import choosing_of, is_allowable
 from muster.records.messages import CommandState
 from muster.records.state import Database, Definition, NodeState, Service, ServiceState
 from muster.records.terms import NO_NODE
@@ -57,7 +57,7 @@ class Executor:
             if service.definition.notify_command
             and service.state is ServiceState.REGISTERED
             and service.node != self._node
-            and is_allowable(service.definition, name)
+            and is_allowable(choosing_of(service.definition, database.services), name)
         ]
 
     def _assigned(self, database: Database) -> list[Service]:
