@@ -198,8 +198,10 @@ def preferred_node(service: Service, round_: Round) -> int | None:
     if not definition.free_transfer or not preferences or definition.parent or service.template or service.intent:
         return None
     here = rank(definition, round_.name(service.node))
-    shunned = round_.exhausted(service)
     worse = [node for node in round_.present if not rank(definition, round_.name(node)) < here]
+    if len(worse) == len(round_.present):
+        return None  # as nearly always
+    shunned = round_.exhausted(service)
     had_their_turn = {
         past.node for past in service.takeovers if round_.draft.member(past.node).incarnation == past.incarnation
     }
