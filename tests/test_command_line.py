@@ -24,6 +24,7 @@ from muster.ui.connection import Connection, Unreachable
 from muster.ui.demonstration import phases
 from muster.ui.development_cluster import free_addresses
 from muster.ui.initialisation import ClusterPlan, NodePlan, check_plan, parse_nodes
+from muster.ui.screen import services_table
 
 NODES = "n0=127.0.0.1:7700,n1=127.0.0.1:7701"
 SMALL = ("--slots", "4", "--size", "1M", "--scope", "host")
@@ -99,6 +100,16 @@ def test_an_error_says_what_where_and_next_and_ends_with_its_code(
     assert complete(ended.stderr), ended.stderr
     assert ended.stdout == ""
     assert "\x1b" not in ended.stderr
+
+
+def test_a_command_that_a_node_runs_for_a_service_talks_to_that_node(muster: CommandLine, tmp_path: Path) -> None:
+    """Its variable MUSTER_NODE says where it runs; it is no wish for a node of a development cluster."""
+    ended = muster.run("status", MUSTER_NODE="n0", MUSTER_NODE_HOME=str(tmp_path), MUSTER_DIR="", MUSTER_SOCKET="")
+    assert ended.returncode == 3, ended.stderr
+    assert str(tmp_path / "control.sock") in ended.stderr
+    asked_for = muster.run("status", "--node", "n0", MUSTER_DIR="", MUSTER_SOCKET="")
+    assert asked_for.returncode == 2
+    assert "--node needs the directory" in asked_for.stderr
 
 
 @pytest.mark.parametrize("arguments", [["sttus"], ["status", "--jsn"], ["dev", "kill"], ["completion", "tcsh"]])
@@ -432,3 +443,21 @@ def test_a_reader_that_goes_or_never_was_is_no_failure(command: str) -> None:
         assert (ended.returncode, ended.stderr) == (0, ""), line
     assert shell("muster service show x --socket /nowhere 2>&-").returncode == 3
     assert shell(f"muster {command} <&- | cat").returncode == 0
+
+
+# ---- services --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("service", "cause"),
+    [
+        ({"state": "registered", "flags": [], "wanted": True}, ""),
+        ({"state": "de-registered", "flags": [], "wanted": False}, "not wanted: muster service register web"),
+        ({"state": "de-registered", "flags": ["M"], "wanted": True}, "awaits maturity: muster why web@n0"),
+        ({"state": "de-registered", "flags": [], "wanted": True}, "waits: muster why web@n0"),
+        ({"state": "de-registered", "flags": [], "wanted": True, "cause": "start failed"}, "start failed"),
+    ],
+)
+def test_a_service_that_is_down_always_shows_what_to_do(service: dict[str, Any], cause: str) -> None:
+    table = services_table({"services": {"web@n0": {"cause": "", "node": None, **service}}})
+    assert [str(cell) for cell in table.columns[-1].cells] == [cause]

@@ -7,7 +7,14 @@ from muster.core.decision import Decision, PlacedTogether, Snapshot, Wish
 from muster.core.explanation import explain_past, unexplained
 from muster.core.placement import Rule
 from muster.daemon.placement_record import MAXIMUM_DECISIONS, MAXIMUM_TOLD, PlacementRecord
-from muster.records.messages import ClearService, DeregisterService, SetMaintenance, SetStandby, TransferService
+from muster.records.messages import (
+    ClearService,
+    DeregisterService,
+    FailService,
+    SetMaintenance,
+    SetStandby,
+    TransferService,
+)
 from muster.records.state import Definition, NodeConfig, ServiceState
 from muster.records.terms import NO_NODE, Term
 from rounds import Rounds
@@ -66,6 +73,28 @@ def test_spec_8_2_a_child_points_to_its_parent() -> None:
     assert (rule, next_step) == ("group", "muster why disk")
     assert "its parent disk is de-registered" in summary
     assert set(verdicts(rounds).values()) == {("group", False)}
+
+
+def test_spec_8_2_a_child_that_has_failed_where_its_group_is_does_not_go_there() -> None:
+    rounds = settled(replace(WEB, name="disk", ordered=("n2",)), replace(WEB, parent="disk", restarts=0))
+    rounds.ask(FailService("web", "exit status 7", rounds.service("web").generation))
+    rounds.settle()
+    assert verdicts(rounds) == {"n2": ("excluded", False), "n0": ("group", False), "n1": ("group", False)}
+    rule, summary, next_step = first_in_the_way(rounds)
+    assert rule == "stuck"
+    assert "it can run only where its parent disk does" in summary
+    assert next_step == "mend the cause, then: muster service clear web"
+
+
+def test_spec_8_2_a_failure_that_maintenance_holds_up_is_told() -> None:
+    rounds = settled(WEB)
+    rounds.ask(SetMaintenance("service", "web"))
+    rounds.ask(FailService("web", "exit status 7", rounds.service("web").generation))
+    rounds.settle()
+    explained = rounds.why("web")
+    assert "has failed there: exit status 7; nothing is done about it, as service web is in maint" in explained.summary
+    assert "muster maintenance end" in explained.next_step
+    assert ("failure", False) in {(finding.rule, finding.holds) for finding in explained.findings}
 
 
 def test_spec_8_2_a_child_that_runs_is_where_its_parent_is() -> None:

@@ -107,6 +107,18 @@ def test_a_de_registered_service_is_on_no_node_even_if_it_was_on_one() -> None:
     assert shown["cause"] == "no node is up"
 
 
+def test_a_service_of_all_nodes_shows_on_which_it_is() -> None:
+    definition = Definition("cache", on_all=True)
+    of_n1 = Service(
+        Definition("cache@n1"), 1, ServiceState.REGISTERED, wanted=True, node=1, incarnation=7, template="cache"
+    )
+    of_n0 = Service(Definition("cache@n0"), 1, wanted=True, template="cache")
+    template = Service(definition, 1, ServiceState.REGISTERED, wanted=True)
+    shown = ask("services", database_with(template, of_n0, of_n1))["services"]["cache"]
+    assert shown["nodes"] == {"n0": None, "n1": "registered", "n2": None}
+    assert shown["node"] is None
+
+
 def test_lease_and_link_of_a_node_are_what_the_answering_node_sees() -> None:
     nodes = ask("status", database_with())["nodes"]
     assert [(node["live"], node["link"]) for node in nodes.values()] == [(True, True), (True, True), (False, False)]
@@ -117,6 +129,18 @@ def test_a_node_to_be_forced_out_shows_the_cause_and_what_is_waited_for() -> Non
     cause = ask("status", database_with(member))["nodes"]["n1"]["cause"]
     assert "its links are down" in cause
     assert "proof" in cause
+
+
+def test_a_leave_names_the_service_that_it_waits_for() -> None:
+    leaving = Member(1, NodeState.LEAVING, 7)
+    stuck = Service(Definition("web"), 1, ServiceState.STOPPING, node=1, incarnation=7, cause="stop failed on n1: why")
+    moved = Service(Definition("db"), 1, ServiceState.STARTING, node=0, incarnation=7, origin=1, intent=True)
+    elsewhere = Service(Definition("mail"), 1, ServiceState.REGISTERED, node=0, incarnation=7)
+    cause = ask("status", database_with(leaving, elsewhere, moved, stuck))["nodes"]["n1"]["cause"]
+    assert cause == "its leave waits for web, which is stopping, and for 1 more: stop failed on n1: why"
+    cause = ask("status", database_with(leaving, elsewhere, moved))["nodes"]["n1"]["cause"]
+    assert cause == "its leave waits for db, which is starting"
+    assert ask("status", database_with(leaving, elsewhere))["nodes"]["n1"]["cause"] == ""
 
 
 def test_a_silent_node_without_proof_shows_what_an_operator_can_do() -> None:

@@ -674,7 +674,7 @@ BAD = [
     ("[cluster]", "[cluster]\nnode = 1", 3, "did you mean 'nodes'?"),
     ("levels = { low = 1, high = 2 }", "levels = { low = 1, high = 1 }", 4, "is 1, as is 'low'"),
     ("levels = { low = 1, high = 2 }", "levels = { low = 0 }", 4, "is 0"),
-    ("levels = { low = 1, high = 2 }", "levels = { low = true }", 4, "is True"),
+    ("levels = { low = 1, high = 2 }", "levels = { low = true }", 4, "is true"),
     ("levels = { low = 1, high = 2 }", 'levels = { low = 1, "a b" = 2 }', 4, "names 'a b'"),
     ("levels = { low = 1, high = 2 }", "levels = 3", 4, "is 3"),
     ("levels = { low = 1, high = 2 }", "levels = { }", 4, "has 0 levels"),

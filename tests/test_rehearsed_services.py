@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -289,3 +290,127 @@ def test_what_a_rehearsal_key_says_wrongly_is_said_with_its_line(line: str) -> N
 
 def test_the_shipped_tables_are_found_by_name() -> None:
     assert {service.definition.name for service in find("table-3").services} == {"service"}
+
+
+# ---- what has ended leaves nothing behind ----------------------------------------------------------------------------
+
+
+def words_of(frames: list[rehearsal.Frame], start: str) -> list[str]:
+    """What happened, of that which begins so."""
+    return [event for frame in frames for event in frame.events if event.startswith(start)]
+
+
+def test_a_registration_after_a_de_registration_says_and_keeps_nothing_of_the_past() -> None:
+    steps = [("10s", "transfer web N2"), ("11s", "deregister web"), ("20s", "register web")]
+    frames, _ = play(scenario(WEB + 'rehearsal = {stop = "3s"}', *steps))
+    starts = words_of(frames, "web: starting")
+    assert starts[-1] == "web: starting on N0 (registered)"  # preferred: the move has left no wish behind
+    assert not [words for words in starts if "de-registered by an operator" in words]
+
+
+def test_a_transfer_in_vain_goes_back_to_the_preferred_node() -> None:
+    steps = [("10s", "transfer web N2")]
+    frames, _ = play(scenario(WEB + 'rehearsal = {start = {N2 = "fail", default = "1s"}}', *steps))
+    assert [(state, where) for state, _, where in states_of(frames, "web")[-6:]] == [
+        ("stopping", "N0"), ("de-registered", ""), ("starting", "N2"), ("de-registered", ""), ("starting", "N0"),
+        ("registered", "N0"),
+    ]  # fmt: skip
+    assert [flags for _, flags, _ in states_of(frames, "web")[-6:]] == ["T", "T", "T", "T", "T", ""]
+
+
+def test_no_free_transfer_to_a_node_on_which_the_service_could_not_be_started() -> None:
+    free = WEB + 'transfer_cost = "free"\nrehearsal = {start = {N0 = "fail", default = "1s"}}'
+    frames, _ = play(scenario(free))
+    assert states_of(frames, "web")[-1] == ("registered", "", "N1")
+    assert states_of(frames, "web").count(("registered", "", "N1")) == 1
+
+
+def test_a_child_that_keeps_failing_is_not_restarted_for_ever() -> None:
+    child = '\n[[service]]\nname = "child"\nparent = "web"\nstart_command = "/bin/child"\nrestarts = 1\n'
+    frames, _ = play(scenario(WEB + child, ("10s", "fail child N0"), ("20s", "fail child N0")))
+    starts = [words for words in words_of(frames, "child: ") if words.startswith("child: starting")]
+    assert len(starts) == 2
+    assert states_of(frames, "child")[-1] == ("de-registered", "", "")
+    assert states_of(frames, "web")[-1] == ("registered", "", "N0")
+
+
+def test_a_node_that_is_down_has_no_state_of_its_own() -> None:
+    notifying = WEB + 'notify_command = "/bin/tell"\nrehearsal = {notify = "1s"}'
+    frames, _ = play(scenario(notifying, ("10s", "leave N1"), ("20s", "leave N2"), ("30s", "kill N0")))
+    assert any(frame.services["web"]["nodes"]["N1"] == "notified" for frame in frames)
+    for frame in frames:
+        down = {node for node, state in frame.nodes.items() if state == "inactive"}
+        assert {frame.services["web"]["nodes"][node] for node in down} <= {None}
+
+
+# ---- what runs on every node -----------------------------------------------------------------------------------------
+
+EVERYWHERE = """
+[[service]]
+name = "cache"
+placement_policy = "register_on_all"
+disallowable_nodes = ["N2"]
+start_command = "/bin/cache"
+stop_command = "/bin/cache stop"
+rehearsal = {start = "2s", stop = "2s"}
+[[service]]
+name = "fill"
+parent = "cache"
+"""
+
+
+def test_a_service_of_all_nodes_is_shown_as_one_with_the_state_of_each_node() -> None:
+    frames, _ = play(scenario(EVERYWHERE, ("20s", "fail cache N1"), ("30s", "leave N0")))
+    assert {name for frame in frames for name in frame.services} == {"cache", "fill"}
+    both = {"N0": "registered", "N1": "registered", "N2": None}
+    at_rest = next(frame for frame in frames if frame.services["fill"]["nodes"] == both)
+    assert at_rest.services["cache"] == {"state": "registered", "flags": [], "nodes": both}
+    failed = next(frame for frame in frames if frame.services["cache"]["nodes"]["N1"] == "stopping")
+    assert failed.services["cache"]["nodes"]["N0"] == "registered"
+    assert failed.services["fill"]["nodes"] == {"N0": "registered", "N1": None, "N2": None}
+    left = next(frame for frame in frames if frame.services["cache"]["nodes"]["N0"] == "stopping")
+    assert (left.services["cache"]["state"], left.services["cache"]["flags"]) == ("registered", ["T"])
+    assert frames[-1].services["cache"]["nodes"] == {"N0": None, "N1": "registered", "N2": None}
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_takes_too_long_fails_after_all_its_tries() -> None:
+    retried = 'start_timeout = "1s"\nstart_retries = 2\nretry_pause = "500ms"\nrehearsal = {start = {N0 = "3s"}}'
+    frames, _ = play(scenario(WEB + retried))
+    began = next(frame.at_us for frame in frames if frame.services["web"]["state"] == "starting")
+    ended = next(frame.at_us for frame in frames if "web: start failed on N0" in frame.events)
+    assert ended - began == pytest.approx(4_000_000, abs=10_000)
+    assert states_of(frames, "web")[-1] == ("registered", "", "N1")
+
+
+BARE = '\n[[service]]\nname = "web"\n'
+
+
+def test_a_command_that_does_not_exist_is_not_made_up() -> None:
+    table = BARE + 'start_command = "/bin/web"\nrehearsal = {start = "1s", notify = "1s", recovery = "1s"}'
+    frames, _ = play(scenario(table, ("10s", "kill N0")))
+    assert {flag for _, flags, _ in states_of(frames, "web") for flag in flags} == {"T"}
+    assert "recovering" not in {state for state, _, _ in states_of(frames, "web")}
+    bare = BARE + 'rehearsal = {start = "1s", notify = "1s"}'  # none is named: these are meant
+    assert ("starting", "N", "N0") in states_of(play(scenario(bare))[0], "web")
+
+
+def test_a_leave_that_waits_for_a_service_says_so() -> None:
+    text = scenario(WEB + 'rehearsal = {stop = "fail"}', ("20s", "leave N0"))
+    *_, verdict = rehearsal.rehearse(parse(text, "test.toml"), 1)
+    assert isinstance(verdict, rehearsal.Verdict)
+    assert "waits for web is stopping: stop failed on N0" in verdict.missing
+
+
+def test_the_readable_table_tells_what_was_asked_for_in_vain(tmp_path: Path) -> None:
+    path = tmp_path / "vain.toml"
+    path.write_text(
+        scenario(
+            WEB, ("10s", "fail web N1"), ("11s", "transfer web N0"), ("12s", "leave N1"), ("20s", "transfer web N1")
+        )
+    )
+    output = CliRunner().invoke(rehearse, [str(path)]).output
+    assert "fail web N1: it does not run there" in output
+    assert "transfer web N1 refused: web stays on N0: N1 is inactive" in output

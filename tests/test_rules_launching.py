@@ -63,6 +63,8 @@ def test_p6_21_it_waits_no_longer_once_enough_nodes_or_the_primary_are_up() -> N
     assert rounds.placed()
     assert settled(replace(TABLE_2, ordered=("n0",)), up=(0,)).at("web") == (REGISTERED, 0)
     assert settled(replace(TABLE_2, ordered=("n0",)), up=(1,)).at("web") == (DEREGISTERED, NO_NODE)
+    disallowed = replace(TABLE_2, ordered=("n0",), disallowable_nodes=("n0",), maturity_count=0)
+    assert "primary node" not in settled(disallowed).why("web").summary  # which cannot be waited for
 
 
 def test_p6_21_neither_a_transfer_nor_what_follows_a_loss_waits() -> None:
@@ -180,6 +182,21 @@ def test_p6_27_or_takes_its_group_elsewhere_if_its_definition_says_so() -> None:
     assert len(rounds.placed()) == 3
 
 
+def test_p6_27_a_child_says_why_its_group_ends_not_every_generation_s_word_for_it() -> None:
+    rounds = settled(*GROUP)
+    rounds.told.clear()
+    rounds.ask(TransferService("disk", "n1"))
+    rounds.settle()
+    stops = [told for told in rounds.told if "stopping" in told]
+    assert stops[0] == "web: stopping on n0 (disk, further up in its group, ends: transferred by an operator)"
+    assert stops[2] == "database: stopping on n0 (its parent disk ends: transferred by an operator)"
+    rounds.told.clear()
+    rounds.ask(DeregisterService("database"))
+    rounds.settle()
+    stops = [told for told in rounds.told if "stopping" in told]
+    assert stops[0] == "web: stopping on n1 (its parent database ends: de-registered by an operator)"
+
+
 def test_p6_27_so_many_siblings_start_at_a_time() -> None:
     children = [replace(WEB, name=f"c{number}", parent="disk") for number in range(6)]
     rounds = Rounds()
@@ -232,6 +249,22 @@ def test_p6_25_a_preferred_node_takes_a_free_service_over_once_it_has_joined() -
     assert settled(replace(FREE, free_transfer=False), up=(2,)).at("web") == (REGISTERED, 2)
 
 
+def test_spec_6_2_a_preferred_node_may_be_disallowed_for_a_while_which_moves_nothing() -> None:
+    rounds = settled(FREE)
+    banned = replace(FREE, disallowable_nodes=("n0",))
+    assert not rounds.ask(ApplyServices((banned,))).refused
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
+    rounds.ask(TransferService("web"))
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.stop(0)
+    rounds.settle()
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+
+
 def test_p6_25_with_a_notify_command_it_hears_first_where_the_service_is() -> None:
     rounds = settled(replace(FREE, notify_command=("/bin/notify",)), up=(1,))
     rounds.join(0)
@@ -266,6 +299,38 @@ def test_p6_25_a_node_on_which_the_start_fails_gets_one_try_only() -> None:
     rounds.wait(10_000_000)
     assert rounds.at("web") == (REGISTERED, 1)
     assert sum("taken over" in told for told in rounds.told) == 1
+
+
+def test_p6_25_a_node_on_which_the_first_start_failed_does_not_take_it_over() -> None:
+    rounds = Rounds(up=(0, 2))
+    rounds.failing = {("web", "start", 0)}
+    rounds.define(FREE)
+    rounds.settle()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 2)
+    rounds.join(1)  # which has not failed, and need not wait
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.failing.clear()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 1)
+    rounds.ask(ClearService("web"))  # mended
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)
+
+
+def test_p6_25_what_an_operator_has_moved_stays_until_a_preferred_node_joins_anew() -> None:
+    rounds = settled(FREE)
+    assert rounds.at("web") == (REGISTERED, 0)
+    rounds.ask(TransferService("web", "n2"))
+    rounds.settle()
+    rounds.wait(10_000_000)
+    assert rounds.at("web") == (REGISTERED, 2)
+    rounds.stop(0)
+    rounds.settle()
+    rounds.join(0)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 0)  # the move has left no ban behind
 
 
 # ---- P6.26 the failure policy ----------------------------------------------------------------------------------------
@@ -364,6 +429,40 @@ def test_p6_26_a_failing_parent_with_nowhere_to_go_stops_after_its_children() ->
     assert "muster service clear disk" in rounds.service("disk").cause
 
 
+def test_p6_26_what_has_failed_too_often_everywhere_is_started_once_another_node_is_up() -> None:
+    rounds = settled(replace(WEB, restarts=0, allowable_nodes=("n0", "n1")), up=(0,))
+    fail(rounds)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    rounds.join(1)
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1)
+    fail(rounds)
+    rounds.wait(3_600_000)
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)  # its cause stands until somebody has looked
+
+
+def test_p6_26_a_child_that_fails_too_often_stays_down_alone_until_its_group_moves() -> None:
+    rounds = settled(GROUP[0], replace(GROUP[1], restarts=0), GROUP[2])
+    rounds.told.clear()
+    fail(rounds, "database")
+    assert rounds.placed() == {"disk": 0}
+    assert order_of(rounds, STARTING) == []
+    assert "muster service clear database" in rounds.service("database").cause
+    rounds.ask(TransferService("disk", "n1"))
+    rounds.settle()
+    assert rounds.placed() == dict.fromkeys(("disk", "database", "web"), 1)
+
+
+def test_p6_26_or_takes_its_group_elsewhere_and_stays_down_once_it_has_failed_everywhere() -> None:
+    rounds = settled(GROUP[0], replace(GROUP[1], restarts=0, child_failure="group"), GROUP[2])
+    for node in (1, 2):
+        fail(rounds, "database")
+        assert rounds.placed() == dict.fromkeys(("disk", "database", "web"), node)
+    fail(rounds, "database")
+    assert rounds.placed() == {"disk": 2}
+    assert "failed too often on n0, n1, n2" in rounds.service("database").cause
+
+
 def test_p6_26_an_operators_restart_counts_as_no_failure() -> None:
     rounds = settled(replace(WEB, restarts=0))
     here, generation = rounds.service("web").node, rounds.service("web").generation
@@ -396,6 +495,32 @@ def test_p6_28_a_service_placed_on_all_nodes_runs_on_each_allowable_one() -> Non
     rounds.ask(ApplyServices((), ("web",)))
     rounds.settle()
     assert not rounds.database.services
+
+
+def test_p6_21_a_service_of_all_nodes_waits_for_maturity_as_a_whole_and_once() -> None:
+    rounds = settled(replace(EVERYWHERE, maturity_count=2, maturity_time_ms=300_000), up=(0,))
+    assert rounds.placed() == {}
+    assert rounds.service("web").waits_since > 0
+    assert "not mature" in rounds.why("web@n0").summary
+    assert "not mature" in rounds.why("web").summary
+    rounds.join(1)
+    rounds.settle()
+    assert {rounds.at("web@n0")[0], rounds.at("web@n1")[0], rounds.at("web")[0]} == {REGISTERED}
+    assert rounds.service("web").waits_since == 0
+    for node in (1, 0):
+        rounds.stop(node)
+        rounds.settle()
+        if node == 1:
+            rounds.join(1)  # whoever joins later finds the wait over
+            rounds.settle()
+            assert rounds.at("web@n1") == (REGISTERED, 1)
+            rounds.stop(1)
+            rounds.settle()
+    rounds.join(0)  # the service was down everywhere: its next registration is a first one
+    rounds.settle()
+    assert rounds.at("web@n0") == (DEREGISTERED, NO_NODE)
+    rounds.wait(300_000)
+    assert rounds.at("web@n0") == (REGISTERED, 0)
 
 
 def test_p6_28_a_child_of_such_a_service_is_beside_each_of_its_instances() -> None:
@@ -431,6 +556,37 @@ def test_p6_29_a_joined_allowable_node_hears_once_of_each_registration_elsewhere
     (command,) = executor.due(rounds.database)
     assert command.command == ("/bin/notify",)
     assert (command.environment["MUSTER_ACTION"], command.environment["MUSTER_OTHER_NODE"]) == ("notify", "n0")
+
+
+def test_p6_29_a_child_tells_the_nodes_that_are_allowable_for_its_group() -> None:
+    child = Definition("child", parent="web", start_command=START, notify_command=("/bin/notify",))
+    rounds = settled(replace(WEB, disallowable_nodes=("n2",)), child)
+    assert rounds.at("child") == (REGISTERED, 0)
+    assert commands_due(rounds, Executor(1, 1, ())) == [("child", "notify")]
+    assert commands_due(rounds, Executor(2, 1, ())) == []
+
+
+def test_each_command_is_told_of_the_other_node() -> None:
+    """SPEC 7.7, 6.6: where it was, where it is to go, or where it runs."""
+    rounds = settled(WEB)
+    others = []
+    for operation in (RestartService("web"), TransferService("web", "n2"), TransferService("web")):
+        rounds.ask(operation)
+        for action in ("stop", "start"):
+            rounds.held = {("web", "stop"), ("web", "start")}
+            rounds.settle()
+            node = rounds.service("web").node
+            executor = Executor(node, rounds.database.member(node).incarnation, ())
+            (command,) = executor.due(rounds.database)
+            assert command.action == action
+            others.append((action, f"n{node}", command.environment["MUSTER_OTHER_NODE"]))
+            rounds.held = {("web", "start")} if action == "stop" else set()
+            rounds.settle()
+    assert others == [
+        ("stop", "n0", ""), ("start", "n0", "n0"),
+        ("stop", "n0", "n2"), ("start", "n2", "n0"),
+        ("stop", "n2", ""), ("start", "n0", "n2"),
+    ]  # fmt: skip
 
 
 def test_p6_29_neither_the_registered_nor_a_leaving_nor_a_forbidden_node_runs_it() -> None:

@@ -84,7 +84,7 @@ LOST = {0: Member(0, NodeState.INACTIVE, 5)}  # n0 was forced out
 LEAVING = {0: replace(UP, state=NodeState.LEAVING)}
 ALL_DOWN = {node: Member(node, NodeState.INACTIVE, 5) for node in range(3)}
 IDLE = Service(FULL, 3, wanted=True)
-STARTS = replace(ON_N0, state=STARTING, reason="registered")
+STARTS = replace(ON_N0, state=STARTING, reason="registered", matured=True)
 STOPS = replace(ON_N0, state=STOPPING, intent=True, origin=0)
 RECOVERS = replace(ON_N0, state=RECOVERING, intent=True, previous=2, launched=False)
 
@@ -133,6 +133,18 @@ def test_p6_6_a_start_that_failed_goes_on_with_the_next_node() -> None:
     assert state_of(after) == (DEREGISTERED, NO_NODE)
     assert (after.failed, after.cause, after.previous) == ((0,), "", 0)
     assert state_of(changed(after)) == (STARTING, 1)  # n0 is passed over in this round
+
+
+def test_p6_6_when_the_node_that_was_asked_for_fails_the_one_left_for_it_counts_as_any_other() -> None:
+    preferred = replace(FULL, ordered=("n1",))
+    moved = replace(STARTS, definition=preferred, intent=True, origin=1, target=0)
+    after = changed(changed(moved, result=False))
+    assert state_of(after) == (STARTING, 1)
+    assert after.intent
+    away = replace(moved, target=NO_NODE)  # it was to leave n1, wherever to
+    assert state_of(changed(changed(away, result=False))) == (STARTING, 2)
+    leaving = {1: replace(UP, node=1, state=NodeState.LEAVING)}
+    assert changed(moved, result=False, members=leaving).origin == 1  # the leave waits for the start elsewhere
 
 
 def test_p6_6_when_no_node_is_left_it_is_stuck_with_a_cause() -> None:

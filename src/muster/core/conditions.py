@@ -3,12 +3,14 @@
 Each says why in words, so that the rules which act on it and the explanations that people read are the same code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from muster.core.placement import is_allowable, rank
 from muster.core.round import Round
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.state import Definition, Member, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
@@ -48,6 +50,9 @@ def has_maturity(definition: Definition) -> bool:
 
 def immaturity(service: Service, round_: Round) -> str:
     """What the first registration of the service waits for, in words; empty once the cluster is mature (P6.21)."""
+    template = round_.draft.services.get(service.template) if service.template else None
+    if template is not None and not service.intent and not service.definition.parent:
+        return immaturity(template, round_)  # its instances wait together
     definition = service.definition
     if not has_maturity(definition) or service.matured or service.intent or definition.parent:
         return ""
@@ -56,7 +61,7 @@ def immaturity(service: Service, round_: Round) -> str:
     if not up:
         return "no allowable node is up"
     lacking = []
-    if definition.ordered:
+    if definition.ordered and is_allowable(definition, definition.ordered[0]):
         if definition.ordered[0] in names:
             return ""
         lacking.append(f"its primary node {definition.ordered[0]}")
@@ -99,8 +104,9 @@ def _stuck(service: Service, round_: Round) -> str:
 
 
 def may_try_again(service: Service, round_: Round) -> bool:
-    """Whether a node is up that a service whose start failed on others has not tried yet."""
-    return bool(service.failed) and round_.place(service) is not None
+    """Whether a node is up that a service which failed on others has not tried yet (SPEC 5.4, 6.6)."""
+    tried = (*service.failed, *(found.node for found in service.exhausted))
+    return bool(tried) and round_.place(replace(service, failed=tried)) is not None
 
 
 def _obstacle_of_group(service: Service, round_: Round) -> str:
@@ -141,6 +147,12 @@ OBSTACLES = (
 
 def why_stop(service: Service, round_: Round) -> Stop | None:
     """Why a service that is starting or registered must end where it is; None if it may stay (P6.8, P6.9)."""
+    own = _own_stop(service, round_)
+    return own if own is not None or not service.definition.parent else _stop_of_group(service, round_)
+
+
+def _own_stop(service: Service, round_: Round) -> Stop | None:
+    """Why it must end, but for what its group asks of it."""
     node = service.node
     if not service.wanted:
         return Stop("de-registered by an operator", moves=False)
@@ -151,21 +163,27 @@ def why_stop(service: Service, round_: Round) -> Stop | None:
             return Stop(service.reason or "transferred by an operator", moves=True)
         if service.target == node or node in round_.exhausted(service):
             return Stop(service.reason or "restarted by an operator", moves=False)
-    if service.definition.parent:
-        return _stop_of_group(service, round_)
-    if node in round_.draft.standby and not maintenance_of(service, round_) and round_.elsewhere(service) is not None:
+    if service.definition.parent or node not in round_.draft.standby:
+        return None  # a child is moved with its parent
+    if not maintenance_of(service, round_) and round_.elsewhere(service) is not None:
         return Stop(f"{round_.name(node)} is on standby", moves=True)
     return None
 
 
 def _stop_of_group(service: Service, round_: Round) -> Stop | None:
-    parent = round_.parent(service)
-    if parent is None:
+    if round_.parent(service) is None:
         return Stop(f"its parent {service.definition.parent} is no longer defined", moves=False)
-    if parent.state is not ServiceState.REGISTERED or parent.node != service.node:
-        return Stop(f"its parent {parent.name} is not registered here", moves=parent.intent)
-    stop = why_stop(parent, round_)
-    return Stop(f"its parent {parent.name}: {stop.reason}", stop.moves) if stop is not None else None
+    found: Stop | None = None
+    for generation, ancestor in enumerate(round_.ancestors(service)):
+        who = f"its parent {ancestor.name}" if generation == 0 else f"{ancestor.name}, further up in its group,"
+        if ancestor.state is not ServiceState.REGISTERED or ancestor.node != service.node:
+            return found or Stop(f"{who} is not registered here", moves=ancestor.intent)
+        stop = _own_stop(ancestor, round_)
+        if stop is not None:
+            found = Stop(f"{who} ends: {stop.reason}", stop.moves)
+        if stop is not None and not (ancestor.intent and ancestor.definition.parent):
+            break  # what moves with its own parent has the reason from further up
+    return found
 
 
 def working_children(service: Service, round_: Round) -> list[Service]:
@@ -180,21 +198,46 @@ def preferred_node(service: Service, round_: Round) -> int | None:
     if not definition.free_transfer or not preferences or definition.parent or service.template or service.intent:
         return None
     here = rank(definition, round_.name(service.node))
-    shunned = round_.exhausted(service)
     worse = [node for node in round_.present if not rank(definition, round_.name(node)) < here]
-    node = round_.placement.choose(definition, {*worse, *shunned})
-    if node is None:
-        return None
-    incarnation = round_.draft.member(node).incarnation
-    had_its_turn = any((past.node, past.incarnation) == (node, incarnation) for past in service.takeovers)
-    if had_its_turn or _is_held(service, round_) or not _was_notified(service, node, round_):
+    if len(worse) == len(round_.present):
+        return None  # as nearly always
+    shunned = round_.exhausted(service)
+    had_their_turn = {
+        past.node for past in service.takeovers if round_.draft.member(past.node).incarnation == past.incarnation
+    }
+    node = round_.placement.choose(definition, {*worse, *shunned, *had_their_turn})
+    if node is None or _is_held(service, round_) or not _was_notified(service, node, round_):
         return None
     return node if _takeovers_in_progress(round_) < MAXIMUM_TAKEOVERS else None
 
 
+def with_takeover(service: Service, takeover: Takeover) -> tuple[Takeover, ...]:
+    """Its takeovers with one more: of those that took place the recent ones."""
+    barred = tuple(past for past in service.takeovers if not past.entry)
+    begun = tuple(past for past in service.takeovers if past.entry)
+    return (*barred, *(*begun, takeover)[-RECENT_TAKEOVERS:])
+
+
+def with_none_by(service: Service, members: Iterable[Member]) -> tuple[Takeover, ...]:
+    """Its takeovers, with none to come by the present incarnations of `members`: where it could not be started, or
+    from where an operator has moved it (P6.25). They may take it over when they have joined anew, or after a clear.
+    """
+    if not service.definition.free_transfer:
+        return service.takeovers
+    known = {(past.node, past.incarnation) for past in service.takeovers}
+    barred = {
+        member.node: Takeover(0, member.node, member.incarnation)
+        for member in members
+        if (member.node, member.incarnation) not in known
+    }
+    kept = (past for past in service.takeovers if past.entry or past.node not in barred)
+    return (*barred.values(), *kept)
+
+
 def _is_held(service: Service, round_: Round) -> bool:
     """Whether the last free transfer is too recent: a node that comes and goes must not make the service flap."""
-    recent = [past for past in service.takeovers if round_.age_ms(past.entry) < MAXIMUM_TAKEOVER_HOLD_MS]
+    begun = [past for past in service.takeovers if past.entry]
+    recent = [past for past in begun if round_.age_ms(past.entry) < MAXIMUM_TAKEOVER_HOLD_MS]
     if not recent:
         return False
     hold_ms = min(TAKEOVER_HOLD_MS << (len(recent) - 1), MAXIMUM_TAKEOVER_HOLD_MS)

@@ -7,9 +7,10 @@ reordered messages, a restarted daemon and a new master all come to the same.
 from typing import NamedTuple
 
 from muster.core.effects import Readiness, RunCommand
-from muster.core.placement import is_allowable
+from muster.core.placement import choosing_of, is_allowable
 from muster.records.messages import CommandState
 from muster.records.state import Database, Definition, NodeState, Service, ServiceState
+from muster.records.terms import NO_NODE
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
 
@@ -56,7 +57,7 @@ class Executor:
             if service.definition.notify_command
             and service.state is ServiceState.REGISTERED
             and service.node != self._node
-            and is_allowable(service.definition, name)
+            and is_allowable(choosing_of(service.definition, database.services), name)
         ]
 
     def _assigned(self, database: Database) -> list[Service]:
@@ -75,7 +76,10 @@ class Executor:
         self._commands[service.name] = CommandState(service.name, service.generation, action, False)
         definition = service.definition
         own = command_of(definition, action)
-        other = service.node if action == "notify" else service.previous
+        # where it runs now, is to go if that was asked for, or was before
+        other = {"notify": service.node, "stop": service.target}.get(action, service.previous)
+        if action == "stop" and other == self._node:
+            other = NO_NODE  # it is restarted
         # what the administrator gave, but never over what Muster itself says
         given = {key: value for key, value in definition.environment if not key.startswith("MUSTER_")}
         environment = given | {

@@ -8,11 +8,12 @@ the same placement on the same snapshot, with the services that the same entry h
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
 from muster.core import instances
-from muster.core.conditions import OBSTACLES, maintenance_of, preferred_node, why_stop
+from muster.core.conditions import OBSTACLES, immaturity, maintenance_of, preferred_node, why_stop
 from muster.core.decision import PlacedTogether, Wish
 from muster.core.placement import Placement, Rule, Verdict
 from muster.core.round import Round
@@ -88,6 +89,8 @@ def _findings(service: Service, round_: Round) -> list[Finding]:
     found.append(Finding("stay", stop is None, f"it must end here: {stop.reason}" if stop else "nothing ends it here"))
     if service.cause:
         found.append(Finding("stuck", False, service.cause))
+    if service.broken:
+        found.append(Finding("failure", False, f"it has failed here: {service.broken}"))
     maintenance = maintenance_of(service, round_)
     found.append(Finding("maintenance", not maintenance, maintenance or "neither it nor its node is in maintenance"))
     if service.state is ServiceState.REGISTERED and service.definition.free_transfer:
@@ -104,7 +107,7 @@ def _verdicts(service: Service, round_: Round) -> tuple[Verdict, ...]:
     if service.definition.parent and service.state is not ServiceState.RECOVERING:
         parent = round_.parent(service)
         node = parent.node if parent is not None and parent.state is ServiceState.REGISTERED else NO_NODE
-        return _with_parent(nodes, service.definition.parent, node)
+        return _with_parent(nodes, service.definition.parent, node, round_.shunned(service))
     placement = round_.placement
     if service.node != NO_NODE:
         placement = placement.without(service.node)
@@ -116,12 +119,17 @@ def _explained(placement: Placement, wish: Wish, down: Mapping[int, str]) -> lis
     return placement.explain(wish.definition, wish.excluded, wish.origin, wish.target, down)
 
 
-def _with_parent(nodes: Mapping[int, NodeConfig], parent: str, node: int) -> tuple[Verdict, ...]:
+def _with_parent(
+    nodes: Mapping[int, NodeConfig], parent: str, node: int, shunned: Mapping[int, str] = MappingProxyType({})
+) -> tuple[Verdict, ...]:
     """The verdicts about a child's nodes: it has no choosing factors of its own (SPEC 6.5)."""
     found = []
     for each in sorted(nodes):
         here = each == node
         words = f"its parent {parent} is registered here" if here else f"its parent {parent} is not registered here"
+        if here and each in shunned:
+            found.append(Verdict(each, nodes[each].name, Rule.EXCLUDED, False, False, f"{shunned[each]}; {words}"))
+            continue
         found.append(Verdict(each, nodes[each].name, GROUP, here, here, words))
     return tuple(sorted(found, key=lambda verdict: not verdict.chosen))
 
@@ -143,6 +151,8 @@ def _of_instances(template: Service, round_: Round) -> tuple[Verdict, ...]:
 def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     """The summary for a service that is at work, and the next step."""
     if instances.is_template(service):
+        if service.waits_since and (waiting := immaturity(service, round_)):
+            return f"{service.name} is not running: {waiting}", _NEXT_STEPS["maturity"]
         return f"{service.name} runs as one instance a node; its instances are {service.state}", ""
     if service.node == NO_NODE:
         summary = f"{service.name} waits for a node where its recovery can run ({service.reason})"
@@ -151,6 +161,10 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     if service.cause:
         step = f"muster service deregister {service.name} tries its stop again; muster node evict "
         return f"{where} and stuck: {service.cause}", step + f"{round_.name(service.node)} forces the node out"
+    if service.broken:
+        held = maintenance_of(service, round_)
+        follows = f"nothing is done about it, as {held}" if held else "its failure policy decides"
+        return f"{where}, and has failed there: {service.broken}; {follows}", _NEXT_STEPS["maintenance"] if held else ""
     if service.reason:
         where += f" ({service.reason})"
     stop = why_stop(service, round_)

@@ -4,11 +4,14 @@ The service that an administrator defines is a template: it is never started its
 A child of a template is one too, with an instance beside each instance of its parent.
 """
 
+from collections.abc import Collection
+
 from msgspec.structs import replace
 
+from muster.core.conditions import has_maturity, immaturity
 from muster.core.placement import is_allowable
 from muster.core.round import Round
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.state import Database, Definition, Service, ServiceState
 
 SEPARATOR = "@"  # in no name that an administrator may give
 
@@ -16,6 +19,12 @@ SEPARATOR = "@"  # in no name that an administrator may give
 def is_template(service: Service) -> bool:
     """Whether the record stands for instances."""
     return service.definition.on_all and not service.template
+
+
+def instances_of(template: Service, database: Database) -> list[Service]:
+    """Its instances, as far as there are any."""
+    names = (f"{template.name}{SEPARATOR}{config.name}" for config in database.nodes.values())
+    return [database.services[name] for name in names if name in database.services]
 
 
 def expand(round_: Round) -> None:
@@ -28,7 +37,7 @@ def expand(round_: Round) -> None:
 
 
 def _expand(template: Service, round_: Round) -> None:
-    states = set()
+    states = []
     for config in round_.draft.nodes.values():
         name = f"{template.name}{SEPARATOR}{config.name}"
         instance = round_.draft.services.get(name)
@@ -37,17 +46,29 @@ def _expand(template: Service, round_: Round) -> None:
             instance = Service(definition, round_.draft.index, wanted=template.wanted, template=template.name)
             round_.put(instance, f"an instance for {config.name}")
         if instance is not None:
-            states.add(instance.state)
-    order = (
-        ServiceState.REGISTERED,
-        ServiceState.STARTING,
-        ServiceState.STOPPING,
-        ServiceState.RECOVERING,
-        ServiceState.DEREGISTERED,
-    )
-    state = next((state for state in order if state in states), ServiceState.DEREGISTERED)
+            states.append(instance.state)
+    state = state_of_all(states)
     if state is not template.state:
-        round_.put(replace(template, state=state), f"its instances are {state}")
+        template = replace(template, state=state)
+        round_.put(template, f"its instances are {state}")
+    _follow_maturity(template, round_)
+
+
+def _follow_maturity(template: Service, round_: Round) -> None:
+    """Its instances wait together for the cluster's maturity, once: whoever joins later waits no more (P6.21)."""
+    if not has_maturity(template.definition) or not template.wanted:
+        return
+    at_work = template.state is not ServiceState.DEREGISTERED
+    if not template.matured and (at_work or not immaturity(template, round_)):
+        round_.put(replace(template, matured=True, waits_since=0), "the cluster is mature for it")
+    elif template.matured and not at_work and round_.place(template) is None:
+        round_.put(replace(template, matured=False), "")
+
+
+def state_of_all(states: Collection[ServiceState]) -> ServiceState:
+    """What a template shows: the state of the instance that has got furthest."""
+    order = (ServiceState.REGISTERED, ServiceState.STARTING, ServiceState.STOPPING, ServiceState.RECOVERING)
+    return next((state for state in order if state in states), ServiceState.DEREGISTERED)
 
 
 def _follow(instance: Service, round_: Round) -> None:

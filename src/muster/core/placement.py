@@ -29,8 +29,9 @@ from msgspec import Struct
 
 from muster.core.decision import Snapshot
 from muster.core.performance import described, grade_of
+from muster.records.limits import MAXIMUM_GENERATIONS
 from muster.records.messages import Performance
-from muster.records.state import Database, Definition, NodeConfig
+from muster.records.state import Database, Definition, NodeConfig, Service
 from muster.records.terms import NO_NODE
 
 WILDCARD = "*"
@@ -95,6 +96,16 @@ def load_of(database: Database) -> dict[int, int]:
         if service.node != NO_NODE:
             load[service.node] = load.get(service.node, 0) + 1
     return load
+
+
+def choosing_of(definition: Definition, services: Mapping[str, Service]) -> Definition:
+    """The definition whose choosing parameters apply: of a child that of the parent of all in its group (SPEC 6.5)."""
+    for _ in range(MAXIMUM_GENERATIONS):
+        parent = services.get(definition.parent) if definition.parent else None
+        if parent is None:
+            break
+        definition = parent.definition
+    return definition
 
 
 def is_allowable(definition: Definition, name: str) -> bool:

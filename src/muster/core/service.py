@@ -17,12 +17,13 @@ from msgspec.structs import replace
 
 from muster.core import instances
 from muster.core.conditions import (
-    RECENT_TAKEOVERS,
     immaturity,
     maintenance_of,
     obstacle,
     preferred_node,
     why_stop,
+    with_none_by,
+    with_takeover,
     working_children,
 )
 from muster.core.draft import Draft, Facts, counts
@@ -31,6 +32,7 @@ from muster.core.membership import condemn
 from muster.core.round import Round
 from muster.core.transition import EVENT_MANAGER, reached
 from muster.records.messages import CommandState
+from muster.records.service_keys import duration_text
 from muster.records.state import Exhausted, NodeState, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
@@ -117,13 +119,20 @@ def _what_happens(service: Service, round_: Round) -> Happening | None:
 
 
 def _while_deregistered(service: Service, round_: Round) -> Happening | None:
-    if not service.wanted or service.removed or instances.is_template(service):
+    if not service.wanted or service.removed:
         return None
+    if instances.is_template(service):
+        return _while_immature(service, immaturity(service, round_), round_)
     if service.intent and (maintenance_of(service, round_) or not _goes_on(service, round_)):
         return Event.ABANDONED, ""
     waiting = immaturity(service, round_)
     if not obstacle(service, round_):
         return Event.WANTED, ""
+    return _while_immature(service, waiting, round_) if not service.template else None
+
+
+def _while_immature(service: Service, waiting: str, round_: Round) -> Happening | None:
+    """The wait for maturity begins with the first allowable node that is up, and ends with the last (P6.21, P6.22)."""
     if waiting and not service.waits_since and not service.cause and round_.place(service) is not None:
         return Event.WAITS, waiting
     if service.waits_since and round_.place(service) is None:
@@ -186,7 +195,7 @@ def _take_over(service: Service, round_: Round, name: str) -> None:
     takeover = Takeover(round_.draft.index, node, round_.draft.member(node).incarnation)
     moved = replace(
         service, intent=True, origin=service.node, target=node, reason=f"{name} is preferred and has joined",
-        takeovers=(*service.takeovers, takeover)[-RECENT_TAKEOVERS:],
+        takeovers=with_takeover(service, takeover),
     )  # fmt: skip
     round_.put(moved, f"taken over by {name}, which is preferred")
     _stop_at_once(moved, round_)
@@ -204,7 +213,8 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
         round_.put(restarting, reason)
         _stop_at_once(restarting, round_)
         return
-    reason = f"it failed {len(recent)} times within {window_ms // 1000} s on {here}: {detail}"
+    times = "once" if len(recent) == 1 else f"{len(recent)} times"
+    reason = f"it failed {times} within {duration_text(window_ms)} on {here}: {detail}"
     given_up = (*service.exhausted, Exhausted(service.node, round_.draft.index))
     after = replace(service, broken="", failures=(), exhausted=given_up, reason=reason)
     if round_.elsewhere(after) is not None:
@@ -222,6 +232,7 @@ def _stop_at_once(service: Service, round_: Round) -> None:
 def _started(service: Service, round_: Round, _detail: str) -> None:
     done = replace(
         service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause="",
+        takeovers=with_none_by(service, (round_.draft.member(node) for node in service.failed)),
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
 
@@ -229,7 +240,10 @@ def _started(service: Service, round_: Round, _detail: str) -> None:
 def _start_failed(service: Service, round_: Round, detail: str) -> None:
     failed = (*service.failed, service.node)
     reason = f"start failed on {round_.name(service.node)}"
-    after = _released(service, failed=failed, target=NO_NODE, reason=reason)
+    # It was not to leave its last node but to be on this one: so that one is as good as any again.
+    went_in_vain = service.target == service.node and service.origin in round_.up
+    origin = NO_NODE if went_in_vain else service.origin
+    after = _released(service, failed=failed, origin=origin, target=NO_NODE, reason=reason)
     if _place_after(after, round_) is None and not _move_group(after, round_):
         names = ", ".join(round_.name(node) for node in failed)
         cause = f"start failed on {names}; last: {detail}; mend it, then: muster service register {service.name}"
@@ -243,11 +257,11 @@ def _move_group(child: Service, round_: Round) -> bool:
     if child.definition.child_failure != "group" or not parents:
         return False
     eldest = parents[-1]
-    shunned = (*eldest.failed, *child.failed)
+    shunned = (*eldest.failed, *child.failed, *round_.exhausted(child))
     target = round_.place(replace(eldest, origin=eldest.node, failed=shunned, target=NO_NODE))
     if target is None or target in shunned or eldest.state is not REGISTERED or eldest.intent:
         return False
-    reason = f"its child {child.name} cannot start on {round_.name(eldest.node)}"
+    reason = f"its child {child.name} cannot run on {round_.name(eldest.node)}"
     round_.put(replace(eldest, intent=True, origin=eldest.node, target=target, reason=reason), f"is to move: {reason}")
     return True
 
@@ -357,7 +371,8 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
     if node is None:
         _cannot_start(service, round_)
         return
-    service = replace(service, matured=True, waits_since=0, cause="", broken="")
+    reason = service.reason if service.matured else ""  # a first registration follows from nothing in the past
+    service = replace(service, matured=True, waits_since=0, cause="", broken="", reason=reason)
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
     definition = service.definition
@@ -370,15 +385,20 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
 
 def _cannot_start(service: Service, round_: Round) -> None:
     """No node is left: wait for one to come up, or say which ones have failed (SPEC 6.6, 6.7)."""
-    given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
     exhausted = round_.exhausted(service)
+    if (service.failed or exhausted) and _move_group(service, round_):
+        return
+    given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
+    nowhere = "no other allowable node is up"
+    if service.definition.parent:
+        nowhere = f"it can run only where its parent {service.definition.parent} does"
     if service.failed and round_.place(replace(service, failed=())) is not None:
         names = ", ".join(round_.name(node) for node in service.failed)
-        cause = f"start failed on {names}, and no other allowable node is up; mend it, then: muster service register"
+        cause = f"start failed on {names}, and {nowhere}; mend it, then: muster service register"
         round_.put(replace(given_up, cause=f"{cause} {service.name}"), "start failed everywhere")
     elif exhausted and round_.place(replace(service, exhausted=(), failed=())) is not None:
         names = ", ".join(sorted(round_.name(node) for node in exhausted))
-        cause = f"it failed too often on {names}, and no other allowable node is up; last: {service.reason}; "
+        cause = f"it failed too often on {names}, and {nowhere}; last: {service.reason}; "
         cause += f"mend it, then: muster service clear {service.name}"
         round_.put(replace(given_up, cause=cause), "failed too often everywhere")
     elif service.intent:

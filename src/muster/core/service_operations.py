@@ -1,11 +1,14 @@
 """Operations about services: define, register, move, restart, clear (SPEC 6.2, 6.8, 6.9, 5.4)."""
 
 import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 from msgspec.structs import replace
 
 from muster.core import instances
+from muster.core.conditions import with_none_by
 from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.placement import WILDCARD, is_allowable
 from muster.core.refusal import Refused, member_named
@@ -62,7 +65,8 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
         service_named(draft, name)
     _check_groups(operation, draft)
     defined = changed = 0
-    for definition in _with_inherited_policy(operation.definitions, draft):
+    known_definitions = {service.name: service.definition for service in draft.services.values()}
+    for definition in with_inherited_policy(operation.definitions, known_definitions):
         before = draft.services.get(definition.name)
         if before is None:
             defined += 1
@@ -79,17 +83,24 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
     return f"{defined} defined, {changed} changed, {len(operation.withdraw)} withdrawn"
 
 
-def _with_inherited_policy(definitions: tuple[Definition, ...], draft: Draft) -> list[Definition]:
+def with_inherited_policy(
+    definitions: tuple[Definition, ...], known: Mapping[str, Definition] = MappingProxyType({})
+) -> list[Definition]:
     """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5)."""
-    known = {service.name: service.definition for service in draft.services.values()}
-    known |= {definition.name: definition for definition in definitions}
-    found = []
-    for definition in definitions:
-        eldest, generations = definition, 0
-        while eldest.parent in known and generations < MAXIMUM_GENERATIONS:
-            eldest, generations = known[eldest.parent], generations + 1
-        found.append(replace(definition, on_all=eldest.on_all) if definition.parent else definition)
-    return found
+    every = {**known, **{definition.name: definition for definition in definitions}}
+    return [
+        replace(definition, on_all=_eldest(definition, every).on_all) if definition.parent else definition
+        for definition in definitions
+    ]
+
+
+def _eldest(definition: Definition, known: Mapping[str, Definition]) -> Definition:
+    """The parent of all in its group; itself without a parent."""
+    for _ in range(MAXIMUM_GENERATIONS):
+        if definition.parent not in known:
+            break
+        definition = known[definition.parent]
+    return definition
 
 
 def _check_redefinition(before: Service, definition: Definition) -> None:
@@ -173,14 +184,17 @@ def _deregister_one(service: Service, draft: Draft) -> None:
         return
     stays = service.state is ServiceState.DEREGISTERED
     cause = "" if stays else service.cause
-    changed = replace(service, wanted=False, intent=False, waits_since=0, matured=False, cause=cause)
+    changed = replace(
+        service, wanted=False, intent=False, origin=NO_NODE, target=NO_NODE, waits_since=0, matured=False, cause=cause
+    )
     draft.put(changed, f"{service.name}: de-registration requested")
 
 
 def _transfer(service: Service, target_name: str, draft: Draft) -> str:
     _refuse_instance(service)
     if service.definition.parent:
-        raise Refused(f"{service.name} goes where its parent is: move {service.definition.parent}")
+        known = {each.name: each.definition for each in draft.services.values()}
+        raise Refused(f"{service.name} goes where its parent is: move {_eldest(service.definition, known).name}")
     if instances.is_template(service):
         raise Refused(f"{service.name} is placed on all nodes: there is nowhere to move it")
     if service.state is not ServiceState.REGISTERED:
@@ -201,11 +215,22 @@ def _transfer(service: Service, target_name: str, draft: Draft) -> str:
         and is_allowable(service.definition, draft.name(member.node))
     ]
     if not others:
-        wish = f"{target_name} is" if target_name else "no other node is"
-        raise Refused(f"{service.name} stays on {here}: {wish} not joined and allowable for it (muster status)")
-    moved = replace(service, intent=True, origin=service.node, target=target, reason="", exhausted=())
+        why = _why_not_to(service, target, draft) if target_name else "no other node is joined and allowable for it"
+        raise Refused(f"{service.name} stays on {here}: {why}")
+    here_now = with_none_by(service, (member for member in draft.members.values() if is_up(member)))
+    moved = replace(
+        service, intent=True, origin=service.node, target=target, reason="", exhausted=(), takeovers=here_now
+    )
     draft.put(moved, f"{service.name}: transfer requested")
     return f"{service.name} will move from {here}" + (f" to {target_name}" if target_name else "")
+
+
+def _why_not_to(service: Service, target: int, draft: Draft) -> str:
+    member = draft.member(target)
+    name = draft.name(target)
+    if not is_allowable(service.definition, name):
+        return f"its definition does not allow {name}"
+    return f"{name} is {member.state}" + (" and is to be forced out" if member.eviction is not None else "")
 
 
 def _fail(service: Service, operation: FailService, draft: Draft) -> str:

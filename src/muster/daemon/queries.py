@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from muster.core.instances import instances_of, is_template
 from muster.daemon.certificate_queries import describe_authority, describe_node, warnings
 from muster.records.state import Database, Maintenance, Member, NodeState, Service, ServiceState, Standby, Transition
 from muster.records.terms import NO_NODE, NO_TERM, Term
@@ -201,7 +202,25 @@ def _node_cause(database: Database, view: NodeView, member: Member) -> str:
         return f"silent, and not proven to have stopped; {advice}"
     if member.node in view.barred:
         return f"refused on the interconnect: {view.barred[member.node]}"
-    return member.refusal
+    return member.refusal or _services_that_hold(database, member)
+
+
+def _services_that_hold(database: Database, member: Member) -> str:
+    """What a leave waits for at the event manager's level: a stop there, or a start elsewhere (P6.18, SPEC 6.8)."""
+    if member.state is not NodeState.LEAVING:
+        return ""
+    found = [
+        service
+        for service in database.services.values()
+        if service.node == member.node or (service.origin == member.node and service.intent)
+    ]
+    stuck = [service for service in found if service.cause]
+    if not found:
+        return ""
+    first = (stuck or found)[0]
+    more = f", and for {len(found) - 1} more" if len(found) > 1 else ""
+    why = f": {first.cause}" if first.cause else ""
+    return f"its leave waits for {first.name}, which is {first.state}{more}{why}"
 
 
 def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
@@ -218,14 +237,15 @@ def _node_in_full(database: Database, view: NodeView, node: int) -> Document:
 
 def _service(database: Database, service: Service) -> Document:
     active = service.state is not ServiceState.DEREGISTERED
-    state = str(service.state)
+    placed = instances_of(service, database) if is_template(service) else [service]
+    states = {each.node: str(each.state) for each in placed if each.state is not ServiceState.DEREGISTERED}
     return {
-        "state": state,
+        "state": str(service.state),
         "flags": _flags(service),
         "node": _name(database, service.node) if active else None,
-        "nodes": {name: state if active and node == service.node else None for name, node in _by_name(database)},
+        "nodes": {name: states.get(node) for name, node in _by_name(database)},
         "wanted": service.wanted,
-        "cause": service.cause,
+        "cause": service.cause or (f"it has failed: {service.broken}" if service.broken else ""),
     }
 
 

@@ -75,7 +75,7 @@ class Contradiction(NamedTuple):
 
 def shown(value: object) -> str:
     """A value for a message, in short."""
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
@@ -213,22 +213,11 @@ def _of_choosing(definition: Definition, nodes: Collection[str] | None) -> Itera
         what = "node_preferences has both an ordered and an unordered list"
         yield Contradiction("node_preferences", what, "keep one of them")
     for node in (*definition.ordered, *definition.unordered):
-        if node in definition.disallowable_nodes:
-            what = f"prefers node {node!r}, which disallowable_nodes forbids"
-        elif ANY_NODE not in definition.allowable_nodes and node not in definition.allowable_nodes:
+        # One that is disallowed may stay in the list: it is passed over as long as it is.
+        if ANY_NODE not in definition.allowable_nodes and node not in definition.allowable_nodes:
             what = f"prefers node {node!r}, which is not in allowable_nodes"
-        else:
-            continue
-        yield Contradiction("node_preferences", what, "name allowable nodes only")
-    if definition.on_all:
-        for key, value in (
-            ("maturity_count", definition.maturity_count),
-            ("maturity_time", definition.maturity_time_ms),
-        ):
-            if value:
-                what = f'{key} is given, and placement_policy is "register_on_all": each node starts its own instance'
-                yield Contradiction(key, what, f"leave {key} out")
-    elif candidates is not None and definition.maturity_count > len(candidates) > 0:
+            yield Contradiction("node_preferences", what, "name allowable nodes only")
+    if candidates is not None and definition.maturity_count > len(candidates) > 0:
         what = f"maturity_count is {definition.maturity_count}, and only {len(candidates)} nodes are allowable"
         yield Contradiction("maturity_count", what, f"at most {len(candidates)}")
     if definition.child_failure != "alone":

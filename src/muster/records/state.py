@@ -264,7 +264,7 @@ class Exhausted(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """A free transfer: the entry that began it, and to whom (SPEC 6.8)."""
+    """A free transfer: the entry that began it, and to whom (SPEC 6.8). Entry 0: none was begun, and none is to be."""
 
     entry: int
     node: int

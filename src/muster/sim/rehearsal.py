@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from muster.core.effects import RunCommand
+from muster.core.instances import SEPARATOR
 from muster.core.transition import EVENT_MANAGER, SETTLED_STATE
 from muster.records.messages import (
     DeregisterService,
@@ -231,11 +232,14 @@ class Stage(World):
         if operation is None:
             asked = self._nodes[step.node]
             life = self.machines[asked].life
-            generation = life.runner.generation_of(step.service) if life is not None else 0
+            name = step.service
+            if self._services[name].definition.on_all:
+                name += SEPARATOR + step.node
+            generation = life.runner.generation_of(name) if life is not None else 0
             remark = "" if generation else ": it does not run there"
-            operation = FailService(step.service, f"its process died on {step.node}", generation)
+            operation = FailService(name, f"its process died on {step.node}", generation)
             if life is not None:
-                life.runner.end_service(step.service)
+                life.runner.end_service(name)
         self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
         if not remark and asked is not None:
             self._asked += 1
@@ -393,8 +397,10 @@ class Account:
             told = self._told.get((transition.level, node, transition.node))
             if told is None or told.transition != transition.identity or self._is_at_work(told):
                 waiting.append(self.names[node])
-        who = ", ".join(waiting) or "nobody"
-        return f"{name} is {transition.kind}: level {where} waits for {who}"
+        who = ", ".join(waiting)
+        if not waiting and transition.kind is TransitionKind.LEAVING and transition.level == EVENT_MANAGER:
+            who = self.services.held_up(transition.node)
+        return f"{name} is {transition.kind}: level {where} waits for {who or 'nobody'}"
 
     def _is_at_work(self, told: Notified) -> bool:
         held = self._held.get((told.level, told.node))

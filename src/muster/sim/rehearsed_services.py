@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
+from muster.core.instances import SEPARATOR, is_template, state_of_all
+from muster.core.service_operations import with_inherited_policy
 from muster.records.limits import shown
 from muster.records.service_file import services_of
-from muster.records.service_keys import Key, Wrong
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.service_keys import Key, Wrong, duration_text
+from muster.records.state import Definition, NodeState, Service, ServiceState
 from muster.records.toml_lines import Place, Problem, duration_of
 from muster.sim.events import US_PER_MS
 from muster.sim.history import Applied, CommandEnded, LifeEnded, Observation
@@ -23,7 +25,7 @@ ACTIONS = ("start", "stop", "recovery", "notify")
 FAILS = "fail"
 DEFAULT_US = 100 * US_PER_MS  # of a command of which the scenario says nothing, and of one that fails
 MAXIMUM_COMMAND_MS = 60 * 60 * 1000
-_ASSUMED = ("rehearsed",)  # the command of a service that the scenario gives none but says how long it takes
+_ASSUMED = ("rehearsed",)  # the command of a service that has none in the scenario, which says how long it takes
 _EXAMPLE = 'rehearsal = {start = "20s", stop = "fail", notify = {N0 = "fail", default = "1s"}}'
 
 
@@ -40,11 +42,14 @@ class RehearsedService(NamedTuple):
 
     @property
     def longest_us(self) -> int:
-        """How long all its commands take together, each where it takes longest."""
-        return sum(
-            max((outcome.duration_us for outcome in self.outcomes.get(action, {}).values()), default=DEFAULT_US)
-            for action in ACTIONS
-        )
+        """How long all its commands take together, each where it takes longest, and as often as it is tried."""
+        found_us = 0
+        for action in ACTIONS:
+            longest_us = max((outcome.duration_us for outcome in self.outcomes.get(action, {}).values()), default=0)
+            pause_us = self.definition.retry_pause_ms * US_PER_MS
+            tries = 1 + int(getattr(self.definition, f"{action}_retries"))
+            found_us += tries * (max(longest_us, DEFAULT_US) + pause_us) - pause_us
+        return found_us
 
 
 def read_services(
@@ -53,16 +58,18 @@ def read_services(
     """The `[[service]]` tables of a scenario, and everything wrong with them."""
     key = Key(lambda value, _: _read_rehearsal(value, nodes), "table", "none", "how its commands end in a rehearsal")
     tables, problems = services_of(document, lines, source, nodes, None, {"rehearsal": key})
+    definitions = with_inherited_policy(tuple(table.definition for table in tables))
     found = []
-    for table in tables:
+    for table, definition in zip(tables, definitions, strict=True):
         outcomes: dict[str, dict[str, Outcome]] = table.added.get("rehearsal", {})
-        missing = {
-            f"{action}_command": _ASSUMED
-            for action in outcomes
-            if not getattr(table.definition, f"{action}_command") and not (action == "start" and table.definition.run)
-        }
-        found.append(RehearsedService(replace(table.definition, **missing), outcomes))
+        found.append(RehearsedService(replace(definition, **_assumed(definition, outcomes)), outcomes))
     return tuple(found), problems
+
+
+def _assumed(definition: Definition, outcomes: dict[str, dict[str, Outcome]]) -> dict[str, tuple[str, ...]]:
+    """The commands of a service that names none at all: those of which the scenario says how they end."""
+    named = definition.run or any(getattr(definition, f"{action}_command") for action in ACTIONS)
+    return {} if named else {f"{action}_command": _ASSUMED for action in outcomes}
 
 
 def _read_rehearsal(value: object, nodes: tuple[str, ...]) -> dict[str, Any]:
@@ -94,10 +101,19 @@ def _outcome(action: str, said: object) -> Outcome:
 
 
 def decide(services: Mapping[str, RehearsedService], node: str, command: RunCommand) -> Outcome:
-    """What becomes of a command: a timeout ends it as a failure. Instances do as their service does."""
-    outcome = services[command.service.partition("@")[0]].outcome(command.action, node)
+    """What becomes of a command: a timeout ends it as a failure, and what fails is tried again as often as it says.
+
+    Instances do as their service does.
+    """
+    outcome = services[command.service.partition(SEPARATOR)[0]].outcome(command.action, node)
     limit_us = command.timeout_ms * US_PER_MS
-    return outcome if outcome.duration_us <= limit_us else Outcome(limit_us, False)
+    if outcome.duration_us > limit_us:
+        detail = f"{command.action} took longer than its timeout of {duration_text(command.timeout_ms)}"
+        outcome = Outcome(limit_us, False, detail)
+    if outcome.succeeded or not command.retries:
+        return outcome
+    again_us = command.retries * (command.retry_pause_ms * US_PER_MS + outcome.duration_us)
+    return outcome._replace(duration_us=outcome.duration_us + again_us)
 
 
 class ServiceAccount:
@@ -109,8 +125,10 @@ class ServiceAccount:
             service.definition.name: Service(service.definition, 0, wanted=service.definition.auto_register)
             for service in services
         }
+        self._defined = tuple(sorted(self._services))
         self._notified: dict[str, set[int]] = {}  # service -> nodes whose notify command has succeeded
         self._living: set[int] = set()
+        self._members: set[int] = set()
 
     def see(self, seen: Observation, living: set[int]) -> Iterator[str]:
         """Fold an observation in; what happened, in words. `living`: the nodes that run."""
@@ -131,11 +149,14 @@ class ServiceAccount:
 
     def applied(self, newest: Applied) -> Iterator[str]:
         """The cluster has committed something."""
+        members = newest.state.members.values()
+        self._members = {member.node for member in members if member.state is not NodeState.INACTIVE}
         for name, service in newest.state.services.items():
             before = self._services.get(name)
             if before is None or _is_assigned_anew(before, service):
                 self._notified.pop(name, None)
-            if before is None or _shown(before) != _shown(service):
+            is_news = _shown(before) != _shown(service) if before is not None else not service.template
+            if is_news:
                 yield f"{name}: " + self._words(service)
         self._services = dict(newest.state.services)
 
@@ -146,27 +167,42 @@ class ServiceAccount:
         return f"{service.state}{where}" + (f" [{','.join(flags)}]" if flags else "") + why
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """Every service: `state`, `flags`, and what each node's own state for it is."""
-        return {
-            name: {
-                "state": str(service.state),
-                "flags": _flags(service),
-                "nodes": {word: self._on(service, node) for node, word in enumerate(self._names)},
-            }
-            for name, service in sorted(self._services.items())
-        }
+        """Every service of the scenario: `state`, `flags`, and what each node's own state for it is.
+
+        What runs on every node is shown as one service: the flags of any of its instances, and on each node the state
+        of the one that is there.
+        """
+        return {name: self._document(name) for name in self._defined if name in self._services}
+
+    def _document(self, name: str) -> dict[str, Any]:
+        service = self._services[name]
+        instances = [each for each in self._services.values() if each.template == name]
+        state = state_of_all([each.state for each in instances]) if is_template(service) else service.state
+        flags = {flag for each in (service, *instances) for flag in _flags(each)}
+        nodes = {}
+        for node, word in enumerate(self._names):
+            states = [self._on(each, node) for each in (service, *instances)]
+            nodes[word] = next((state for state in states if state is not None), None)
+        return {"state": str(state), "flags": [flag for flag in "TMN" if flag in flags], "nodes": nodes}
 
     def _on(self, service: Service, node: int) -> str | None:
-        if node not in self._living:
+        if node not in self._living or node not in self._members:
             return None
-        if service.node == node and service.state is not ServiceState.DEREGISTERED:
+        if service.node == node and service.state is not ServiceState.DEREGISTERED and not is_template(service):
             return str(service.state)
         return "notified" if node in self._notified.get(service.name, ()) else None
+
+    def held_up(self, node: int) -> str:
+        """The service that a leave of this node waits for, in words; empty where it waits for none (SPEC 6.8)."""
+        for name, service in self._services.items():
+            if service.node == node or (service.origin == node and service.intent):
+                return f"{name} is {service.state}" + (f": {service.cause}" if service.cause else "")
+        return ""
 
     def unrest(self) -> str:
         """What is not at its end, in words; empty where everything is."""
         for name, service in self._services.items():
-            if service.cause or (service.definition.on_all and not service.template):
+            if service.cause or is_template(service):
                 continue
             if service.state in (ServiceState.STARTING, ServiceState.STOPPING, ServiceState.RECOVERING):
                 if service.node >= 0:
@@ -191,4 +227,6 @@ def _flags(service: Service) -> list[str]:
 
 
 def _shown(service: Service) -> tuple[object, ...]:
+    if is_template(service):
+        return tuple(_flags(service))  # the rest is told by its instances
     return service.state, service.node, service.cause, *_flags(service)

@@ -20,6 +20,7 @@ class Outcome(NamedTuple):
 
     duration_us: int
     succeeded: bool
+    detail: str = ""  # of a failure, in words
 
 
 Decide = Callable[[int, RunCommand], Outcome]  # (node, command) -> what becomes of it
@@ -75,7 +76,7 @@ class Runner:
         if command.action not in ("stop", "notify"):
             self._begin_service(command)
         outcome = self._decide(self.node, command)
-        self.loop.after(outcome.duration_us, self._command_exits, command, outcome.succeeded)
+        self.loop.after(outcome.duration_us, self._command_exits, command, outcome)
 
     def _refuse(self, command: RunCommand, known: CommandState) -> None:
         """An old generation is answered from memory: its own result, or that it came too late (SPEC 7.7)."""
@@ -111,14 +112,15 @@ class Runner:
         if generation is not None:
             self.history.append(ServiceEnded(self.loop.now_us, self.node, self.incarnation, service, generation))
 
-    def _command_exits(self, command: RunCommand, succeeded: bool) -> None:
+    def _command_exits(self, command: RunCommand, outcome: Outcome) -> None:
         """The command's process ends, whatever the runner does at this moment."""
         known = self._commands[command.service]
         if known.generation != command.generation or not self.process.alive:
             return  # a newer command has cancelled it, or everything is being killed
-        self.loop.deliver(self.process, self._end_command, command, succeeded)
+        self.loop.deliver(self.process, self._end_command, command, outcome)
 
-    def _end_command(self, command: RunCommand, succeeded: bool) -> None:
+    def _end_command(self, command: RunCommand, outcome: Outcome) -> None:
+        succeeded = outcome.succeeded
         known = self._commands[command.service]
         if known.generation != command.generation:
             return
@@ -126,7 +128,7 @@ class Runner:
         failed_or_stopped = succeeded == (command.action == "stop")
         if command.action == "recovery" or (failed_or_stopped and command.action != "notify"):
             self.end_service(command.service)
-        detail = "" if succeeded else f"{command.action} ended with status 1"
+        detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
         state = CommandState(command.service, command.generation, command.action, True, succeeded, detail)
         self._commands[command.service] = state
         self.history.append(

@@ -50,7 +50,8 @@ class NotifyElsewhere:
     """SPEC 6.6: the notify command runs where the service is allowable and not registered, after its registration."""
 
     def __init__(self) -> None:
-        self._registered: dict[tuple[str, int], Service] = {}  # (service, generation) -> as it was registered
+        # (node, service, generation) -> as that node's replica shows it, and the parent of all in its group
+        self._registered: dict[tuple[int, str, int], tuple[Service, Service]] = {}
         self._names: dict[int, str] = {}
 
     def see(self, seen: Observation) -> Findings:
@@ -59,14 +60,15 @@ class NotifyElsewhere:
             self._names = seen.state.names
             for service in seen.state.services.values():
                 if service.state is ServiceState.REGISTERED:
-                    self._registered[service.name, service.generation] = service
+                    key = (seen.node, service.name, service.generation)
+                    self._registered[key] = (service, _eldest(service, seen.state.services))
         elif isinstance(seen, CommandTaken) and seen.action == "notify":
-            registered = self._registered.get((seen.service, seen.generation))
-            if registered is None:
+            registered, eldest = self._registered.get((seen.node, seen.service, seen.generation), (None, None))
+            if registered is None or eldest is None:
                 yield f"n{seen.node} is notified of {seen.service} {seen.generation}, which nobody registered"
             elif registered.node == seen.node:
                 yield f"n{seen.node} is notified of {seen.service}, which is registered there"
-            elif not _allows(registered, self._names.get(seen.node, "")):
+            elif not _allows(eldest, self._names.get(seen.node, "")):
                 yield f"n{seen.node} is notified of {seen.service}, which it may not run"
 
 
@@ -114,6 +116,15 @@ class NoFlapping:
             taken = [(takeover.node, takeover.incarnation) for takeover in service.takeovers]
             for node, incarnation in {each for each in taken if taken.count(each) > 1}:
                 yield f"incarnation {incarnation} of n{node} has taken {service.name} over more than once"
+
+
+def _eldest(service: Service, services: dict[str, Service]) -> Service:
+    """The parent of all in its group, as this checker sees it."""
+    seen = {service.name}
+    while (parent := services.get(service.definition.parent)) is not None and parent.name not in seen:
+        seen.add(parent.name)
+        service = parent
+    return service
 
 
 def _allows(service: Service, name: str) -> bool:
@@ -167,6 +178,6 @@ def notify_missing(state: ReplicaState, taken: set[tuple[int, int, str, int]]) -
             if service.definition.on_all and not service.template:
                 continue
             key = (member.node, member.incarnation, service.name, service.generation)
-            if _allows(service, state.names.get(member.node, "")) and key not in taken:
+            if _allows(_eldest(service, state.services), state.names.get(member.node, "")) and key not in taken:
                 return f"n{member.node} was not notified of {service.name}, generation {service.generation}"
     return ""

@@ -3,6 +3,7 @@
 A command finds its node by, in this order: `--socket`, `--dir` (a development cluster) with or without `--node`, and
 the socket of the machine's own node. Each option has an environment variable, which counts less than anything typed,
 and may stand before or after the command's name.
+A command that a node runs for a service needs none: it talks to that node.
 
 Without `--node`, the first node that answers and is `joined` is asked; one that answers but is not joined may hold an
 old state of the cluster, and is taken only if nobody else answers.
@@ -78,13 +79,14 @@ class Settings:
         if self.socket is not None and not ("directory" in self.typed and "socket" not in self.typed):
             return {self.node or str(self.socket): self.socket}
         if self.directory is None:
-            if self.node is not None:
+            if self.node is not None and "node" in self.typed:  # else a service's command is told where it runs
                 raise Mistaken(
                     "--node needs the directory of a development cluster",
                     f"--node {self.node}",
                     "add --dir DIR; without it, commands talk to this machine's own node",
                 )
-            return {"this machine's node": LOCAL_SOCKET}
+            home = os.environ.get("MUSTER_NODE_HOME")  # a command that a node runs talks to that node
+            return {"this machine's node": Path(home) / SOCKET_FILE if home else LOCAL_SOCKET}
         homes = development_homes(self.directory)
         if self.node is None:
             return {name: home / SOCKET_FILE for name, home in homes.items()}

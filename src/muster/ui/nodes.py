@@ -265,5 +265,7 @@ def leave_progress(status: Document, name: str) -> str:
         if transition["node"] == name:
             waiting = ", ".join(transition["waiting_for"]) or "the next step"
             level = f"level {transition['level']} {transition['level_name']}".rstrip()
-            return f"{name} {transition['kind']}: {level}, barrier {transition['barrier']}, waiting for {waiting}"
+            words = f"{name} {transition['kind']}: {level}, barrier {transition['barrier']}, waiting for {waiting}"
+            cause = status["nodes"][name]["cause"]
+            return f"{words}; {cause}" if cause else words
     return f"{name} is {status['nodes'][name]['state']}"

@@ -114,6 +114,8 @@ def show_plan(answer: Document) -> None:
         click.echo(f"      ... and {len(answer['steps']) - _SHOWN_STEPS} more: see --json")
     for name, places in answer["changed"].items():
         click.echo(f"{name}: {places['before'] or 'nowhere'} -> {places['after'] or 'nowhere'}")
+    newly = {step["service"] for step in answer["steps"] if step["action"] == "stuck"}
     for name, cause in answer["stuck"].items():
-        click.secho(f"{name} would be stuck: {cause}", fg="red")
-    click.echo(f"{answer['unchanged']} services would stay as they are")
+        click.secho(f"{name} {'would be stuck' if name in newly else 'is stuck and would stay so'}: {cause}", fg="red")
+    count = answer["unchanged"]
+    click.echo(f"{count} service{'' if count == 1 else 's'} would stay as {'it is' if count == 1 else 'they are'}")

@@ -236,11 +236,21 @@ def _why(node: Document) -> str:
     return "; ".join(filter(None, (ails, node["cause"])))
 
 
+def _why_down(name: str, service: Document) -> str:
+    """What there is to know or to do about a service that is down without a cause."""
+    if service["state"] != "de-registered":
+        return ""
+    if not service["wanted"]:
+        return f"not wanted: muster service register {name.partition('@')[0]}"
+    words = "awaits maturity" if "M" in service["flags"] else "waits"
+    return f"{words}: muster why {name}"
+
+
 def services_table(answer: Document) -> Table:
     """One row a service."""
     table = _table("SERVICE", "STATE", "FLAGS", "NODE", "CAUSE")
     for name, service in answer["services"].items():
-        cause = _in_short(service["cause"])
+        cause = _in_short(service["cause"] or _why_down(name, service))
         table.add_row(_plain(name), _state(service["state"]), ",".join(service["flags"]), service["node"], cause)
     return table
 

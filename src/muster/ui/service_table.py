@@ -22,8 +22,8 @@ class ServiceTable:
         self._shown: dict[str, tuple[str, ...]] = {}
         self._verbs = tuple(str(step) for step in scenario.steps)
         names = [service.definition.name for service in scenario.services]
-        self._with_name = len(names) > 1 or any(service.definition.on_all for service in scenario.services)
-        self._name_width = max(7, *(len(name) + 1 + max(map(len, scenario.nodes)) for name in names))
+        self._with_name = len(names) > 1
+        self._name_width = max(len("service"), *map(len, names))
         click.secho(scenario.title or "A rehearsal", bold=True)
         click.echo(f"seed {seed}; flags: T transfer intent, M awaiting maturity, N has a notify command")
         cells = [f"{'row':<4}", f"{'seconds':>9}"] + ([f"{'service':<{self._name_width}}"] if self._with_name else [])
@@ -44,16 +44,17 @@ class ServiceTable:
 
     def frame(self, frame: "Frame") -> None:
         """The services at one moment: a row for each that has changed."""
-        told = [event for event in frame.events if event in self._verbs or self._is_about_a_service(event, frame)]
-        self._events += told
+        self._events += [event for event in frame.events if self._is_told(event, frame)]
         for name, service in frame.services.items():
             row = self._cells(frame, service)
             if self._shown.get(name) != row:
                 self._shown[name] = row
                 self._row(frame.at_us, name, row)
 
-    def _is_about_a_service(self, event: str, frame: "Frame") -> bool:
-        return any(event.startswith(f"{name}: ") for name in frame.services)
+    def _is_told(self, event: str, frame: "Frame") -> bool:
+        """What the script did, also in vain, and what became of a service or of one of its instances."""
+        subject = event.partition(": ")[0]
+        return subject.removesuffix(" refused") in self._verbs or subject.partition("@")[0] in frame.services
 
     def _cells(self, frame: "Frame", service: dict[str, Any]) -> tuple[str, ...]:
         summary = _SHORT.get(service["state"], service["state"])
