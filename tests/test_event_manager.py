@@ -180,8 +180,8 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
         """.replace(",\n                 ", ", ")
     )
     generation = cluster.registered("checked")["generation"]
-    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher"))
-    os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
+    for watcher in wait("the watcher process", lambda: named(cluster, "muster-watcher")):
+        os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
     with subprocess.Popen(["/bin/sleep", "1003"]) as bystander:
         bad.touch()
         assert cluster.registered("checked", generation)["node"]

@@ -339,7 +339,7 @@ def test_p8_8_a_daemon_that_begins_hears_of_what_changed_while_there_was_none() 
     machine = Machine(GroupDefinition("g", (GONE,)))
     machine.database.index = 50
     machine.follow()
-    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7", "index": "41"}
+    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7", "entry": "41"}
     assert machine.occurs("gone", watcher=9, **told) != []
 
 
@@ -351,14 +351,14 @@ def test_p8_8_a_change_is_one_occurrence_however_often_and_by_whomever_it_is_tol
     machine.database.index = 40
     machine.follow()
     told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7"}
-    assert machine.occurs("gone", watcher=9, index="39", **told) == []  # it was not enabled then
-    (action,) = machine.occurs("gone", watcher=9, index="41", **told)
+    assert machine.occurs("gone", watcher=9, entry="39", **told) == []  # it was not enabled then
+    (action,) = machine.occurs("gone", watcher=9, entry="41", **told)
     assert isinstance(action, RunAction)
     assert action.command == ("log", "n1", "leaving")
-    assert machine.occurs("gone", watcher=9, index="41", **told) == []
-    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n0"}) == []
-    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n2"}) != []
-    assert machine.occurs("gone", watcher=9, index="50", **told) != []
+    assert machine.occurs("gone", watcher=9, entry="41", **told) == []
+    assert machine.occurs("gone", watcher=9, entry="41", **told | {"node": "n0"}) == []
+    assert machine.occurs("gone", watcher=9, entry="41", **told | {"node": "n2"}) != []
+    assert machine.occurs("gone", watcher=9, entry="50", **told) != []
     assert machine.verdicts() == ["acted upon"] * 3
 
 

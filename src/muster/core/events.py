@@ -582,8 +582,8 @@ def _place_of(active: Active, out: Values) -> Place | None:
         return (active.generation, "ended")
     if active.event.watcher == MEMBERSHIP_WATCHER:
         values = dict(out)
-        index = values.get("index", "")
-        return (int(index), values.get("node", "")) if index.isdecimal() and len(index) < 20 else None
+        entry = values.get("entry", "")
+        return (int(entry), values.get("node", "")) if entry.isdecimal() and len(entry) < 20 else None
     return None
 
 

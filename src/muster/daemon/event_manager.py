@@ -42,13 +42,14 @@ from muster.records.limits import shown
 from muster.records.messages import CommandState, OperationRequest
 
 MAXIMUM_WATCHERS = 24
-MAXIMUM_UNFETCHED = 4096
+MAXIMUM_UNFETCHED = 4096  # beside what is active
 MAXIMUM_NAMED_EVENTS = 256
 OPERATION_TIMEOUT_S = 10.0
 SHOWN_OCCURRENCES = 256  # of a node, in an answer
 SHOWN_COMMANDS = 64
 WHERE = "query watcher"
 US_PER_S = 1_000_000
+LINGER_S = 10.0  # of the built-in watcher process when nothing needs it any more
 
 Document = dict[str, Any]
 Operate = Callable[[str, OperationRequest, float], Coroutine[Any, Any, Reply | None]]
@@ -64,9 +65,9 @@ class _Stream:
         self.arrived = asyncio.Event()
         self.overrun = False
 
-    def offer(self, line: Document) -> None:
+    def offer(self, line: Document, limit: int = MAXIMUM_UNFETCHED) -> None:
         """Queue a line; a watcher that reads no more is given up."""
-        if len(self.lines) >= MAXIMUM_UNFETCHED:
+        if len(self.lines) >= limit:
             self.overrun = True
         else:
             self.lines.append(line)
@@ -89,6 +90,7 @@ class EventManager:
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
         self._has_watcher: bool | None = None  # an earlier daemon may have had one
+        self._lingering: asyncio.TimerHandle | None = None  # until it is ended
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self.commands = CommandLog()
@@ -107,6 +109,8 @@ class EventManager:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._lingering is not None:
+            self._lingering.cancel()
         for task in self._requests.values():
             task.cancel()
 
@@ -257,9 +261,24 @@ class EventManager:
     def _want_watcher(self) -> None:
         """The built-in watcher process runs while there is something for it to detect."""
         needed = any(active.event.watcher in PROCESS_WATCHERS for active in self._machine.active.values())
-        if needed != self._has_watcher and self._runner is not None:
-            self._has_watcher = needed
-            self._runner.want_watcher(needed)
+        if needed and self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        if self._has_watcher and not needed:
+            # a service that restarts needs it again at once, and the end of its next program is to be told at once
+            self._lingering = self._lingering or self._loop.call_later(LINGER_S, self._end_watcher)
+        elif needed != self._has_watcher:
+            self._tell_runner(needed)
+
+    def _end_watcher(self) -> None:
+        self._lingering = None
+        if not self._stopped:
+            self._tell_runner(False)
+
+    def _tell_runner(self, needed: bool) -> None:
+        assert self._runner is not None
+        self._has_watcher = needed
+        self._runner.want_watcher(needed)
 
     def _read_clock(self) -> None:
         self._timer = None
@@ -295,9 +314,10 @@ class EventManager:
                     raise AssertionError(f"nobody carries out {type(effect).__name__}")
 
     def _offer(self, watcher: int, line: Document) -> None:
+        limit = MAXIMUM_UNFETCHED + 2 * len(self._machine.active)  # all that is active is asked for at once
         for stream in self._streams.values():
             if stream.number == watcher:
-                stream.offer(line)
+                stream.offer(line, limit)
 
     def _run(self, effect: events.RunAction) -> None:
         assert self._runner is not None
