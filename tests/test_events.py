@@ -316,7 +316,7 @@ GONE = EventDefinition("gone", "membership", (("state", "inactive"),), action=("
 def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_is_asked_for() -> None:
     assert problem_of_event(GONE) == ""
     machine = Machine(GroupDefinition("g", (GONE,)))
-    assert watched(machine.step(WatcherCame(2, "", frozenset({"gone"}), members=True))) == []
+    assert watched(machine.step(WatcherCame(2, "", frozenset({"gone"}), members=-1))) == []
     machine.database.index = 40
     watch, other, members = machine.follow()
     assert watched([watch, other]) == ["gone", "gone"]
@@ -330,9 +330,10 @@ def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_i
     assert isinstance(members, Members)
     assert members.snapshot.members[1] == ("n1", "inactive", 7)
     # one that begins anew hears again what others may have had no time to tell of
-    effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=True))
-    assert [each.snapshot.index for each in effects if isinstance(each, Members)] == [40, 41]
-    assert isinstance(effects[0], Watch)
+    for known, told in ((0, [40, 41]), (40, [41]), (41, [41]), (-1, [41]), (None, [])):
+        effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=known))
+        assert [each.snapshot.index for each in effects if isinstance(each, Members)] == told
+        assert isinstance(effects[0], Watch)
 
 
 def test_p8_8_a_daemon_that_begins_hears_of_what_changed_while_there_was_none() -> None:

@@ -27,7 +27,7 @@ class AsyncWatcher:
 
     def __init__(self, path: str, name: str, events: Iterable[str], reconnect_s: float, *, members: bool) -> None:
         self._path, self._reconnect_s = path, reconnect_s
-        self._request = watcher_request(name, events, members=members)
+        self._name, self._events = name, list(events)
         self._members = Members()
         self._orders = Orders(self._members if members else None)
         self._streams: Streams | None = None
@@ -134,7 +134,8 @@ class AsyncWatcher:
         try:
             async with asyncio.timeout(timeout_s):
                 self._streams = await connect(self._path)
-                first = (await ask(self._streams, self._request))["result"]
+                request = watcher_request(self._name, self._events, self._orders.entry)
+                first = (await ask(self._streams, request))["result"]
         except (OSError, TimeoutError) as error:
             self._close_streams()
             raise unreachable(self._path, error, timeout_s) from error

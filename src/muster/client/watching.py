@@ -49,23 +49,25 @@ class Change(NamedTuple):
 
 
 class Members:
-    """How the nodes stand, and how they got there: each change once, also across connections (P8.8). Pure."""
+    """How the nodes stand, and how they got there: each change once, also across connections (P8.8). Pure.
 
-    def __init__(self) -> None:
+    Changes after entry `since` are told, if the daemon still knows them; -1: after the first connection.
+    """
+
+    def __init__(self, since: int = -1) -> None:
         self.known: dict[str, tuple[str, int]] = {}  # state and incarnation of each node
         self.changes: deque[Change] = deque(maxlen=MAXIMUM_CHANGES)  # not taken yet, oldest first
         self.is_current = False  # this connection has told how the nodes stand
-        self._index = -1
+        self.index = since
 
     def take(self, index: int, members: Mapping[str, Iterable[Any]]) -> None:
         """The nodes' states as of an entry: what differs from what was known has changed since."""
         self.is_current = True
-        if index <= self._index:
+        if index <= self.index:
             return  # told again by a connection that has just begun
-        is_first, self._index = self._index < 0, index
-        before = self.known
+        before, self.index = self.known, index
         self.known = {str(node): (str(state), int(incarnation)) for node, (state, incarnation) in members.items()}
-        for node, (state, incarnation) in () if is_first else sorted(self.known.items()):
+        for node, (state, incarnation) in sorted(self.known.items()) if before else ():
             previous, earlier = before.get(node, ("inactive", 0))
             if state != previous or (incarnation != earlier and state != "inactive"):
                 self.changes.append(Change(index, node, state, previous, incarnation))
@@ -78,6 +80,11 @@ class Orders:
         self.asked: dict[str, Asked] = {}
         self.members = members
         self._stale: set[str] = set()  # asked for before the connection broke, and not yet again
+
+    @property
+    def entry(self) -> int | None:
+        """Up to where the nodes' states are known; None if they are not wanted."""
+        return None if self.members is None else self.members.index
 
     def begin(self) -> None:
         """A connection begins: it repeats everything."""
@@ -107,7 +114,7 @@ class Orders:
         return False
 
 
-def watcher_request(name: str, events: Iterable[str], *, members: bool = False) -> Document:
+def watcher_request(name: str, events: Iterable[str], members: int | None = None) -> Document:
     """The request that connects a watcher. Raises `ValueError`."""
     found = list(events)
     if not name and not found:
@@ -205,7 +212,7 @@ class Watcher:
         `Unreachable`.
         """
         self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
-        self._request = watcher_request(name, events, members=members is not None)
+        self._name, self._events = name, list(events)
         self._orders = Orders(members)
         self._stream: _Lines | None = None
         self._calls: _Lines | None = None
@@ -301,8 +308,9 @@ class Watcher:
 
     def _connect(self, timeout_s: float) -> None:
         try:
+            request = watcher_request(self._name, self._events, self._orders.entry)
             self._stream = _Lines(self._path, timeout_s)
-            first = self._stream.ask(self._request)
+            first = self._stream.ask(request)
         except OSError as error:
             self.close()
             raise unreachable(self._path, error, timeout_s) from error

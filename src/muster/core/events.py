@@ -84,7 +84,7 @@ class WatcherCame(Struct, frozen=True):
     watcher: int
     name: str
     events: frozenset[str] = frozenset()
-    members: bool = False  # it wants to hear of the nodes' states too (P8.8)
+    members: int | None = None  # it wants the nodes' states, after this entry; -1: from now on; None: not (P8.8)
 
 
 class WatcherWent(Struct, frozen=True):
@@ -291,9 +291,9 @@ class EventManager:
                 self._clock = (weekday, minute)
                 self._settle()
             case WatcherCame(watcher=number, name=name, events=events, members=members):
-                self._watchers[number] = _Watcher(name, events, members, {})
+                self._watchers[number] = _Watcher(name, events, members is not None, {})
                 self._settle()
-                self._effects += [Members(number, each) for each in self._snapshots if members]
+                self._effects += [Members(number, each) for each in self._snapshots_after(members)]
             case WatcherWent(watcher=number):
                 self._watchers.pop(number, None)
             case Occurred():
@@ -319,8 +319,8 @@ class EventManager:
     def _tell_members(self, database: Database) -> None:
         """Tell the watchers that want it how the nodes stand, if that has changed (P8.8)."""
         members = tuple(
-            (database.name_of(member.node), str(member.state), member.incarnation)
-            for member in database.members.values()
+            (database.name_of(node), str(member.state), member.incarnation)
+            for node, member in sorted(database.members.items())
         )
         if self._snapshots and self._snapshots[-1].members == members:
             return
@@ -356,6 +356,13 @@ class EventManager:
                 if name not in watcher.watched:
                     watcher.watched[name] = active
                     self._effects.append(Watch(number, name, active.event.parameters, active.environment))
+
+    def _snapshots_after(self, entry: int | None) -> list[Snapshot]:
+        """What a watcher that has just come is told of the nodes: all that it may not know, at least the newest."""
+        if entry is None or not self._snapshots:
+            return []
+        *past, newest = self._snapshots
+        return [*(each for each in past if 0 <= entry < each.index), newest]
 
     def _due(self, database: Database) -> dict[str, Active]:
         """The events of the groups that are enabled here (P8.4)."""

@@ -2,7 +2,7 @@
 
 Theory of operation. A watcher connects with the streaming request
 
-    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID, "members": false}}
+    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID, "members": null}}
 
 and is asked to detect the active events that name it as their watcher, and those that it names itself. The first line
 of the answer holds its `token`; each further one asks it to detect an event, or to stop:
@@ -10,7 +10,7 @@ of the answer holds its `token`; each further one asks it to detect an event, or
     {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
     {"unwatch": "disk-full"}
     {"settled": true}            once, after all that is active as it connects
-    {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     if it wants `members`: how the nodes stand (P8.8)
+    {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     how the nodes stand after entry `members` (P8.8)
 
 On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {},
 "in": {}}}`, and hears what was made of each; `in` is as it was asked, and may be left out (P8.6). A stream that ends,
@@ -360,9 +360,9 @@ def _texts(document: Document) -> events.Values:
     return tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in document.items())
 
 
-def _checked(arguments: Document) -> tuple[str, list[str], int, bool]:
+def _checked(arguments: Document) -> tuple[str, list[str], int, int | None]:
     name, named, process = arguments.get("name", ""), arguments.get("events", []), arguments.get("process", 0)
-    members = arguments.get("members", False)
+    members = arguments.get("members")
     unknown = sorted(arguments.keys() - {"name", "events", "process", "members"})
     if unknown:
         raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process, members")
@@ -376,6 +376,6 @@ def _checked(arguments: Document) -> tuple[str, list[str], int, bool]:
         raise ControlRefused(f"it needs a name, or up to {MAXIMUM_NAMED_EVENTS} events", WHERE, "give either")
     if not isinstance(process, int) or isinstance(process, bool):
         raise ControlRefused("`process` must be a number", WHERE, "send the id of the process")
-    if not isinstance(members, bool):
-        raise ControlRefused("`members` must be true or false", WHERE, "send true to hear how the nodes stand")
+    if members is not None and (type(members) is not int or not -1 <= members < 1 << 63):
+        raise ControlRefused("`members` must be an entry, or null", WHERE, "send -1 to hear how the nodes stand")
     return name, named, process, members

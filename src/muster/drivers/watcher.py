@@ -64,6 +64,7 @@ def run_watcher(
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     signal.set_wakeup_fd(-1)  # shared with the runner
     restore_default_signals()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a daemon that has gone is an error of the call, not this one's end
     signal.signal(LEASH_SIGNAL, lambda _number, _frame: os._exit(1))
     leash.bind(runner)
     adopt_orphans()
@@ -86,7 +87,7 @@ class Membership:
     """The nodes' states, and what is still to be told of them: both outlast a connection (P8.8)."""
 
     def __init__(self) -> None:
-        self.members = Members()
+        self.members = Members(since=0)  # what one before this had no time to tell is known already if it had
         self._untold: deque[tuple[str, Change]] = deque(maxlen=MAXIMUM_UNTOLD)
 
     def tell(self, watcher: Watcher) -> bool:
@@ -269,6 +270,7 @@ class BuiltIn:
             if subject.ended is not None:
                 self._watcher.occurred(event, **subject.ended)
             subject.ended = None
+            self._programs.pop(_program_of(subject.asked), None)  # the runner may tell twice: now, and when asked
         except Refused as refused:  # which is the last word only if the event is not to be watched for any more
             say(f"muster watcher process: {event}: {refused}")
             self._later(event, subject, boottime_us() + _LOOK_MS * US_PER_MS)
