@@ -353,6 +353,57 @@ def _verdict(watcher: Any, event: str) -> str:
         return ""  # it knows of the event once its replica is confirmed
 
 
+def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(cluster: Cluster) -> None:
+    go, record = cluster.directory / "go", cluster.directory / "record"
+    mark = f"1007.{os.getpid()}"
+    cluster.apply(
+        f"""
+        [[service]]
+        name = "kept"
+        run = ["/bin/sh", "-c", "echo up; exec sleep {mark}"]
+        allowable_nodes = ["n1"]
+        on_failure = ["/bin/sh", "-c", "echo paged >> {record}"]
+        [[event_group]]
+        name = "g"
+        nodes = ["n1"]
+        [[event_group.event]]
+        name = "long"
+        action = ["/bin/sh", "-c", "until test -e {go}; do sleep 0.05; done; echo done"]
+        debounce = "1h"
+        """
+    )
+    cluster.registered("kept")
+    os.kill(program(mark), signal.SIGKILL)
+    wait("the page", record.exists)
+    directory = cluster.dev.directory
+    with watch(events=["long"], node="n1", directory=directory, reconnect_s=DEADLINE_S) as watcher:
+        wait("the order", lambda: watcher.wait(1.0) or watcher.asked)
+        assert watcher.occurred("long") == "acted upon"
+        wait("its records", lambda: b'"running"' in (directory / "nodes" / "n1" / "event-history").read_bytes())
+        before = cluster.occurrences("long") + cluster.occurrences("kept:exit")
+        logged = cluster.dev.json("service", "log", "kept")["commands"]
+        assert [each["action"] for each in logged] == ["start", "exit"]
+        (daemon,) = daemons_of(cluster, "n1")
+        os.kill(daemon, signal.SIGKILL)
+        after = wait("the next daemon", lambda: cluster.occurrences("long")) + cluster.occurrences("kept:exit")
+        assert [{**each, "at_s": 0} for each in after] == [{**each, "at_s": 0} for each in before]
+        assert [each["result"] for each in after] == ["running", "succeeded"]
+        assert [round(now["at_s"] - then["at_s"], 1) for now, then in zip(after, before, strict=True)] == [0, 0]
+        assert cluster.dev.json("service", "log", "kept")["commands"] == logged
+        # what was acted upon still counts, and what was told of the program is not acted upon again
+        assert wait("the next daemon", lambda: _verdict(watcher, "long")) == "debounced"
+    # it ends while no daemon listens
+    (daemon,) = daemons_of(cluster, "n1")
+    os.kill(daemon, signal.SIGKILL)
+    go.touch()
+    wait("the end of the action", lambda: [each["result"] for each in cluster.occurrences("long")] == ["succeeded", ""])
+    assert len(cluster.occurrences("kept:exit")) == 1
+    assert record.read_text() == "paged\n"
+    wait("all nodes", lambda: not cluster.query("event_history")["unanswered"])
+    for name in ("event-history", "command-history"):
+        assert (directory / "nodes" / "n1" / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_a_wrapped_script_is_a_watcher_and_its_lines_are_occurrences(cluster: Cluster) -> None:
     cluster.apply(
         '[[event_group]]\nname = "g"\non_master = true\n[[event_group.event]]\nname = "e"\nin = {word = "hello"}\n'

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -18,6 +19,8 @@ from muster.core.events import (
     Happening,
     Members,
     Occurred,
+    Occurrence,
+    Remembered,
     ReplicaChanged,
     RequestOperation,
     RunAction,
@@ -290,6 +293,62 @@ def test_p8_7_a_service_on_another_node_is_none_of_this_nodes_business() -> None
     assert machine.registers(definition, 5, node=1) == []
     assert machine.occurs("web:exit", watcher=9, **KILLED) == []
     assert machine.verdicts() == ["not enabled"]
+
+
+def test_p8_9_a_daemon_that_begins_goes_on_with_what_was_under_way() -> None:
+    command = EventDefinition("c", "disk", action=("/bin/page",), debounce_ms=10_000)
+    restart = EventDefinition("r", "disk", action=("muster:restart", "web"))
+    groups = GroupDefinition("g", (command, restart))
+    before = Machine(groups)
+    before.registers(WEB, 5)
+    before.occurs("r")
+    before.occurs("web:exit", watcher=9, **KILLED)
+    for event in ("r", "c", "c"):
+        before.now_us += 20_000 * MS
+        before.occurs(event)
+    past = [msgspec.json.decode(msgspec.json.encode(each), type=Occurrence) for each in before.inner.history]
+    first, exited, again, ended, running = past
+    assert {each.result for each in past} == {"running"}
+    lost = Occurrence(1, 5, "c", "g", (), (), "acted upon", ("/bin/page",), "running")
+    after = Machine(groups)
+    after.now_us = before.now_us + 1
+    after.inner = EventManager(0, 7, after.now_us)
+    effects = after.step(
+        Remembered((lost, *past), frozenset({running.number}), (ActionEnded(ended.number, True, "ended"),))
+    )
+    # built-in ones are asked again, each as one and the same request
+    asked = [each for each in effects if isinstance(each, RequestOperation)]
+    own = [f"event-0-7-{each.number}" for each in (first, again)]
+    assert [each.identity for each in asked] == [own[0], "exit-3-5", own[1]]
+    assert lost.result == "unknown"
+    assert [each.result for each in past] == ["running", "running", "running", "succeeded", "running"]
+    assert exited.place == (5, "ended")
+    assert set(after.inner.changed) == {1, ended.number}
+    after.step(ActionEnded(running.number, False, "ended with status 1"))
+    assert running.result == "failed"
+    # it knows what was acted upon
+    after.step(WatcherCame(1, "disk"))
+    after.step(WatcherCame(9, "built-in"))
+    after.database = before.database
+    after.follow()
+    assert after.occurs("web:exit", watcher=9, **KILLED) == []
+    assert after.inner.answer == (0, "known already")
+    after.occurs("c")
+    assert after.inner.answer[1] == "debounced"
+
+
+def test_p8_9_the_end_of_a_program_whose_action_has_an_unknown_result_is_acted_upon_when_it_is_told_again() -> None:
+    machine = Machine()
+    machine.inner = EventManager(0, 7, 100)
+    about = (("service", "web"), ("generation", "5"))
+    past = Occurrence(3, 5, "web:exit", "service/web", about, (), "acted upon", ("/bin/page",), "running")
+    past.place = (5, "ended")
+    machine.step(Remembered((past,)))
+    assert (past.result, past.detail) == ("unknown", "the daemon was restarted")
+    machine.step(WatcherCame(9, "built-in"))
+    machine.registers(replace(WEB, on_failure=("/bin/page",)), 5)
+    (action,) = machine.occurs("web:exit", watcher=9, **KILLED)
+    assert isinstance(action, RunAction)
 
 
 def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_the_administrators() -> None:

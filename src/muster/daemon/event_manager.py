@@ -22,10 +22,12 @@ Bounded: watchers, what a watcher has not fetched, parameters, the history.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,8 +36,11 @@ from muster.client.watching import UNKNOWN_WATCHER
 from muster.core import events
 from muster.core.effects import Reply, RunCommand
 from muster.core.node import Node
+from muster.daemon import command_log, event_history
 from muster.daemon.command_log import CommandLog
 from muster.daemon.control import ControlRefused
+from muster.daemon.event_history import EventHistory
+from muster.daemon.kept_history import KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.events import PROCESS_WATCHERS, EventDefinition
 from muster.records.limits import shown
@@ -78,7 +83,7 @@ class EventManager:
     """Drives the machine of one node. `operate` and `note` are the daemon's."""
 
     def __init__(
-        self, node: Node, operate: Operate, note: Callable[[str, str], None], clock_us: Callable[[], int]
+        self, node: Node, operate: Operate, note: Callable[[str, str], None], clock_us: Callable[[], int], home: Path
     ) -> None:
         self._node, self._operate, self._note, self._clock_us = node, operate, note, clock_us
         # above what an earlier daemon of this incarnation has counted: it did not count one every microsecond
@@ -93,20 +98,37 @@ class EventManager:
         self._lingering: asyncio.TimerHandle | None = None  # until it is ended
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
-        self.commands = CommandLog()
+        self._history = EventHistory(self._kept(home / event_history.FILE_NAME), node.incarnation)
+        self.commands = CommandLog(self._kept(home / command_log.FILE_NAME))
+
+    def _kept(self, path: Path) -> KeptHistory:
+        def trouble(why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._note, "history not kept", why)
+
+        return KeptHistory(path, trouble)
 
     # ---- the daemon's side ----------------------------------------------------------------------------------------
 
     def start(self, runner: RunnerClient) -> None:
-        """Begin, with what the runner remembers of programs that ended while no daemon listened."""
+        """Begin, with what was recorded before, and what the runner remembers of it (P8.9)."""
         self._runner = runner
+        for ended in runner.ended_early:
+            self.command_ended(ended)
         for exited in runner.exited.values():
             self.program_exited(exited)
+        acts = tuple(
+            events.ActionEnded(each.generation, each.succeeded, each.detail) for each in runner.acts_ended_early
+        )
+        past = self._history.read(self._clock_us())
+        self._step(events.Remembered(past, frozenset(runner.acts_at_work), acts))
         self.replica_advanced()
 
     def stop(self) -> None:
         """The daemon ends: watchers connect again to the next one, which hears of every exit anew."""
         self._stopped = True
+        self._history.close()
+        self.commands.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._lingering is not None:
@@ -122,8 +144,8 @@ class EventManager:
 
     def program_exited(self, exited: ProgramExited) -> None:
         """The runner tells of the end of a supervised program, for the history: the watcher tells of the event."""
-        self.commands.exited(exited)
-        self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
+        if self.commands.exited(exited, self._clock_us()):
+            self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
 
     def command_ended(self, ended: CommandEnded) -> None:
         """The runner tells of an attempt of a command, for the history."""
@@ -225,15 +247,8 @@ class EventManager:
     def history(self) -> list[Document]:
         """Every occurrence that this node remembers, oldest first; times by the clock of people."""
         offset_s = time.time() - self._clock_us() / US_PER_S
-        return [
-            {
-                "node": self._node.setup.name, "number": each.number, "at_s": offset_s + each.at_us / US_PER_S,
-                "event": each.event, "group": each.group, "in": dict(each.parameters), "out": dict(each.out),
-                "verdict": each.verdict, "action": list(each.action), "result": each.result, "detail": each.detail,
-                "took_ms": max(0, each.ended_us - each.at_us) // 1000,
-            }
-            for each in self._machine.history
-        ]  # fmt: skip
+        name = self._node.setup.name
+        return [event_history.described(each, name, offset_s) for each in self._machine.history]
 
     async def answer(self, question: str, subject: str) -> Document:
         """What this node itself knows. Raises `ControlRefused`."""
@@ -294,7 +309,11 @@ class EventManager:
     def _step(self, happened: events.Happening) -> None:
         if self._stopped:
             return
-        for effect in self._machine.step(happened, self._clock_us()):
+        effects = self._machine.step(happened, self._clock_us())
+        if self._machine.changed:
+            self._history.keep(self._machine.changed.values(), self._clock_us())
+            self._machine.changed.clear()
+        for effect in effects:
             match effect:
                 case events.Watch(watcher=watcher, event=event):
                     line = {"watch": event, "in": dict(effect.parameters), "environment": dict(effect.environment)}
