@@ -374,12 +374,13 @@ def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(
     )
     cluster.registered("kept")
     os.kill(program(mark), signal.SIGKILL)
-    wait("the page", record.exists)
+    wait("the page", lambda: [each["result"] for each in cluster.occurrences("kept:exit")] == ["succeeded"])
     directory = cluster.dev.directory
+    history = directory / "nodes" / "n1" / "event-history"
     with watch(events=["long"], node="n1", directory=directory, reconnect_s=DEADLINE_S) as watcher:
         wait("the order", lambda: watcher.wait(1.0) or watcher.asked)
         assert watcher.occurred("long") == "acted upon"
-        wait("its records", lambda: b'"running"' in (directory / "nodes" / "n1" / "event-history").read_bytes())
+        wait("its record", lambda: b'"long"' in history.read_bytes() and b'"succeeded"' in history.read_bytes())
         before = cluster.occurrences("long") + cluster.occurrences("kept:exit")
         logged = cluster.dev.json("service", "log", "kept")["commands"]
         assert [each["action"] for each in logged] == ["start", "exit"]
@@ -392,6 +393,7 @@ def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(
         assert cluster.dev.json("service", "log", "kept")["commands"] == logged
         # what was acted upon still counts, and what was told of the program is not acted upon again
         assert wait("the next daemon", lambda: _verdict(watcher, "long")) == "debounced"
+    wait("its record", lambda: b'"debounced"' in history.read_bytes())
     # it ends while no daemon listens
     (daemon,) = daemons_of(cluster, "n1")
     os.kill(daemon, signal.SIGKILL)
