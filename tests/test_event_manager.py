@@ -1,8 +1,10 @@
 """Events on real daemons: crashes, checks, groups, foreign watchers, actions (SPEC 5, 6.6, PROTOCOL 8)."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -182,6 +184,33 @@ def test_p8_1_the_end_of_a_program_is_acted_upon_once_whatever_is_killed_with_it
     cluster.registered("once", found["generation"])
     exits = [each for each in cluster.occurrences("once:exit") if each["in"]["generation"] == str(found["generation"])]
     assert [(each["node"], each["verdict"], each["result"]) for each in exits] == [("n1", "acted upon", "succeeded")]
+
+
+def test_p8_1_no_number_of_other_clients_keeps_the_end_of_a_program_from_being_told(cluster: Cluster) -> None:
+    mark = f"1008.{os.getpid()}"
+    cluster.apply(f'[[service]]\nname = "crowded"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n1"]\n')
+    generation = cluster.registered("crowded")["generation"]
+    home = cluster.dev.directory / "nodes" / "n1"
+    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher", "n1"))
+    with contextlib.ExitStack() as held:
+        for number in range(80):
+            if number == 75:
+                os.kill(watcher, signal.SIGKILL)  # the next one has to find a place, and this one's is taken
+            connection = held.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(os.fspath(home / "control.sock"))
+            connection.send(b"{")
+        wait("a full socket", lambda: _is_full(home))
+        os.kill(program(mark), signal.SIGKILL)
+        cluster.registered("crowded", generation)
+    wait("all nodes", lambda: not cluster.query("event_history")["unanswered"])
+
+
+def _is_full(home: Path) -> bool:
+    try:
+        ControlClient(home / "control.sock", 5.0).query("status")
+    except MusterError as error:
+        return "clients are connected already" in str(error)
+    return False
 
 
 GONE = """
