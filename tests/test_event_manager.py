@@ -165,6 +165,21 @@ def test_p8_1_a_program_that_ends_while_no_daemon_listens_is_acted_upon_by_the_n
     assert (exit_["result"], exit_["in"]["generation"]) == ("succeeded", str(generation))
 
 
+def test_p8_7_programs_that_crash_together_are_all_restarted(cluster: Cluster) -> None:
+    names = [f"together{number}" for number in range(4)]
+    marks = {name: f"1009{number}.{os.getpid()}" for number, name in enumerate(names)}
+    tables = [
+        f'[[service]]\nname = "{name}"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n1"]\n'
+        for name, mark in marks.items()
+    ]
+    cluster.apply("".join(tables))
+    generations = {name: cluster.registered(name)["generation"] for name in names}
+    for pid in [program(mark) for mark in marks.values()]:
+        os.kill(pid, signal.SIGKILL)
+    for name in names:
+        cluster.registered(name, generations[name])
+
+
 @pytest.mark.parametrize("victims", ["watcher", "daemon and watcher", "keeper"])
 def test_p8_1_the_end_of_a_program_is_acted_upon_once_whatever_is_killed_with_it(
     cluster: Cluster, victims: str

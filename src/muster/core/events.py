@@ -490,8 +490,9 @@ class EventManager:
                 occurrence.result = "waiting"
                 occurrence.identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
                 if event.watcher == PROGRAM_WATCHER:
-                    identity = f"exit-{active.uid}-{active.generation}"  # asked twice, by two daemons, it is done once
-                    occurrence.identity = identity
+                    # Asked twice, by two daemons, it is done once. Services that were defined together share uid and
+                    # generation, so only with its name is it the request of this one.
+                    occurrence.identity = f"exit-{active.uid}-{active.generation}-{active.service}"
                 self._waiting.append((occurrence, active))
 
     def _acted(self, event: EventDefinition) -> deque[int]:
