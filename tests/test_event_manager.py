@@ -456,14 +456,15 @@ def test_a_wrapped_script_is_a_watcher_and_its_lines_are_occurrences(cluster: Cl
         'out = ["said", "output"]\naction = ["/bin/echo", "{out.said}"]\n'
     )
     master = cluster.query("status")["master"]
-    script = 'echo "said=$MUSTER_IN_WORD"; sleep 100'
+    script = 'head -c 200000 /dev/zero | tr "\\0" x; echo; echo "said=$MUSTER_IN_WORD"; sleep 100'
     process = subprocess.Popen(
         [sys.executable, "-m", "muster.ui.command_line", "watcher", "run", "--node", master, "--event", "e", "--lines",
          "--", "/bin/sh", "-c", script],
         env=os.environ | {"MUSTER_DIR": str(cluster.dev.directory)}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        (found, *_) = wait("an occurrence", lambda: cluster.occurrences("e"))
+        long, found = wait("two occurrences", lambda: (both := cluster.occurrences("e"))[1:] and both)
+        assert set(long["out"]["output"]) == {"x"}  # it is cut off, and the next line is one of its own
         assert (found["node"], found["out"]["said"]) == (master, "hello")
         assert found["action"] == ["/bin/echo", "hello"]
         listed = cluster.dev.json("event", "list")
