@@ -15,8 +15,8 @@ from muster.core.events import (
     ClockRead,
     Effect,
     EventManager,
-    Exited,
     Happening,
+    Members,
     Occurred,
     ReplicaChanged,
     RequestOperation,
@@ -69,6 +69,7 @@ class Machine:
         self.now_us = 1_000_000
         self.database = database(*groups)
         self.step(WatcherCame(1, "disk"))
+        self.step(WatcherCame(9, "built-in"))
 
     def step(self, happened: Happening) -> list[Effect]:
         """One step at the present time."""
@@ -223,22 +224,63 @@ def test_p8_6_a_watcher_is_heard_about_what_it_was_asked_for_only() -> None:
     assert machine.verdicts() == ["not enabled", "acted upon", "not enabled"]
 
 
+WEB = Definition("web", run=("/bin/web",))
+KILLED = {"status": "was killed by SIGKILL", "output": "last words", "detail": "its program was killed by SIGKILL"}
+
+
 def test_p8_7_the_end_of_a_program_is_a_request_that_names_its_generation() -> None:
     machine = Machine()
-    # it ends while its start is being committed: it is acted upon once the service is registered
-    assert machine.step(Exited("web", 5, "was killed by SIGKILL", "last words")) == []
-    (request,) = machine.registers(Definition("web", run=("/bin/web",)), 5)
+    (watch,) = machine.registers(WEB, 5)  # and the watcher answers at once if it has ended already
+    assert isinstance(watch, Watch)
+    assert (watch.watcher, watch.event, watch.parameters) == (9, "web:exit", (("service", "web"), ("generation", "5")))
+    (request,) = machine.occurs("web:exit", watcher=9, **KILLED)
     assert isinstance(request, RequestOperation)
     assert request.operation == FailService("web", "its program was killed by SIGKILL", 5)
     assert request.identity == "exit-3-5"
     assert machine.follow() == []
     # the service has moved on: what was asked for it is void
-    assert machine.registers(Definition("web", run=("/bin/web",)), 9) == [
-        CancelAction(request.number, "web:exit", "the service has moved on")
-    ]
+    cancelled, unwatch, watch = machine.registers(WEB, 9)
+    assert cancelled == CancelAction(request.number, "web:exit", "the service has moved on")
+    assert unwatch == Unwatch(9, "web:exit")
+    assert isinstance(watch, Watch)
+    assert dict(watch.parameters)["generation"] == "9"
     machine.step(ActionEnded(request.number, False, "void"))
-    assert machine.step(Exited("web", 5, "ended with status 0", "")) == []  # late
-    assert len(machine.inner.history) == 1
+    # said late, of the program before: the parameters tell it from the present one
+    late = Occurred(9, "web:exit", tuple(KILLED.items()), (("service", "web"), ("generation", "5")))
+    assert machine.step(late) == []
+    assert machine.verdicts() == ["acted upon", "not enabled"]
+
+
+def test_p8_7_the_end_of_one_program_is_one_occurrence_however_often_it_is_told() -> None:
+    machine = Machine()
+    machine.registers(replace(WEB, on_failure=("/bin/page", "{in.service}")), 5)
+    (action,) = machine.occurs("web:exit", watcher=9, **KILLED)
+    assert isinstance(action, RunAction)
+    machine.step(ActionEnded(action.number, True, ""))
+    # the watcher process is killed: the next one is asked for the same, and tells the same
+    machine.step(WatcherWent(9))
+    assert watched(machine.step(WatcherCame(10, "built-in"))) == ["web:exit"]
+    assert machine.occurs("web:exit", watcher=10, **KILLED) == []
+    assert machine.inner.answer == (0, "known already")
+    assert machine.verdicts() == ["acted upon"]
+    # another program's end is another occurrence
+    machine.registers(replace(WEB, on_failure=("/bin/page", "{in.service}")), 6)
+    assert machine.occurs("web:exit", watcher=10, **KILLED) != []
+
+
+def test_p8_7_the_end_of_a_program_is_never_dropped_because_too_many_wait() -> None:
+    machine = Machine()
+    definitions = [Definition(f"web{number}", run=("/bin/web",)) for number in range(MAXIMUM_WAITING + 50)]
+    for definition in definitions:
+        machine.registers(definition, 5)
+    for definition in definitions:
+        machine.occurs(f"{definition.name}:exit", watcher=9, **KILLED)
+    assert set(machine.verdicts()) == {"acted upon"}
+    asked = []
+    for number in range(len(definitions)):
+        effects = machine.step(ActionEnded(machine.inner.history[number].number, True, ""))
+        asked += [effect for effect in effects if isinstance(effect, RequestOperation)]
+    assert len(asked) == len(definitions) - MAXIMUM_AT_WORK
 
 
 def test_p8_7_a_service_on_another_node_is_none_of_this_nodes_business() -> None:
@@ -246,41 +288,78 @@ def test_p8_7_a_service_on_another_node_is_none_of_this_nodes_business() -> None
     machine.step(WatcherCame(2, "check"))
     definition = Definition("web", run=("/bin/web",), check_command=("true",))
     assert machine.registers(definition, 5, node=1) == []
-    assert machine.step(Exited("web", 5, "ended with status 0", "")) == []
+    assert machine.occurs("web:exit", watcher=9, **KILLED) == []
+    assert machine.verdicts() == ["not enabled"]
 
 
 def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_the_administrators() -> None:
     machine = Machine()
-    machine.step(WatcherCame(2, "check"))
     definition = Definition("web", check_command=("/bin/probe", "a b"), check_failures=2, check_of=3)
     (watch,) = machine.registers(definition, 5)
     assert isinstance(watch, Watch)
     parameters = dict(watch.parameters)
     assert (parameters["command"], parameters["failures"], parameters["of"]) == ("/bin/probe 'a b'", "2", "3")
     assert ("MUSTER_SERVICE", "web") in watch.environment
-    assert machine.registers(definition, 6)[0] == Unwatch(2, "web:check")
+    assert machine.registers(definition, 6)[0] == Unwatch(9, "web:check")
     own = Definition(
         "web", check_command=("/bin/probe",), on_failure=("muster:restart", "{in.service}", "{out.output}")
     )
     machine.registers(own, 7)
-    (request,) = machine.occurs("web:check", watcher=2, output="no answer")
+    (request,) = machine.occurs("web:check", watcher=9, output="no answer")
     assert isinstance(request, RequestOperation)
     assert request.operation == RestartService("web", "no answer")
 
 
-def test_the_membership_watcher_tells_of_transitions_as_they_are_asked_for() -> None:
-    event = EventDefinition(
-        "gone", "membership", (("state", "inactive"),), action=("log", "{out.node}", "{out.previous}")
-    )
-    assert problem_of_event(event) == ""
-    machine = Machine(GroupDefinition("g", (event,)))
+GONE = EventDefinition("gone", "membership", (("state", "inactive"),), action=("log", "{out.node}", "{out.previous}"))
+
+
+def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_is_asked_for() -> None:
+    assert problem_of_event(GONE) == ""
+    machine = Machine(GroupDefinition("g", (GONE,)))
+    assert watched(machine.step(WatcherCame(2, "", frozenset({"gone"}), members=True))) == []
+    machine.database.index = 40
+    watch, other, members = machine.follow()
+    assert watched([watch, other]) == ["gone", "gone"]
+    assert isinstance(members, Members)
+    assert (members.watcher, members.snapshot.index) == (2, 40)
+    assert members.snapshot.members == (("n0", "joined", 7), ("n1", "joined", 7))
     assert machine.follow() == []
-    machine.database.members[1] = Member(1, NodeState.FORCED_LEAVING, 7)
-    assert machine.follow() == []
+    machine.database.index = 41
     machine.database.members[1] = Member(1, NodeState.INACTIVE, 7)
-    (action,) = machine.follow()
+    (members,) = machine.follow()
+    assert isinstance(members, Members)
+    assert members.snapshot.members[1] == ("n1", "inactive", 7)
+    # one that begins anew hears again what others may have had no time to tell of
+    effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=True))
+    assert [each.snapshot.index for each in effects if isinstance(each, Members)] == [40, 41]
+    assert isinstance(effects[0], Watch)
+
+
+def test_p8_8_a_daemon_that_begins_hears_of_what_changed_while_there_was_none() -> None:
+    machine = Machine(GroupDefinition("g", (GONE,)))
+    machine.database.index = 50
+    machine.follow()
+    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7", "index": "41"}
+    assert machine.occurs("gone", watcher=9, **told) != []
+
+
+def test_p8_8_a_change_is_one_occurrence_however_often_and_by_whomever_it_is_told() -> None:
+    machine = Machine(GroupDefinition("g", (GONE,)))
+    machine.database.event_groups.clear()
+    machine.follow()
+    machine.database.event_groups["g"] = EventGroup(GroupDefinition("g", (GONE,)), 1)
+    machine.database.index = 40
+    machine.follow()
+    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7"}
+    assert machine.occurs("gone", watcher=9, index="39", **told) == []  # it was not enabled then
+    (action,) = machine.occurs("gone", watcher=9, index="41", **told)
     assert isinstance(action, RunAction)
-    assert action.command == ("log", "n1", "forced-leaving")
+    assert action.command == ("log", "n1", "leaving")
+    assert machine.occurs("gone", watcher=9, index="41", **told) == []
+    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n0"}) == []
+    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n2"}) != []
+    assert machine.occurs("gone", watcher=9, index="50", **told) != []
+    assert machine.verdicts() == ["acted upon"] * 3
 
 
 @pytest.mark.parametrize(
@@ -289,6 +368,7 @@ def test_the_membership_watcher_tells_of_transitions_as_they_are_asked_for() -> 
         (EventDefinition("e", "disk", action=("x", "{in.path}")), "refers to {in.path}, which the event does not have"),
         (EventDefinition("e", "disk", out=("a",), action=("{out.b}",)), "it has {out.a}"),
         (EventDefinition("e", "check"), "needs parameter command"),
+        (EventDefinition("e", "program"), "is for services' own groups"),
         (EventDefinition("e", "membership", (("nodes", "n0"),)), "takes no parameter 'nodes'"),
         (EventDefinition("e", "timer", (("interval", "1s"),), out=("when",)), "fills in no 'when'"),
         (EventDefinition("e", action=("muster:explode", "web")), "the built-in ones are muster:fail"),

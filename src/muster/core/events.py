@@ -9,6 +9,10 @@ it, and told to stop when it is not active any more. Every service that is regis
 `service/NAME`: the end of its program, and its check (SPEC 5.4). Its events name the service's generation, so a restart
 begins to watch anew.
 
+Every watcher is connected, the built-in ones like foreign ones. One that begins anew is asked anew and tells again what
+holds already: that a program has ended, how nodes have changed. So those occurrences have a *place* (P8.7, P8.8), which
+makes each of them one, however often and by whomever it is told.
+
 An occurrence is recorded whatever becomes of it: acted upon, debounced, over the rate, dropped because too many wait,
 or late because the event is not active (P8.5). An action is a command of the node, or a built-in function, which is an
 ordinary operation and nothing else (P8.7).
@@ -23,7 +27,9 @@ from msgspec import Struct
 from muster.core.lease import US_PER_MS
 from muster.records.events import (
     BUILT_IN_WATCHER,
+    MEMBERSHIP_WATCHER,
     PROCESS_WATCHERS,
+    PROGRAM_WATCHER,
     REFERENCE,
     EventDefinition,
     GroupDefinition,
@@ -48,10 +54,11 @@ MAXIMUM_OUT = 32
 MAXIMUM_REMEMBERED = 20_000  # events whose last actions are known
 NEVER_US = 1 << 62
 CLOCK_US = 5_000_000  # how often windows are looked at
-PROGRAM_WATCHER, MEMBERSHIP_WATCHER = "program", "membership"  # part of the daemon; all others are connected
+MAXIMUM_SNAPSHOTS = 64  # of the nodes' states: what a watcher that begins anew can still be told
 FAILURE_POLICY = ("muster:fail", "{in.service}", "{out.detail}", "{in.generation}")
 
 Values = tuple[tuple[str, str], ...]
+Place = tuple[int, str]  # of an occurrence in the order of all of its event: one that is told again has the same
 
 
 # ---- what happens ---------------------------------------------------------------------------------------------------
@@ -77,6 +84,7 @@ class WatcherCame(Struct, frozen=True):
     watcher: int
     name: str
     events: frozenset[str] = frozenset()
+    members: bool = False  # it wants to hear of the nodes' states too (P8.8)
 
 
 class WatcherWent(Struct, frozen=True):
@@ -86,20 +94,12 @@ class WatcherWent(Struct, frozen=True):
 
 
 class Occurred(Struct, frozen=True):
-    """A watcher has detected an event."""
+    """A watcher has detected an event; `parameters` as it was asked for, where it says so."""
 
     watcher: int
     event: str
     out: Values
-
-
-class Exited(Struct, frozen=True):
-    """The supervised program of this generation of a service has ended (P8.1)."""
-
-    service: str
-    generation: int
-    status: str
-    output: str
+    parameters: Values | None = None
 
 
 class ActionEnded(Struct, frozen=True):
@@ -114,7 +114,7 @@ class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
-Happening = ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | Exited | ActionEnded | Tick
+Happening = ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | ActionEnded | Tick
 
 
 # ---- what is to be done ---------------------------------------------------------------------------------------------
@@ -134,6 +134,13 @@ class Unwatch(Struct, frozen=True):
 
     watcher: int
     event: str
+
+
+class Members(Struct, frozen=True):
+    """Tell a watcher the state of every node, as of this entry (P8.8)."""
+
+    watcher: int
+    snapshot: "Snapshot"
 
 
 class RunAction(Struct, frozen=True):
@@ -162,10 +169,17 @@ class CancelAction(Struct, frozen=True):
     reason: str
 
 
-Effect = Watch | Unwatch | RunAction | RequestOperation | CancelAction
+Effect = Watch | Unwatch | Members | RunAction | RequestOperation | CancelAction
 
 
 # ---- what it knows --------------------------------------------------------------------------------------------------
+
+
+class Snapshot(Struct, frozen=True):
+    """Name, state and incarnation of every node."""
+
+    index: int
+    members: tuple[tuple[str, str, int], ...]
 
 
 class Active(Struct, frozen=True):
@@ -198,6 +212,7 @@ class Occurrence(Struct):
 class _Watcher(Struct):
     name: str
     events: frozenset[str]
+    members: bool
     watched: dict[str, Active]
 
 
@@ -213,8 +228,8 @@ class EventManager:
         self._windows: dict[str, Window | None] = {}
         self._active: dict[str, Active] = {}
         self._watchers: dict[int, _Watcher] = {}
-        self._states: dict[int, NodeState] | None = None
-        self._exits: dict[str, Exited] = {}  # not acted upon yet
+        self._snapshots: deque[Snapshot] = deque(maxlen=MAXIMUM_SNAPSHOTS)
+        self._told: dict[str, Place] = {}  # active event -> the place of the newest occurrence that was told
         self._acted_us: dict[str, deque[int]] = {}  # event -> when it was acted upon, the newest last
         self._at_work: dict[int, Occurrence] = {}
         self._waiting: deque[tuple[Occurrence, Active]] = deque()
@@ -223,6 +238,7 @@ class EventManager:
         self._node_name = ""
         self._is_up = False
         self.history: deque[Occurrence] = deque(maxlen=CAPACITY)
+        self.answer: tuple[int, str] = (0, "")  # number and verdict of what was told last
 
     # ---- for queries ----------------------------------------------------------------------------------------------
 
@@ -274,16 +290,14 @@ class EventManager:
             case ClockRead(weekday=weekday, minute=minute):
                 self._clock = (weekday, minute)
                 self._settle()
-            case WatcherCame(watcher=number, name=name, events=events):
-                self._watchers[number] = _Watcher(name, events, {})
+            case WatcherCame(watcher=number, name=name, events=events, members=members):
+                self._watchers[number] = _Watcher(name, events, members, {})
                 self._settle()
+                self._effects += [Members(number, each) for each in self._snapshots if members]
             case WatcherWent(watcher=number):
                 self._watchers.pop(number, None)
-            case Occurred(watcher=number, event=event, out=out):
-                self._detected(number, event, out)
-            case Exited(service=service):
-                self._exits[service] = happened
-                self._act_on_exits()
+            case Occurred():
+                self._detected(happened)
             case ActionEnded():
                 self._ended(happened)
             case Tick():
@@ -293,7 +307,6 @@ class EventManager:
         return effects
 
     def _follow(self, database: Database, is_master: bool) -> None:
-        before = self._states
         own = database.member(self._node)
         self._is_up = own.incarnation == self._incarnation and own.state is NodeState.JOINED
         self._database, self._is_master = database, is_master
@@ -301,13 +314,22 @@ class EventManager:
         self._settle()
         if own.incarnation == self._incarnation and own.state in (NodeState.LEAVING, NodeState.INACTIVE):
             self._give_up("the node leaves the cluster")
-        self._states = {member.node: member.state for member in database.members.values()}
-        if before is not None:
-            for node, state in self._states.items():
-                previous = before.get(node, NodeState.INACTIVE)
-                if state is not previous:
-                    self._membership_changed(database, node, state, previous)
-        self._act_on_exits()
+        self._tell_members(database)
+
+    def _tell_members(self, database: Database) -> None:
+        """Tell the watchers that want it how the nodes stand, if that has changed (P8.8)."""
+        members = tuple(
+            (database.name_of(member.node), str(member.state), member.incarnation)
+            for member in database.members.values()
+        )
+        if self._snapshots and self._snapshots[-1].members == members:
+            return
+        snapshot = Snapshot(database.index, members)
+        self._snapshots.append(snapshot)
+        if not any(active.event.watcher == MEMBERSHIP_WATCHER for active in self._active.values()):
+            while len(self._snapshots) > 2:  # nobody will ask for what was before
+                self._snapshots.popleft()
+        self._effects += [Members(number, snapshot) for number, each in self._watchers.items() if each.members]
 
     def _settle(self) -> None:
         """Have exactly the active events watched for."""
@@ -317,6 +339,13 @@ class EventManager:
         for name, active in before.items():
             if active.service and self._active.get(name) != active:
                 self._cancel_requests(name)
+            if name not in self._active:
+                self._told.pop(name, None)
+        # What was before it was enabled is none of an event; what a daemon finds enabled as it begins was so before.
+        since = self._database.index if self._snapshots else 0
+        for name, active in self._active.items():
+            if name not in before or before[name].generation != active.generation:
+                self._told[name] = (active.generation or since, "")
         for number, watcher in self._watchers.items():
             wanted = {name: active for name, active in self._active.items() if _detects(watcher, active)}
             for name, active in list(watcher.watched.items()):
@@ -375,37 +404,21 @@ class EventManager:
 
     # ---- occurrences ----------------------------------------------------------------------------------------------
 
-    def _membership_changed(self, database: Database, node: int, state: NodeState, previous: NodeState) -> None:
-        name = database.name_of(node)
-        incarnation = str(database.member(node).incarnation)
-        out = (("node", name), ("state", str(state)), ("previous", str(previous)), ("incarnation", incarnation))
-        for active in list(self._active.values()):
-            wanted = dict(active.event.parameters)
-            fits = wanted.get("node", name) == name and wanted.get("state", str(state)) == str(state)
-            if active.event.watcher == MEMBERSHIP_WATCHER and fits:
-                self._occurred(active, out)
-
-    def _act_on_exits(self) -> None:
-        """Act on the end of each program whose service is registered with that very generation (P8.1, P8.7)."""
-        for name, exit_ in list(self._exits.items()):
-            service = self._database.services.get(name) if self._database else None
-            if self._database is not None and (service is None or service.generation > exit_.generation):
-                del self._exits[name]  # what has come since is the answer to it
-            active = self._active.get(f"{name}:exit")
-            if active is not None and active.generation == exit_.generation and name in self._exits:
-                del self._exits[name]
-                detail = f"its program {exit_.status}"
-                self._occurred(active, (("status", exit_.status), ("output", exit_.output), ("detail", detail)))
-
-    def _detected(self, number: int, event: str, out: Values) -> None:
+    def _detected(self, told: Occurred) -> None:
         """A watcher is heard about what it was asked to detect, and about nothing else (P8.6)."""
-        watcher = self._watchers.get(number)
-        active = self._active.get(event)
-        if active is None or watcher is None or event not in watcher.watched:
-            self._record(Occurrence(0, self._now_us, event[:255], "", (), _bounded(out), "not enabled"))
+        watcher, active = self._watchers.get(told.watcher), self._active.get(told.event)
+        is_asked = active is not None and watcher is not None and told.event in watcher.watched
+        if active is None or not is_asked or not _is_about(told, active):
+            self._record(Occurrence(0, self._now_us, told.event[:255], "", (), _bounded(told.out), "not enabled"))
             return
+        place = _place_of(active, told.out)
+        if place is not None:
+            if place <= self._told[told.event]:
+                self.answer = (0, "known already")
+                return
+            self._told[told.event] = place
         known = active.event.outputs
-        self._occurred(active, tuple(item for item in out if not known or item[0] in known))
+        self._occurred(active, tuple(item for item in told.out if not known or item[0] in known))
 
     def _occurred(self, active: Active, out: Values) -> None:
         """Record it; act on it unless it is too soon, too often, or too many wait (P8.5)."""
@@ -420,7 +433,8 @@ class EventManager:
             occurrence.verdict = "debounced"
         elif event.rate_count and self._is_over_rate(event, acted):
             occurrence.verdict = "over the rate"
-        elif len(self._waiting) >= MAXIMUM_WAITING:
+        elif len(self._waiting) >= MAXIMUM_WAITING and event.watcher != PROGRAM_WATCHER:
+            # the end of a program is told once, so it waits for as long as it takes: there is one a service at most
             occurrence.verdict = "too many wait"
         self._record(occurrence)
         if occurrence.verdict == "acted upon":
@@ -438,6 +452,7 @@ class EventManager:
         self._number += 1
         occurrence.number = self._number
         self.history.append(occurrence)
+        self.answer = (occurrence.number, occurrence.verdict)
 
     # ---- actions --------------------------------------------------------------------------------------------------
 
@@ -464,7 +479,7 @@ class EventManager:
             self._ended(ActionEnded(occurrence.number, False, detail))
             return
         identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
-        if active.event.name.endswith(":exit") and active.service:
+        if active.event.watcher == PROGRAM_WATCHER:
             identity = f"exit-{active.uid}-{active.generation}"  # asked twice, by two daemons, it is done once
         self._effects.append(RequestOperation(occurrence.number, identity, operation))
 
@@ -554,6 +569,22 @@ def _detects(watcher: _Watcher, active: Active) -> bool:
     if watcher.name == BUILT_IN_WATCHER and named in PROCESS_WATCHERS:
         return True
     return active.event.name in watcher.events or (bool(watcher.name) and watcher.name == named)
+
+
+def _is_about(told: Occurred, active: Active) -> bool:
+    """Whether the watcher means the event as it is now, not as it was: an earlier generation's, for instance."""
+    return told.parameters is None or dict(told.parameters) == dict(active.event.parameters)
+
+
+def _place_of(active: Active, out: Values) -> Place | None:
+    """Where an occurrence that may be told again stands among all of its event; None for all others (P8.7, P8.8)."""
+    if active.event.watcher == PROGRAM_WATCHER:
+        return (active.generation, "ended")
+    if active.event.watcher == MEMBERSHIP_WATCHER:
+        values = dict(out)
+        index = values.get("index", "")
+        return (int(index), values.get("node", "")) if index.isdecimal() and len(index) < 20 else None
+    return None
 
 
 def _bounded(values: Values) -> Values:

@@ -2,7 +2,7 @@
 
 Theory of operation. A watcher connects with the streaming request
 
-    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID}}
+    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID, "members": false}}
 
 and is asked to detect the active events that name it as their watcher, and those that it names itself. The first line
 of the answer holds its `token`; each further one asks it to detect an event, or to stop:
@@ -10,12 +10,13 @@ of the answer holds its `token`; each further one asks it to detect an event, or
     {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
     {"unwatch": "disk-full"}
     {"settled": true}            once, after all that is active as it connects
+    {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     if it wants `members`: how the nodes stand (P8.8)
 
-On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {}}}`,
-and hears what was made of each. A stream that ends, however it ends, is a watcher that is gone; it connects again.
+On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {},
+"in": {}}}`, and hears what was made of each; `in` is as it was asked, and may be left out (P8.6). A stream that ends,
+however it ends, is a watcher that is gone; it connects again.
 
-Two watchers are part of the daemon: `program` (the runner tells it of the end of supervised programs) and `membership`
-(section 3's notifications, as the replica holds them). The others that are built in connect like any other.
+No watcher is part of the daemon: those that are built in are a process that connects like any other (`watcher.py`).
 
 Bounded: watchers, what a watcher has not fetched, parameters, the history.
 """
@@ -95,7 +96,7 @@ class EventManager:
     # ---- the daemon's side ----------------------------------------------------------------------------------------
 
     def start(self, runner: RunnerClient) -> None:
-        """Begin, with what the runner remembers of programs that ended while no daemon listened (P8.1)."""
+        """Begin, with what the runner remembers of programs that ended while no daemon listened."""
         self._runner = runner
         for exited in runner.exited.values():
             self.program_exited(exited)
@@ -116,10 +117,9 @@ class EventManager:
             self._loop.call_soon(self._look)
 
     def program_exited(self, exited: ProgramExited) -> None:
-        """The runner tells of the end of a supervised program."""
+        """The runner tells of the end of a supervised program, for the history: the watcher tells of the event."""
         self.commands.exited(exited)
         self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
-        self._step(events.Exited(exited.service, exited.generation, exited.status, exited.output))
 
     def command_ended(self, ended: CommandEnded) -> None:
         """The runner tells of an attempt of a command, for the history."""
@@ -137,7 +137,7 @@ class EventManager:
 
     async def stream(self, arguments: Document, _peer: dict[str, int]) -> AsyncIterator[Document]:
         """Connect a watcher; then what it is asked to detect. Raises `ControlRefused`."""
-        name, named, process = _checked(arguments)
+        name, named, process, members = _checked(arguments)
         if len(self._streams) >= MAXIMUM_WATCHERS:
             raise ControlRefused(f"{MAXIMUM_WATCHERS} watchers are connected already", WHERE, "end one of them")
         self._numbers += 1
@@ -146,7 +146,7 @@ class EventManager:
         try:
             node = self._node
             yield {"token": stream.token, "node": node.setup.name, "incarnation": node.incarnation}
-            self._step(events.WatcherCame(stream.number, name, frozenset(named)))
+            self._step(events.WatcherCame(stream.number, name, frozenset(named), members))
             stream.offer({"settled": True})
             while not stream.overrun:
                 while stream.lines:
@@ -162,24 +162,26 @@ class EventManager:
     def occurred(self, arguments: Document) -> Document:
         """A watcher has detected an event: what was made of it. Raises `ControlRefused`."""
         where = "operation occurred"
-        token, event, out = (arguments.get(key) for key in ("token", "event", "out"))
+        token, event, out, asked = (arguments.get(key) for key in ("token", "event", "out", "in"))
         if not isinstance(token, str) or not isinstance(event, str) or not isinstance(out, dict):
             raise ControlRefused("it needs `token`, `event` and `out`", where, "send them as connected")
-        if len(arguments) > 3 or len(out) > events.MAXIMUM_OUT:
+        if not isinstance(asked, dict | None) or arguments.keys() - {"token", "event", "out", "in"}:
+            raise ControlRefused("beside them it takes `in`", where, "send it as the event was asked for")
+        if len(out) > events.MAXIMUM_OUT:
             raise ControlRefused(f"it takes `out` with at most {events.MAXIMUM_OUT} values", where, "send fewer")
         stream = self._streams.get(token)
         if stream is None:
             raise ControlRefused("no watcher is connected under this one", UNKNOWN_WATCHER, "connect again")
-        values = tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in out.items())
-        self._step(events.Occurred(stream.number, event, values))
-        newest = self._machine.history[-1]
-        if newest.verdict == "not enabled":
+        parameters = None if asked is None else _texts(asked)
+        self._step(events.Occurred(stream.number, event, _texts(out), parameters))
+        number, verdict = self._machine.answer
+        if verdict == "not enabled":
             raise ControlRefused(
                 f"event {shown(event)} is not watched for here now",
                 where,
                 "see `muster event list` for what is enabled",
             )
-        return {"occurrence": newest.number, "verdict": newest.verdict}
+        return {"occurrence": number, "verdict": verdict}
 
     # ---- queries --------------------------------------------------------------------------------------------------
 
@@ -280,6 +282,9 @@ class EventManager:
                     self._offer(watcher, line)
                 case events.Unwatch(watcher=watcher, event=event):
                     self._offer(watcher, {"unwatch": event})
+                case events.Members(watcher=watcher, snapshot=snapshot):
+                    members = {name: [state, incarnation] for name, state, incarnation in snapshot.members}
+                    self._offer(watcher, {"index": snapshot.index, "members": members})
                 case events.RunAction():
                     self._run(effect)
                 case events.RequestOperation(number=number):
@@ -327,27 +332,30 @@ def _described_event(event: EventDefinition, watching: dict[str, str]) -> Docume
     return {
         "event": event.name, "watcher": event.watcher, "in": dict(event.parameters), "out": list(event.outputs),
         "action": list(event.action), "debounce_ms": event.debounce_ms, "rate_count": event.rate_count,
-        "rate_window_ms": event.rate_window_ms, "watched_by": watching.get(event.name, _own_watcher(event)),
+        "rate_window_ms": event.rate_window_ms, "watched_by": watching.get(event.name, ""),
     }  # fmt: skip
 
 
-def _own_watcher(event: EventDefinition) -> str:
-    return "muster" if event.watcher in (events.PROGRAM_WATCHER, events.MEMBERSHIP_WATCHER) else ""
+def _texts(document: Document) -> events.Values:
+    return tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in document.items())
 
 
-def _checked(arguments: Document) -> tuple[str, list[str], int]:
+def _checked(arguments: Document) -> tuple[str, list[str], int, bool]:
     name, named, process = arguments.get("name", ""), arguments.get("events", []), arguments.get("process", 0)
-    unknown = sorted(arguments.keys() - {"name", "events", "process"})
+    members = arguments.get("members", False)
+    unknown = sorted(arguments.keys() - {"name", "events", "process", "members"})
     if unknown:
-        raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process")
+        raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process, members")
     if not isinstance(name, str) or len(name) > 64:
         raise ControlRefused("`name` must be a text of at most 64 characters", WHERE, "shorten it")
-    if name in (events.PROGRAM_WATCHER, events.MEMBERSHIP_WATCHER):
-        raise ControlRefused(f"watcher {name!r} is part of the daemon", WHERE, "choose another name")
+    if name in PROCESS_WATCHERS:
+        raise ControlRefused(f"watcher {name!r} is a built-in one", WHERE, "choose another name")
     if not isinstance(named, list) or not all(isinstance(each, str) and 0 < len(each) <= 255 for each in named):
         raise ControlRefused("`events` must be a list of names", WHERE, "name events that exist: muster event list")
     if len(named) > MAXIMUM_NAMED_EVENTS or not (name or named):
         raise ControlRefused(f"it needs a name, or up to {MAXIMUM_NAMED_EVENTS} events", WHERE, "give either")
     if not isinstance(process, int) or isinstance(process, bool):
         raise ControlRefused("`process` must be a number", WHERE, "send the id of the process")
-    return name, named, process
+    if not isinstance(members, bool):
+        raise ControlRefused("`members` must be true or false", WHERE, "send true to hear how the nodes stand")
+    return name, named, process, members

@@ -2,7 +2,16 @@
 
 import re
 
-from muster.records.events import ACTIONS, BUILT_IN, REFERENCE, EventDefinition, GroupDefinition, window_of
+from muster.records.events import (
+    ACTIONS,
+    BUILT_IN,
+    BUILT_IN_WATCHER,
+    PROGRAM_WATCHER,
+    REFERENCE,
+    EventDefinition,
+    GroupDefinition,
+    window_of,
+)
 from muster.records.limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, NAME, NAME_RULE, command_problem, shown
 from muster.records.toml_lines import duration_of
 
@@ -47,6 +56,8 @@ def problem_of_event(event: EventDefinition) -> str:
         return f"name is {shown(event.name)}: a name has {NAME_RULE}"
     if event.watcher and not NAME.fullmatch(event.watcher):
         return f"watcher is {shown(event.watcher)}: use {', '.join(BUILT_IN)}, or the name of a watcher of your own"
+    if event.watcher in (PROGRAM_WATCHER, BUILT_IN_WATCHER):
+        return f"watcher {event.watcher} is for services' own groups: use {', '.join(BUILT_IN)}, or one of your own"
     given = [key for key, _ in event.parameters]
     if problem := _problem_of_parameters(event, given):
         return problem

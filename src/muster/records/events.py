@@ -13,12 +13,13 @@ MINUTES_A_DAY = 24 * 60
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 REFERENCE = re.compile(r"\{(in|out)\.([a-z][a-z0-9_]*)\}")
 BUILT_IN = {  # watchers that every node has: what they take, and what they fill in
-    "membership": (("node", "state"), ("node", "state", "previous", "incarnation")),
+    "membership": (("node", "state"), ("node", "state", "previous", "incarnation", "index")),
     "check": (("command", "interval", "timeout", "failures", "of"), ("status", "output", "failures", "detail")),
     "process": (("pid", "pid_file"), ("pid", "detail")),
     "timer": (("interval", "at"), ("time",)),
 }
-PROCESS_WATCHERS = ("check", "process", "timer")  # those of the built-in watcher process
+PROGRAM_WATCHER, MEMBERSHIP_WATCHER = "program", "membership"  # the first for services' own groups only (SPEC 5.4)
+PROCESS_WATCHERS = ("check", "process", "timer", PROGRAM_WATCHER, MEMBERSHIP_WATCHER)  # of the built-in watcher process
 BUILT_IN_WATCHER = "built-in"  # the name under which that connects
 ACTIONS = ("muster:fail", "muster:restart", "muster:transfer", "muster:register", "muster:deregister")
 
