@@ -189,7 +189,6 @@ class Active(Struct, frozen=True):
     group: str
     service: str = ""
     generation: int = 0
-    uid: int = 0
     environment: Values = ()
 
 
@@ -337,7 +336,8 @@ class EventManager:
             return
         before, self._active = self._active, self._due(self._database)
         for name, active in before.items():
-            if active.service and self._active.get(name) != active:
+            now = self._active.get(name)
+            if active.service and (now is None or now.generation != active.generation):
                 self._cancel_requests(name)
             if name not in self._active:
                 self._told.pop(name, None)
@@ -377,7 +377,7 @@ class EventManager:
                 common = self._environment(database, service.name)
                 for event in events_of(service.definition, service.generation):
                     found[event.name] = Active(
-                        event, f"service/{service.name}", service.name, service.generation, service.uid, common
+                        event, f"service/{service.name}", service.name, service.generation, common
                     )
         return found
 
@@ -480,7 +480,8 @@ class EventManager:
             return
         identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
         if active.event.watcher == PROGRAM_WATCHER:
-            identity = f"exit-{active.uid}-{active.generation}"  # asked twice, by two daemons, it is done once
+            # Asked twice, by two daemons, it is done once. Of several services one entry may begin the generation.
+            identity = f"exit-{active.service}-{active.generation}"
         self._effects.append(RequestOperation(occurrence.number, identity, operation))
 
     def _action_environment(self, occurrence: Occurrence, active: Active) -> dict[str, str]:

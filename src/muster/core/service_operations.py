@@ -215,10 +215,18 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     runs = service.state is ServiceState.REGISTERED or (service.state is ServiceState.STARTING and operation.generation)
     if not runs or instances.is_template(service):
         return f"{service.name} is {service.state}, not registered: nothing is done"
+    if service.broken or _has_failed(service):
+        return f"{service.name} has failed already, and its failure policy is at work: nothing more is done"
     failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
     failed = replace(service, failures=failures, broken=operation.detail or "it failed")
     draft.put(failed, f"{service.name}: failed on {draft.name(service.node)}: {failed.broken}")
     return f"the failure of {service.name} is recorded: its failure policy decides"
+
+
+def _has_failed(service: Service) -> bool:
+    """Whether a failure of the present generation is recorded: one is enough, however often it is seen (P6.26)."""
+    entries = (*service.failures[-1:], *(given_up.entry for given_up in service.exhausted[-1:]))
+    return any(entry > service.generation for entry in entries)
 
 
 def _restart(service: Service, cause: str, draft: Draft) -> str:

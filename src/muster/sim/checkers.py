@@ -10,6 +10,13 @@ from typing import NamedTuple
 from muster.records.registers import Claim
 from muster.records.state import Entry, Level, Member, NodeState, Service, ServiceState, Transition, TransitionKind
 from muster.records.terms import NO_NODE, NO_TERM, Term
+from muster.sim.event_checkers import (
+    ActedOnOnce,
+    FailurePolicy,
+    WatchedWhereRegistered,
+    Watches,
+    watches_missing,
+)
 from muster.sim.history import (
     Applied,
     ClaimWritten,
@@ -534,6 +541,9 @@ Checker = (
     | NotifyElsewhere
     | RecoveryBeforeRestart
     | NoFlapping
+    | WatchedWhereRegistered
+    | ActedOnOnce
+    | FailurePolicy
     | LevelsInOrder
     | ToldFromTheStart
     | Soundness
@@ -551,6 +561,9 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     NotifyElsewhere,
     RecoveryBeforeRestart,
     NoFlapping,
+    WatchedWhereRegistered,
+    ActedOnOnce,
+    FailurePolicy,
     LevelsInOrder,
     ToldFromTheStart,
     Soundness,
@@ -583,6 +596,7 @@ class Progress:
         self._started: dict[str, int] = {}  # service -> generation of the last start command that succeeded
         self._programs: dict[tuple[int, int, int], Level] = {}  # (node, incarnation, level) that programs registered
         self._joined: set[tuple[int, int, int]] = set()  # those of them that were told of their node's join
+        self._watches = Watches()
 
     def missing(self) -> str:
         """What is not yet as it should be, or nothing."""
@@ -601,6 +615,7 @@ class Progress:
         return self._members_missing(newest.state) or self._services_missing(newest.state)
 
     def _see(self, seen: Observation) -> None:
+        self._watches.see(seen)
         match seen:
             case LifeBegan():
                 self._lives[seen.node] = seen.incarnation
@@ -671,4 +686,4 @@ class Progress:
             by_command = self._started.get(name) == service.generation
             if runs_on != service.node and (by_command or runs_on != NO_NODE):
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
-        return notify_missing(state, self._notified)
+        return notify_missing(state, self._notified) or watches_missing(state, self._watches)

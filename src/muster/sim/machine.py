@@ -90,6 +90,8 @@ class Machine:
             if which == "runner":
                 life.runner.process.kill()
                 self.world.loop.deliver_after(2 * US_PER_MS, guard.process, guard.panic, "the runner has ended")
+            elif which == "watcher":
+                life.kill_watcher()
             elif life.daemon is not None:
                 self._daemon_dies(life)
 
@@ -104,7 +106,7 @@ class Machine:
         loop.at(restart_us, loop.deliver, life.init, self.start_daemon, life)
 
     def processes(self, which: str) -> list[Process]:
-        """The processes that `which` names: `guard`, `daemon`, `runner` or `all`."""
+        """The processes that `which` names: `guard`, `daemon`, `runner`, `watcher` or `all`."""
         found = []
         if self.guard is not None and which in ("guard", "all"):
             found.append(self.guard.process)
@@ -113,6 +115,8 @@ class Machine:
                 found.append(self.life.runner.process)
             if which == "all":
                 found.append(self.life.init)
+            if self.life.watcher is not None and which in ("watcher", "all"):
+                found.append(self.life.watcher.process)
             if self.life.daemon is not None and which in ("daemon", "all"):
                 found.append(self.life.daemon.process)
         return found

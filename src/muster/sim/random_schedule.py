@@ -53,6 +53,7 @@ class _Planner:
         self.calm_us = int((6 + random.random() * 8) * US_PER_S)
         self.launching = random.random() < 0.6  # services of every sort; otherwise plain ones, and more of the rest
         self.services = [f"s{number}" for number in range(1 + int(random.random() * (6 if self.launching else 4)))]
+        self.watched = {name: random_services.watched(random) for name in self.services}
         self.steps: schedule.Schedule = []
         self.asked = 0
         self.now_us = 0
@@ -76,7 +77,7 @@ class _Planner:
         )
         settings = Settings(
             self.nodes, FAST, levels,
-            half_bytes=self._pick((9_000, 14_000, 1 << 20)),
+            half_bytes=self._pick((14_000, 20_000, 1 << 20)),
             cursed=cursed, flaky=self._pick((0.0, 0.0, 0.1, 0.3)), reboots=self._pick((0.7, 1.0)),
         )  # fmt: skip
         self._boot()
@@ -101,13 +102,16 @@ class _Planner:
         while True:
             self.now_us += self._us(10, 2 * pace_ms)
             if self.now_us >= self.calm_us - 100 * US_PER_MS:
-                return
+                break
             if self.random.random() < share:
                 self._pick(self.faults)()
-            elif self.launching and self.random.random() < 0.3:
+            elif self.random.random() < (0.3 if self.launching else 0.15):
                 self._fail()
             else:
                 self._ask(self._operation())
+        if self.random.random() < 0.5:  # one last failure, which nothing else hides
+            self.now_us = self.calm_us - self._us(1, 100)
+            self._fail()
 
     def _programs(self) -> None:
         """Programs that register levels while the cluster runs, go, come back, and take each other's place."""
@@ -159,13 +163,15 @@ class _Planner:
     def _definition(self, name: str) -> Definition:
         nodes = [f"n{node}" for node in range(self.nodes)]
         if self.launching:
-            return random_services.definition(self.random, name, nodes, self.services[: self.services.index(name)])
+            older = self.services[: self.services.index(name)]
+            made = random_services.definition(self.random, name, nodes, older)
+            return self.watched[name].applied_to(made, self.random)
         everywhere = self.random.random() < 0.6
         allowable = ("*",) if everywhere else tuple(n for n in nodes if self.random.random() < 0.7) or (nodes[0],)
         ordered = tuple(n for n in reversed(nodes) if self.random.random() < 0.4)
         refused = tuple(n for n in nodes[1:] if everywhere and self.random.random() < 0.1)
         has = self.random.random
-        return Definition(
+        made = Definition(
             name, allowable, refused, ordered,
             auto_register=has() < 0.85,
             start_command=("start",) if has() < 0.95 else (),
@@ -173,6 +179,7 @@ class _Planner:
             recovery_command=("recover",) if has() < 0.4 else (),
             start_timeout_ms=1500, stop_timeout_ms=1500, recovery_timeout_ms=1500,
         )  # fmt: skip
+        return self.watched[name].applied_to(made, self.random)
 
     def _operation(self) -> OperationRequest:
         service, draw = self._pick(self.services), self.random.random()
@@ -192,11 +199,21 @@ class _Planner:
         return EvictNode(f"n{self._node()}", "the operator wants it out")
 
     def _fail(self) -> None:
-        """The process of a service dies: wherever it is, one of these hits it."""
-        service = self._pick(self.services)
-        for node in range(self.nodes):
-            self.asked += 1
-            self._do(schedule.Fail(service, node, f"op{self.asked}"))
+        """A service fails. Often something happens to those who are to see it."""
+        self._do(schedule.FailOne(int(self.random.random() * 60), self.random.random() < 0.3))
+        if self.random.random() < 0.4:
+            self._disturb_who_sees()
+
+    def _disturb_who_sees(self) -> None:
+        deeds: tuple[schedule.Here, ...] = (
+            schedule.Kill("daemon"), schedule.Kill("watcher"), schedule.Pause("daemon", self._us(20, 700)),
+            schedule.Pause("watcher", self._us(20, 700)), schedule.Pause("runner", self._us(20, 700)),
+            schedule.Pause("all", self._us(20, 700)), schedule.PowerCut(),
+        )  # fmt: skip
+        what, deed = self._pick(("failure", "failure", "request")), self._pick(deeds)
+        self._step(self.now_us - 1, When(what, "begun", 1, deed, delay_us=self._us(0, 3)))
+        if self.random.random() < 0.3:
+            self._step(self.now_us - 1, When("request", "begun", 1, schedule.Kill("daemon"), self._node()))
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -211,10 +228,10 @@ class _Planner:
         self._do(schedule.Fence(self._node()))
 
     def _kill(self) -> None:
-        self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner")), self._node()))
+        self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner", "watcher")), self._node()))
 
     def _pause(self) -> None:
-        which = self._pick(("daemon", "daemon", "guard", "runner", "all"))
+        which = self._pick(("daemon", "daemon", "guard", "runner", "watcher", "all"))
         self._do(schedule.Pause(which, self._length_us(), self._node()))
 
     def _isolate(self) -> None:

@@ -1,6 +1,7 @@
 """Random services of every sort: groups, instances, maturity, notify, free transfers, policies (SPEC 6.2 to 6.6)."""
 
 from random import Random
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -17,11 +18,40 @@ TIMEOUT_MS = 1500
 LONGEST_HOLD_MS = 2500  # of maintenance and standby: they end by themselves, long before progress is demanded
 
 
+class Watched(NamedTuple):
+    """Who sees that a service fails; it stays so when the service is defined anew, for what runs is not started anew.
+
+    Its program is supervised; a check looks at it; what its check finds is mended by an action function.
+    """
+
+    supervised: bool
+    checked: bool
+    mended: bool
+
+    def applied_to(self, definition: Definition, random: Random) -> Definition:
+        """The definition with its program, its check and its action function."""
+        interval_ms = int(50 + random.random() * 400)
+        return replace(
+            definition,
+            run=("serve",) if self.supervised else (),
+            start_command=() if self.supervised else definition.start_command,
+            check_command=("check",) if self.checked else (), check_interval_ms=interval_ms,
+            on_failure=("mend", "{in.service}") if self.mended else (),
+        )  # fmt: skip
+
+
+def watched(random: Random) -> Watched:
+    """Who sees that one service fails."""
+    supervised, checked = random.random() < 0.6, random.random() < 0.3
+    return Watched(supervised, checked, checked and not supervised and random.random() < 0.4)
+
+
 def definition(random: Random, name: str, nodes: list[str], older: list[str]) -> Definition:
     """A service; `older` are the names of those defined before it, one of which may be its parent."""
     draw = random.random
     base = Definition(
         name,
+        environment=(("STAGE", "blue" if draw() < 0.5 else "green"),),
         auto_register=draw() < 0.85,
         start_command=("start",) if draw() < 0.9 else (),
         stop_command=("stop",) if draw() < 0.8 else (),

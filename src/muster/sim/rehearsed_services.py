@@ -61,8 +61,15 @@ def read_services(
             for action in outcomes
             if not getattr(table.definition, f"{action}_command") and not (action == "start" and table.definition.run)
         }
-        found.append(RehearsedService(replace(table.definition, **missing), outcomes))
+        found.append(RehearsedService(_supervised(replace(table.definition, **missing)), outcomes))
     return tuple(found), problems
+
+
+def _supervised(definition: Definition) -> Definition:
+    """In a rehearsal the end of every service is seen, as of a program that Muster supervises (SPEC 5.4, 8.4)."""
+    if definition.run or not definition.start_command:
+        return definition
+    return replace(definition, run=definition.start_command, start_command=())
 
 
 def _read_rehearsal(value: object, nodes: tuple[str, ...]) -> dict[str, Any]:
@@ -95,6 +102,8 @@ def _outcome(action: str, said: object) -> Outcome:
 
 def decide(services: Mapping[str, RehearsedService], node: str, command: RunCommand) -> Outcome:
     """What becomes of a command: a timeout ends it as a failure. Instances do as their service does."""
+    if command.action == "act":  # an action function, which the scenario says nothing about
+        return Outcome(DEFAULT_US, True)
     outcome = services[command.service.partition("@")[0]].outcome(command.action, node)
     limit_us = command.timeout_ms * US_PER_MS
     return outcome if outcome.duration_us <= limit_us else Outcome(limit_us, False)
