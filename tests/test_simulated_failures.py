@@ -1,4 +1,4 @@
-"""What fails in service, in the virtual world: seen by its node's watcher, acted upon once, whatever dies (SPEC 5.4)."""
+"""What fails in service, in the virtual world: its watcher sees it, it is acted upon once, whatever dies (SPEC 5.4)."""
 
 from random import Random
 
@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
-from muster.records.messages import ApplyServices, RestartDaemon
+from muster.records.messages import ApplyServices, ClearService, RestartDaemon
 from muster.records.state import Definition, Service, ServiceState
 from muster.records.timing import FAST
 from muster.sim import schedule
@@ -204,3 +204,31 @@ def test_p8_4_a_restarted_daemon_has_the_same_watched_for() -> None:
     settle(world)
     after = [seen.parameters for seen in world.history if isinstance(seen, WatchBegan) and seen.node == node]
     assert after == [*before, *before]
+
+
+def test_p6_26_a_child_that_fails_too_often_stops_with_a_cause_where_its_group_stays() -> None:
+    """It has nowhere else to go: it must not be started there again and again."""
+    child = replace(SHOP, parent="web", restarts=0)
+    world = cluster(WEB, child)
+    fail(world, "shop")
+    pass_time(world, 2000)
+    stuck = service(world, "shop")
+    assert stuck.state is ServiceState.DEREGISTERED
+    assert "muster service clear shop" in stuck.cause
+    assert service(world, "web").state is ServiceState.REGISTERED
+    assert not judge(world.history)
+    world.perform(schedule.Ask(0, "clear", ClearService("shop")))
+    pass_time(world, 500)
+    settle(world)
+    assert service(world, "shop").state is ServiceState.REGISTERED
+
+
+def test_p6_26_a_child_that_fails_too_often_takes_its_group_along_if_it_is_to() -> None:
+    child = replace(SHOP, parent="web", restarts=0, child_failure="group")
+    world = cluster(WEB, child)
+    first = service(world, "web").node
+    fail(world, "shop")
+    pass_time(world, 2000)
+    settle(world)
+    assert service(world, "web").node == service(world, "shop").node != first
+    assert service(world, "shop").state is ServiceState.REGISTERED

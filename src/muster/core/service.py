@@ -243,7 +243,7 @@ def _move_group(child: Service, round_: Round) -> bool:
     if child.definition.child_failure != "group" or not parents:
         return False
     eldest = parents[-1]
-    shunned = (*eldest.failed, *child.failed)
+    shunned = (*eldest.failed, *round_.shunned(child))
     target = round_.place(replace(eldest, origin=eldest.node, failed=shunned, target=NO_NODE))
     if target is None or target in shunned or eldest.state is not REGISTERED or eldest.intent:
         return False
@@ -372,7 +372,9 @@ def _cannot_start(service: Service, round_: Round) -> None:
     """No node is left: wait for one to come up, or say which ones have failed (SPEC 6.6, 6.7)."""
     given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
     exhausted = round_.exhausted(service)
-    if service.failed and round_.place(replace(service, failed=())) is not None:
+    if exhausted and _move_group(service, round_):
+        round_.put(given_up, "its group is to move")
+    elif service.failed and round_.place(replace(service, failed=())) is not None:
         names = ", ".join(round_.name(node) for node in service.failed)
         cause = f"start failed on {names}, and no other allowable node is up; mend it, then: muster service register"
         round_.put(replace(given_up, cause=f"{cause} {service.name}"), "start failed everywhere")

@@ -56,13 +56,15 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
     known = {config.name for config in draft.nodes.values()}
     for definition in operation.definitions:
         _check_nodes(definition, known)
+    definitions = _with_inherited_policy(operation.definitions, draft)
+    for definition in definitions:
         if (before := draft.services.get(definition.name)) is not None:
             _check_redefinition(before, definition)
     for name in operation.withdraw:
         service_named(draft, name)
     _check_groups(operation, draft)
     defined = changed = 0
-    for definition in _with_inherited_policy(operation.definitions, draft):
+    for definition in definitions:
         before = draft.services.get(definition.name)
         if before is None:
             defined += 1
@@ -80,15 +82,21 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
 
 
 def _with_inherited_policy(definitions: tuple[Definition, ...], draft: Draft) -> list[Definition]:
-    """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5)."""
-    known = {service.name: service.definition for service in draft.services.values()}
+    """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5).
+
+    So a parent that is defined anew may bring its children along, though the operation does not name them.
+    """
+    known = {service.name: service.definition for service in draft.services.values() if not service.template}
     known |= {definition.name: definition for definition in definitions}
+    named = {definition.name for definition in definitions}
     found = []
-    for definition in definitions:
+    for definition in (*definitions, *(each for name, each in known.items() if each.parent and name not in named)):
         eldest, generations = definition, 0
         while eldest.parent in known and generations < MAXIMUM_GENERATIONS:
             eldest, generations = known[eldest.parent], generations + 1
-        found.append(replace(definition, on_all=eldest.on_all) if definition.parent else definition)
+        inherited = replace(definition, on_all=eldest.on_all) if definition.parent else definition
+        if definition.name in named or inherited != definition:
+            found.append(inherited)
     return found
 
 
@@ -241,12 +249,16 @@ def _restart(service: Service, cause: str, draft: Draft) -> str:
 
 
 def _clear(service: Service, draft: Draft) -> str:
-    if service.state is ServiceState.STOPPING and service.cause:
-        raise Refused(f"{service.name} may still be running: {service.cause}")
-    cleared = replace(service, cause="", failed=(), exhausted=(), failures=(), takeovers=())
-    if cleared == service:
+    found = _instances(service, draft)
+    for each in found:
+        if each.state is ServiceState.STOPPING and each.cause:
+            raise Refused(f"{each.name} may still be running: {each.cause}")
+    forgotten = {"cause": "", "failed": (), "exhausted": (), "failures": (), "takeovers": ()}
+    changed = [each for each in found if replace(each, **forgotten) != each]
+    for each in changed:
+        draft.put(replace(each, **forgotten), f"{each.name}: cleared")
+    if not changed:
         return f"{service.name} has nothing to clear: it is {service.state}"
-    draft.put(cleared, f"{service.name}: cleared")
     return f"{service.name} is cleared: it is placed again if it is wanted"
 
 

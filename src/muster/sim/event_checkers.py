@@ -104,12 +104,39 @@ class WatchedWhereRegistered:
                     yield f"n{seen.node} still watches for {event} while {wrong}"
 
 
+class Clearings:
+    """What operators ask for after which a service that has failed may go on as if it had not."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Clearing] = {}
+
+    def see(self, seen: Observation) -> None:
+        """Fold an observation in."""
+        if isinstance(seen, Asked) and isinstance(seen.operation, Clearing):
+            self._asked[seen.identity] = seen.operation
+
+    def carried_out(self, state: ReplicaState) -> list[tuple[Clearing, set[str]]]:
+        """Those that the state is the first to show, with the services that each names."""
+        found: list[tuple[Clearing, set[str]]] = []
+        for identity in [each for each in self._asked if each in state.operations]:
+            operation = self._asked.pop(identity)
+            if isinstance(operation, ApplyServices):
+                found.append((operation, {definition.name for definition in operation.definitions}))
+            else:
+                found.append((operation, {operation.service}))
+        return found
+
+
 class ActedOnOnce:
-    """SPEC 5.4, P8.7: only what has failed is acted upon, once, and never a generation that has not failed itself."""
+    """SPEC 5.4, P8.7: only what has failed is acted upon, once, and never a generation that has not failed itself.
+
+    Once an operator has had it forgotten, it may be acted upon anew.
+    """
 
     def __init__(self) -> None:
         self._failed: set[tuple[str, int]] = set()
         self._recorded: set[tuple[str, int, int]] = set()  # service, uid, generation
+        self._clearings = Clearings()
         self._index = -1
         self._before: dict[str, Service] = {}
 
@@ -117,7 +144,11 @@ class ActedOnOnce:
         """See `Checker`."""
         if isinstance(seen, ServiceFailed):
             self._failed.add((seen.service, seen.generation))
-        elif isinstance(seen, Applied) and seen.index > self._index:
+        self._clearings.see(seen)
+        if isinstance(seen, Applied) and seen.index > self._index:
+            for operation, names in self._clearings.carried_out(seen.state):
+                if isinstance(operation, ClearService | RegisterService):
+                    self._recorded = {key for key in self._recorded if not _is_named(key[0], names)}
             if seen.index == self._index + 1:
                 for service in seen.state.services.values():
                     before = self._before.get(service.name)
@@ -132,6 +163,11 @@ class ActedOnOnce:
         if key in self._recorded:
             yield f"the failure of {failed.name}, generation {failed.generation}, is recorded twice"
         self._recorded.add(key)
+
+
+def _is_named(name: str, names: set[str]) -> bool:
+    """Whether a service is one of these, or an instance of one."""
+    return name in names or name.partition("@")[0] in names
 
 
 def has_failed(before: Service, after: Service, index: int) -> bool:
@@ -152,14 +188,12 @@ class FailurePolicy:
         self._failures: dict[str, list[int]] = {}  # service -> when it failed, since it was last given up or cleared
         self._unseen: set[str] = set()  # services that may have failed since then in an entry that nobody showed
         self._given_up: dict[str, dict[int, int]] = {}  # service -> node -> when
-        self._asked: dict[str, Clearing] = {}
+        self._clearings = Clearings()
 
     def see(self, seen: Observation) -> Findings:
         """See `Checker`."""
-        if isinstance(seen, Asked):
-            if isinstance(seen.operation, Clearing):
-                self._asked[seen.identity] = seen.operation
-        elif isinstance(seen, Applied) and seen.index > self._index:
+        self._clearings.see(seen)
+        if isinstance(seen, Applied) and seen.index > self._index:
             self._forget_what_was_cleared(seen.state)
             if seen.index != self._index + 1:
                 self._unseen |= seen.state.services.keys()
@@ -170,14 +204,9 @@ class FailurePolicy:
             self._index, self._before = seen.index, seen.state.services
 
     def _forget_what_was_cleared(self, state: ReplicaState) -> None:
-        for identity in [each for each in self._asked if each in state.operations]:
-            operation = self._asked.pop(identity)
-            if isinstance(operation, ApplyServices):
-                cleared = {definition.name for definition in operation.definitions}
-            else:
-                cleared = {operation.service}
+        for operation, names in self._clearings.carried_out(state):
             for name in [*self._failures, *self._given_up]:
-                if name.partition("@")[0] in cleared:
+                if _is_named(name, names):
                     self._given_up.pop(name, None)
                     if isinstance(operation, ClearService | RegisterService):
                         self._failures.pop(name, None)

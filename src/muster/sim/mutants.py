@@ -11,10 +11,23 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from muster.core import conditions, executor, lease, mastership, membership, placement, service, subsystems, transition
+from muster.core import (
+    conditions,
+    events,
+    executor,
+    lease,
+    mastership,
+    membership,
+    placement,
+    service,
+    service_operations,
+    subsystems,
+    transition,
+)
 from muster.core.draft import Draft, Facts
 from muster.core.mastership import Action, Decided, IsDead, Mastership, Phase
 from muster.core.round import Round
+from muster.records.messages import FailService
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, ProofKind, Strip
 from muster.records.state import Definition, Level, Member, NodeState, Proof, Service, ServiceState, Transition
 from muster.records.terms import NO_TERM, Stamp, Term
@@ -25,7 +38,7 @@ class Mutant(NamedTuple):
 
     sentence: str
     caught_by: tuple[str, ...]  # the checkers whose rule it breaks
-    module: ModuleType
+    module: ModuleType | type
     function: str
     replace: Callable[[Any], Any]
 
@@ -143,6 +156,43 @@ def _mistaken_registration(_original: Callable[..., bool]) -> Callable[..., bool
     return is_present
 
 
+def _forget_exits(original: Callable[..., Any]) -> Callable[..., Any]:
+    def place_of(active: events.Active, out: events.Values) -> events.Place | None:
+        """What has ended before it was watched for is known already."""
+        place = original(active, out)
+        return place and (0, "")
+
+    return place_of
+
+
+def _watch_early(_original: Callable[..., bool]) -> Callable[..., bool]:
+    def is_registered_here(manager: Any, name: str) -> bool:
+        service_ = manager._database.services.get(name)  # noqa: SLF001  # in the place of its own method
+        return service_ is not None and service_.state in (ServiceState.STARTING, ServiceState.REGISTERED)
+
+    return is_registered_here
+
+
+def _fail_whatever_runs(original: Callable[..., Any]) -> Callable[..., Any]:
+    def operation_of(words: tuple[str, ...]) -> Any:
+        operation = original(words)
+        return replace(operation, generation=0) if isinstance(operation, FailService) else operation
+
+    return operation_of
+
+
+def _count_each_sight(_original: Callable[[Service], bool]) -> Callable[[Service], bool]:
+    return lambda _service: False
+
+
+def _restart_for_ever(original: dict[Any, service.Rule]) -> dict[Any, service.Rule]:
+    def failed_in_service(service_: Service, round_: Round, detail: str) -> None:
+        forgetful = replace(service_, failures=service_.failures[-1:])
+        original[ServiceState.REGISTERED, service.Event.BROKEN](forgetful, round_, detail)
+
+    return original | {(ServiceState.REGISTERED, service.Event.BROKEN): failed_in_service}
+
+
 Marks = Callable[[dict[int, Member]], tuple[tuple[int, int], ...]]
 HISTORY = ("OneHistory", "NothingGoesBack", "NothingLost")
 PROOF = ("ProofFirst", "OneNodeAtATime")
@@ -217,6 +267,26 @@ MUTANTS: dict[str, Mutant] = {
     "mark-who-leaves": Mutant(
         "a node that leaves is marked to be forced out, which nobody has decided (against SPEC 7.2)",
         ("MarkAfterCommit",), membership, "condemned", _mark_who_leaves,
+    ),
+    "forget-exits": Mutant(
+        "the end of a supervised program leads to nothing (against SPEC 5.4)",
+        ("Soundness",), events, "_place_of", _forget_exits,
+    ),
+    "watch-early": Mutant(
+        "a service is watched before it is registered, on every node (against SPEC 5.4)",
+        ("WatchedWhereRegistered",), events.EventManager, "_is_registered_here", _watch_early,
+    ),
+    "fail-whatever-runs": Mutant(
+        "a failure is taken for that of a later generation (against SPEC 5.4)",
+        ("ActedOnOnce",), events, "operation_of", _fail_whatever_runs,
+    ),
+    "count-each-sight": Mutant(
+        "a failure that is seen twice counts twice (against SPEC 5.4)",
+        ("ActedOnOnce",), service_operations, "_has_failed", _count_each_sight,
+    ),
+    "restart-for-ever": Mutant(
+        "what fails is restarted in place for ever (against SPEC 5.4)",
+        ("FailurePolicy",), service, "RULES", _restart_for_ever,
     ),
     "skip-proof": Mutant(
         "a node that nobody hears counts as stopped (against SPEC 7.1)",
