@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import DevCluster
-from muster.client import Refused, watch, watch_async
+from muster.client import ClientError, Refused, watch, watch_async
 from muster.drivers.process_tree import read_command_line, read_name, read_parents
 from muster.ui.client import ControlClient, MusterError
 
@@ -95,14 +95,10 @@ def wait(what: str, probe: Callable[[], Any]) -> Any:
         time.sleep(0.02)
 
 
-def named(cluster: Cluster, name: str) -> list[int]:
-    """The forked processes of the cluster's nodes that have this name."""
-    found = []
-    for pid in read_parents():
-        words = b" ".join(read_command_line(pid))
-        if read_name(pid) == name and str(cluster.dev.directory).encode() in words:
-            found.append(pid)
-    return found
+def named(cluster: Cluster, name: str, node: str) -> list[int]:
+    """The forked processes of a node that have this name."""
+    home = str(cluster.dev.directory / "nodes" / node).encode()
+    return [pid for pid in read_parents() if read_name(pid) == name and home in read_command_line(pid)]
 
 
 def daemons_of(cluster: Cluster, node: str) -> list[int]:
@@ -167,6 +163,99 @@ def test_p8_1_a_program_that_ends_while_no_daemon_listens_is_acted_upon_by_the_n
     assert (exit_["result"], exit_["in"]["generation"]) == ("succeeded", str(generation))
 
 
+@pytest.mark.parametrize("victims", ["watcher", "daemon and watcher", "keeper"])
+def test_p8_1_the_end_of_a_program_is_acted_upon_once_whatever_is_killed_with_it(
+    cluster: Cluster, victims: str
+) -> None:
+    mark = f"1006.{os.getpid()}"
+    cluster.apply(f'[[service]]\nname = "once"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n1"]\n')
+    found = cluster.registered("once")
+    victim = program(mark)
+    (watcher,) = wait("its watcher process", lambda: named(cluster, "muster-watcher", "n1"))
+    doomed = {
+        "watcher": [watcher, victim],
+        "daemon and watcher": [*daemons_of(cluster, "n1"), watcher, victim],
+        "keeper": [read_parents()[victim]],  # what it kept is ended with it
+    }[victims]
+    for pid in doomed:
+        os.kill(pid, signal.SIGKILL)
+    cluster.registered("once", found["generation"])
+    exits = [each for each in cluster.occurrences("once:exit") if each["in"]["generation"] == str(found["generation"])]
+    assert [(each["node"], each["verdict"], each["result"]) for each in exits] == [("n1", "acted upon", "succeeded")]
+
+
+GONE = """
+    [[event_group]]
+    name = "membership"
+    nodes = ["n0"]
+    [[event_group.event]]
+    name = "n2-changed"
+    watcher = "membership"
+    in = {node = "n2"}
+    action = ["true"]
+    [[event_group.event]]
+    name = "somebody-joined"
+    watcher = "membership"
+    in = {state = "joined"}
+    action = ["true"]
+"""
+
+
+@pytest.mark.parametrize("victim", ["nobody", "watcher", "daemon"])
+def test_p8_8_each_change_of_the_members_occurs_once_whoever_is_killed_meanwhile(cluster: Cluster, victim: str) -> None:
+    before = {each["number"] for each in cluster.occurrences("n2-changed") + cluster.occurrences("somebody-joined")}
+    cluster.apply(GONE)
+    wait("the watcher", lambda: len(cluster.query("events")["groups"][0]["watched_by"]) == 2)
+    (watcher,) = named(cluster, "muster-watcher", "n0")
+    if victim != "nobody":
+        os.kill(watcher, signal.SIGSTOP)
+    cluster.dev.succeed("dev", "leave", "n2")
+    if victim == "watcher":
+        os.kill(watcher, signal.SIGKILL)
+    elif victim == "daemon":
+        (daemon,) = daemons_of(cluster, "n0")
+        os.kill(daemon, signal.SIGKILL)
+        wait("the next daemon", lambda: _follows(cluster))
+        os.kill(watcher, signal.SIGCONT)
+
+    def told() -> list[tuple[str, str]]:
+        found = [each for each in cluster.occurrences("n2-changed") if each["number"] not in before]
+        return [(each["out"]["previous"], each["out"]["state"]) for each in found if each["result"] == "succeeded"]
+
+    left = [("joined", "leaving"), ("leaving", "inactive")]
+    wait("both changes", lambda: told()[-2:] == left)
+    assert told() == left
+    cluster.dev.succeed("dev", "boot", "n2")
+    wait("n2 is back", lambda: told()[-1] == ("joining", "joined"))
+    assert told() == [*left, ("inactive", "joining"), ("joining", "joined")]
+    joined = [each for each in cluster.occurrences("somebody-joined") if each["number"] not in before]
+    assert [each["out"]["node"] for each in joined] == ["n2"]
+
+
+def _follows(cluster: Cluster) -> bool:
+    """Whether the daemon of n0 tells how the nodes stand."""
+    try:
+        with watch("mine", members=True, node="n0", directory=cluster.dev.directory, reconnect_s=0.0) as watcher:
+            return watcher.wait(1.0) and bool(watcher.members)
+    except ClientError:
+        return False
+
+
+def test_p8_8_a_foreign_watcher_hears_how_the_nodes_stand(cluster: Cluster) -> None:
+    with watch("mine", members=True, node="n0", directory=cluster.dev.directory) as watcher:
+        wait("the nodes", lambda: watcher.wait(1.0) and watcher.members)
+        assert {node: state for node, (state, _) in watcher.members.items()} == dict.fromkeys(NODES, "joined")
+        assert watcher.changes() == []
+        cluster.dev.succeed("dev", "leave", "n2")
+        wait("its leave", lambda: watcher.wait(1.0) and watcher.members["n2"][0] == "inactive")
+        assert [(each.node, each.previous, each.state) for each in watcher.changes()] == [
+            ("n2", "joined", "leaving"),
+            ("n2", "leaving", "inactive"),
+        ]
+        cluster.dev.succeed("dev", "boot", "n2")
+        wait("its return", lambda: watcher.wait(1.0) and watcher.members["n2"][0] == "joined")
+
+
 def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_ended(cluster: Cluster) -> None:
     bad = cluster.directory / "bad"
     mark, hung = f"1001.{os.getpid()}", f"1002.{os.getpid()}"
@@ -179,8 +268,9 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
                  interval = "50ms", timeout = "150ms", failures = "2/3"}}
         """.replace(",\n                 ", ", ")
     )
-    generation = cluster.registered("checked")["generation"]
-    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher"))
+    found = cluster.registered("checked")
+    generation = found["generation"]
+    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher", found["node"]))
     os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
     with subprocess.Popen(["/bin/sleep", "1003"]) as bystander:
         bad.touch()
@@ -261,6 +351,57 @@ def _verdict(watcher: Any, event: str) -> str:
         return str(watcher.occurred(event))
     except Refused:
         return ""  # it knows of the event once its replica is confirmed
+
+
+def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(cluster: Cluster) -> None:
+    go, record = cluster.directory / "go", cluster.directory / "record"
+    mark = f"1007.{os.getpid()}"
+    cluster.apply(
+        f"""
+        [[service]]
+        name = "kept"
+        run = ["/bin/sh", "-c", "echo up; exec sleep {mark}"]
+        allowable_nodes = ["n1"]
+        on_failure = ["/bin/sh", "-c", "echo paged >> {record}"]
+        [[event_group]]
+        name = "g"
+        nodes = ["n1"]
+        [[event_group.event]]
+        name = "long"
+        action = ["/bin/sh", "-c", "until test -e {go}; do sleep 0.05; done; echo done"]
+        debounce = "1h"
+        """
+    )
+    cluster.registered("kept")
+    os.kill(program(mark), signal.SIGKILL)
+    wait("the page", record.exists)
+    directory = cluster.dev.directory
+    with watch(events=["long"], node="n1", directory=directory, reconnect_s=DEADLINE_S) as watcher:
+        wait("the order", lambda: watcher.wait(1.0) or watcher.asked)
+        assert watcher.occurred("long") == "acted upon"
+        wait("its records", lambda: b'"running"' in (directory / "nodes" / "n1" / "event-history").read_bytes())
+        before = cluster.occurrences("long") + cluster.occurrences("kept:exit")
+        logged = cluster.dev.json("service", "log", "kept")["commands"]
+        assert [each["action"] for each in logged] == ["start", "exit"]
+        (daemon,) = daemons_of(cluster, "n1")
+        os.kill(daemon, signal.SIGKILL)
+        after = wait("the next daemon", lambda: cluster.occurrences("long")) + cluster.occurrences("kept:exit")
+        assert [{**each, "at_s": 0} for each in after] == [{**each, "at_s": 0} for each in before]
+        assert [each["result"] for each in after] == ["running", "succeeded"]
+        assert [round(now["at_s"] - then["at_s"], 1) for now, then in zip(after, before, strict=True)] == [0, 0]
+        assert cluster.dev.json("service", "log", "kept")["commands"] == logged
+        # what was acted upon still counts, and what was told of the program is not acted upon again
+        assert wait("the next daemon", lambda: _verdict(watcher, "long")) == "debounced"
+    # it ends while no daemon listens
+    (daemon,) = daemons_of(cluster, "n1")
+    os.kill(daemon, signal.SIGKILL)
+    go.touch()
+    wait("the end of the action", lambda: [each["result"] for each in cluster.occurrences("long")] == ["succeeded", ""])
+    assert len(cluster.occurrences("kept:exit")) == 1
+    assert record.read_text() == "paged\n"
+    wait("all nodes", lambda: not cluster.query("event_history")["unanswered"])
+    for name in ("event-history", "command-history"):
+        assert (directory / "nodes" / "n1" / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_wrapped_script_is_a_watcher_and_its_lines_are_occurrences(cluster: Cluster) -> None:

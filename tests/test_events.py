@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -18,6 +19,8 @@ from muster.core.events import (
     Happening,
     Members,
     Occurred,
+    Occurrence,
+    Remembered,
     ReplicaChanged,
     RequestOperation,
     RunAction,
@@ -304,6 +307,62 @@ def test_p8_7_a_service_on_another_node_is_none_of_this_nodes_business() -> None
     assert machine.verdicts() == ["not enabled"]
 
 
+def test_p8_9_a_daemon_that_begins_goes_on_with_what_was_under_way() -> None:
+    command = EventDefinition("c", "disk", action=("/bin/page",), debounce_ms=10_000)
+    restart = EventDefinition("r", "disk", action=("muster:restart", "web"))
+    groups = GroupDefinition("g", (command, restart))
+    before = Machine(groups)
+    before.registers(WEB, 5)
+    before.occurs("r")
+    before.occurs("web:exit", watcher=9, **KILLED)
+    for event in ("r", "c", "c"):
+        before.now_us += 20_000 * MS
+        before.occurs(event)
+    past = [msgspec.json.decode(msgspec.json.encode(each), type=Occurrence) for each in before.inner.history]
+    first, exited, again, ended, running = past
+    assert {each.result for each in past} == {"running"}
+    lost = Occurrence(1, 5, "c", "g", (), (), "acted upon", ("/bin/page",), "running")
+    after = Machine(groups)
+    after.now_us = before.now_us + 1
+    after.inner = EventManager(0, 7, after.now_us)
+    effects = after.step(
+        Remembered((lost, *past), frozenset({running.number}), (ActionEnded(ended.number, True, "ended"),))
+    )
+    # built-in ones are asked again, each as one and the same request
+    asked = [each for each in effects if isinstance(each, RequestOperation)]
+    own = [f"event-0-7-{each.number}" for each in (first, again)]
+    assert [each.identity for each in asked] == [own[0], "exit-web-5", own[1]]
+    assert lost.result == "unknown"
+    assert [each.result for each in past] == ["running", "running", "running", "succeeded", "running"]
+    assert exited.place == (5, "ended")
+    assert set(after.inner.changed) == {1, ended.number}
+    after.step(ActionEnded(running.number, False, "ended with status 1"))
+    assert running.result == "failed"
+    # it knows what was acted upon
+    after.step(WatcherCame(1, "disk"))
+    after.step(WatcherCame(9, "built-in"))
+    after.database = before.database
+    after.follow()
+    assert after.occurs("web:exit", watcher=9, **KILLED) == []
+    assert after.inner.answer == (0, "known already")
+    after.occurs("c")
+    assert after.inner.answer[1] == "debounced"
+
+
+def test_p8_9_the_end_of_a_program_whose_action_has_an_unknown_result_is_acted_upon_when_it_is_told_again() -> None:
+    machine = Machine()
+    machine.inner = EventManager(0, 7, 100)
+    about = (("service", "web"), ("generation", "5"))
+    past = Occurrence(3, 5, "web:exit", "service/web", about, (), "acted upon", ("/bin/page",), "running")
+    past.place = (5, "ended")
+    machine.step(Remembered((past,)))
+    assert (past.result, past.detail) == ("unknown", "the daemon was restarted")
+    machine.step(WatcherCame(9, "built-in"))
+    machine.registers(replace(WEB, on_failure=("/bin/page",)), 5)
+    (action,) = machine.occurs("web:exit", watcher=9, **KILLED)
+    assert isinstance(action, RunAction)
+
+
 def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_the_administrators() -> None:
     machine = Machine()
     definition = Definition("web", check_command=("/bin/probe", "a b"), check_failures=2, check_of=3)
@@ -328,7 +387,7 @@ GONE = EventDefinition("gone", "membership", (("state", "inactive"),), action=("
 def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_is_asked_for() -> None:
     assert problem_of_event(GONE) == ""
     machine = Machine(GroupDefinition("g", (GONE,)))
-    assert watched(machine.step(WatcherCame(2, "", frozenset({"gone"}), members=True))) == []
+    assert watched(machine.step(WatcherCame(2, "", frozenset({"gone"}), members=-1))) == []
     machine.database.index = 40
     watch, other, members = machine.follow()
     assert watched([watch, other]) == ["gone", "gone"]
@@ -342,16 +401,17 @@ def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_i
     assert isinstance(members, Members)
     assert members.snapshot.members[1] == ("n1", "inactive", 7)
     # one that begins anew hears again what others may have had no time to tell of
-    effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=True))
-    assert [each.snapshot.index for each in effects if isinstance(each, Members)] == [40, 41]
-    assert isinstance(effects[0], Watch)
+    for known, told in ((0, [40, 41]), (40, [41]), (41, [41]), (-1, [41]), (None, [])):
+        effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=known))
+        assert [each.snapshot.index for each in effects if isinstance(each, Members)] == told
+        assert isinstance(effects[0], Watch)
 
 
 def test_p8_8_a_daemon_that_begins_hears_of_what_changed_while_there_was_none() -> None:
     machine = Machine(GroupDefinition("g", (GONE,)))
     machine.database.index = 50
     machine.follow()
-    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7", "index": "41"}
+    told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7", "entry": "41"}
     assert machine.occurs("gone", watcher=9, **told) != []
 
 
@@ -363,14 +423,14 @@ def test_p8_8_a_change_is_one_occurrence_however_often_and_by_whomever_it_is_tol
     machine.database.index = 40
     machine.follow()
     told = {"node": "n1", "state": "inactive", "previous": "leaving", "incarnation": "7"}
-    assert machine.occurs("gone", watcher=9, index="39", **told) == []  # it was not enabled then
-    (action,) = machine.occurs("gone", watcher=9, index="41", **told)
+    assert machine.occurs("gone", watcher=9, entry="39", **told) == []  # it was not enabled then
+    (action,) = machine.occurs("gone", watcher=9, entry="41", **told)
     assert isinstance(action, RunAction)
     assert action.command == ("log", "n1", "leaving")
-    assert machine.occurs("gone", watcher=9, index="41", **told) == []
-    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n0"}) == []
-    assert machine.occurs("gone", watcher=9, index="41", **told | {"node": "n2"}) != []
-    assert machine.occurs("gone", watcher=9, index="50", **told) != []
+    assert machine.occurs("gone", watcher=9, entry="41", **told) == []
+    assert machine.occurs("gone", watcher=9, entry="41", **told | {"node": "n0"}) == []
+    assert machine.occurs("gone", watcher=9, entry="41", **told | {"node": "n2"}) != []
+    assert machine.occurs("gone", watcher=9, entry="50", **told) != []
     assert machine.verdicts() == ["acted upon"] * 3
 
 

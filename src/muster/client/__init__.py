@@ -43,6 +43,9 @@ is done about it is the event's action function.
                     watcher.occurred(asked.event, free=str(free))
             watcher.wait(timeout_s=5.0)                 # until that changes, or the time is over
 
+With `members=True` it also hears how the nodes stand, without taking part in transitions: `watcher.members` holds the
+state of each, `watcher.changes()` what has changed since it was asked last.
+
 The same for asyncio: `async with await watch_async(...) as watcher`, `await watcher.occurred(...)`,
 `await watcher.wait(...)`.
 
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from muster.client.blocking import Notification, Subsystem, register
     from muster.client.errors import ClientError, Lost, Refused, Unreachable
     from muster.client.protocol import Barriers, Kind, Planned
-    from muster.client.watching import Asked, Watcher, watch
+    from muster.client.watching import Asked, Change, Watcher, watch
 
 __all__ = [
     "Asked",
@@ -65,6 +68,7 @@ __all__ = [
     "AsyncSubsystem",
     "AsyncWatcher",
     "Barriers",
+    "Change",
     "ClientError",
     "Kind",
     "Lost",
@@ -86,7 +90,7 @@ _PLACES = {
     "blocking": ("Notification", "Subsystem", "register"),
     "errors": ("ClientError", "Lost", "Refused", "Unreachable"),
     "protocol": ("Barriers", "Kind", "Planned"),
-    "watching": ("Asked", "Watcher", "watch"),
+    "watching": ("Asked", "Change", "Watcher", "watch"),
 }
 
 

@@ -10,16 +10,26 @@ from typing import Self
 from muster.client.address import socket_path
 from muster.client.errors import ClientError, Lost, Refused
 from muster.client.protocol import FIRST_PAUSE_S, LONGEST_PAUSE_S, Streams, ask, connect, next_line, unreachable
-from muster.client.watching import RECONNECT_S, UNKNOWN_WATCHER, Asked, Orders, occurrence_request, watcher_request
+from muster.client.watching import (
+    RECONNECT_S,
+    UNKNOWN_WATCHER,
+    Asked,
+    Change,
+    Members,
+    Orders,
+    occurrence_request,
+    watcher_request,
+)
 
 
 class AsyncWatcher:
     """A connected watcher; made by `watch_async`."""
 
-    def __init__(self, path: str, name: str, events: Iterable[str], reconnect_s: float) -> None:
+    def __init__(self, path: str, name: str, events: Iterable[str], reconnect_s: float, *, members: bool) -> None:
         self._path, self._reconnect_s = path, reconnect_s
-        self._request = watcher_request(name, events)
-        self._orders = Orders()
+        self._name, self._events = name, list(events)
+        self._members = Members()
+        self._orders = Orders(self._members if members else None)
         self._streams: Streams | None = None
         self._pump: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -33,13 +43,26 @@ class AsyncWatcher:
         """What is to be detected now, by the name of the event."""
         return self._orders.asked
 
+    @property
+    def members(self) -> Mapping[str, tuple[str, int]]:
+        """State and incarnation of each node, if the watcher was made with `members=True`."""
+        return self._members.known
+
+    def changes(self) -> list[Change]:
+        """How the nodes' states have changed since it was asked last, oldest first; each change once."""
+        found = list(self._members.changes)
+        self._members.changes.clear()
+        return found
+
     async def start(self, timeout_s: float) -> None:
         """Connect. Raises `Refused`, `Unreachable`."""
         await self._connect(timeout_s)
         self._pump = asyncio.create_task(self._run())
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Until what is asked changes, at most `timeout_s`; whether it has. Raises `Lost`, `Refused`."""
+        """Until what is asked or the nodes' states change, at most `timeout_s`; whether they have. Raises `Lost`,
+        `Refused`.
+        """
         try:
             await asyncio.wait_for(self._changed.wait(), timeout_s)
         except TimeoutError:
@@ -51,12 +74,13 @@ class AsyncWatcher:
 
     async def occurred(self, event: str, /, **out: str) -> str:
         """The event has occurred, with these OUT parameters; what was made of it. Raises `Refused`, `Unreachable`."""
+        asked = self.asked.get(event)
         deadline = time.monotonic() + self._reconnect_s
         while True:
             streams: Streams | None = None
             try:
                 streams = await connect(self._path)
-                answer = await ask(streams, occurrence_request(self._token, event, out))
+                answer = await ask(streams, occurrence_request(self._token, event, out, asked))
                 return str(answer["result"]["verdict"])
             except OSError as error:
                 if time.monotonic() >= deadline:
@@ -110,7 +134,8 @@ class AsyncWatcher:
         try:
             async with asyncio.timeout(timeout_s):
                 self._streams = await connect(self._path)
-                first = (await ask(self._streams, self._request))["result"]
+                request = watcher_request(self._name, self._events, self._orders.entry)
+                first = (await ask(self._streams, request))["result"]
         except (OSError, TimeoutError) as error:
             self._close_streams()
             raise unreachable(self._path, error, timeout_s) from error
@@ -147,6 +172,7 @@ async def watch_async(
     name: str = "",
     *,
     events: Iterable[str] = (),
+    members: bool = False,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,
     socket: str | os.PathLike[str] | None = None,
@@ -154,6 +180,6 @@ async def watch_async(
     reconnect_s: float = RECONNECT_S,
 ) -> AsyncWatcher:
     """Connect a watcher to a node; the arguments and errors are those of `watch`."""
-    watcher = AsyncWatcher(socket_path(directory, node, socket), name, events, reconnect_s)
+    watcher = AsyncWatcher(socket_path(directory, node, socket), name, events, reconnect_s, members=members)
     await watcher.start(timeout_s)
     return watcher

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,6 +20,7 @@ from muster.client.address import reachable, socket_path
 from muster.client.errors import Lost, Refused, Unreachable
 
 MAXIMUM_LINE_BYTES = 1024 * 1024
+MAXIMUM_CHANGES = 4096  # that nobody has taken yet
 RECONNECT_S = 10.0
 UNKNOWN_WATCHER = "its token"  # where a daemon finds a connection missing that an earlier one had
 _FIRST_PAUSE_S = 0.02
@@ -36,16 +38,59 @@ class Asked(NamedTuple):
     environment: Mapping[str, str]
 
 
+class Change(NamedTuple):
+    """A node has got into another state, by this entry of the cluster's journal."""
+
+    entry: int
+    node: str
+    state: str
+    previous: str
+    incarnation: int
+
+
+class Members:
+    """How the nodes stand, and how they got there: each change once, also across connections (P8.8). Pure.
+
+    Changes after entry `since` are told, if the daemon still knows them; -1: after the first connection.
+    """
+
+    def __init__(self, since: int = -1) -> None:
+        self.known: dict[str, tuple[str, int]] = {}  # state and incarnation of each node
+        self.changes: deque[Change] = deque(maxlen=MAXIMUM_CHANGES)  # not taken yet, oldest first
+        self.is_current = False  # this connection has told how the nodes stand
+        self.index = since
+
+    def take(self, index: int, members: Mapping[str, Iterable[Any]]) -> None:
+        """The nodes' states as of an entry: what differs from what was known has changed since."""
+        self.is_current = True
+        if index <= self.index:
+            return  # told again by a connection that has just begun
+        before, self.index = self.known, index
+        self.known = {str(node): (str(state), int(incarnation)) for node, (state, incarnation) in members.items()}
+        for node, (state, incarnation) in sorted(self.known.items()) if before else ():
+            previous, earlier = before.get(node, ("inactive", 0))
+            if state != previous or (incarnation != earlier and state != "inactive"):
+                self.changes.append(Change(index, node, state, previous, incarnation))
+
+
 class Orders:
     """What a watcher is asked to detect, as its stream tells it. Pure: lines in, changes out."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Members | None = None) -> None:
         self.asked: dict[str, Asked] = {}
+        self.members = members
         self._stale: set[str] = set()  # asked for before the connection broke, and not yet again
+
+    @property
+    def entry(self) -> int | None:
+        """Up to where the nodes' states are known; None if they are not wanted."""
+        return None if self.members is None else self.members.index
 
     def begin(self) -> None:
         """A connection begins: it repeats everything."""
         self._stale = set(self.asked)
+        if self.members is not None:
+            self.members.is_current = False
 
     def take(self, line: Document) -> bool:
         """One line of the stream; whether what is asked has changed."""
@@ -63,20 +108,26 @@ class Orders:
                 for event in gone:
                     del self.asked[event]
                 return bool(gone)
+            case {"index": int(index), "members": dict(members)} if self.members is not None:
+                self.members.take(index, members)
+                return True
         return False
 
 
-def watcher_request(name: str, events: Iterable[str]) -> Document:
+def watcher_request(name: str, events: Iterable[str], members: int | None = None) -> Document:
     """The request that connects a watcher. Raises `ValueError`."""
     found = list(events)
     if not name and not found:
         raise ValueError("give the name of the watcher, or the events that it detects")
-    return {"query": "watcher", "arguments": {"name": name, "events": found, "process": os.getpid()}}
+    arguments = {"name": name, "events": found, "process": os.getpid(), "members": members}
+    return {"query": "watcher", "arguments": arguments}
 
 
-def occurrence_request(token: str, event: str, out: Mapping[str, str]) -> Document:
-    """The request that tells of an occurrence."""
-    arguments = {"token": token, "event": event, "out": dict(out)}
+def occurrence_request(token: str, event: str, out: Mapping[str, str], asked: Asked | None) -> Document:
+    """The request that tells of an occurrence: of the event as it was asked for, if it was."""
+    arguments: Document = {"token": token, "event": event, "out": dict(out)}
+    if asked is not None:
+        arguments["in"] = dict(asked.parameters)
     return {"operation": "occurred", "identity": os.urandom(16).hex(), "arguments": arguments}
 
 
@@ -148,11 +199,21 @@ class _Lines:
 class Watcher:
     """A connected watcher; made by `watch`. Not for several threads at once."""
 
-    def __init__(self, path: str, name: str, events: Iterable[str], timeout_s: float, reconnect_s: float) -> None:
-        """Connect. Raises `Refused`, `Unreachable`."""
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        events: Iterable[str],
+        timeout_s: float,
+        reconnect_s: float,
+        members: Members | None = None,
+    ) -> None:
+        """Connect. With `members` it hears of the nodes' states too, after what that knows. Raises `Refused`,
+        `Unreachable`.
+        """
         self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
-        self._request = watcher_request(name, events)
-        self._orders = Orders()
+        self._name, self._events = name, list(events)
+        self._orders = Orders(members)
         self._stream: _Lines | None = None
         self._calls: _Lines | None = None
         self._token = ""
@@ -165,6 +226,18 @@ class Watcher:
         """What is to be detected now, by the name of the event."""
         return self._orders.asked
 
+    @property
+    def members(self) -> Mapping[str, tuple[str, int]]:
+        """State and incarnation of each node, if the watcher was made with `members=True`."""
+        return self._orders.members.known if self._orders.members is not None else {}
+
+    def changes(self) -> list[Change]:
+        """How the nodes' states have changed since it was asked last, oldest first; each change once."""
+        found: list[Change] = []
+        while self._orders.members is not None and self._orders.members.changes:
+            found.append(self._orders.members.changes.popleft())
+        return found
+
     def fileno(self) -> int:
         """The descriptor that is readable when `wait` has something to do."""
         if self._stream is None:
@@ -172,7 +245,8 @@ class Watcher:
         return self._stream.socket.fileno()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Until what is asked changes, at most `timeout_s`; whether it has. Connects again when the daemon restarts.
+        """Until what is asked or the nodes' states change, at most `timeout_s`; whether they have. Connects again when
+        the daemon restarts.
 
         Raises `Lost` if it cannot, `Refused`.
         """
@@ -194,11 +268,12 @@ class Watcher:
 
         Raises `Refused` if it is not to be detected (any more), `Lost` if no daemon answers.
         """
+        asked = self.asked.get(event)
         for attempt in (1, 2, 3):
             try:
                 if self._calls is None:
                     self._calls = _Lines(self._path, self._timeout_s)
-                return str(self._calls.ask(occurrence_request(self._token, event, out))["verdict"])
+                return str(self._calls.ask(occurrence_request(self._token, event, out, asked))["verdict"])
             except OSError:
                 self._close_calls()  # an idle one is ended by the daemon
                 if attempt == 2:
@@ -233,8 +308,9 @@ class Watcher:
 
     def _connect(self, timeout_s: float) -> None:
         try:
+            request = watcher_request(self._name, self._events, self._orders.entry)
             self._stream = _Lines(self._path, timeout_s)
-            first = self._stream.ask(self._request)
+            first = self._stream.ask(request)
         except OSError as error:
             self.close()
             raise unreachable(self._path, error, timeout_s) from error
@@ -246,6 +322,8 @@ class Watcher:
 
     def _connect_again(self) -> None:
         self.close()
+        if self._reconnect_s <= 0:
+            raise Lost("the daemon has gone", f"control socket {self._path}", "connect a new watcher")
         deadline = time.monotonic() + self._reconnect_s
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -270,6 +348,7 @@ def watch(
     name: str = "",
     *,
     events: Iterable[str] = (),
+    members: bool = False,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,
     socket: str | os.PathLike[str] | None = None,
@@ -279,10 +358,12 @@ def watch(
     """Connect a watcher to a node. Raises `Refused`, `Unreachable`; `ValueError` for its own arguments.
 
     It is asked to detect the events whose definition names `name` as their watcher, and those in `events`, while they
-    are enabled on that node. `directory` and `node` name a node of a development cluster, `socket` the control socket
-    of any. `reconnect_s`: how long a daemon that is gone is waited for.
+    are enabled on that node. With `members` it also hears of the nodes' states. `directory` and `node` name a node of a
+    development cluster, `socket` the control socket of any. `reconnect_s`: how long a daemon that is gone is waited
+    for; 0: not at all.
     """
-    return Watcher(socket_path(directory, node, socket), name, events, timeout_s, reconnect_s)
+    path = socket_path(directory, node, socket)
+    return Watcher(path, name, events, timeout_s, reconnect_s, Members() if members else None)
 
 
 def unreachable(path: str, error: OSError, tried_s: float) -> Unreachable:

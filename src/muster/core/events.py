@@ -84,7 +84,7 @@ class WatcherCame(Struct, frozen=True):
     watcher: int
     name: str
     events: frozenset[str] = frozenset()
-    members: bool = False  # it wants to hear of the nodes' states too (P8.8)
+    members: int | None = None  # it wants the nodes' states, after this entry; -1: from now on; None: not (P8.8)
 
 
 class WatcherWent(Struct, frozen=True):
@@ -114,7 +114,15 @@ class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
-Happening = ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | ActionEnded | Tick
+class Remembered(Struct, frozen=True):
+    """What earlier daemons of this node have recorded, oldest first; what the runner knows of their actions (P8.9)."""
+
+    occurrences: tuple["Occurrence", ...]
+    running: frozenset[int] = frozenset()
+    ended: tuple[ActionEnded, ...] = ()
+
+
+Happening = Remembered | ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | ActionEnded | Tick
 
 
 # ---- what is to be done ---------------------------------------------------------------------------------------------
@@ -203,9 +211,11 @@ class Occurrence(Struct):
     out: Values
     verdict: str  # acted upon, debounced, over the rate, too many wait, not enabled
     action: tuple[str, ...] = ()
-    result: str = ""  # of the action: waiting, running, succeeded, failed, cancelled
+    result: str = ""  # of the action: waiting, running, succeeded, failed, cancelled, unknown
     detail: str = ""
     ended_us: int = 0
+    place: Place | None = None
+    identity: str = ""  # of the request that its built-in action function makes
 
 
 class _Watcher(Struct):
@@ -228,6 +238,7 @@ class EventManager:
         self._active: dict[str, Active] = {}
         self._watchers: dict[int, _Watcher] = {}
         self._snapshots: deque[Snapshot] = deque(maxlen=MAXIMUM_SNAPSHOTS)
+        self._remembered: dict[str, Place] = {}  # event -> what an earlier daemon was told of it
         self._told: dict[str, Place] = {}  # active event -> the place of the newest occurrence that was told
         self._acted_us: dict[str, deque[int]] = {}  # event -> when it was acted upon, the newest last
         self._at_work: dict[int, Occurrence] = {}
@@ -237,6 +248,7 @@ class EventManager:
         self._node_name = ""
         self._is_up = False
         self.history: deque[Occurrence] = deque(maxlen=CAPACITY)
+        self.changed: dict[int, Occurrence] = {}  # since the daemon has kept them last
         self.answer: tuple[int, str] = (0, "")  # number and verdict of what was told last
 
     # ---- for queries ----------------------------------------------------------------------------------------------
@@ -284,15 +296,17 @@ class EventManager:
         """Take in what has happened; return what is to be done, in order."""
         self._now_us = max(self._now_us, now_us)
         match happened:
+            case Remembered():
+                self._remember(happened)
             case ReplicaChanged(database=database, is_master=is_master):
                 self._follow(database, is_master)
             case ClockRead(weekday=weekday, minute=minute):
                 self._clock = (weekday, minute)
                 self._settle()
             case WatcherCame(watcher=number, name=name, events=events, members=members):
-                self._watchers[number] = _Watcher(name, events, members, {})
+                self._watchers[number] = _Watcher(name, events, members is not None, {})
                 self._settle()
-                self._effects += [Members(number, each) for each in self._snapshots if members]
+                self._effects += [Members(number, each) for each in self._snapshots_after(members)]
             case WatcherWent(watcher=number):
                 self._watchers.pop(number, None)
             case Occurred():
@@ -318,8 +332,8 @@ class EventManager:
     def _tell_members(self, database: Database) -> None:
         """Tell the watchers that want it how the nodes stand, if that has changed (P8.8)."""
         members = tuple(
-            (database.name_of(member.node), str(member.state), member.incarnation)
-            for member in database.members.values()
+            (database.name_of(node), str(member.state), member.incarnation)
+            for node, member in sorted(database.members.items())
         )
         if self._snapshots and self._snapshots[-1].members == members:
             return
@@ -345,7 +359,8 @@ class EventManager:
         since = self._database.index if self._snapshots else 0
         for name, active in self._active.items():
             if name not in before or before[name].generation != active.generation:
-                self._told[name] = (active.generation or since, "")
+                place = (active.generation or since, "")
+                self._told[name] = max(place, self._remembered.get(name, place))
         for number, watcher in self._watchers.items():
             wanted = {name: active for name, active in self._active.items() if _detects(watcher, active)}
             for name, active in list(watcher.watched.items()):
@@ -356,6 +371,13 @@ class EventManager:
                 if name not in watcher.watched:
                     watcher.watched[name] = active
                     self._effects.append(Watch(number, name, active.event.parameters, active.environment))
+
+    def _snapshots_after(self, entry: int | None) -> list[Snapshot]:
+        """What a watcher that has just come is told of the nodes: all that it may not know, at least the newest."""
+        if entry is None or not self._snapshots:
+            return []
+        *past, newest = self._snapshots
+        return [*(each for each in past if 0 <= entry < each.index), newest]
 
     def _due(self, database: Database) -> dict[str, Active]:
         """The events of the groups that are enabled here (P8.4)."""
@@ -402,6 +424,30 @@ class EventManager:
         own = (("MUSTER_CLUSTER", database.cluster.name), ("MUSTER_NODE", self._node_name))
         return (*given, *own, ("MUSTER_INCARNATION", str(self._incarnation)), *named)
 
+    def _remember(self, remembered: Remembered) -> None:
+        """Go on from what an earlier daemon has recorded; what became of an action may be unknown (P8.9)."""
+        ended = {each.number: each for each in remembered.ended}
+        for occurrence in remembered.occurrences:
+            self.history.append(occurrence)
+            if occurrence.result in ("waiting", "running"):
+                self._take_up(occurrence, occurrence.number in remembered.running, ended.get(occurrence.number))
+            # an action of which nothing is known is rather done twice than never, if its event is told again
+            if occurrence.place is not None and occurrence.result != "unknown":
+                self._remembered[occurrence.event] = occurrence.place
+
+    def _take_up(self, occurrence: Occurrence, runs: bool, ended: ActionEnded | None) -> None:
+        self._at_work[occurrence.number] = occurrence
+        operation = operation_of(occurrence.action)
+        if ended is not None:
+            self._ended(ended)
+        elif operation is not None and occurrence.identity:  # one and the same request, whoever has asked it (P9.1)
+            occurrence.result = "running"
+            self._effects.append(RequestOperation(occurrence.number, occurrence.identity, operation))
+        elif not runs:
+            del self._at_work[occurrence.number]
+            occurrence.result, occurrence.detail = "unknown", "the daemon was restarted"
+            self.changed[occurrence.number] = occurrence
+
     # ---- occurrences ----------------------------------------------------------------------------------------------
 
     def _detected(self, told: Occurred) -> None:
@@ -418,16 +464,16 @@ class EventManager:
                 return
             self._told[told.event] = place
         known = active.event.outputs
-        self._occurred(active, tuple(item for item in told.out if not known or item[0] in known))
+        self._occurred(active, tuple(item for item in told.out if not known or item[0] in known), place)
 
-    def _occurred(self, active: Active, out: Values) -> None:
+    def _occurred(self, active: Active, out: Values, place: Place | None) -> None:
         """Record it; act on it unless it is too soon, too often, or too many wait (P8.5)."""
         event = active.event
         if len(self._acted_us) > MAXIMUM_REMEMBERED:  # of events that were withdrawn long since
             self._acted_us = {name: times for name, times in self._acted_us.items() if name in self._active}
-        acted = self._acted_us.setdefault(event.name, deque(maxlen=max(1, event.rate_count)))
+        acted = self._acted(event)
         occurrence = Occurrence(
-            0, self._now_us, event.name, active.group, event.parameters, _bounded(out), "acted upon"
+            0, self._now_us, event.name, active.group, event.parameters, _bounded(out), "acted upon", place=place
         )
         if acted and event.debounce_ms and self._now_us - acted[-1] < event.debounce_ms * US_PER_MS:
             occurrence.verdict = "debounced"
@@ -442,7 +488,18 @@ class EventManager:
             if event.action:
                 occurrence.action = substituted(event.action, event.parameters, occurrence.out)
                 occurrence.result = "waiting"
+                occurrence.identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
+                if event.watcher == PROGRAM_WATCHER:
+                    # Asked twice, by two daemons, it is done once. One entry may begin the generation of many services.
+                    occurrence.identity = f"exit-{active.service}-{active.generation}"
                 self._waiting.append((occurrence, active))
+
+    def _acted(self, event: EventDefinition) -> deque[int]:
+        """When the event was acted upon, the newest last, as often as matters; by earlier daemons too."""
+        if event.name not in self._acted_us:
+            past = [each.at_us for each in self.history if each.event == event.name and each.verdict == "acted upon"]
+            self._acted_us[event.name] = deque(past, maxlen=max(1, event.rate_count))
+        return self._acted_us[event.name]
 
     def _is_over_rate(self, event: EventDefinition, acted: deque[int]) -> bool:
         window_us = event.rate_window_ms * US_PER_MS
@@ -452,6 +509,7 @@ class EventManager:
         self._number += 1
         occurrence.number = self._number
         self.history.append(occurrence)
+        self.changed[occurrence.number] = occurrence
         self.answer = (occurrence.number, occurrence.verdict)
 
     # ---- actions --------------------------------------------------------------------------------------------------
@@ -461,8 +519,9 @@ class EventManager:
             occurrence, active = self._waiting.popleft()
             self._at_work[occurrence.number] = occurrence
             occurrence.result = "running"
+            self.changed[occurrence.number] = occurrence
             if occurrence.action[0].startswith("muster:"):
-                self._request(occurrence, active)
+                self._request(occurrence)
             else:
                 self._effects.append(
                     RunAction(
@@ -471,18 +530,14 @@ class EventManager:
                     )
                 )  # fmt: skip
 
-    def _request(self, occurrence: Occurrence, active: Active) -> None:
+    def _request(self, occurrence: Occurrence) -> None:
         """Built-in action functions: ordinary service requests, and no other path (P8.7, SPEC 5.4)."""
         operation = operation_of(occurrence.action)
         if operation is None:
             detail = f"{' '.join(occurrence.action)} is no built-in action function that can be carried out"
             self._ended(ActionEnded(occurrence.number, False, detail))
             return
-        identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
-        if active.event.watcher == PROGRAM_WATCHER:
-            # Asked twice, by two daemons, it is done once. Of several services one entry may begin the generation.
-            identity = f"exit-{active.service}-{active.generation}"
-        self._effects.append(RequestOperation(occurrence.number, identity, operation))
+        self._effects.append(RequestOperation(occurrence.number, occurrence.identity, operation))
 
     def _action_environment(self, occurrence: Occurrence, active: Active) -> dict[str, str]:
         epoch = self._database.epoch if self._database else 0
@@ -504,6 +559,7 @@ class EventManager:
             occurrence.result = "succeeded" if ended.succeeded else "failed"
             occurrence.detail = ended.detail[:MAXIMUM_RESULT_CHARACTERS]
         occurrence.ended_us = self._now_us
+        self.changed[occurrence.number] = occurrence
 
     def _cancel_requests(self, event: str) -> None:
         """The service has moved on: what was to be asked for it is void."""
@@ -515,6 +571,7 @@ class EventManager:
         """End all actions (P8.3)."""
         for occurrence, _ in self._waiting:
             occurrence.result, occurrence.detail, occurrence.ended_us = "cancelled", reason, self._now_us
+            self.changed[occurrence.number] = occurrence
         self._waiting.clear()
         for occurrence in self._at_work.values():
             if occurrence.result != "cancelled":
@@ -583,8 +640,8 @@ def _place_of(active: Active, out: Values) -> Place | None:
         return (active.generation, "ended")
     if active.event.watcher == MEMBERSHIP_WATCHER:
         values = dict(out)
-        index = values.get("index", "")
-        return (int(index), values.get("node", "")) if index.isdecimal() and len(index) < 20 else None
+        entry = values.get("entry", "")
+        return (int(entry), values.get("node", "")) if entry.isdecimal() and len(entry) < 20 else None
     return None
 
 

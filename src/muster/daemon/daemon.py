@@ -104,7 +104,7 @@ class Daemon:
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._placements = PlacementRecord()
-        self.events = EventManager(node, self.operate, self.note, boottime_us)
+        self.events = EventManager(node, self.operate, self.note, boottime_us, home)
         self.credentials = Credentials(node.me, home, self.note)
         self.keys = AuthorityKeys(home, self._send, self.note, self._tell_of_change)
         self.certification = Certification(

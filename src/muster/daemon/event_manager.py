@@ -2,7 +2,7 @@
 
 Theory of operation. A watcher connects with the streaming request
 
-    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID, "members": false}}
+    {"query": "watcher", "arguments": {"name": "disk", "events": ["disk-full"], "process": PID, "members": null}}
 
 and is asked to detect the active events that name it as their watcher, and those that it names itself. The first line
 of the answer holds its `token`; each further one asks it to detect an event, or to stop:
@@ -10,7 +10,7 @@ of the answer holds its `token`; each further one asks it to detect an event, or
     {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
     {"unwatch": "disk-full"}
     {"settled": true}            once, after all that is active as it connects
-    {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     if it wants `members`: how the nodes stand (P8.8)
+    {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     how the nodes stand after entry `members` (P8.8)
 
 On another connection it tells of occurrences, `{"operation": "occurred", "arguments": {"token", "event", "out": {},
 "in": {}}}`, and hears what was made of each; `in` is as it was asked, and may be left out (P8.6). A stream that ends,
@@ -22,10 +22,12 @@ Bounded: watchers, what a watcher has not fetched, parameters, the history.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,21 +36,25 @@ from muster.client.watching import UNKNOWN_WATCHER
 from muster.core import events
 from muster.core.effects import Reply, RunCommand
 from muster.core.node import Node
+from muster.daemon import command_log, event_history
 from muster.daemon.command_log import CommandLog
 from muster.daemon.control import ControlRefused
+from muster.daemon.event_history import EventHistory
+from muster.daemon.kept_history import KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.events import PROCESS_WATCHERS, EventDefinition
 from muster.records.limits import shown
 from muster.records.messages import CommandState, OperationRequest
 
 MAXIMUM_WATCHERS = 24
-MAXIMUM_UNFETCHED = 4096
+MAXIMUM_UNFETCHED = 4096  # beside what is active
 MAXIMUM_NAMED_EVENTS = 256
 OPERATION_TIMEOUT_S = 10.0
 SHOWN_OCCURRENCES = 256  # of a node, in an answer
 SHOWN_COMMANDS = 64
 WHERE = "query watcher"
 US_PER_S = 1_000_000
+LINGER_S = 10.0  # of the built-in watcher process when nothing needs it any more
 
 Document = dict[str, Any]
 Operate = Callable[[str, OperationRequest, float], Coroutine[Any, Any, Reply | None]]
@@ -64,9 +70,9 @@ class _Stream:
         self.arrived = asyncio.Event()
         self.overrun = False
 
-    def offer(self, line: Document) -> None:
+    def offer(self, line: Document, limit: int = MAXIMUM_UNFETCHED) -> None:
         """Queue a line; a watcher that reads no more is given up."""
-        if len(self.lines) >= MAXIMUM_UNFETCHED:
+        if len(self.lines) >= limit:
             self.overrun = True
         else:
             self.lines.append(line)
@@ -77,7 +83,7 @@ class EventManager:
     """Drives the machine of one node. `operate` and `note` are the daemon's."""
 
     def __init__(
-        self, node: Node, operate: Operate, note: Callable[[str, str], None], clock_us: Callable[[], int]
+        self, node: Node, operate: Operate, note: Callable[[str, str], None], clock_us: Callable[[], int], home: Path
     ) -> None:
         self._node, self._operate, self._note, self._clock_us = node, operate, note, clock_us
         # above what an earlier daemon of this incarnation has counted: it did not count one every microsecond
@@ -89,24 +95,44 @@ class EventManager:
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
         self._has_watcher: bool | None = None  # an earlier daemon may have had one
+        self._lingering: asyncio.TimerHandle | None = None  # until it is ended
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
-        self.commands = CommandLog()
+        self._history = EventHistory(self._kept(home / event_history.FILE_NAME), node.incarnation)
+        self.commands = CommandLog(self._kept(home / command_log.FILE_NAME))
+
+    def _kept(self, path: Path) -> KeptHistory:
+        def trouble(why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._note, "history not kept", why)
+
+        return KeptHistory(path, trouble)
 
     # ---- the daemon's side ----------------------------------------------------------------------------------------
 
     def start(self, runner: RunnerClient) -> None:
-        """Begin, with what the runner remembers of programs that ended while no daemon listened."""
+        """Begin, with what was recorded before, and what the runner remembers of it (P8.9)."""
         self._runner = runner
+        for ended in runner.ended_early:
+            self.command_ended(ended)
         for exited in runner.exited.values():
             self.program_exited(exited)
+        acts = tuple(
+            events.ActionEnded(each.generation, each.succeeded, each.detail) for each in runner.acts_ended_early
+        )
+        past = self._history.read(self._clock_us())
+        self._step(events.Remembered(past, frozenset(runner.acts_at_work), acts))
         self.replica_advanced()
 
     def stop(self) -> None:
         """The daemon ends: watchers connect again to the next one, which hears of every exit anew."""
         self._stopped = True
+        self._history.close()
+        self.commands.close()
         if self._timer is not None:
             self._timer.cancel()
+        if self._lingering is not None:
+            self._lingering.cancel()
         for task in self._requests.values():
             task.cancel()
 
@@ -118,8 +144,8 @@ class EventManager:
 
     def program_exited(self, exited: ProgramExited) -> None:
         """The runner tells of the end of a supervised program, for the history: the watcher tells of the event."""
-        self.commands.exited(exited)
-        self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
+        if self.commands.exited(exited, self._clock_us()):
+            self._note("program ended", f"{exited.service} (generation {exited.generation}) {exited.status}")
 
     def command_ended(self, ended: CommandEnded) -> None:
         """The runner tells of an attempt of a command, for the history."""
@@ -221,15 +247,8 @@ class EventManager:
     def history(self) -> list[Document]:
         """Every occurrence that this node remembers, oldest first; times by the clock of people."""
         offset_s = time.time() - self._clock_us() / US_PER_S
-        return [
-            {
-                "node": self._node.setup.name, "number": each.number, "at_s": offset_s + each.at_us / US_PER_S,
-                "event": each.event, "group": each.group, "in": dict(each.parameters), "out": dict(each.out),
-                "verdict": each.verdict, "action": list(each.action), "result": each.result, "detail": each.detail,
-                "took_ms": max(0, each.ended_us - each.at_us) // 1000,
-            }
-            for each in self._machine.history
-        ]  # fmt: skip
+        name = self._node.setup.name
+        return [event_history.described(each, name, offset_s) for each in self._machine.history]
 
     async def answer(self, question: str, subject: str) -> Document:
         """What this node itself knows. Raises `ControlRefused`."""
@@ -257,9 +276,24 @@ class EventManager:
     def _want_watcher(self) -> None:
         """The built-in watcher process runs while there is something for it to detect."""
         needed = any(active.event.watcher in PROCESS_WATCHERS for active in self._machine.active.values())
-        if needed != self._has_watcher and self._runner is not None:
-            self._has_watcher = needed
-            self._runner.want_watcher(needed)
+        if needed and self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        if self._has_watcher and not needed:
+            # a service that restarts needs it again at once, and the end of its next program is to be told at once
+            self._lingering = self._lingering or self._loop.call_later(LINGER_S, self._end_watcher)
+        elif needed != self._has_watcher:
+            self._tell_runner(needed)
+
+    def _end_watcher(self) -> None:
+        self._lingering = None
+        if not self._stopped:
+            self._tell_runner(False)
+
+    def _tell_runner(self, needed: bool) -> None:
+        assert self._runner is not None
+        self._has_watcher = needed
+        self._runner.want_watcher(needed)
 
     def _read_clock(self) -> None:
         self._timer = None
@@ -275,7 +309,11 @@ class EventManager:
     def _step(self, happened: events.Happening) -> None:
         if self._stopped:
             return
-        for effect in self._machine.step(happened, self._clock_us()):
+        effects = self._machine.step(happened, self._clock_us())
+        if self._machine.changed:
+            self._history.keep(self._machine.changed.values(), self._clock_us())
+            self._machine.changed.clear()
+        for effect in effects:
             match effect:
                 case events.Watch(watcher=watcher, event=event):
                     line = {"watch": event, "in": dict(effect.parameters), "environment": dict(effect.environment)}
@@ -295,9 +333,10 @@ class EventManager:
                     raise AssertionError(f"nobody carries out {type(effect).__name__}")
 
     def _offer(self, watcher: int, line: Document) -> None:
+        limit = MAXIMUM_UNFETCHED + 2 * len(self._machine.active)  # all that is active is asked for at once
         for stream in self._streams.values():
             if stream.number == watcher:
-                stream.offer(line)
+                stream.offer(line, limit)
 
     def _run(self, effect: events.RunAction) -> None:
         assert self._runner is not None
@@ -340,9 +379,9 @@ def _texts(document: Document) -> events.Values:
     return tuple((str(key), value if isinstance(value, str) else str(value)) for key, value in document.items())
 
 
-def _checked(arguments: Document) -> tuple[str, list[str], int, bool]:
+def _checked(arguments: Document) -> tuple[str, list[str], int, int | None]:
     name, named, process = arguments.get("name", ""), arguments.get("events", []), arguments.get("process", 0)
-    members = arguments.get("members", False)
+    members = arguments.get("members")
     unknown = sorted(arguments.keys() - {"name", "events", "process", "members"})
     if unknown:
         raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process, members")
@@ -356,6 +395,6 @@ def _checked(arguments: Document) -> tuple[str, list[str], int, bool]:
         raise ControlRefused(f"it needs a name, or up to {MAXIMUM_NAMED_EVENTS} events", WHERE, "give either")
     if not isinstance(process, int) or isinstance(process, bool):
         raise ControlRefused("`process` must be a number", WHERE, "send the id of the process")
-    if not isinstance(members, bool):
-        raise ControlRefused("`members` must be true or false", WHERE, "send true to hear how the nodes stand")
+    if members is not None and (type(members) is not int or not -1 <= members < 1 << 63):
+        raise ControlRefused("`members` must be an entry, or null", WHERE, "send -1 to hear how the nodes stand")
     return name, named, process, members

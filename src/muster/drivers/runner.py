@@ -30,7 +30,8 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
     {"say": "finished", "service", "generation", "action", "succeeded", "detail"}
     {"say": "ended", "service", "generation", "action", "attempt", "failure", "status", "duration_ms", "output"}   one
         attempt of a command, for the history only: left out while many packets wait
-    {"say": "exited", "service", "generation", "status", "output", "at_us"}   a supervised program
+    {"say": "exited", "service", "generation", "status", "output", "at_us"}   a supervised program; for the history
+        only, as the watcher process is told of it on a channel of its own (see `watcher_process.py`)
     {"say": "output", "request": N, "output", "status"}   of what runs now
     {"say": "inventory", "request": N, "last": BOOL, "highest": {service: generation},
      "commands": [{"service", "generation", "action", "finished", "succeeded", "detail", "exited": {...}}, ...]}
@@ -126,7 +127,7 @@ class Runner:
         self._readers: dict[int, tuple[Service, Run]] = {}
         self._working: dict[str, Service] = {}  # services with a job
         self._outbox: deque[bytes] = deque()
-        self._watcher = WatcherProcess(leash, base_environment, self._open_files)
+        self._watcher = WatcherProcess(leash, base_environment, self._open_files, self._exit_of)
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
         self._parents: dict[int, int] | None = None  # of this turn of the loop
@@ -173,7 +174,7 @@ class Runner:
             for service in list(self._working.values()):
                 self._advance(service, boottime_us())
                 self._pulse_if_due()  # each may fork, and there may be thousands
-            self._watcher.keep_running(boottime_us())
+            self._watcher.keep_running(boottime_us(), self._epoll)
             self._flush()
 
     def _pulse_if_due(self) -> None:
@@ -197,6 +198,8 @@ class Runner:
             # Init keeps the other end open for as long as the node lives.
             self._orphaned = self._orphaned or bool(mask & select.EPOLLHUP)
             self._receive()
+        elif descriptor == self._watcher.descriptor:
+            self._watcher.serve()
         elif descriptor in self._readers:
             service, run = self._readers[descriptor]
             if descriptor == run.status_fd:
@@ -557,8 +560,14 @@ class Runner:
             if run.is_supervised and run.status is not None and run.generation == service.result.generation:
                 self._read_output(run, _FINAL_READS)
                 service.exited = Exited(run, explain_status(run.status), boottime_us())
+                self._watcher.tell(service.name)
                 self._say({"say": "exited", "service": service.name, **service.exited.described()})
                 return
+
+    def _exit_of(self, name: str) -> Exited | None:
+        """What is remembered of the end of a service's program."""
+        service = self._services.get(name)
+        return service.exited if service is not None else None
 
     # --- processes ---
 

@@ -21,6 +21,7 @@ from muster.drivers.runner import PACKET_BYTES, SEND_BUFFER_BYTES
 from muster.records.messages import CommandState
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
+MAXIMUM_EARLY = 1024
 _PACKETS_A_TURN = 64
 
 
@@ -76,6 +77,10 @@ class RunnerClient:
     ) -> None:
         """Take over `end`. Must be called in the running event loop."""
         self.exited: dict[str, ProgramExited] = {}
+        # what was told before the inventory is complete, for whom the inventory says nothing
+        self.ended_early: deque[CommandEnded] = deque(maxlen=MAXIMUM_EARLY)
+        self.acts_ended_early: deque[CommandState] = deque(maxlen=MAXIMUM_EARLY)
+        self.acts_at_work: set[int] = set()
         self._on_ended, self._on_exited = on_ended, on_exited
         self._outputs: dict[int, asyncio.Future[Output]] = {}
         end.setblocking(False)
@@ -207,11 +212,17 @@ class RunnerClient:
     def _take(self, packet: dict[str, Any]) -> bool:
         """Act on a packet; whether it completed the inventory."""
         match packet:
+            case {"say": "finished", "action": "act"} if self._is_early:
+                self.acts_ended_early.append(_command_state({**packet, "finished": True}))
             case {"say": "finished"}:
                 if self._inventory is None or self._inventory.done():
                     self._on_finished(_command_state({**packet, "finished": True}))
             case {"say": "ended"} if self._on_ended:
-                self._on_ended(CommandEnded(*(packet[name] for name in CommandEnded._fields)))
+                ended = CommandEnded(*(packet[name] for name in CommandEnded._fields))
+                if self._is_early:
+                    self.ended_early.append(ended)
+                else:
+                    self._on_ended(ended)
             case {"say": "exited"} if self._on_exited and (self._inventory is None or self._inventory.done()):
                 self._on_exited(ProgramExited(*(packet[name] for name in ProgramExited._fields)))
             case {"say": "output", "request": int(request), "output": output, "status": status}:
@@ -228,10 +239,16 @@ class RunnerClient:
                 self._trouble(f"the runner refused a request: {detail}")
         return False
 
+    @property
+    def _is_early(self) -> bool:
+        """Whether the daemon is still on its way up: it has not heard the inventory that it asks for first."""
+        return self._inventory is None or not self._inventory.done()
+
     def _take_command(self, command: dict[str, Any]) -> None:
         state = _command_state(command)
         if state.action == "act":
-            return  # an earlier daemon's, which nobody waits for
+            self.acts_at_work.add(state.generation)
+            return
         self._commands[state.service, state.action == "notify"] = state
         if "exited" in command:
             found = {"service": state.service, **command["exited"]}

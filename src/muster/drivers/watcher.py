@@ -1,12 +1,14 @@
-"""The built-in watcher process of a node: checks, processes, timers (SPEC 5.1).
+"""The built-in watcher process of a node: programs, membership, checks, processes, timers (SPEC 5.1).
 
 Forked by the runner from its own image while an event needs it, and forked again when it dies; a watcher as any other
 to the event manager, which it talks to through `muster.client`. It keeps nothing that it could lose: what it is asked
-to detect it hears anew from whatever daemon it connects to.
+to detect it hears anew from whatever daemon it connects to, and what holds it tells anew.
 
-    check      runs a command every `interval`; `failures` failures of the last `of` runs are an occurrence
-    process    the end of a process, by its pidfd: `pid`, or what `pid_file` holds, looked at again when it changes
-    timer      every `interval`, or each day `at` HH:MM by the local clock
+    program     the end of the program of `service` at `generation`: the runner knows it (P8.1, `watcher_process.py`)
+    membership  a change of the nodes' states that fits `node` and `state`, each given or not (P8.8)
+    check       runs a command every `interval`; `failures` failures of the last `of` runs are an occurrence
+    process     the end of a process, by its pidfd: `pid`, or what `pid_file` holds, looked at again when it changes
+    timer       every `interval`, or each day `at` HH:MM by the local clock
 
 Each check runs below a keeper of its own and is ended with all that it started when its `timeout` is over.
 """
@@ -14,17 +16,20 @@ Each check runs below a keeper of its own and is ended with all that it started 
 import contextlib
 import gc
 import heapq
+import json
 import os
 import re
 import select
 import shlex
 import signal
+import socket
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import NoReturn
 
-from muster.client.errors import ClientError, Lost
-from muster.client.watching import Asked, Watcher
+from muster.client.errors import ClientError, Refused
+from muster.client.watching import Asked, Change, Members, Watcher
 from muster.core.lease import US_PER_MS
 from muster.drivers.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.keeper import Launch, restore_default_signals, spawn_keeper
@@ -37,38 +42,93 @@ from muster.drivers.process_tree import (
     say,
     send,
 )
+from muster.drivers.watcher_process import PACKET_BYTES
 
 NAME = "built-in"
 MAXIMUM_CHECKS_AT_WORK = 32
+MAXIMUM_UNTOLD = 4096  # changes of members that fit an event, while the daemon does not hear
 TAIL_BYTES = 2000
 _CONNECT_PAUSE_S = 0.1
 _LOOK_MS = 500  # for a pid file that is not there or has not changed
 _SWEEP_US = 5_000_000
+_NEVER_US = 1 << 62
 _MAXIMUM_OF = 1000
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 
 
-def run_watcher(leash: Leash, runner: int, environment: dict[str, str], open_files: tuple[int, int]) -> NoReturn:
-    """Become the watcher, in a process freshly forked by the runner."""
+def run_watcher(
+    leash: Leash, runner: int, environment: dict[str, str], open_files: tuple[int, int], channel: socket.socket
+) -> NoReturn:
+    """Become the watcher, in a process freshly forked by the runner; `channel` leads there."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     signal.set_wakeup_fd(-1)  # shared with the runner
     restore_default_signals()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a daemon that has gone is an error of the call, not this one's end
     signal.signal(LEASH_SIGNAL, lambda _number, _frame: os._exit(1))
     leash.bind(runner)
     adopt_orphans()
     set_process_name("muster-watcher")
-    close_descriptors_except(())
+    close_descriptors_except((channel.fileno(),))
     gc.freeze()
     gc.enable()
     path = os.path.join(environment["MUSTER_NODE_HOME"], "control.sock")
+    membership = Membership()
     while True:
         try:
-            with Watcher(path, NAME, (), 10.0, 0.0) as watcher:
-                BuiltIn(watcher, leash, environment, open_files).loop()
+            with Watcher(path, NAME, (), 10.0, 0.0, membership.members) as watcher:
+                BuiltIn(watcher, leash, environment, open_files, channel, membership).loop()
         except ClientError:
             end_everything_below(boottime_us() + _SWEEP_US, boottime_us)  # checks of a daemon that is gone
             time.sleep(_CONNECT_PAUSE_S)
+
+
+class Membership:
+    """The nodes' states, and what is still to be told of them: both outlast a connection (P8.8)."""
+
+    def __init__(self) -> None:
+        self.members = Members(since=0)  # what one before this had no time to tell is known already if it had
+        self._untold: deque[tuple[str, Change]] = deque(maxlen=MAXIMUM_UNTOLD)
+
+    def tell(self, watcher: Watcher) -> bool:
+        """Tell of each change to each event that it fits; False if that has to be tried again later. Raises `Lost`."""
+        if not self.members.is_current:
+            return True  # what is asked is not known yet
+        for change in watcher.changes():
+            self._untold += [(event, change) for event, asked in watcher.asked.items() if _fits(asked, change)]
+        while self._untold:
+            event, change = self._untold[0]
+            if event in watcher.asked:
+                out = {key: str(value) for key, value in change._asdict().items()}
+                try:
+                    watcher.occurred(event, **out)
+                except Refused as refused:
+                    say(f"muster watcher process: {event}: {refused}")
+                    return False
+            self._untold.popleft()
+        return True
+
+
+def _program_of(asked: Asked) -> tuple[str, int]:
+    values = asked.parameters
+    return values.get("service", ""), number(values.get("generation", ""), 1)
+
+
+def _fits(asked: Asked, change: Change) -> bool:
+    wanted = asked.parameters
+    is_membership = kind_of(wanted) == "membership"
+    return is_membership and all(wanted.get(key, value) == value for key, value in change._asdict().items())
+
+
+def kind_of(parameters: Mapping[str, str]) -> str:
+    """Which of the watchers an event is for: each has IN parameters that the others do not take."""
+    if "command" in parameters:
+        return "check"
+    if "pid" in parameters or "pid_file" in parameters:
+        return "process"
+    if "interval" in parameters or "at" in parameters:
+        return "timer"
+    return "program" if "generation" in parameters else "membership"
 
 
 class Check:
@@ -94,38 +154,53 @@ class Subject:
         self.check: Check | None = None
         self.pid = 0
         self.pidfd = -1
+        self.ended: dict[str, str] | None = None  # how its program ended
 
 
 class BuiltIn:
     """The loop of the watcher process."""
 
     def __init__(
-        self, watcher: Watcher, leash: Leash, environment: dict[str, str], open_files: tuple[int, int]
+        self,
+        watcher: Watcher,
+        leash: Leash,
+        environment: dict[str, str],
+        open_files: tuple[int, int],
+        runner: socket.socket,
+        membership: Membership,
     ) -> None:
         self._watcher, self._leash = watcher, leash
+        self._runner, self._membership = runner, membership
+        self._members_at_us = 0  # when untold changes are to be told again
         self._environment, self._open_files = environment, open_files
         self._subjects: dict[str, Subject] = {}
         self._due: list[tuple[int, str, int]] = []  # a heap: when, event, identity of its subject
         self._poll = select.poll()
         self._readers: dict[int, Subject] = {}
+        self._programs: dict[tuple[str, int], str] = {}  # service and generation -> event
 
     def loop(self) -> None:
         """Until the connection ends. Raises `ClientError`."""
-        stream = self._watcher.fileno()
-        self._poll.register(stream, select.POLLIN)
+        for descriptor in (self._watcher.fileno(), self._runner.fileno()):
+            self._poll.register(descriptor, select.POLLIN)
         while True:
             if self._watcher.wait(0.0):
                 self._follow()
-            if self._watcher.fileno() != stream:
-                raise Lost("it has connected again meanwhile", "the watcher process", "it begins anew")
+                self._members_at_us = 0
             now_us = boottime_us()
+            if now_us >= self._members_at_us:
+                told = self._membership.tell(self._watcher)
+                self._members_at_us = _NEVER_US if told else now_us + _LOOK_MS * US_PER_MS
             while self._due and self._due[0][0] <= now_us:
                 _at_us, event, identity = heapq.heappop(self._due)
                 subject = self._subjects.get(event)
                 if subject is not None and id(subject) == identity:
                     self._work(event, subject, now_us)
-            wait_ms = max(0, (self._due[0][0] - boottime_us()) // US_PER_MS + 1) if self._due else None
+            next_us = min(self._due[0][0] if self._due else _NEVER_US, self._members_at_us)
+            wait_ms = max(0, (next_us - boottime_us()) // US_PER_MS + 1) if next_us < _NEVER_US else None
             for descriptor, _mask in self._poll.poll(wait_ms):
+                if descriptor == self._runner.fileno():
+                    self._hear_of_program()
                 subject = self._readers.get(descriptor)
                 if subject is not None:
                     self._readable(descriptor, subject)
@@ -140,32 +215,65 @@ class BuiltIn:
                 del self._subjects[event]
         for event, wanted in asked.items():
             if event not in self._subjects:
-                subject = self._subjects[event] = Subject(wanted)
-                self._later(event, subject, self._first_us(subject))
+                self._begin(event, wanted)
 
-    def _first_us(self, subject: Subject) -> int:
-        values = subject.asked.parameters
-        if "pid" in values or "pid_file" in values:
-            return boottime_us()
-        if "at" in values and "command" not in values:
-            return boottime_us() + _until(values["at"]) * 1_000_000
-        return boottime_us() + subject.interval_us
+    def _begin(self, event: str, wanted: Asked) -> None:
+        values = wanted.parameters
+        subject = self._subjects[event] = Subject(wanted)
+        match kind_of(values):
+            case "program":
+                service, generation = _program_of(wanted)
+                self._programs[service, generation] = event
+                self._runner.send(json.dumps({"service": service, "generation": generation}).encode())
+            case "process":
+                self._later(event, subject, boottime_us())
+            case "timer" if "at" in values:
+                self._later(event, subject, boottime_us() + _until(values["at"]) * 1_000_000)
+            case "timer" | "check":
+                self._later(event, subject, boottime_us() + subject.interval_us)
 
     def _later(self, event: str, subject: Subject, at_us: int) -> None:
         heapq.heappush(self._due, (at_us, event, id(subject)))
 
     def _work(self, event: str, subject: Subject, now_us: int) -> None:
-        values = subject.asked.parameters
-        if "command" in values:
-            self._work_on_check(event, subject, now_us)
-        elif "pid" in values or "pid_file" in values:
-            self._look_for_process(event, subject, now_us)
-        else:
-            self._tell(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-            at = values.get("at")
-            # a minute later at the earliest: the same minute comes again only tomorrow
-            again_us = now_us + (60 + _until(at, in_s=60)) * 1_000_000 if at else now_us + subject.interval_us
-            self._later(event, subject, again_us)
+        match kind_of(subject.asked.parameters):
+            case "check":
+                self._work_on_check(event, subject, now_us)
+            case "process":
+                self._look_for_process(event, subject, now_us)
+            case "program":
+                self._tell_of_program(event, subject)
+            case "timer":
+                self._tell(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+                at = subject.asked.parameters.get("at")
+                # a minute later at the earliest: the same minute comes again only tomorrow
+                again_us = now_us + (60 + _until(at, in_s=60)) * 1_000_000 if at else now_us + subject.interval_us
+                self._later(event, subject, again_us)
+
+    # --- programs of services (P8.1) ---
+
+    def _hear_of_program(self) -> None:
+        data = self._runner.recv(PACKET_BYTES)
+        if not data:
+            os._exit(1)  # the runner has ended, and with it the node
+        told = json.loads(data)
+        event = self._programs.get((told["service"], told["generation"]), "")
+        subject = self._subjects.get(event)
+        if subject is not None:
+            detail = f"its program {told['status']}"
+            subject.ended = {"status": told["status"], "output": told["output"], "detail": detail}
+            self._tell_of_program(event, subject)
+
+    def _tell_of_program(self, event: str, subject: Subject) -> None:
+        """Tell of its end once; again if the daemon refuses to hear it now. Raises `Lost`."""
+        try:
+            if subject.ended is not None:
+                self._watcher.occurred(event, **subject.ended)
+            subject.ended = None
+            self._programs.pop(_program_of(subject.asked), None)  # the runner may tell twice: now, and when asked
+        except Refused as refused:  # which is the last word only if the event is not to be watched for any more
+            say(f"muster watcher process: {event}: {refused}")
+            self._later(event, subject, boottime_us() + _LOOK_MS * US_PER_MS)
 
     # --- checks ---
 
@@ -305,6 +413,8 @@ class BuiltIn:
             say(f"muster watcher process: {event}: {error}")
 
     def _end(self, subject: Subject) -> None:
+        if kind_of(subject.asked.parameters) == "program":
+            self._programs.pop(_program_of(subject.asked), None)
         if subject.check is not None:
             self._kill(subject.check)
         if subject.pidfd >= 0:

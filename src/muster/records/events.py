@@ -13,7 +13,7 @@ MINUTES_A_DAY = 24 * 60
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 REFERENCE = re.compile(r"\{(in|out)\.([a-z][a-z0-9_]*)\}")
 BUILT_IN = {  # watchers that every node has: what they take, and what they fill in
-    "membership": (("node", "state"), ("node", "state", "previous", "incarnation", "index")),
+    "membership": (("node", "state"), ("node", "state", "previous", "incarnation", "entry")),
     "check": (("command", "interval", "timeout", "failures", "of"), ("status", "output", "failures", "detail")),
     "process": (("pid", "pid_file"), ("pid", "detail")),
     "timer": (("interval", "at"), ("time",)),

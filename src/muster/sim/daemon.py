@@ -118,6 +118,7 @@ class Daemon:
             lambda peer, cause: self.step(inputs.PeerLost(peer, cause)),
         )  # fmt: skip
         world.network.attach(self.endpoint)
+        self.events.start()
         if life.watcher is not None:
             life.watcher.daemon_came(self.events)
         self._schedule_tick()

@@ -210,6 +210,7 @@ class FailurePolicy:
                     self._given_up.pop(name, None)
                     if isinstance(operation, ClearService | RegisterService):
                         self._failures.pop(name, None)
+                        self._unseen.add(name)  # what is wanted already is not cleared by being registered
 
     def _followed(self, before: Service, after: Service, seen: Applied) -> Findings:
         name, window_us = after.name, after.definition.restart_window_ms * US_PER_MS

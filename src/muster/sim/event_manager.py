@@ -6,7 +6,10 @@ what an event does to a service is an ordinary operation of this node, asked aga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from muster.core import events, inputs
 from muster.core.effects import Reply, RunCommand
@@ -23,6 +26,27 @@ if TYPE_CHECKING:
 ASK_AGAIN_US = 1500 * US_PER_MS
 
 
+class KeptHistory:
+    """The occurrences that daemons of one incarnation have written; the last ones are lost where a daemon dies."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, events.Occurrence]] = []
+
+    def keep(self, changed: Iterable[events.Occurrence], now_us: int) -> None:
+        """Write what is known of these now."""
+        self._lines += [(now_us, replace(occurrence)) for occurrence in changed]
+
+    def lose(self, since_us: int) -> None:
+        """What was to be written since then is not."""
+        while self._lines and self._lines[-1][0] >= since_us:
+            self._lines.pop()
+
+    def read(self) -> tuple[events.Occurrence, ...]:
+        """What is known of each, oldest first."""
+        found = {occurrence.number: replace(occurrence) for _, occurrence in self._lines}
+        return tuple(found[number] for number in sorted(found))
+
+
 class EventManager:
     """What of a daemon has to do with events."""
 
@@ -34,6 +58,13 @@ class EventManager:
         self._connection = 0
         self._watcher: Watcher | None = None
         self._requests: dict[int, events.RequestOperation] = {}
+
+    def start(self) -> None:
+        """Go on from what earlier daemons of this incarnation have kept (P8.9)."""
+        life = self._daemon.life
+        ended = tuple(events.ActionEnded(each.generation, each.succeeded, each.detail) for each in life.actions_ended)
+        life.actions_ended.clear()
+        self._step(events.Remembered(life.kept.read(), life.runner.actions_at_work, ended))
 
     @property
     def is_alive(self) -> bool:
@@ -94,7 +125,11 @@ class EventManager:
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     def _step(self, happened: events.Happening) -> None:
-        for effect in self._machine.step(happened, self._daemon.now_us()):
+        wanted = self._machine.step(happened, self._daemon.now_us())
+        if self._machine.changed:
+            self._daemon.life.kept.keep(self._machine.changed.values(), self._daemon.world.loop.now_us)
+            self._machine.changed.clear()
+        for effect in wanted:
             match effect:
                 case events.Watch(event=event, parameters=parameters):
                     self._have_watched(effect.watcher, event, parameters)

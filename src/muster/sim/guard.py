@@ -14,6 +14,7 @@ from muster.records.messages import CommandState
 from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind
 from muster.records.state import Level
 from muster.sim.disk import RegisterTarget, TwoCopyWrite
+from muster.sim.event_manager import KeptHistory
 from muster.sim.events import US_PER_MS, Clock, Process
 from muster.sim.history import LifeBegan, LifeEnded, Logged, ProgramCame, ProgramWent
 from muster.sim.runner import Runner
@@ -39,6 +40,8 @@ class Life:
             world.loop, world.random, world.history, machine.node, incarnation, world.decide, self._command_finished,
             self._program_ended,
         )  # fmt: skip
+        self.kept = KeptHistory()
+        self.actions_ended: list[CommandState] = []  # while no daemon listened
         self.watcher: Watcher | None = None  # a child of the runner; it outlives daemons
         self._wants_watcher = False
         self.init = Process("init")
@@ -53,12 +56,13 @@ class Life:
         world.history.append(LifeBegan(world.loop.now_us, machine.node, incarnation))
 
     def _command_finished(self, command: CommandState) -> None:
-        if self.daemon is None:
-            return
-        if command.action == "act":
+        if command.action != "act":
+            if self.daemon is not None:
+                self.daemon.command_finished(command)
+        elif self.daemon is not None and self.daemon.events is not None:
             self.daemon.action_ended(command.generation, command.succeeded, command.detail)
         else:
-            self.daemon.command_finished(command)
+            self.actions_ended.append(command)
 
     def _program_ended(self, service: str, generation: int) -> None:
         watcher = self.watcher

@@ -99,6 +99,7 @@ class Machine:
         loop = self.world.loop
         assert life.daemon is not None
         life.daemon.end(silently=False)
+        life.kept.lose(loop.now_us - int(self.world.random.random() * 2 * US_PER_MS))
         life.daemon, life.daemon_absent_us = None, loop.now_us
         back_us = loop.now_us + int((5 + self.world.random.random() * 250) * US_PER_MS)
         # A process has not ended before its system calls have: its writes under way land first.

@@ -178,6 +178,11 @@ class Runner:
             self._ailing.pop(command.environment.get("MUSTER_IN_SERVICE", ""), None)
         self._say(CommandState(command.service, number, "act", True, succeeded, "" if succeeded else "status 1"))
 
+    @property
+    def actions_at_work(self) -> frozenset[int]:
+        """The action functions that have not ended."""
+        return frozenset(self._actions)
+
     def cancel_action(self, number: int) -> None:
         """The daemon cancels an action function."""
         self.loop.deliver_after(60, self.process, self._end_action, number, False)

@@ -78,7 +78,8 @@ def show(name: str, as_json: bool) -> None:
 def history(name: str, as_json: bool) -> None:
     """What has occurred on the nodes, of EVENT or of all, with what was done about it; the newest last.
 
-    The nodes remember the last thousand occurrences each, until their daemon is restarted.
+    The nodes remember the last thousand occurrences each. Of an action that was under way when the daemon was restarted
+    the result may be unknown.
 
     \b
     With --json: occurrences [{node, number, at_s, event, group, in, out, verdict, action, result, detail, took_ms}],
