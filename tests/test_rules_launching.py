@@ -501,6 +501,22 @@ def test_p6_30_what_is_lost_in_maintenance_is_started_when_it_ends() -> None:
     assert rounds.at("web")[0] is REGISTERED
 
 
+def test_p6_30_a_service_that_moves_away_from_its_failures_goes_on_when_maintenance_ends() -> None:
+    """Another node is up for it: it is not stuck, and does not say so."""
+    rounds = settled(replace(WEB, restarts=0), nodes=2)
+    rounds.ask(FailService("web", "exit status 7", rounds.service("web").generation))
+    assert rounds.step()
+    assert rounds.service("web").state is STOPPING
+    first = rounds.service("web").node
+    rounds.ask(SetMaintenance("service", "web"))
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    assert rounds.service("web").cause == ""
+    rounds.ask(SetMaintenance("service", "web", end=True))
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1 - first)
+
+
 def test_p6_30_a_leave_in_maintenance_ends_and_does_not_wait_for_a_start() -> None:
     rounds = settled(WEB)
     rounds.ask(SetMaintenance("cluster"))

@@ -332,7 +332,8 @@ def _goes_on(service: Service, round_: Round) -> bool:
 
 def _abandon_transfer(service: Service, round_: Round, _detail: str) -> None:
     """Nothing waits for a start that cannot come: the node that it left may go (P6.18, SPEC 6.8)."""
-    if service.failed or round_.exhausted(service):
+    is_stuck = _place_after(service, round_) is None  # else it is held up by maintenance only
+    if is_stuck and (service.failed or round_.exhausted(service)):
         _cannot_start(service, round_)
     else:
         round_.put(replace(service, intent=False, origin=NO_NODE, target=NO_NODE), "its transfer has nowhere to go")
