@@ -227,6 +227,18 @@ def test_p8_6_a_watcher_is_heard_about_what_it_was_asked_for_only() -> None:
     assert machine.verdicts() == ["not enabled", "acted upon", "not enabled"]
 
 
+def test_p8_7_what_is_asked_for_a_program_outlives_a_new_definition_of_its_service() -> None:
+    """It is watched for anew, and told again as known already: the first request is the only one."""
+    machine = Machine()
+    machine.registers(WEB, 5)
+    (request,) = machine.occurs("web:exit", watcher=9, **KILLED)
+    changed = machine.registers(replace(WEB, environment=(("STAGE", "green"),)), 5)
+    assert [type(effect) for effect in changed] == [Unwatch, Watch]
+    assert machine.occurs("web:exit", watcher=9, **KILLED) == []
+    assert isinstance(request, RequestOperation)
+    assert machine.inner.is_at_work(request.number)
+
+
 WEB = Definition("web", run=("/bin/web",))
 KILLED = {"status": "was killed by SIGKILL", "output": "last words", "detail": "its program was killed by SIGKILL"}
 
@@ -239,7 +251,7 @@ def test_p8_7_the_end_of_a_program_is_a_request_that_names_its_generation() -> N
     (request,) = machine.occurs("web:exit", watcher=9, **KILLED)
     assert isinstance(request, RequestOperation)
     assert request.operation == FailService("web", "its program was killed by SIGKILL", 5)
-    assert request.identity == "exit-3-5-web"
+    assert request.identity == "exit-web-5"
     assert machine.follow() == []
     # the service has moved on: what was asked for it is void
     cancelled, unwatch, watch = machine.registers(WEB, 9)
@@ -333,7 +345,7 @@ def test_p8_9_a_daemon_that_begins_goes_on_with_what_was_under_way() -> None:
     # built-in ones are asked again, each as one and the same request
     asked = [each for each in effects if isinstance(each, RequestOperation)]
     own = [f"event-0-7-{each.number}" for each in (first, again)]
-    assert [each.identity for each in asked] == [own[0], "exit-3-5-web", own[1]]
+    assert [each.identity for each in asked] == [own[0], "exit-web-5", own[1]]
     assert lost.result == "unknown"
     assert [each.result for each in past] == ["running", "running", "running", "succeeded", "running"]
     assert exited.place == (5, "ended")

@@ -535,6 +535,32 @@ def test_p6_28_a_child_of_such_a_service_is_beside_each_of_its_instances() -> No
     assert rounds.at("log@n1") == (REGISTERED, 1)
 
 
+def test_p6_28_children_follow_a_placement_policy_that_is_defined_anew() -> None:
+    """Also those that the new definition does not name; and a definition that changes nothing is not refused."""
+    log, tail = replace(WEB, name="log", parent="web"), replace(WEB, name="tail", parent="log")
+    rounds = Rounds()
+    rounds.ask(ApplyServices((EVERYWHERE, log, tail)))
+    rounds.settle()
+    assert not rounds.ask(ApplyServices((EVERYWHERE, log, tail))).refused
+    assert rounds.ask(ApplyServices((replace(EVERYWHERE, on_all=False),))).refused
+    rounds.ask(DeregisterService("web"))
+    rounds.settle()
+    assert not rounds.ask(ApplyServices((replace(EVERYWHERE, on_all=False),))).refused
+    rounds.ask(RegisterService("web"))
+    rounds.settle()
+    assert {name for name, node in rounds.placed().items() if node != NO_NODE} == {"web", "log", "tail"}
+    assert not any("@" in name for name in rounds.database.services)
+
+
+def test_p6_28_what_is_cleared_for_a_service_is_cleared_for_all_its_instances() -> None:
+    rounds = settled(replace(EVERYWHERE, restarts=0))
+    fail(rounds, "web@n0")
+    assert "muster service clear web@n0" in rounds.service("web@n0").cause
+    rounds.ask(ClearService("web"))
+    rounds.settle()
+    assert rounds.at("web@n0") == (REGISTERED, 0)
+
+
 # ---- P6.29 notify ----------------------------------------------------------------------------------------------------
 
 NOTIFYING = replace(WEB, notify_command=("/bin/notify",), disallowable_nodes=("n2",))
@@ -629,6 +655,22 @@ def test_p6_30_what_is_lost_in_maintenance_is_started_when_it_ends() -> None:
     rounds.ask(SetMaintenance("service", "web", end=True))
     rounds.settle()
     assert rounds.at("web")[0] is REGISTERED
+
+
+def test_p6_30_a_service_that_moves_away_from_its_failures_goes_on_when_maintenance_ends() -> None:
+    """Another node is up for it: it is not stuck, and does not say so."""
+    rounds = settled(replace(WEB, restarts=0), nodes=2)
+    rounds.ask(FailService("web", "exit status 7", rounds.service("web").generation))
+    assert rounds.step()
+    assert rounds.service("web").state is STOPPING
+    first = rounds.service("web").node
+    rounds.ask(SetMaintenance("service", "web"))
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE)
+    assert rounds.service("web").cause == ""
+    rounds.ask(SetMaintenance("service", "web", end=True))
+    rounds.settle()
+    assert rounds.at("web") == (REGISTERED, 1 - first)
 
 
 def test_p6_30_a_leave_in_maintenance_ends_and_does_not_wait_for_a_start() -> None:

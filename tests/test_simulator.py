@@ -105,14 +105,25 @@ def test_random_runs_reach_what_the_rules_are_about() -> None:
         seen |= {f"{item.action}" for item in history if isinstance(item, CommandTaken)}
         seen |= {str(item.kind) for item in history if isinstance(item, Notified)}
         seen |= {str(p.kind) for item in history if isinstance(item, Applied) for p in _proofs(item)}
+        seen |= {word for item in history if isinstance(item, Applied) for word in _failures(item)}
     assert {"start", "stop", "recovery", "joining", "leaving", "forced-leaving"} <= seen
     assert {str(ProofKind.LEASE_EXPIRED), str(ProofKind.PANIC_TOMBSTONE), str(ProofKind.NEXT_INCARNATION)} <= seen
     assert {"Elected", "Told", "MarksWritten", "Replied", "ServiceEnded", "LifeEnded"} <= seen
     assert {"ProgramCame", "ProgramWent"} <= seen
+    assert {"ServiceFailed", "WatchBegan", "WatchEnded", "WatcherGone", "ActionBegan"} <= seen
+    assert {"recorded", "restarted in place", "given up"} <= seen
 
 
 def _proofs(applied: Applied) -> list[Proof]:
     return [member.last_proof for member in applied.state.members.values() if member.last_proof is not None]
+
+
+def _failures(applied: Applied) -> list[str]:
+    services = applied.state.services.values()
+    found = {"recorded": any(service.failures for service in services)}
+    found["restarted in place"] = any("; restart 1 of" in service.reason for service in services)
+    found["given up"] = any(service.exhausted for service in services)
+    return [word for word, is_so in found.items() if is_so]
 
 
 def test_a_plan_survives_being_written_down() -> None:

@@ -197,7 +197,6 @@ class Active(Struct, frozen=True):
     group: str
     service: str = ""
     generation: int = 0
-    uid: int = 0
     environment: Values = ()
 
 
@@ -351,7 +350,8 @@ class EventManager:
             return
         before, self._active = self._active, self._due(self._database)
         for name, active in before.items():
-            if active.service and self._active.get(name) != active:
+            now = self._active.get(name)
+            if active.service and (now is None or now.generation != active.generation):
                 self._cancel_requests(name)
             if name not in self._active:
                 self._told.pop(name, None)
@@ -399,7 +399,7 @@ class EventManager:
                 common = self._environment(database, service.name)
                 for event in events_of(service.definition, service.generation):
                     found[event.name] = Active(
-                        event, f"service/{service.name}", service.name, service.generation, service.uid, common
+                        event, f"service/{service.name}", service.name, service.generation, common
                     )
         return found
 
@@ -490,9 +490,8 @@ class EventManager:
                 occurrence.result = "waiting"
                 occurrence.identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
                 if event.watcher == PROGRAM_WATCHER:
-                    # Asked twice, by two daemons, it is done once. Services that were defined together share uid and
-                    # generation, so only with its name is it the request of this one.
-                    occurrence.identity = f"exit-{active.uid}-{active.generation}-{active.service}"
+                    # Asked twice, by two daemons, it is done once. One entry may begin the generation of many services.
+                    occurrence.identity = f"exit-{active.service}-{active.generation}"
                 self._waiting.append((occurrence, active))
 
     def _acted(self, event: EventDefinition) -> deque[int]:

@@ -135,8 +135,7 @@ class Round:
         if service.definition.parent and service.state is not ServiceState.RECOVERING:
             registered = parent is not None and parent.state is ServiceState.REGISTERED
             node = parent.node if parent is not None and registered else NO_NODE
-            tried = {*service.failed, *self.exhausted(service)}
-            return node if node in self.present and node not in tried else None
+            return node if node in self.present and node not in self.shunned(service) else None
         wish = self.wish(service)
         chosen = self.placement.choose(*wish)
         self._wishes[service.name] = (wish, chosen)

@@ -257,7 +257,7 @@ def _move_group(child: Service, round_: Round) -> bool:
     if child.definition.child_failure != "group" or not parents:
         return False
     eldest = parents[-1]
-    shunned = (*eldest.failed, *child.failed, *round_.exhausted(child))
+    shunned = (*eldest.failed, *round_.shunned(child))
     target = round_.place(replace(eldest, origin=eldest.node, failed=shunned, target=NO_NODE))
     if target is None or target in shunned or eldest.state is not REGISTERED or eldest.intent:
         return False
@@ -346,7 +346,8 @@ def _goes_on(service: Service, round_: Round) -> bool:
 
 def _abandon_transfer(service: Service, round_: Round, _detail: str) -> None:
     """Nothing waits for a start that cannot come: the node that it left may go (P6.18, SPEC 6.8)."""
-    if service.failed or round_.exhausted(service):
+    is_stuck = _place_after(service, round_) is None  # else it is held up by maintenance only
+    if is_stuck and (service.failed or round_.exhausted(service)):
         _cannot_start(service, round_)
     else:
         round_.put(replace(service, intent=False, origin=NO_NODE, target=NO_NODE), "its transfer has nowhere to go")
@@ -386,9 +387,10 @@ def _begin_start(service: Service, round_: Round, _detail: str) -> None:
 def _cannot_start(service: Service, round_: Round) -> None:
     """No node is left: wait for one to come up, or say which ones have failed (SPEC 6.6, 6.7)."""
     exhausted = round_.exhausted(service)
-    if (service.failed or exhausted) and _move_group(service, round_):
-        return
     given_up = replace(service, intent=False, origin=NO_NODE, target=NO_NODE)
+    if (service.failed or exhausted) and _move_group(service, round_):
+        round_.put(given_up, "its group is to move")
+        return
     nowhere = "no other allowable node is up"
     if service.definition.parent:
         nowhere = f"it can run only where its parent {service.definition.parent} does"

@@ -59,14 +59,16 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
     known = {config.name for config in draft.nodes.values()}
     for definition in operation.definitions:
         _check_nodes(definition, known)
+    defined_here = {service.name: service.definition for service in draft.services.values() if not service.template}
+    definitions = with_inherited_policy(operation.definitions, defined_here)
+    for definition in definitions:
         if (before := draft.services.get(definition.name)) is not None:
             _check_redefinition(before, definition)
     for name in operation.withdraw:
         service_named(draft, name)
     _check_groups(operation, draft)
     defined = changed = 0
-    known_definitions = {service.name: service.definition for service in draft.services.values()}
-    for definition in with_inherited_policy(operation.definitions, known_definitions):
+    for definition in definitions:
         before = draft.services.get(definition.name)
         if before is None:
             defined += 1
@@ -86,12 +88,18 @@ def _apply(operation: ApplyServices, draft: Draft, facts: Facts) -> str:
 def with_inherited_policy(
     definitions: tuple[Definition, ...], known: Mapping[str, Definition] = MappingProxyType({})
 ) -> list[Definition]:
-    """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5)."""
+    """A child has no placement policy of its own: below a parent placed on all nodes it is placed so too (SPEC 6.5).
+
+    So a parent that is defined anew may bring its children along, though `definitions` does not name them.
+    """
     every = {**known, **{definition.name: definition for definition in definitions}}
-    return [
-        replace(definition, on_all=_eldest(definition, every).on_all) if definition.parent else definition
-        for definition in definitions
-    ]
+    named = {definition.name for definition in definitions}
+    found = []
+    for definition in (*definitions, *(each for name, each in every.items() if each.parent and name not in named)):
+        inherited = replace(definition, on_all=_eldest(definition, every).on_all) if definition.parent else definition
+        if definition.name in named or inherited != definition:
+            found.append(inherited)
+    return found
 
 
 def _eldest(definition: Definition, known: Mapping[str, Definition]) -> Definition:
@@ -240,10 +248,18 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     runs = service.state is ServiceState.REGISTERED or (service.state is ServiceState.STARTING and operation.generation)
     if not runs or instances.is_template(service):
         return f"{service.name} is {service.state}, not registered: nothing is done"
+    if service.broken or _has_failed(service):
+        return f"{service.name} has failed already, and its failure policy is at work: nothing more is done"
     failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
     failed = replace(service, failures=failures, broken=operation.detail or "it failed")
     draft.put(failed, f"{service.name}: failed on {draft.name(service.node)}: {failed.broken}")
     return f"the failure of {service.name} is recorded: its failure policy decides"
+
+
+def _has_failed(service: Service) -> bool:
+    """Whether a failure of the present generation is recorded: one is enough, however often it is seen (P6.26)."""
+    entries = (*service.failures[-1:], *(given_up.entry for given_up in service.exhausted[-1:]))
+    return any(entry > service.generation for entry in entries)
 
 
 def _restart(service: Service, cause: str, draft: Draft) -> str:
@@ -258,12 +274,16 @@ def _restart(service: Service, cause: str, draft: Draft) -> str:
 
 
 def _clear(service: Service, draft: Draft) -> str:
-    if service.state is ServiceState.STOPPING and service.cause:
-        raise Refused(f"{service.name} may still be running: {service.cause}")
-    cleared = replace(service, cause="", failed=(), exhausted=(), failures=(), takeovers=())
-    if cleared == service:
+    found = _instances(service, draft)
+    for each in found:
+        if each.state is ServiceState.STOPPING and each.cause:
+            raise Refused(f"{each.name} may still be running: {each.cause}")
+    forgotten = {"cause": "", "failed": (), "exhausted": (), "failures": (), "takeovers": ()}
+    changed = [each for each in found if replace(each, **forgotten) != each]
+    for each in changed:
+        draft.put(replace(each, **forgotten), f"{each.name}: cleared")
+    if not changed:
         return f"{service.name} has nothing to clear: it is {service.state}"
-    draft.put(cleared, f"{service.name}: cleared")
     return f"{service.name} is cleared: it is placed again if it is wanted"
 
 

@@ -309,7 +309,8 @@ KEYS: dict[str, Key] = {
     ),
     "child_failure": Key(
         _one_of("child_failure", {"alone": "alone", "group": "group"}), '"alone" or "group"', '"alone"',
-        "What follows where this child cannot be started: it stays down alone, or its whole group moves.",
+        "What follows where this child cannot be started or fails too often: it stays down alone, or its whole group "
+        "moves.",
     ),
     # commands
     "start_command": Key(_command("start_command"), COMMAND, "[none]", "Starts it; it is registered if this succeeds."),

@@ -10,18 +10,27 @@ from typing import NamedTuple
 from muster.records.registers import Claim
 from muster.records.state import Entry, Level, Member, NodeState, Service, ServiceState, Transition, TransitionKind
 from muster.records.terms import NO_NODE, NO_TERM, Term
+from muster.sim.event_checkers import (
+    ActedOnOnce,
+    FailurePolicy,
+    WatchedWhereRegistered,
+    Watches,
+    watches_missing,
+)
 from muster.sim.history import (
     Applied,
     ClaimWritten,
     CommandEnded,
     CommandTaken,
     DaemonStarted,
+    Disturbed,
     Elected,
     GaveUp,
     History,
     LevelAcknowledged,
     LifeBegan,
     LifeEnded,
+    Logged,
     MarksWritten,
     Notified,
     Observation,
@@ -46,6 +55,7 @@ from muster.sim.service_checkers import (
 WAITED_FOR = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
 BUILT_IN_LEVEL = 40  # the event manager acknowledges inside its node: nothing of it is seen from outside
 MAXIMUM_VIOLATIONS = 5
+FOR_THE_READER = (Logged, Disturbed)  # most of what is observed, and no checker looks at it
 
 
 class Violation(NamedTuple):
@@ -534,6 +544,9 @@ Checker = (
     | NotifyElsewhere
     | RecoveryBeforeRestart
     | NoFlapping
+    | WatchedWhereRegistered
+    | ActedOnOnce
+    | FailurePolicy
     | LevelsInOrder
     | ToldFromTheStart
     | Soundness
@@ -551,6 +564,9 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     NotifyElsewhere,
     RecoveryBeforeRestart,
     NoFlapping,
+    WatchedWhereRegistered,
+    ActedOnOnce,
+    FailurePolicy,
     LevelsInOrder,
     ToldFromTheStart,
     Soundness,
@@ -562,6 +578,8 @@ def judge(history: History) -> list[Violation]:
     checkers = [checker() for checker in CHECKERS]
     found: list[Violation] = []
     for position, observation in enumerate(history):
+        if type(observation) in FOR_THE_READER:
+            continue
         for checker in checkers:
             rule = type(checker).__name__
             found += [Violation(rule, position, message) for message in checker.see(observation)]
@@ -583,11 +601,13 @@ class Progress:
         self._started: dict[str, int] = {}  # service -> generation of the last start command that succeeded
         self._programs: dict[tuple[int, int, int], Level] = {}  # (node, incarnation, level) that programs registered
         self._joined: set[tuple[int, int, int]] = set()  # those of them that were told of their node's join
+        self._watches = Watches()
 
     def missing(self) -> str:
         """What is not yet as it should be, or nothing."""
         for observation in self._history[self._position :]:
-            self._see(observation)
+            if type(observation) not in FOR_THE_READER:
+                self._see(observation)
         self._position = len(self._history)
         for node in range(self._nodes):
             if node not in self._lives:
@@ -601,6 +621,7 @@ class Progress:
         return self._members_missing(newest.state) or self._services_missing(newest.state)
 
     def _see(self, seen: Observation) -> None:
+        self._watches.see(seen)
         match seen:
             case LifeBegan():
                 self._lives[seen.node] = seen.incarnation
@@ -671,4 +692,4 @@ class Progress:
             by_command = self._started.get(name) == service.generation
             if runs_on != service.node and (by_command or runs_on != NO_NODE):
                 return f"{name} is {word} on node {service.node}, but runs on {runs_on}"
-        return notify_missing(state, self._notified)
+        return notify_missing(state, self._notified) or watches_missing(state, self._watches)

@@ -20,6 +20,7 @@ from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
 from muster.records.state import Database, Level
 from muster.records.terms import Term
 from muster.sim.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
+from muster.sim.event_manager import EventManager
 from muster.sim.events import US_PER_MS, Process
 from muster.sim.history import (
     Applied,
@@ -60,6 +61,7 @@ class Daemon:
         self.life, self.machine, self.world = life, machine, machine.world
         self.process = Process("daemon")
         self.node: Node | None = None
+        self.events: EventManager | None = None
         self.endpoint: Endpoint | None = None
         self._index = -1  # of the last state that was recorded; the first is not confirmed yet
         self._told: set[int] = set()
@@ -100,12 +102,13 @@ class Daemon:
     def _start(self, database: Database, strip: Strip) -> None:
         world, node, life = self.world, self.machine.node, self.life
         self._store.remember(strip)
-        self._record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
+        self.record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
         setup = Setup(
             node, self.machine.name, life.incarnation, world.profile,
             rehearsed_event_manager=world.settings.event_manager,
         )  # fmt: skip
         self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
+        self.events = EventManager(self, self.node)
         self._programs = dict(life.programs)
         for level in (*world.levels, *life.programs.values()):
             self._carry_out(self.node.step(inputs.LevelRegistered(level), self.now_us()))
@@ -116,6 +119,9 @@ class Daemon:
             lambda peer, cause: self.step(inputs.PeerLost(peer, cause)),
         )  # fmt: skip
         world.network.attach(self.endpoint)
+        self.events.start()
+        if life.watcher is not None:
+            life.watcher.daemon_came(self.events)
         self._schedule_tick()
         self.watch_own_links()
 
@@ -142,6 +148,11 @@ class Daemon:
         """The runner says that a command has ended."""
         if self.node is not None:
             self.world.loop.deliver(self.process, self.step, inputs.CommandFinished(command))
+
+    def action_ended(self, number: int, succeeded: bool, detail: str) -> None:
+        """The runner says that an action function has ended."""
+        if self.events is not None:
+            self.world.loop.deliver(self.process, self.events.action_ended, number, succeeded, detail)
 
     def program_came(self, level: Level) -> None:
         """A program registers on the control socket; before the node has its replica, `_start` takes it in."""
@@ -198,7 +209,7 @@ class Daemon:
 
     def _raised(self) -> None:
         text = traceback.format_exc(limit=-4)
-        self._record(Raised(self.world.loop.now_us, self.machine.node, text))
+        self.record(Raised(self.world.loop.now_us, self.machine.node, text))
         self.world.stopped = True
 
     def _schedule_tick(self) -> None:
@@ -225,6 +236,8 @@ class Daemon:
                 self.world.loop.deliver(self.process, self._carry_out, wanted[position:])
                 return
             self._carry[type(effect)](effect)
+        if self.events is not None:
+            self.events.look()
 
     def _carriers(self) -> dict[type, Callable[[Any], None]]:
         store = self._store
@@ -252,7 +265,8 @@ class Daemon:
             effects.Trace: self._trace,
         }
 
-    def _record(self, observation: Any) -> None:
+    def record(self, observation: Any) -> None:
+        """Something that an observer would see."""
         self.world.history.append(observation)
 
     def _read_strip(self, effect: effects.ReadStrip) -> None:
@@ -274,7 +288,7 @@ class Daemon:
             for entry in message.entries:
                 if entry.index not in self._told:
                     self._told.add(entry.index)
-                    self._record(Told(self.world.loop.now_us, self.machine.node, message.term, entry))
+                    self.record(Told(self.world.loop.now_us, self.machine.node, message.term, entry))
         if self.endpoint is not None:
             self.world.network.send(self.endpoint, effect.to, message)
 
@@ -284,7 +298,7 @@ class Daemon:
         if life.programs.get(effect.level) != program:
             return  # it has gone: there is nobody at the other end
         step = (effect.transition, effect.level, effect.barrier)
-        self._record(
+        self.record(
             Notified(
                 world.loop.now_us, self.machine.node, life.incarnation, effect.level, effect.transition, effect.node,
                 effect.incarnation, effect.kind, effect.barrier, effect.vector,
@@ -302,7 +316,7 @@ class Daemon:
             return  # it has gone, and what it worked on with it
         if step not in self.life.acknowledged:
             self.life.acknowledged.add(step)
-            self._record(
+            self.record(
                 LevelAcknowledged(
                     self.world.loop.now_us, self.machine.node, self.life.incarnation, level, transition, barrier
                 )
@@ -315,12 +329,14 @@ class Daemon:
         self.world.point(self.machine.node, "command", "begun")
 
     def _reply(self, effect: effects.Reply) -> None:
-        self._record(
+        self.record(
             Replied(
                 self.world.loop.now_us, self.machine.node, effect.identity, effect.refused, effect.outcome, effect.index
             )
         )
         self.world.answered(effect.identity)
+        if self.events is not None:
+            self.events.replied(effect)
 
     def _committed(self, _effect: effects.Committed) -> None:
         assert self.node is not None
@@ -337,12 +353,12 @@ class Daemon:
             {node: config.name for node, config in database.nodes.items()},
         )  # fmt: skip
         now_us, life = self.world.loop.now_us, self.life
-        self._record(Applied(now_us, self.machine.node, life.incarnation, database.index, database.term, state))
+        self.record(Applied(now_us, self.machine.node, life.incarnation, database.index, database.term, state))
 
     def _elected(self, effect: effects.Elected) -> None:
         assert self.node is not None
         term = Term(effect.number, effect.node)
-        self._record(
+        self.record(
             Elected(self.world.loop.now_us, self.machine.node, self.life.incarnation, term, self.node.database.index)
         )
         self._record_state()  # an adoption commits what it adopts (SPEC 2.6)
@@ -366,7 +382,7 @@ class Daemon:
             self.world.loop.deliver_after(100, guard.process, action, *(() if what == "leave" else (cause,)))
 
     def _trace(self, effect: effects.Trace) -> None:
-        self._record(Logged(self.world.loop.now_us, self.machine.node, f"{effect.event}: {effect.detail}"))
+        self.record(Logged(self.world.loop.now_us, self.machine.node, f"{effect.event}: {effect.detail}"))
 
 
 class StoreQueue:

@@ -14,9 +14,11 @@ from muster.records.messages import CommandState
 from muster.records.registers import Deadman, Lease, LeaseState, Marks, RegisterKind
 from muster.records.state import Level
 from muster.sim.disk import RegisterTarget, TwoCopyWrite
+from muster.sim.event_manager import KeptHistory
 from muster.sim.events import US_PER_MS, Clock, Process
 from muster.sim.history import LifeBegan, LifeEnded, Logged, ProgramCame, ProgramWent
 from muster.sim.runner import Runner
+from muster.sim.watcher import LINE_US, Watcher
 
 if TYPE_CHECKING:
     from muster.sim.daemon import Daemon
@@ -35,8 +37,13 @@ class Life:
         world = machine.world
         self.machine, self.clock, self.incarnation = machine, clock, incarnation
         self.runner = Runner(
-            world.loop, world.random, world.history, machine.node, incarnation, world.decide, self._command_finished
-        )
+            world.loop, world.random, world.history, machine.node, incarnation, world.decide, self._command_finished,
+            self._program_ended,
+        )  # fmt: skip
+        self.kept = KeptHistory()
+        self.actions_ended: list[CommandState] = []  # while no daemon listened
+        self.watcher: Watcher | None = None  # a child of the runner; it outlives daemons
+        self._wants_watcher = False
         self.init = Process("init")
         self.daemon: Daemon | None = None
         self.daemon_absent_us = world.loop.now_us  # since when there is no daemon, while there is none
@@ -49,8 +56,61 @@ class Life:
         world.history.append(LifeBegan(world.loop.now_us, machine.node, incarnation))
 
     def _command_finished(self, command: CommandState) -> None:
-        if self.daemon is not None:
-            self.daemon.command_finished(command)
+        if command.action != "act":
+            if self.daemon is not None:
+                self.daemon.command_finished(command)
+        elif self.daemon is not None and self.daemon.events is not None:
+            self.daemon.action_ended(command.generation, command.succeeded, command.detail)
+        else:
+            self.actions_ended.append(command)
+
+    def _program_ended(self, service: str, generation: int) -> None:
+        watcher = self.watcher
+        if watcher is not None:
+            self.machine.world.loop.deliver_after(LINE_US, watcher.process, watcher.program_ended, service, generation)
+
+    def want_watcher(self, wanted: bool) -> None:
+        """The runner has a watcher process while there is something for it to detect."""
+        self.machine.world.loop.deliver_after(LINE_US, self.runner.process, self._keep_watcher, wanted)
+
+    def _keep_watcher(self, wanted: bool) -> None:
+        self._wants_watcher = wanted
+        if not wanted:
+            self._end_watcher()
+        elif self.watcher is None:
+            self.watcher = Watcher(self)
+            if self.daemon is not None and self.daemon.events is not None:
+                self.watcher.daemon_came(self.daemon.events)
+
+    def _end_watcher(self) -> None:
+        if self.watcher is not None:
+            self.watcher.end()
+            self.watcher = None
+
+    def kill_watcher(self) -> None:
+        """The watcher is killed: the runner forks another one."""
+        if self.watcher is not None:
+            self._end_watcher()
+            delay_us = int((1 + self.machine.world.random.random() * 150) * US_PER_MS)
+            self.machine.world.loop.deliver_after(delay_us, self.runner.process, self._watch_again)
+
+    def _watch_again(self) -> None:
+        if not self.stopping:
+            self._keep_watcher(self._wants_watcher)
+
+    def service_dies(self, service: str) -> bool:
+        """A service ends of itself; whether anything of it runs here that can."""
+        if not self.runner.dies(service):
+            return False
+        self.machine.point("failure", "begun")
+        self.service_ails(service)
+        return True
+
+    def service_ails(self, service: str) -> None:
+        """From now on its check fails, if it has one."""
+        self.runner.ail(service)
+        if self.watcher is not None:
+            self.watcher.service_ails(service)
 
     def come(self, level: Level) -> None:
         """A program registers a level; the daemon that runs, or else the next one, takes it in (SPEC 3.10, P3.13)."""
@@ -103,6 +163,8 @@ class Life:
         processes = [self.runner.process, self.init]
         if self.daemon is not None:
             processes.append(self.daemon.process)
+        if self.watcher is not None:
+            processes.append(self.watcher.process)
         return processes
 
     def _kill_process(self, process: Process) -> None:
@@ -121,6 +183,7 @@ class Life:
             self.daemon = None
         self.runner.process.kill()
         self.init.kill()
+        self._end_watcher()
         for service in self.runner.active:
             self.runner.end_service(service)
         world = self.machine.world

@@ -207,6 +207,56 @@ class ServiceEnded(Struct, frozen=True):
     generation: int
 
 
+class ServiceFailed(Struct, frozen=True):
+    """A registered service, or one that is about to be, has failed of itself: its program has ended, or its check
+    fails from now on.
+    """
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+    ended: bool  # nothing of it runs any more; else only its check fails
+
+
+class WatchBegan(Struct, frozen=True):
+    """A node's watcher is asked to detect an event."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    event: str
+    parameters: tuple[tuple[str, str], ...]
+
+
+class WatchEnded(Struct, frozen=True):
+    """It is asked not to detect it any more."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    event: str
+
+
+class WatcherGone(Struct, frozen=True):
+    """The connection of a node's watcher is gone, with all that it was asked."""
+
+    at_us: int
+    node: int
+    incarnation: int
+
+
+class ActionBegan(Struct, frozen=True):
+    """A runner begins the action function of an occurrence; `number` is that of the occurrence on its node."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    event: str
+    number: int
+
+
 class Disturbed(Struct, frozen=True):
     """A fault or a remedy, in words."""
 
@@ -262,6 +312,11 @@ Observation = (
     | CommandEnded
     | ServiceBegan
     | ServiceEnded
+    | ServiceFailed
+    | WatchBegan
+    | WatchEnded
+    | WatcherGone
+    | ActionBegan
     | Disturbed
     | Logged
     | Raised

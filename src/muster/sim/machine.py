@@ -91,6 +91,8 @@ class Machine:
             if which == "runner":
                 life.runner.process.kill()
                 self.world.loop.deliver_after(2 * US_PER_MS, guard.process, guard.panic, "the runner has ended")
+            elif which == "watcher":
+                life.kill_watcher()
             elif life.daemon is not None:
                 self._daemon_dies(life)
 
@@ -98,6 +100,7 @@ class Machine:
         loop = self.world.loop
         assert life.daemon is not None
         life.daemon.end(silently=False)
+        life.kept.lose(loop.now_us - int(self.world.random.random() * 2 * US_PER_MS))
         life.daemon, life.daemon_absent_us = None, loop.now_us
         back_us = loop.now_us + int((5 + self.world.random.random() * 250) * US_PER_MS)
         # A process has not ended before its system calls have: its writes under way land first.
@@ -112,7 +115,7 @@ class Machine:
                 self.daemon.watch_own_links()
 
     def processes(self, which: str) -> list[Process]:
-        """The processes that `which` names: `guard`, `daemon`, `runner` or `all`."""
+        """The processes that `which` names: `guard`, `daemon`, `runner`, `watcher` or `all`."""
         found = []
         if self.guard is not None and which in ("guard", "all"):
             found.append(self.guard.process)
@@ -121,6 +124,8 @@ class Machine:
                 found.append(self.life.runner.process)
             if which == "all":
                 found.append(self.life.init)
+            if self.life.watcher is not None and which in ("watcher", "all"):
+                found.append(self.life.watcher.process)
             if self.life.daemon is not None and which in ("daemon", "all"):
                 found.append(self.life.daemon.process)
         return found

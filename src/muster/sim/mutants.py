@@ -9,22 +9,38 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from muster.core import executor, lease, mastership, membership, service, subsystems, transition
+from msgspec.structs import replace
+
+from muster.core import (
+    conditions,
+    events,
+    executor,
+    lease,
+    mastership,
+    membership,
+    placement,
+    service,
+    service_operations,
+    subsystems,
+    transition,
+)
 from muster.core.draft import Draft, Facts
 from muster.core.mastership import Action, Decided, IsDead, Mastership, Phase
+from muster.core.round import Round
+from muster.records.messages import FailService
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, ProofKind, Strip
-from muster.records.state import Level, Member, Proof, Service, Transition
+from muster.records.state import Definition, Level, Member, NodeState, Proof, Service, ServiceState, Transition
 from muster.records.terms import NO_TERM, Stamp, Term
 
 
 class Mutant(NamedTuple):
-    """An error: `replace(original)` gives the function that takes the place of `module.function`."""
+    """An error: `replace(original)` gives what takes the place of `module.function`, a function or a table of them."""
 
     sentence: str
     caught_by: tuple[str, ...]  # the checkers whose rule it breaks
-    module: ModuleType
+    module: ModuleType | type
     function: str
-    replace: Callable[[Callable[..., Any]], Callable[..., Any]]
+    replace: Callable[[Any], Any]
 
 
 def _skip_proof(original: Callable[..., Proof | None]) -> Callable[..., Proof | None]:
@@ -140,6 +156,44 @@ def _mistaken_registration(_original: Callable[..., bool]) -> Callable[..., bool
     return is_present
 
 
+def _forget_exits(original: Callable[..., Any]) -> Callable[..., Any]:
+    def place_of(active: events.Active, out: events.Values) -> events.Place | None:
+        """What has ended before it was watched for is known already."""
+        place = original(active, out)
+        return place and (0, "")
+
+    return place_of
+
+
+def _watch_early(_original: Callable[..., bool]) -> Callable[..., bool]:
+    def is_registered_here(manager: Any, name: str) -> bool:
+        service_ = manager._database.services.get(name)  # noqa: SLF001  # in the place of its own method
+        return service_ is not None and service_.state in (ServiceState.STARTING, ServiceState.REGISTERED)
+
+    return is_registered_here
+
+
+def _fail_whatever_runs(original: Callable[..., Any]) -> Callable[..., Any]:
+    def operation_of(words: tuple[str, ...]) -> Any:
+        operation = original(words)
+        return replace(operation, generation=0) if isinstance(operation, FailService) else operation
+
+    return operation_of
+
+
+def _count_each_sight(_original: Callable[[Service], bool]) -> Callable[[Service], bool]:
+    return lambda _service: False
+
+
+def _restart_for_ever(original: dict[Any, service.Rule]) -> dict[Any, service.Rule]:
+    def failed_in_service(service_: Service, round_: Round, detail: str) -> None:
+        forgetful = replace(service_, failures=service_.failures[-1:])
+        original[ServiceState.REGISTERED, service.Event.BROKEN](forgetful, round_, detail)
+
+    return original | {(ServiceState.REGISTERED, service.Event.BROKEN): failed_in_service}
+
+
+Marks = Callable[[dict[int, Member]], tuple[tuple[int, int], ...]]
 HISTORY = ("OneHistory", "NothingGoesBack", "NothingLost")
 PROOF = ("ProofFirst", "OneNodeAtATime")
 
@@ -152,6 +206,39 @@ def _notify_anybody(_original: Callable[..., bool]) -> Callable[..., bool]:
     return lambda _definition, _name: True
 
 
+def _skip_recovery(original: dict[Any, service.Rule]) -> dict[Any, service.Rule]:
+    """What was registered on a lost node counts as a start that was lost."""
+    lost_while_starting = original[ServiceState.STARTING, service.Event.LOST]
+    return original | {(ServiceState.REGISTERED, service.Event.LOST): lost_while_starting}
+
+
+def _forget_takeovers(original: Callable[..., int | None]) -> Callable[..., int | None]:
+    def preferred_node(service_: Service, round_: Round) -> int | None:
+        return original(replace(service_, takeovers=()), round_)
+
+    return preferred_node
+
+
+def _place_anywhere(_original: Callable[..., None]) -> Callable[..., None]:
+    return lambda _definition, _name: None
+
+
+def _prefer_the_last(original: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+    def rank(definition: Definition, name: str) -> tuple[int, int]:
+        first, second = original(definition, name)
+        return -first, -second
+
+    return rank
+
+
+def _mark_who_leaves(original: Marks) -> Marks:
+    def condemned(members: dict[int, Member]) -> tuple[tuple[int, int], ...]:
+        leaving = ((each.node, each.incarnation) for each in members.values() if each.state is NodeState.LEAVING)
+        return tuple(sorted({*original(members), *leaving}))
+
+    return condemned
+
+
 MUTANTS: dict[str, Mutant] = {
     "forget-children": Mutant(
         "a parent stops while its children run (against SPEC 6.5)",
@@ -160,6 +247,46 @@ MUTANTS: dict[str, Mutant] = {
     "notify-anybody": Mutant(
         "a node that may not run a service is notified of it (against SPEC 6.6)",
         ("NotifyElsewhere",), executor, "is_allowable", _notify_anybody,
+    ),
+    "skip-recovery": Mutant(
+        "what was registered on a lost node is registered again without its recovery (against SPEC 6.6)",
+        ("RecoveryBeforeRestart",), service, "RULES", _skip_recovery,
+    ),
+    "forget-takeovers": Mutant(
+        "a preferred node takes a service over as often as it can (against SPEC 6.8)",
+        ("NoFlapping",), service, "preferred_node", _forget_takeovers,
+    ),
+    "take-over-downwards": Mutant(
+        "a less preferred node takes a service over (against SPEC 6.8)",
+        ("NoFlapping",), conditions, "rank", _prefer_the_last,
+    ),
+    "place-anywhere": Mutant(
+        "a service goes to a node that its definition forbids (against SPEC 6.2)",
+        ("ServiceRules",), placement, "_forbidden", _place_anywhere,
+    ),
+    "mark-who-leaves": Mutant(
+        "a node that leaves is marked to be forced out, which nobody has decided (against SPEC 7.2)",
+        ("MarkAfterCommit",), membership, "condemned", _mark_who_leaves,
+    ),
+    "forget-exits": Mutant(
+        "the end of a supervised program leads to nothing (against SPEC 5.4)",
+        ("Soundness",), events, "_place_of", _forget_exits,
+    ),
+    "watch-early": Mutant(
+        "a service is watched before it is registered, on every node (against SPEC 5.4)",
+        ("WatchedWhereRegistered",), events.EventManager, "_is_registered_here", _watch_early,
+    ),
+    "fail-whatever-runs": Mutant(
+        "a failure is taken for that of a later generation (against SPEC 5.4)",
+        ("ActedOnOnce",), events, "operation_of", _fail_whatever_runs,
+    ),
+    "count-each-sight": Mutant(
+        "a failure that is seen twice counts twice (against SPEC 5.4)",
+        ("ActedOnOnce",), service_operations, "_has_failed", _count_each_sight,
+    ),
+    "restart-for-ever": Mutant(
+        "what fails is restarted in place for ever (against SPEC 5.4)",
+        ("FailurePolicy",), service, "RULES", _restart_for_ever,
     ),
     "skip-proof": Mutant(
         "a node that nobody hears counts as stopped (against SPEC 7.1)",

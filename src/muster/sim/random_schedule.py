@@ -49,10 +49,14 @@ def plan(random: Random) -> Plan:
 class _Planner:
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.nodes = self._pick((2, 3, 3, 3, 3, 3, 4, 5))
+        self.failing = random.random() < 0.3  # services that fail all the time, and little else that happens
+        self.nodes = self._pick((2, 3, 3) if self.failing else (2, 3, 3, 3, 3, 3, 4, 5))
         self.calm_us = int((6 + random.random() * 8) * US_PER_S)
-        self.launching = random.random() < 0.6  # services of every sort; otherwise plain ones, and more of the rest
-        self.services = [f"s{number}" for number in range(1 + int(random.random() * (6 if self.launching else 4)))]
+        # Services of every sort; otherwise plain ones, and more of the rest.
+        self.launching = self.failing or random.random() < 0.6
+        most = 6 if self.launching and not self.failing else 4
+        self.services = [f"s{number}" for number in range(1 + int(random.random() * most))]
+        self.watched = {name: random_services.watched(random, self.failing) for name in self.services}
         self.steps: schedule.Schedule = []
         self.asked = 0
         self.now_us = 0
@@ -72,17 +76,27 @@ class _Planner:
             if self.random.random() < 0.6
         )
         cursed = frozenset(
-            (service, node) for service in self.services for node in range(self.nodes) if self.random.random() < 0.08
+            (service, node)
+            for service in self.services
+            for node in range(self.nodes)
+            if self.random.random() < 0.08 and not self.failing
         )
         settings = Settings(
             self.nodes, FAST, levels,
-            half_bytes=self._pick((9_000, 14_000, 1 << 20)),
-            cursed=cursed, flaky=self._pick((0.0, 0.0, 0.1, 0.3)), reboots=self._pick((0.7, 1.0)),
+            half_bytes=self._pick((40_000, 60_000, 1 << 20)),
+            cursed=cursed, flaky=0.0 if self.failing else self._pick((0.0, 0.0, 0.1, 0.3)),
+            reboots=self._pick((0.7, 1.0)),
         )  # fmt: skip
         self._boot()
-        self._disturb()
-        if self.random.random() < 0.6:
-            self._programs()
+        if self.failing:
+            self._disturb_services()
+        else:
+            self._disturb()
+            if self.random.random() < 0.6:
+                self._programs()
+        if self.random.random() < 0.5:  # one last failure, which nothing else hides
+            self.now_us = self.calm_us - self._us(1, 100)
+            self._fail()
         self.steps.append(Step(self.calm_us, schedule.Calm()))
         self.steps.sort(key=lambda step: step.at_us)
         return Plan(settings, self.steps, self.calm_us)
@@ -104,10 +118,30 @@ class _Planner:
                 return
             if self.random.random() < share:
                 self._pick(self.faults)()
-            elif self.launching and self.random.random() < 0.3:
+            elif self.random.random() < (0.3 if self.launching else 0.15):
                 self._fail()
             else:
                 self._ask(self._operation())
+
+    def _disturb_services(self) -> None:
+        """Failures one after the other, what operators do about them, and what happens to those who see them."""
+        pace_ms = self._pick((50, 150, 300))
+        faults = (self._disturb_who_sees, self._disturb_who_sees, self._kill, self._pause, self._cut, self._at_a_point)
+        while True:
+            self.now_us += self._us(10, 2 * pace_ms)
+            if self.now_us >= self.calm_us - 100 * US_PER_MS:
+                return
+            draw = self.random.random()
+            if draw < 0.5:
+                self._fail()
+            elif draw < 0.7:
+                self._ask(random_services.upkeep(self.random, self._pick(self.services), f"n{self._node()}"))
+            elif draw < 0.8:
+                self._ask(ApplyServices((self._definition(self._pick(self.services)),)))
+            elif draw < 0.9:
+                self._do(schedule.Lossy(0.2, 0.1, self._pick((1000, 200_000)), self._us(100, 800)))
+            else:
+                self._pick(faults)()
 
     def _programs(self) -> None:
         """Programs that register levels while the cluster runs, go, come back, and take each other's place."""
@@ -159,13 +193,15 @@ class _Planner:
     def _definition(self, name: str) -> Definition:
         nodes = [f"n{node}" for node in range(self.nodes)]
         if self.launching:
-            return random_services.definition(self.random, name, nodes, self.services[: self.services.index(name)])
+            older = self.services[: self.services.index(name)]
+            made = random_services.definition(self.random, name, nodes, older)
+            return self.watched[name].applied_to(made, self.random)
         everywhere = self.random.random() < 0.6
         allowable = ("*",) if everywhere else tuple(n for n in nodes if self.random.random() < 0.7) or (nodes[0],)
         ordered = tuple(n for n in reversed(nodes) if self.random.random() < 0.4)
         refused = tuple(n for n in nodes[1:] if everywhere and self.random.random() < 0.1)
         has = self.random.random
-        return Definition(
+        made = Definition(
             name, allowable, refused, ordered,
             auto_register=has() < 0.85,
             start_command=("start",) if has() < 0.95 else (),
@@ -173,6 +209,7 @@ class _Planner:
             recovery_command=("recover",) if has() < 0.4 else (),
             start_timeout_ms=1500, stop_timeout_ms=1500, recovery_timeout_ms=1500,
         )  # fmt: skip
+        return self.watched[name].applied_to(made, self.random)
 
     def _operation(self) -> OperationRequest:
         service, draw = self._pick(self.services), self.random.random()
@@ -192,11 +229,22 @@ class _Planner:
         return EvictNode(f"n{self._node()}", "the operator wants it out")
 
     def _fail(self) -> None:
-        """The process of a service dies: wherever it is, one of these hits it."""
-        service = self._pick(self.services)
-        for node in range(self.nodes):
-            self.asked += 1
-            self._do(schedule.Fail(service, node, f"op{self.asked}"))
+        """A service fails. Often something happens to those who are to see it."""
+        self._do(schedule.FailOne(int(self.random.random() * 60), self.random.random() < 0.3))
+        if self.random.random() < (0.2 if self.failing else 0.4):
+            self._disturb_who_sees()
+
+    def _disturb_who_sees(self) -> None:
+        for_us = self._us(20, 400 if self.failing else 700)
+        deeds: tuple[schedule.Here, ...] = (
+            schedule.Kill("daemon"), schedule.Kill("daemon"), schedule.Kill("watcher"), schedule.Kill("watcher"),
+            schedule.Pause("daemon", for_us), schedule.Pause("watcher", for_us), schedule.Pause("watcher", for_us),
+            schedule.Pause("runner", for_us), schedule.Pause("all", for_us), schedule.PowerCut(),
+        )  # fmt: skip
+        what, deed = self._pick(("failure", "failure", "request")), self._pick(deeds)
+        self._step(self.now_us - 1, When(what, "begun", 1, deed, delay_us=self._us(0, 3)))
+        if self.random.random() < 0.3:
+            self._step(self.now_us - 1, When("request", "begun", 1, schedule.Kill("daemon"), self._node()))
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -211,10 +259,10 @@ class _Planner:
         self._do(schedule.Fence(self._node()))
 
     def _kill(self) -> None:
-        self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner")), self._node()))
+        self._do(schedule.Kill(self._pick(("daemon", "daemon", "daemon", "guard", "runner", "watcher")), self._node()))
 
     def _pause(self) -> None:
-        which = self._pick(("daemon", "daemon", "guard", "runner", "all"))
+        which = self._pick(("daemon", "daemon", "guard", "runner", "watcher", "all"))
         self._do(schedule.Pause(which, self._length_us(), self._node()))
 
     def _isolate(self) -> None:

@@ -1,6 +1,7 @@
 """Random services of every sort: groups, instances, maturity, notify, free transfers, policies (SPEC 6.2 to 6.6)."""
 
 from random import Random
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from muster.records.messages import (
     RestartService,
     SetMaintenance,
     SetStandby,
+    TransferService,
 )
 from muster.records.state import Definition
 
@@ -17,11 +19,42 @@ TIMEOUT_MS = 1500
 LONGEST_HOLD_MS = 2500  # of maintenance and standby: they end by themselves, long before progress is demanded
 
 
+class Watched(NamedTuple):
+    """Who sees that a service fails; it stays so when the service is defined anew, for what runs is not started anew.
+
+    Its program is supervised; a check looks at it; what its check finds is mended by an action function.
+    """
+
+    supervised: bool
+    checked: bool
+    mended: bool
+    often: bool  # it fails often: its policy allows for more
+
+    def applied_to(self, definition: Definition, random: Random) -> Definition:
+        """The definition with its program, its check and its action function."""
+        interval_ms = int(20 + random.random() * random.random() * 400)
+        return replace(
+            definition,
+            run=("serve",) if self.supervised else (),
+            start_command=() if self.supervised else definition.start_command,
+            check_command=("check",) if self.checked else (), check_interval_ms=interval_ms,
+            on_failure=("mend", "{in.service}") if self.mended else (),
+            restarts=definition.restarts + (2 if self.often else 0),
+        )  # fmt: skip
+
+
+def watched(random: Random, often: bool) -> Watched:
+    """Who sees that one service fails; `often`: it does so often."""
+    supervised, checked = random.random() < (0.8 if often else 0.6), random.random() < (0.6 if often else 0.3)
+    return Watched(supervised, checked, checked and not supervised and random.random() < 0.4, often)
+
+
 def definition(random: Random, name: str, nodes: list[str], older: list[str]) -> Definition:
     """A service; `older` are the names of those defined before it, one of which may be its parent."""
     draw = random.random
     base = Definition(
         name,
+        environment=(("STAGE", "blue" if draw() < 0.5 else "green"),),
         auto_register=draw() < 0.85,
         start_command=("start",) if draw() < 0.9 else (),
         stop_command=("stop",) if draw() < 0.8 else (),
@@ -33,7 +66,7 @@ def definition(random: Random, name: str, nodes: list[str], older: list[str]) ->
         child_failure="group" if draw() < 0.5 else "alone",
         stop_failure="evict" if draw() < 0.15 else "block",
         restarts=int(draw() * 3),
-        restart_window_ms=4000,
+        restart_window_ms=4000 if draw() < 0.5 else 20_000,
     )  # fmt: skip
     if older and draw() < 0.5:
         return replace(base, parent=older[int(draw() * len(older))])
@@ -54,10 +87,22 @@ def _placed(base: Definition, random: Random, nodes: list[str]) -> Definition:
     return replace(
         base, allowable_nodes=allowable, disallowable_nodes=refused,
         ordered=preferred if is_ordered else (), unordered=() if is_ordered else preferred,
-        free_transfer=draw() < 0.4,
+        free_transfer=draw() < 0.6,
         maturity_count=1 + int(draw() * len(allowed)) if matures else 0,
         maturity_time_ms=int(200 + draw() * 2000) if matures and draw() < 0.7 else 0,
     )  # fmt: skip
+
+
+def upkeep(random: Random, service: str, node: str) -> OperationRequest:
+    """Something that an operator does about a service that fails often."""
+    draw = random.random()
+    if draw < 0.1:
+        return RestartService(service)
+    if draw < 0.5:
+        return TransferService(service, node)
+    if draw < 0.9:
+        return ClearService(service)
+    return SetMaintenance("service", service, int(100 + random.random() * 400), "the operator mends it")
 
 
 def operation(random: Random, service: str, node: str) -> OperationRequest:

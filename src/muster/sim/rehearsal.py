@@ -16,7 +16,6 @@ from muster.core.instances import SEPARATOR
 from muster.core.transition import EVENT_MANAGER, SETTLED_STATE
 from muster.records.messages import (
     DeregisterService,
-    FailService,
     LeaveNode,
     OperationRequest,
     RegisterService,
@@ -226,22 +225,18 @@ class Stage(World):
             "deregister": DeregisterService(step.service),
             "transfer": TransferService(step.service, step.node),
         }
-        asked = next((machine.node for machine in self.machines if machine.daemon is not None), None)
         operation = operations.get(step.verb)
-        remark = ": no node is on" if asked is None else ""
         if operation is None:
-            asked = self._nodes[step.node]
-            life = self.machines[asked].life
-            name = step.service
-            if self._services[name].definition.on_all:
-                name += SEPARATOR + step.node
-            generation = life.runner.generation_of(name) if life is not None else 0
-            remark = "" if generation else ": it does not run there"
-            operation = FailService(name, f"its process died on {step.node}", generation)
-            if life is not None:
-                life.runner.end_service(name)
+            life = self.machines[self._nodes[step.node]].life
+            on_all = self._services[step.service].definition.on_all
+            name = f"{step.service}{SEPARATOR}{step.node}" if on_all else step.service
+            runs = life is not None and life.service_dies(name)
+            self.history.append(Disturbed(self.loop.now_us, f"{step}" + ("" if runs else ": it does not run there")))
+            return
+        asked = next((machine.node for machine in self.machines if machine.daemon is not None), None)
+        remark = ": no node is on" if asked is None else ""
         self.history.append(Disturbed(self.loop.now_us, f"{step}{remark}"))
-        if not remark and asked is not None:
+        if asked is not None:
             self._asked += 1
             self._ask(schedule.Ask(asked, f"{step}, request {self._asked}", operation), 1)
 

@@ -62,7 +62,7 @@ def read_services(
     found = []
     for table, definition in zip(tables, definitions, strict=True):
         outcomes: dict[str, dict[str, Outcome]] = table.added.get("rehearsal", {})
-        found.append(RehearsedService(replace(definition, **_assumed(definition, outcomes)), outcomes))
+        found.append(RehearsedService(_supervised(replace(definition, **_assumed(definition, outcomes))), outcomes))
     return tuple(found), problems
 
 
@@ -70,6 +70,13 @@ def _assumed(definition: Definition, outcomes: dict[str, dict[str, Outcome]]) ->
     """The commands of a service that names none at all: those of which the scenario says how they end."""
     named = definition.run or any(getattr(definition, f"{action}_command") for action in ACTIONS)
     return {} if named else {f"{action}_command": _ASSUMED for action in outcomes}
+
+
+def _supervised(definition: Definition) -> Definition:
+    """In a rehearsal the end of every service is seen, as of a program that Muster supervises (SPEC 5.4, 8.4)."""
+    if definition.run or not definition.start_command:
+        return definition
+    return replace(definition, run=definition.start_command, start_command=())
 
 
 def _read_rehearsal(value: object, nodes: tuple[str, ...]) -> dict[str, Any]:
@@ -105,6 +112,8 @@ def decide(services: Mapping[str, RehearsedService], node: str, command: RunComm
 
     Instances do as their service does.
     """
+    if command.action == "act":  # an action function, which the scenario says nothing about
+        return Outcome(DEFAULT_US, True)
     outcome = services[command.service.partition(SEPARATOR)[0]].outcome(command.action, node)
     limit_us = command.timeout_ms * US_PER_MS
     if outcome.duration_us > limit_us:

@@ -33,7 +33,7 @@ class Fence(Struct, frozen=True, tag="fence"):
 
 
 class Kill(Struct, frozen=True, tag="kill"):
-    """SIGKILL to one process: `daemon`, `guard` or `runner`."""
+    """SIGKILL to one process: `daemon`, `guard`, `runner` or `watcher`."""
 
     process: str
     node: int = HERE
@@ -143,11 +143,21 @@ class Ask(Struct, frozen=True, tag="ask"):
 
 
 class Fail(Struct, frozen=True, tag="fail"):
-    """The process of a service dies on a node, if it runs there; the node's event manager sees it (SPEC 5.4)."""
+    """A service, or its instance there, fails on a node, if it runs there and anything would see it (SPEC 5.4).
+
+    Its process dies; or it stays and `hangs`, so that only its check sees it.
+    """
 
     service: str
     node: int
-    identity: str  # of the request that follows
+    hangs: bool = False
+
+
+class FailOne(Struct, frozen=True, tag="fail one"):
+    """One of the services that run in the whole cluster fails, whichever that is at this moment."""
+
+    pick: int
+    hangs: bool = False
 
 
 class Calm(Struct, frozen=True, tag="calm"):
@@ -173,6 +183,7 @@ Deed = (
     | Mend
     | Ask
     | Fail
+    | FailOne
     | Calm
 )
 
@@ -185,7 +196,7 @@ class When(Struct, frozen=True, tag="when"):
 
     `what` is a record being written (`lease`, `view`, `marks`, `frame`, `checkpoint`, or the claim register as a
     `claim`, `mark` or `withdrawal`) with a `stage` of `begun`, `half written` or `written`; or `elected`, `commit`,
-    `notify`, `acknowledge`, `command` with stage `begun`.
+    `notify`, `acknowledge`, `command`, `failure` (of a service) or `request` (of an event) with stage `begun`.
     """
 
     what: str

@@ -106,16 +106,28 @@ class NoFlapping:
 
     def __init__(self) -> None:
         self._index = -1
+        self._before: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
         """See `Checker`."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
-        self._index = seen.index
         for service in seen.state.services.values():
             taken = [(takeover.node, takeover.incarnation) for takeover in service.takeovers]
             for node, incarnation in {each for each in taken if taken.count(each) > 1}:
                 yield f"incarnation {incarnation} of n{node} has taken {service.name} over more than once"
+            before = self._before.get(service.name)
+            if before is not None and taken and service.takeovers[-1].entry == seen.index:
+                here, there = (seen.state.names.get(node, "") for node in (before.node, taken[-1][0]))
+                if _preference(service, there) >= _preference(service, here):
+                    yield f"{there} takes {service.name} over from {here}, which is not less preferred"
+        self._index, self._before = seen.index, seen.state.services
+
+
+def _preference(service: Service, name: str) -> int:
+    """The smaller, the better: a place in the ordered list, in the unordered one, in none."""
+    ordered, unordered = service.definition.ordered, service.definition.unordered
+    return ordered.index(name) if name in ordered else len(ordered) + (name not in unordered)
 
 
 def _eldest(service: Service, services: dict[str, Service]) -> Service:

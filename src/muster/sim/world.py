@@ -14,7 +14,7 @@ import msgspec
 
 from muster.core.effects import RunCommand
 from muster.core.inputs import OperationRequested
-from muster.records.messages import FailService
+from muster.core.instances import SEPARATOR
 from muster.records.registers import Claim, ClaimFlag, Mark, RegisterKind
 from muster.records.state import (
     Cluster,
@@ -136,6 +136,7 @@ class World:
             schedule.Mend: lambda deed: self._mend(deed.node),
             schedule.Ask: lambda deed: self._ask(deed, 1),
             schedule.Fail: self._fail,
+            schedule.FailOne: self._fail_one,
             schedule.Calm: self._calm,
         }
 
@@ -296,14 +297,30 @@ class World:
             self.loop.after(ASK_AGAIN_US, self._ask, deed, times + 1)
 
     def _fail(self, deed: schedule.Fail) -> None:
-        life = self.machines[deed.node].life
-        generation = life.runner.generation_of(deed.service) if life is not None else 0
-        if life is None or not generation or not life.runner.is_started(deed.service):
+        machine = self.machines[deed.node]
+        life, daemon = machine.life, machine.daemon
+        if life is None or daemon is None or daemon.node is None:
             return
-        life.runner.end_service(deed.service)
-        failed = FailService(deed.service, "its process died", generation)
-        delay_us = int((1 + self.random.random() * 20) * US_PER_MS)
-        self.loop.after(delay_us, self._ask, schedule.Ask(deed.node, deed.identity, failed), 1)
+        for name in (deed.service, f"{deed.service}{SEPARATOR}{machine.name}"):
+            service = daemon.node.database.services.get(name)
+            if service is None:
+                continue
+            if service.definition.check_command and deed.hangs:
+                life.service_ails(name)
+            elif service.definition.run or (service.definition.check_command and not service.definition.on_failure):
+                life.service_dies(name)
+
+    def _fail_one(self, deed: schedule.FailOne) -> None:
+        running = [
+            (machine.node, service)
+            for machine in self.machines
+            if machine.life is not None
+            for service in sorted(machine.life.runner.active)
+            if machine.life.runner.is_started(service)
+        ]
+        if running:
+            node, service = running[deed.pick % len(running)]
+            self._fail(schedule.Fail(service, node, deed.hangs))
 
     def _calm(self, _deed: schedule.Calm) -> None:
         self.calm = True
