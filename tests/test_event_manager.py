@@ -317,16 +317,55 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
     (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher", found["node"]))
     os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
     with subprocess.Popen(["/bin/sleep", "1003"]) as bystander:
-        bad.touch()
-        assert cluster.registered("checked", generation)["node"]
-        bad.unlink()
-        (first, *_) = cluster.occurrences("checked:check")
-        assert first["out"]["detail"].startswith("its check did not end within 150 ms")
-        assert first["out"]["output"] == "slow"
-        assert int(first["out"]["failures"]) == 2
-        wait("hung checks are gone", lambda: not any(hung.encode() in read_command_line(pid) for pid in read_parents()))
-        assert bystander.poll() is None
-        bystander.kill()
+        try:
+            bad.touch()
+            assert cluster.registered("checked", generation)["node"]
+            bad.unlink()
+            (first, *_) = cluster.occurrences("checked:check")
+            assert first["out"]["detail"].startswith("its check did not end within 150 ms")
+            assert first["out"]["output"] == "slow"
+            assert int(first["out"]["failures"]) == 2
+            wait(
+                "hung checks are gone",
+                lambda: not any(hung.encode() in read_command_line(pid) for pid in read_parents()),
+            )
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+
+
+def test_p8_6_a_check_ends_with_the_watcher_that_runs_it_and_with_all_that_it_has_started(cluster: Cluster) -> None:
+    mark = f"1004.{os.getpid()}"
+
+    def left() -> list[int]:
+        return [pid for pid in read_parents() if read_command_line(pid)[:2] == [b"sleep", mark.encode()]]
+
+    cluster.apply(
+        f"""
+        [[service]]
+        name = "looked-at"
+        allowable_nodes = ["n0"]
+        run = ["/bin/sleep", "1005"]
+        check = {{command = ["/bin/sh", "-c", "sleep {mark} & sleep {mark}"], interval = "1h", timeout = "1h"}}
+        """
+    )
+    cluster.registered("looked-at")
+    cluster.apply(
+        f"""
+        [[event_group]]
+        name = "now"
+        nodes = ["n0"]
+        [[event_group.event]]
+        name = "look"
+        watcher = "check"
+        in = {{command = "/bin/sh -c 'sleep {mark} & sleep {mark}'", interval = "100ms", timeout = "1h"}}
+        """
+    )
+    wait("the check to run", lambda: len(left()) == 2)
+    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher", "n0"))
+    os.kill(watcher, signal.SIGKILL)
+    before = set(left())
+    wait("what it ran to be gone", lambda: not before & set(left()))
 
 
 def test_p8_6_a_foreign_watcher_detects_what_its_group_allows_and_the_action_gets_the_values(cluster: Cluster) -> None:

@@ -588,6 +588,7 @@ class Runner:
 
     def _reap(self) -> None:
         bereaved: list[Service] = []  # whose processes may have become children of the runner
+        may_have_orphans = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -596,19 +597,22 @@ class Runner:
             if pid == 0:
                 break
             if self._watcher.ended(pid, boottime_us()):
-                continue
-            if pid in self._keepers:
+                may_have_orphans = True
+            elif pid in self._keepers:
                 service, run = self._keepers.pop(pid)
                 self._bury(service, run)
                 if status != 0:
                     bereaved.append(service)
             else:
-                for service in self._services.values():
-                    if pid in service.strays:
-                        service.strays.discard(pid)
-                        bereaved.append(service)  # what it leaves behind has no keeper either
+                owners = [service for service in self._services.values() if pid in service.strays]
+                for service in owners:
+                    service.strays.discard(pid)
+                bereaved += owners  # what it leaves behind has no keeper either
+                may_have_orphans = may_have_orphans or not owners
         if bereaved:
             self._adopt_strays(bereaved)
+        if may_have_orphans:
+            self._end_orphaned_checks()
 
     def _bury(self, service: Service, run: Run) -> None:
         """The keeper has gone: nothing of the run is left, unless the keeper was killed."""
@@ -623,6 +627,11 @@ class Runner:
             self._close(run.condition.listener.detach())
         service.runs.remove(run)
         self._drop_act(service)
+
+    def _end_orphaned_checks(self) -> None:
+        """A check ends with the watcher that ran it (P8.6); what it had started comes here, as its keeper dies too."""
+        mine = [pid for pid, parent in read_parents().items() if parent == os.getpid() and pid not in self._keepers]
+        send((pid for pid in mine if read_environment(pid).get(b"MUSTER_ACTION") == b"check"), signal.SIGKILL)
 
     def _adopt_strays(self, bereaved: list[Service]) -> None:
         """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
