@@ -153,6 +153,17 @@ def test_spec_8_2_a_stop_that_failed_says_how_to_go_on() -> None:
     assert "muster node evict n0" in next_step
 
 
+def test_spec_8_2_a_parent_that_waits_for_a_child_names_it() -> None:
+    rounds = settled(replace(WEB, name="disk"), replace(WEB, parent="disk"))
+    rounds.failing = {("web", "stop", 0)}
+    rounds.ask(TransferService("disk", "n1"))
+    rounds.settle()
+    explained = rounds.why("disk")
+    assert "about to end there: transferred by an operator; first its child web ends" in explained.summary
+    assert "which is stopping, and stuck: stop failed on n0" in explained.summary
+    assert explained.next_step == "muster why web"
+
+
 def test_spec_8_2_no_allowable_node_is_up() -> None:
     rounds = settled(replace(WEB, allowable_nodes=("n2",)), up=(0, 1))
     explanation = rounds.why("web")

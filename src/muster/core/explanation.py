@@ -13,7 +13,7 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from muster.core import instances
-from muster.core.conditions import OBSTACLES, immaturity, maintenance_of, preferred_node, why_stop
+from muster.core.conditions import OBSTACLES, immaturity, maintenance_of, preferred_node, why_stop, working_children
 from muster.core.decision import PlacedTogether, Wish
 from muster.core.placement import Placement, Rule, Verdict
 from muster.core.round import Round
@@ -168,7 +168,20 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     if service.reason:
         where += f" ({service.reason})"
     stop = why_stop(service, round_)
-    return where + (f"; it is about to end there: {stop.reason}" if stop is not None else ""), ""
+    if stop is None:
+        return where, ""
+    where += f"; it is about to end there: {stop.reason}"
+    child = _held_by(service, round_)
+    if child is None:
+        return where, ""
+    cause = f", and stuck: {child.cause}" if child.cause else ""
+    return f"{where}; first its child {child.name} ends, which is {child.state}{cause}", f"muster why {child.name}"
+
+
+def _held_by(service: Service, round_: Round) -> Service | None:
+    """The child that this service waits for before it may end: one that is stuck before others (P6.27)."""
+    children = working_children(service, round_)
+    return next((child for child in children if child.cause), children[0] if children else None)
 
 
 def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[Verdict, ...]) -> tuple[str, str]:
