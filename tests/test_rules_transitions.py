@@ -308,7 +308,7 @@ def test_p3_3_acknowledgements_given_together_are_one_report_and_the_last_that_i
     cluster.until("n1 is notified of both joins", lambda: len(cluster.lives[1].owed) == 2)
     core = cluster.core(1)
     steps = [Acknowledged(owed.transition, owed.level, owed.barrier) for owed in cluster.lives[1].owed]
-    now_us = core._report_us + 1  # directly after another report
+    now_us = core._reporting.told_us + 1  # directly after another report
     effects = core.step(AcknowledgedTogether(tuple(steps)), now_us)
     reports = [each.message for each in effects if isinstance(each, Send) and isinstance(each.message, Report)]
     assert [len(report.acknowledgements) for report in reports] == [2]

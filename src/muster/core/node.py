@@ -67,6 +67,7 @@ from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.performance import is_news
 from muster.core.plan import Plan
+from muster.core.reporting import Reporting, without_acknowledgements
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.round import Round
 from muster.core.subsystems import Subsystems
@@ -111,9 +112,6 @@ from muster.records.versions import HIGHEST, LOWEST, Software
 
 NEVER_US = 1 << 62
 MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
-INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
-REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
-ACKNOWLEDGEMENT_PAUSE_US = 1000  # the same where a transition may wait for it, and this node still has others at work
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -169,13 +167,7 @@ class Node:
         self._questions = Questions()
         self._performance: Performance | None = None  # as it was last told
         self._keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
-        self._last_report: Report | None = None
-        self._report_us = 0  # when it was sent
-        self._sent_us = 0  # the stamp that it bore
-        self._report_due_us: int | None = None
-        self._counted_us = 0  # when the master last counted the end of a command of its own
-        self._count_due_us: int | None = None  # when it is to count those that have ended since
-        self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to report
+        self._reporting = Reporting(self._subsystems)
         self._claimable_since_us: int | None = None
         self._claim_not_before_us = 0
         self._leave_done = False
@@ -248,13 +240,8 @@ class Node:
         times = [self._next_heartbeat_us, self._links.next_view_us]
         if not self._periodic_read:
             times.append(self._next_read_us)
-        if self._report_due_us is not None:
-            times.append(self._report_due_us)
-        if self._count_due_us is not None:
-            times.append(self._count_due_us)
-        if self._tenure.retry_us is not None:
-            times.append(self._tenure.retry_us)
-        return min(times)
+        others = (self._reporting.due_us, self._reporting.count_due_us, self._tenure.retry_us)
+        return min(*times, *(due_us for due_us in others if due_us is not None))
 
     def heard(self) -> frozenset[int]:
         """The nodes whose frames arrived within the link bound."""
@@ -358,7 +345,7 @@ class Node:
             case CommandFinished(command=command):
                 self._executor.finished(command)
                 self._send_report()
-                self._may_decide_anew = self._counts_now()
+                self._may_decide_anew = not self.is_master or self._reporting.counts_now(self._now_us)
             case LevelRegistered(level=level):
                 self._register(level)
             case LevelGone(number=number):
@@ -389,15 +376,6 @@ class Node:
             case Tick():
                 self._look_at_links = True
                 self._may_decide_anew = not self._reads_now()  # the answer to a read is decided upon, and comes at once
-
-    def _counts_now(self) -> bool:
-        """Whether the master counts the ends of its own commands now, or a moment later: many in one entry (P5.3)."""
-        due_us = self._counted_us + REPORT_PAUSE_US
-        if not self.is_master or self._now_us >= due_us:
-            self._counted_us = self._now_us
-            return True
-        self._count_due_us = due_us
-        return False
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -942,46 +920,17 @@ class Node:
         if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
             self._subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
 
-    def _report_pause_us(self) -> int:
-        """How long after the last report the next one goes: a step of a transition may wait for it, or nothing does."""
-        known = self._last_report.acknowledgements if self._last_report is not None else ()
-        if all(step in known for step in self._subsystems.acknowledged(self.database)):
-            return REPORT_PAUSE_US
-        return ACKNOWLEDGEMENT_PAUSE_US if self._subsystems.owes else 0
-
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
-        planned_us = NEVER_US if self._report_due_us is None else self._report_due_us
-        self._report_due_us = None
-        if self.is_master:
-            return
-        holder = self._holder()
-        receiver = to if to is not None else holder.node if holder is not None else None
+        holder = None if self.is_master else self._holder()
+        receiver = None if self.is_master else to if to is not None else holder.node if holder is not None else None
         if receiver is None or receiver == self.me:
+            self._reporting.drop()
             return
         self._subsystems.settle(self.database)
-        if not force and self._now_us < min(planned_us, self._report_us + REPORT_PAUSE_US):
-            due_us = min(planned_us, self._report_us + self._report_pause_us())
-            if self._now_us < due_us:
-                self._report_due_us = due_us  # what follows closely goes together
-                return
-        report = self._own_report()
-        if not force and self._last_report is not None:
-            if report == self._last_report:
-                return
-            if not _has_news(self._last_report, report):
-                # The index alone is nothing that anybody waits for: it goes with the next report, or after a while.
-                self._index_due_us = self._index_due_us or self._now_us + INDEX_PAUSE_US
-                if self._now_us < self._index_due_us:
-                    self._report_due_us = self._index_due_us
-                    return
-        self._last_report, self._report_us, self._index_due_us = report, self._now_us, 0
-        self._send(receiver, msgspec.structs.replace(report, sent_us=self._stamp_of_report()))
-
-    def _stamp_of_report(self) -> int:
-        """Later than that of every report before, also in one moment: of two, the receiver must tell the newer."""
-        self._sent_us = max(self._now_us, self._sent_us + 1)
-        return self._sent_us
+        report = self._reporting.next(self._own_report, self.database, self._now_us, force=force)
+        if report is not None:
+            self._send(receiver, report)
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()
@@ -1023,7 +972,7 @@ class Node:
         Rules are laws of the records, the reports and the time; time has its own inputs, so what is left out here would
         have changed nothing, and each report of many that come together need not be judged by all rules.
         """
-        if before is None or now is None or _without_acknowledgements(before) != _without_acknowledgements(now):
+        if before is None or now is None or without_acknowledgements(before) != without_acknowledgements(now):
             return True
         if any(self._is_present(step) for step in before.acknowledgements if step not in now.acknowledgements):
             return True
@@ -1125,10 +1074,10 @@ class Node:
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def _timers(self) -> None:
-        if self._report_due_us is not None and self._now_us >= self._report_due_us:
+        report_due_us = self._reporting.due_us
+        if report_due_us is not None and self._now_us >= report_due_us:
             self._send_report()
-        if self._count_due_us is not None and self._now_us >= self._count_due_us:
-            self._count_due_us, self._counted_us = None, self._now_us
+        if self._reporting.count_is_due(self._now_us):
             self._may_decide_anew = True
         self._tenure.retry(self._now_us)
         self._settle_tenure()
@@ -1177,18 +1126,6 @@ class Node:
 
 def _has_deadlines(database: Database) -> bool:
     return any(level.deadline_ms for member in database.members.values() for level in member.levels)
-
-
-def _without_acknowledgements(report: Report) -> Report:
-    """What of a report does not come and go with each step of a transition."""
-    return msgspec.structs.replace(report, index=0, sent_us=0, acknowledgements=())
-
-
-def _has_news(last: Report, now: Report) -> bool:
-    """Whether a report tells more than that the replica has advanced, past what was acknowledged in `last`."""
-    if any(step not in last.acknowledgements for step in now.acknowledgements):
-        return True
-    return _without_acknowledgements(now) != _without_acknowledgements(last)
 
 
 def _forced(database: Database, node: int, incarnation: int) -> bool:
