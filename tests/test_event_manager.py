@@ -18,6 +18,7 @@ import pytest
 from conftest import DevCluster
 from muster.client import ClientError, Refused, watch, watch_async
 from muster.drivers.process_tree import read_command_line, read_name, read_parents
+from muster.records.access import ITSELF
 from muster.ui.client import ControlClient, MusterError
 
 DEADLINE_S = 30.0
@@ -163,6 +164,9 @@ def test_p8_1_a_program_that_ends_while_no_daemon_listens_is_acted_upon_by_the_n
     assert cluster.registered("alone", generation)["node"] == "n2"
     (exit_,) = cluster.occurrences("alone:exit")
     assert (exit_["result"], exit_["in"]["generation"]) == ("succeeded", str(generation))
+    asked = [entry for entry in cluster.dev.json("audit")["audit"] if entry["operation"] == "fail"]
+    assert {(entry["user"], entry["node"]) for entry in asked} >= {(ITSELF, "n2")}
+    assert all(entry["at_ms"] for entry in asked)
 
 
 def test_p8_7_programs_that_crash_together_are_all_restarted(cluster: Cluster) -> None:

@@ -74,7 +74,7 @@ from muster.drivers.performance import PerformanceMeter
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import ForeignWrite, JournalFull, JournalImage, JournalUnreadable, StoreFailed
 from muster.drivers.store_engine import Store, StoreOutcome
-from muster.records.access import NOBODY, Author
+from muster.records.access import ITSELF, NOBODY, Author
 from muster.records.messages import CommandState, LeaveNode, Message, OperationRequest
 from muster.records.registers import Strip
 from muster.records.state import NodeState
@@ -218,7 +218,7 @@ class Daemon:
             self._guard.leave()
             return
         identity = f"term-{self.node.incarnation}-{boottime_us()}"
-        self.feed(OperationRequested(identity, LeaveNode(self.node.setup.name)))
+        self.feed(OperationRequested(identity, LeaveNode(self.node.setup.name), self._itself()))
 
     async def operate(
         self, identity: str, operation: OperationRequest, timeout_s: float, author: Author = NOBODY
@@ -227,13 +227,16 @@ class Daemon:
         future = self._replies.get(identity)
         if future is None:
             future = self._replies[identity] = self._loop.create_future()
-            self.feed(OperationRequested(identity, operation, author))
+            self.feed(OperationRequested(identity, operation, author if author != NOBODY else self._itself()))
         try:
             return await asyncio.wait_for(asyncio.shield(future), timeout_s)
         except TimeoutError:
             return None
         finally:
             self._replies.pop(identity, None)
+
+    def _itself(self) -> Author:
+        return Author(user=ITSELF, node=self.node.setup.name, at_ms=time.time_ns() // 1_000_000)
 
     @contextlib.contextmanager
     def changes(self) -> Iterator[asyncio.Event]:

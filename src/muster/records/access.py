@@ -49,4 +49,7 @@ class Author(Struct, frozen=True, array_like=True):
 
 
 NOBODY = Author()
-"""Of what the cluster did by itself, and of what came from a release that did not say."""
+"""Of what came from a release that did not say."""
+
+ITSELF = "(the node itself)"
+"""As the user of what a node asked for by itself: a failure that it has seen, a renewal, a leave upon SIGTERM."""
