@@ -31,6 +31,8 @@ RARE = ("claim", "mark", "withdrawal", "checkpoint", "marks", "elected")  # poin
 STAGES = ("begun", "half written", "written", "written")
 REACHED = ("elected", "elected", "commit", "notify", "acknowledge", "command")
 Choice = TypeVar("Choice")
+MANY_REQUESTS = 60  # their outcomes and audit records make the database larger than the smallest half of a journal
+ROOM_FOR_MANY_BYTES = 12_000
 
 
 class Plan(NamedTuple):
@@ -74,17 +76,19 @@ class _Planner:
         cursed = frozenset(
             (service, node) for service in self.services for node in range(self.nodes) if self.random.random() < 0.08
         )
-        settings = Settings(
-            self.nodes, FAST, levels,
-            half_bytes=self._pick((9_000, 14_000, 1 << 20)),
-            cursed=cursed, flaky=self._pick((0.0, 0.0, 0.1, 0.3)), reboots=self._pick((0.7, 1.0)),
-        )  # fmt: skip
+        half_bytes = self._pick((9_000, 14_000, 1 << 20))
+        flaky, reboots = self._pick((0.0, 0.0, 0.1, 0.3)), self._pick((0.7, 1.0))
         self._boot()
         self._disturb()
         if self.random.random() < 0.6:
             self._programs()
         self.steps.append(Step(self.calm_us, schedule.Calm()))
         self.steps.sort(key=lambda step: step.at_us)
+        if self.asked > MANY_REQUESTS:
+            half_bytes = max(half_bytes, ROOM_FOR_MANY_BYTES)
+        settings = Settings(
+            self.nodes, FAST, levels, half_bytes=half_bytes, cursed=cursed, flaky=flaky, reboots=reboots
+        )
         return Plan(settings, self.steps, self.calm_us)
 
     def _boot(self) -> None:
