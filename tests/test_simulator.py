@@ -602,3 +602,9 @@ def test_p3_5_a_newcomer_above_a_leave_in_progress_does_not_hear_of_its_abort() 
     """Seed 70006: a program registers above the level at which a leave is, and the leaving node dies."""
     result, _ = campaign.run_seed(70_006)
     assert not result.violations
+
+
+def test_p2_7_a_world_s_largest_database_fits_behind_a_fresh_checkpoint() -> None:
+    """Seed 95195: where it does not, each master gives its first frame up and hands over to the next one for ever."""
+    result, _ = campaign.run_seed(95_195)
+    assert not result.violations
