@@ -116,4 +116,5 @@ def show_plan(answer: Document) -> None:
         click.echo(f"{name}: {places['before'] or 'nowhere'} -> {places['after'] or 'nowhere'}")
     for name, cause in answer["stuck"].items():
         click.secho(f"{name} would be stuck: {cause}", fg="red")
-    click.echo(f"{answer['unchanged']} services would stay as they are")
+    count = answer["unchanged"]
+    click.echo(f"{count} service{'' if count == 1 else 's'} would stay as {'it is' if count == 1 else 'they are'}")
