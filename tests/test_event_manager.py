@@ -182,7 +182,8 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
     generation = cluster.registered("checked")["generation"]
     (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher"))
     os.kill(watcher, signal.SIGKILL)  # another takes its place, and is asked for the same
-    with subprocess.Popen(["/bin/sleep", "1003"]) as bystander:
+    bystander = subprocess.Popen(["/bin/sleep", "1003"])
+    try:
         bad.touch()
         assert cluster.registered("checked", generation)["node"]
         bad.unlink()
@@ -192,7 +193,9 @@ def test_a_check_that_fails_twice_of_three_runs_is_a_failure_and_hung_ones_are_e
         assert int(first["out"]["failures"]) == 2
         wait("hung checks are gone", lambda: not any(hung.encode() in read_command_line(pid) for pid in read_parents()))
         assert bystander.poll() is None
+    finally:
         bystander.kill()
+        bystander.wait()
 
 
 def test_p8_6_a_foreign_watcher_detects_what_its_group_allows_and_the_action_gets_the_values(cluster: Cluster) -> None:
