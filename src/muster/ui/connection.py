@@ -379,11 +379,17 @@ def complete_services(context: click.Context, _parameter: click.Parameter, incom
     return _complete(context, "services", incomplete)
 
 
+def complete_groups(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of event groups for the shell's completion."""
+    try:
+        groups = _asking(context).connection().query("events")["groups"]
+    except MusterError:
+        return []
+    return [group["group"] for group in groups if group["group"].startswith(incomplete)]
+
+
 def _complete(context: click.Context, kind: str, incomplete: str) -> list[str]:
-    found = context.find_object(Settings) or Settings()
-    directory = context.params.get("dir") or os.environ.get("MUSTER_DIR")
-    found.directory = found.directory or (Path(directory) if directory else None)
-    found.timeout_s = 1.0  # a person waits at the prompt
+    found = _asking(context)
     try:
         if kind == "nodes" and found.directory is not None:
             names = list(development_homes(found.directory))
@@ -392,3 +398,12 @@ def _complete(context: click.Context, kind: str, incomplete: str) -> list[str]:
     except MusterError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+def _asking(context: click.Context) -> Settings:
+    """Whom to ask for what a shell completes."""
+    found = context.find_object(Settings) or Settings()
+    directory = context.params.get("dir") or os.environ.get("MUSTER_DIR")
+    found.directory = found.directory or (Path(directory) if directory else None)
+    found.timeout_s = 1.0  # a person waits at the prompt
+    return found

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from muster.ui.client import MusterError
 from muster.ui.connection import (
     Mistaken,
     change_options,
+    complete_groups,
     connection_options,
     json_option,
     print_json,
@@ -60,7 +62,7 @@ def list_(as_json: bool) -> None:
 
 
 @event.command()
-@click.argument("name", metavar="GROUP|EVENT")
+@click.argument("name", metavar="GROUP|EVENT", shell_complete=complete_groups)
 @json_option
 @connection_options
 @reporting
@@ -98,6 +100,8 @@ def history(name: str, as_json: bool) -> None:
     answer = settings().connection().query("event_history")
     if name:
         answer["occurrences"] = [each for each in answer["occurrences"] if each["event"] == name]
+        if not answer["occurrences"]:
+            _check_known(name)
     if as_json:
         print_json(answer)
         return
@@ -106,12 +110,21 @@ def history(name: str, as_json: bool) -> None:
     show_history(answer)
 
 
+def _check_known(name: str) -> None:
+    """Raise `MusterError` where no group has such an event."""
+    groups = settings().connection().query("events")["groups"]
+    known = sorted({str(each["event"]) for group in groups for each in group["events"]})
+    if name not in known:
+        next_step = f"events: {', '.join(known) or 'none'}"
+        raise MusterError(f"there is no event {name!r}, and none of that name has occurred", "event history", next_step)
+
+
 def _enable(name: str, *, enabled: bool, as_json: bool) -> None:
     show_change(settings().connection().operate("enable_events", group=name, enabled=enabled), as_json=as_json)
 
 
 @event.command()
-@click.argument("name", metavar="GROUP")
+@click.argument("name", metavar="GROUP", shell_complete=complete_groups)
 @change_options
 @connection_options
 @reporting
@@ -121,7 +134,7 @@ def enable(name: str, as_json: bool) -> None:
 
 
 @event.command()
-@click.argument("name", metavar="GROUP")
+@click.argument("name", metavar="GROUP", shell_complete=complete_groups)
 @change_options
 @connection_options
 @reporting
@@ -131,7 +144,7 @@ def disable(name: str, as_json: bool) -> None:
 
 
 @event.command()
-@click.argument("name", metavar="GROUP")
+@click.argument("name", metavar="GROUP", shell_complete=complete_groups)
 @change_options
 @connection_options
 @reporting
@@ -144,6 +157,12 @@ def withdraw(name: str, as_json: bool) -> None:
 @connection_options
 def watcher() -> None:
     """Let commands detect events."""
+
+
+def _read_program(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    if words and shutil.which(words[0]) is None:
+        raise click.BadParameter(f"there is no program {words[0]!r} that can be run: give its path")
+    return words
 
 
 class Script:
@@ -261,7 +280,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 @click.option("--name", default="", metavar="WATCHER", help="All events whose `watcher` is this name.")
 @click.option("--interval", callback=read_duration, metavar="DURATION", help="Run it again after so long [10s].")
 @click.option("--lines", is_flag=True, help="It goes on: each line that it writes is an occurrence.")
-@click.argument("words", metavar="COMMAND...", nargs=-1, required=True)
+@click.argument("words", metavar="COMMAND...", nargs=-1, required=True, callback=_read_program)
 @connection_options
 @reporting
 def run(names: tuple[str, ...], name: str, interval: int, lines: bool, words: tuple[str, ...]) -> None:

@@ -49,8 +49,12 @@ def profile() -> None:
     """Latency profiles: how soon a dead node is known to be dead, and what that costs."""
 
 
+def _complete_profiles(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in PROFILES if name.startswith(incomplete)]
+
+
 @profile.command()
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete_profiles)
 @click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="Try another value of a timer; repeatable.")
 @click.option("--nodes", type=click.IntRange(1, 1000), metavar="N", help="How many [those of the cluster, or 3].")
 @json_option
