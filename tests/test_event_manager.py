@@ -559,6 +559,38 @@ def test_timers_and_processes_are_watched_for_and_actions_issue_ordinary_request
     assert {each["node"] for each in ticks} == {"n2"}
 
 
+def test_a_check_that_is_ended_while_it_forks_leaves_nothing(cluster: Cluster) -> None:
+    mark = f"1010.{os.getpid()}"
+    forks = f"for each in $(seq 40); do sleep {mark} & done; wait"
+    cluster.apply(
+        f"""
+        [[event_group]]
+        name = "g"
+        nodes = ["n1"]
+        [[event_group.event]]
+        name = "forking"
+        watcher = "check"
+        in = {{command = "/bin/sh -c '{forks}'", interval = "20ms", timeout = "15ms"}}
+        """
+    )
+    wait("checks", lambda: len(cluster.occurrences("forking")) > 15)
+    cluster.dev.succeed("event", "disable", "g")
+    wait("nothing is left", lambda: not any(mark.encode() in read_command_line(pid) for pid in read_parents()))
+
+
+def test_a_timer_goes_on_through_a_restart_of_the_daemon(cluster: Cluster) -> None:
+    cluster.apply(
+        '[[event_group]]\nname = "g"\nnodes = ["n1"]\n[[event_group.event]]\nname = "slow"\nwatcher = "timer"\n'
+        'in = {interval = "5s"}\n'
+    )
+    wait("the first tick", lambda: cluster.occurrences("slow"))
+    time.sleep(3)  # an interval that began anew with the daemon would be over 8 s after the first tick
+    (daemon,) = daemons_of(cluster, "n1")
+    os.kill(daemon, signal.SIGKILL)
+    first, second = wait("the second tick", lambda: (both := cluster.occurrences("slow"))[1:] and both)
+    assert 5 <= second["at_s"] - first["at_s"] + 0.1 < 8
+
+
 def _is_watched(_cluster: Cluster, mark: str) -> bool:
     """Whether the watcher process holds a descriptor of the process."""
     program(mark)

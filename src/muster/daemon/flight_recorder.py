@@ -32,6 +32,7 @@ _LEVELS = {
                 "superseded",
                 "interconnect trouble",
                 "runner refused",
+                "history not kept",
                 "snapshot refused",
             ),
             *("subsystem lost", "subsystems not kept", "level refused", "join refused", "node condemned", "objection"),

@@ -8,7 +8,8 @@ to detect it hears anew from whatever daemon it connects to, and what holds it t
     membership  a change of the nodes' states that fits `node` and `state`, each given or not (P8.8)
     check       runs a command every `interval`; `failures` failures of the last `of` runs are an occurrence
     process     the end of a process, by its pidfd: `pid`, or what `pid_file` holds, looked at again when it changes
-    timer       every `interval`, or each day `at` HH:MM by the local clock
+    timer       every `interval`, or each day `at` HH:MM by the local clock; what is due while no daemon listens is told
+                to the next one, once
 
 Each check runs below a keeper of its own and is ended with all that it started when its `timeout` is over.
 """
@@ -44,6 +45,8 @@ from muster.drivers.process_tree import (
 )
 from muster.drivers.watcher_process import PACKET_BYTES
 
+Timers = dict[str, tuple[Asked, int]]  # event -> as it was asked for, and when it is due; they outlast a connection
+
 NAME = "built-in"
 MAXIMUM_CHECKS_AT_WORK = 32
 MAXIMUM_UNTOLD = 4096  # changes of members that fit an event, while the daemon does not hear
@@ -52,6 +55,7 @@ _CONNECT_PAUSE_S = 0.1
 _LOOK_MS = 500  # for a pid file that is not there or has not changed
 _SWEEP_US = 5_000_000
 _NEVER_US = 1 << 62
+_KILL_AGAIN_MS = 20
 _MAXIMUM_OF = 1000
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
@@ -74,10 +78,11 @@ def run_watcher(
     gc.enable()
     path = os.path.join(environment["MUSTER_NODE_HOME"], "control.sock")
     membership = Membership()
+    timers: Timers = {}
     while True:
         try:
             with Watcher(path, NAME, (), 10.0, 0.0, membership.members) as watcher:
-                BuiltIn(watcher, leash, environment, open_files, channel, membership).loop()
+                BuiltIn(watcher, leash, environment, open_files, channel, membership, timers).loop()
         except ClientError:
             end_everything_below(boottime_us() + _SWEEP_US, boottime_us)  # checks of a daemon that is gone
             time.sleep(_CONNECT_PAUSE_S)
@@ -168,8 +173,9 @@ class BuiltIn:
         open_files: tuple[int, int],
         runner: socket.socket,
         membership: Membership,
+        timers: Timers,
     ) -> None:
-        self._watcher, self._leash = watcher, leash
+        self._watcher, self._leash, self._timers = watcher, leash, timers
         self._runner, self._membership = runner, membership
         self._members_at_us = 0  # when untold changes are to be told again
         self._environment, self._open_files = environment, open_files
@@ -177,6 +183,7 @@ class BuiltIn:
         self._due: list[tuple[int, str, int]] = []  # a heap: when, event, identity of its subject
         self._poll = select.poll()
         self._readers: dict[int, Subject] = {}
+        self._ending: set[int] = set()  # keepers of checks that are over, until nothing is below them
         self._programs: dict[tuple[str, int], str] = {}  # service and generation -> event
 
     def loop(self) -> None:
@@ -198,6 +205,8 @@ class BuiltIn:
                     self._work(event, subject, now_us)
             next_us = min(self._due[0][0] if self._due else _NEVER_US, self._members_at_us)
             wait_ms = max(0, (next_us - boottime_us()) // US_PER_MS + 1) if next_us < _NEVER_US else None
+            if self._ending:
+                wait_ms = _KILL_AGAIN_MS if wait_ms is None else min(wait_ms, _KILL_AGAIN_MS)
             for descriptor, _mask in self._poll.poll(wait_ms):
                 if descriptor == self._runner.fileno():
                     self._hear_of_program()
@@ -216,6 +225,9 @@ class BuiltIn:
         for event, wanted in asked.items():
             if event not in self._subjects:
                 self._begin(event, wanted)
+        if self._membership.members.is_current:  # all that is asked has been said
+            for event in self._timers.keys() - asked.keys():
+                del self._timers[event]
 
     def _begin(self, event: str, wanted: Asked) -> None:
         values = wanted.parameters
@@ -227,10 +239,16 @@ class BuiltIn:
                 self._runner.send(json.dumps({"service": service, "generation": generation}).encode())
             case "process":
                 self._later(event, subject, boottime_us())
-            case "timer" if "at" in values:
-                self._later(event, subject, boottime_us() + _until(values["at"]) * 1_000_000)
-            case "timer" | "check":
+            case "timer":
+                wait_us = _until(values["at"]) * 1_000_000 if "at" in values else subject.interval_us
+                asked_before, due_us = self._timers.get(event, (None, 0))
+                self._due_at(event, subject, due_us if asked_before == wanted else boottime_us() + wait_us)
+            case "check":
                 self._later(event, subject, boottime_us() + subject.interval_us)
+
+    def _due_at(self, event: str, subject: Subject, at_us: int) -> None:
+        self._timers[event] = (subject.asked, at_us)
+        self._later(event, subject, at_us)
 
     def _later(self, event: str, subject: Subject, at_us: int) -> None:
         heapq.heappush(self._due, (at_us, event, id(subject)))
@@ -244,11 +262,18 @@ class BuiltIn:
             case "program":
                 self._tell_of_program(event, subject)
             case "timer":
-                self._tell(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-                at = subject.asked.parameters.get("at")
-                # a minute later at the earliest: the same minute comes again only tomorrow
-                again_us = now_us + (60 + _until(at, in_s=60)) * 1_000_000 if at else now_us + subject.interval_us
-                self._later(event, subject, again_us)
+                self._tell_time(event, subject, now_us)
+
+    def _tell_time(self, event: str, subject: Subject, now_us: int) -> None:
+        """A timer is due. Raises `Lost`, and then it is due still."""
+        try:
+            self._watcher.occurred(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        except Refused as refused:
+            say(f"muster watcher process: {event}: {refused}")
+        at = subject.asked.parameters.get("at")
+        # a minute later at the earliest: the same minute comes again only tomorrow
+        wait_us = (60 + _until(at, in_s=60)) * 1_000_000 if at else subject.interval_us
+        self._due_at(event, subject, now_us + wait_us)
 
     # --- programs of services (P8.1) ---
 
@@ -376,8 +401,9 @@ class BuiltIn:
         self._tell(event, status=failure, output=output, failures=str(failures), detail=detail)
 
     def _kill(self, check: Check) -> None:
-        """End what is left of a check; its keeper is reaped when nothing is."""
-        send([*descendants([check.keeper], read_parents())], signal.SIGKILL)
+        """End what is left of a check, again until nothing is: it may be forking right now."""
+        self._ending.add(check.keeper)
+        send(descendants([check.keeper], read_parents()), signal.SIGKILL)
         for descriptor in (check.status_fd, check.output_fd):
             if descriptor >= 0:
                 self._close(descriptor)
@@ -427,8 +453,10 @@ class BuiltIn:
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self._ending.discard(pid)
+        if self._ending:
+            send(descendants(self._ending, read_parents()), signal.SIGKILL)
 
 
 def milliseconds(text: str, otherwise: int) -> int:
