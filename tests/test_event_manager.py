@@ -1,8 +1,10 @@
 """Events on real daemons: crashes, checks, groups, foreign watchers, actions (SPEC 5, 6.6, PROTOCOL 8)."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -163,6 +165,21 @@ def test_p8_1_a_program_that_ends_while_no_daemon_listens_is_acted_upon_by_the_n
     assert (exit_["result"], exit_["in"]["generation"]) == ("succeeded", str(generation))
 
 
+def test_p8_7_programs_that_crash_together_are_all_restarted(cluster: Cluster) -> None:
+    names = [f"together{number}" for number in range(4)]
+    marks = {name: f"1009{number}.{os.getpid()}" for number, name in enumerate(names)}
+    tables = [
+        f'[[service]]\nname = "{name}"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n1"]\n'
+        for name, mark in marks.items()
+    ]
+    cluster.apply("".join(tables))
+    generations = {name: cluster.registered(name)["generation"] for name in names}
+    for pid in [program(mark) for mark in marks.values()]:
+        os.kill(pid, signal.SIGKILL)
+    for name in names:
+        cluster.registered(name, generations[name])
+
+
 @pytest.mark.parametrize("victims", ["watcher", "daemon and watcher", "keeper"])
 def test_p8_1_the_end_of_a_program_is_acted_upon_once_whatever_is_killed_with_it(
     cluster: Cluster, victims: str
@@ -182,6 +199,33 @@ def test_p8_1_the_end_of_a_program_is_acted_upon_once_whatever_is_killed_with_it
     cluster.registered("once", found["generation"])
     exits = [each for each in cluster.occurrences("once:exit") if each["in"]["generation"] == str(found["generation"])]
     assert [(each["node"], each["verdict"], each["result"]) for each in exits] == [("n1", "acted upon", "succeeded")]
+
+
+def test_p8_1_no_number_of_other_clients_keeps_the_end_of_a_program_from_being_told(cluster: Cluster) -> None:
+    mark = f"1008.{os.getpid()}"
+    cluster.apply(f'[[service]]\nname = "crowded"\nrun = ["/bin/sleep", "{mark}"]\nallowable_nodes = ["n1"]\n')
+    generation = cluster.registered("crowded")["generation"]
+    home = cluster.dev.directory / "nodes" / "n1"
+    (watcher,) = wait("the watcher process", lambda: named(cluster, "muster-watcher", "n1"))
+    with contextlib.ExitStack() as held:
+        for number in range(80):
+            if number == 75:
+                os.kill(watcher, signal.SIGKILL)  # the next one has to find a place, and this one's is taken
+            connection = held.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(os.fspath(home / "control.sock"))
+            connection.send(b"{")
+        wait("a full socket", lambda: _is_full(home))
+        os.kill(program(mark), signal.SIGKILL)
+        cluster.registered("crowded", generation)
+    wait("all nodes", lambda: not cluster.query("event_history")["unanswered"])
+
+
+def _is_full(home: Path) -> bool:
+    try:
+        ControlClient(home / "control.sock", 5.0).query("status")
+    except MusterError as error:
+        return "clients are connected already" in str(error)
+    return False
 
 
 GONE = """
@@ -374,12 +418,13 @@ def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(
     )
     cluster.registered("kept")
     os.kill(program(mark), signal.SIGKILL)
-    wait("the page", record.exists)
+    wait("the page", lambda: [each["result"] for each in cluster.occurrences("kept:exit")] == ["succeeded"])
     directory = cluster.dev.directory
+    history = directory / "nodes" / "n1" / "event-history"
     with watch(events=["long"], node="n1", directory=directory, reconnect_s=DEADLINE_S) as watcher:
         wait("the order", lambda: watcher.wait(1.0) or watcher.asked)
         assert watcher.occurred("long") == "acted upon"
-        wait("its records", lambda: b'"running"' in (directory / "nodes" / "n1" / "event-history").read_bytes())
+        wait("its record", lambda: b'"long"' in history.read_bytes() and b'"succeeded"' in history.read_bytes())
         before = cluster.occurrences("long") + cluster.occurrences("kept:exit")
         logged = cluster.dev.json("service", "log", "kept")["commands"]
         assert [each["action"] for each in logged] == ["start", "exit"]
@@ -392,6 +437,7 @@ def test_p8_9_histories_survive_the_daemon_and_actions_under_way_are_waited_for(
         assert cluster.dev.json("service", "log", "kept")["commands"] == logged
         # what was acted upon still counts, and what was told of the program is not acted upon again
         assert wait("the next daemon", lambda: _verdict(watcher, "long")) == "debounced"
+    wait("its record", lambda: b'"debounced"' in history.read_bytes())
     # it ends while no daemon listens
     (daemon,) = daemons_of(cluster, "n1")
     os.kill(daemon, signal.SIGKILL)
@@ -410,14 +456,15 @@ def test_a_wrapped_script_is_a_watcher_and_its_lines_are_occurrences(cluster: Cl
         'out = ["said", "output"]\naction = ["/bin/echo", "{out.said}"]\n'
     )
     master = cluster.query("status")["master"]
-    script = 'echo "said=$MUSTER_IN_WORD"; sleep 100'
+    script = 'head -c 200000 /dev/zero | tr "\\0" x; echo; echo "said=$MUSTER_IN_WORD"; sleep 100'
     process = subprocess.Popen(
         [sys.executable, "-m", "muster.ui.command_line", "watcher", "run", "--node", master, "--event", "e", "--lines",
          "--", "/bin/sh", "-c", script],
         env=os.environ | {"MUSTER_DIR": str(cluster.dev.directory)}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        (found, *_) = wait("an occurrence", lambda: cluster.occurrences("e"))
+        long, found = wait("two occurrences", lambda: (both := cluster.occurrences("e"))[1:] and both)
+        assert set(long["out"]["output"]) == {"x"}  # it is cut off, and the next line is one of its own
         assert (found["node"], found["out"]["said"]) == (master, "hello")
         assert found["action"] == ["/bin/echo", "hello"]
         listed = cluster.dev.json("event", "list")

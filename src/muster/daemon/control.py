@@ -201,6 +201,11 @@ class Session(asyncio.Protocol):
 
     # --- Inside ---
 
+    @property
+    def process(self) -> int:
+        """The client's, as the kernel has noted it."""
+        return int(self._credentials["pid"])
+
     def drop(self) -> None:
         """Close at once, without waiting."""
         if self._transport is not None:
@@ -371,12 +376,21 @@ class ControlServer:
     awaitable of the result (anything that msgspec makes JSON of), or of an asynchronous iterator of results, or such
     an iterator itself. It raises `ControlRefused` to answer with an error; any other exception goes to the event
     loop's exception handler, and the client is told so. A client that goes away cancels what it waits for.
+    `is_part_of_node` says of a process that no number of other clients keeps it out.
     """
 
-    def __init__(self, path: str | os.PathLike[str], handle: Handle, *, idle_ms: int = IDLE_MS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        handle: Handle,
+        *,
+        idle_ms: int = IDLE_MS,
+        is_part_of_node: Callable[[int], bool] = lambda _process: False,
+    ) -> None:
         self.path = Path(path)
         self.handle = handle
         self.idle_ms = idle_ms
+        self._is_part_of_node = is_part_of_node
         self._sessions: set[Session] = set()
         self._leaving: set[Session] = set()  # too many; their sockets are about to close
         self._server: asyncio.Server | None = None
@@ -412,13 +426,14 @@ class ControlServer:
         """Whether one more client may stay; one that has its answers and lingers makes room for it."""
         if len(self._sessions) >= MAXIMUM_CONNECTIONS:
             idle = {other: other.idle_since_s for other in self._sessions if other.idle_since_s is not None}
-            if not idle:
+            if idle:
+                oldest = min(idle, key=lambda other: idle[other])
+                oldest.drop()
+                self._sessions.discard(oldest)
+                self._leaving.add(oldest)
+            elif not self._is_part_of_node(session.process):
                 self._leaving.add(session)
                 return False
-            oldest = min(idle, key=lambda other: idle[other])
-            oldest.drop()
-            self._sessions.discard(oldest)
-            self._leaving.add(oldest)
         self._sessions.add(session)
         return True
 

@@ -42,7 +42,7 @@ from muster.daemon.control import ControlRefused
 from muster.daemon.event_history import EventHistory
 from muster.daemon.kept_history import KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
-from muster.records.events import PROCESS_WATCHERS, EventDefinition
+from muster.records.events import BUILT_IN_WATCHER, PROCESS_WATCHERS, EventDefinition
 from muster.records.limits import shown
 from muster.records.messages import CommandState, OperationRequest
 
@@ -161,10 +161,13 @@ class EventManager:
 
     # ---- the watchers' side ---------------------------------------------------------------------------------------
 
-    async def stream(self, arguments: Document, _peer: dict[str, int]) -> AsyncIterator[Document]:
+    async def stream(self, arguments: Document, peer: dict[str, int]) -> AsyncIterator[Document]:
         """Connect a watcher; then what it is asked to detect. Raises `ControlRefused`."""
         name, named, process, members = _checked(arguments)
-        if len(self._streams) >= MAXIMUM_WATCHERS:
+        is_built_in = name == BUILT_IN_WATCHER
+        if is_built_in and peer["uid"] not in (0, os.geteuid()):
+            raise ControlRefused(f"watcher {name!r} is the node's own", WHERE, "choose another name")
+        if len(self._streams) >= MAXIMUM_WATCHERS and not is_built_in:  # no others keep that out
             raise ControlRefused(f"{MAXIMUM_WATCHERS} watchers are connected already", WHERE, "end one of them")
         self._numbers += 1
         stream = _Stream(self._numbers, name, process)

@@ -38,6 +38,7 @@ from muster.drivers.init_process import IMAGE
 from muster.drivers.interconnect import Interconnect, InterconnectRefused, parse_address
 from muster.drivers.log_lines import Log
 from muster.drivers.own_links import OwnLinks
+from muster.drivers.process_tree import parent_of
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store import JournalUnreadable, StoreFailed
 from muster.drivers.store_inspection import newest_database
@@ -144,7 +145,7 @@ async def _serve(
         on_lost=daemon.on_lost, on_trouble=daemon.on_trouble,
         on_distrust=daemon.on_distrust, on_visitor=daemon.enrolments.visit,
     )  # fmt: skip
-    control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle)
+    control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle, is_part_of_node=_is_watcher)
     daemon.start(interconnect, runner)
     try:
         interconnect.active_version = cluster.active_version
@@ -174,6 +175,14 @@ async def _serve(
     await interconnect.close()
     if daemon.ended.is_set() and not lost.is_set() and not daemon.restarts:
         await lost.wait()  # the guard ends this process with everything else
+
+
+def _is_watcher(process: int) -> bool:
+    """Whether this is the built-in watcher process: a child of the runner, which is init's as this daemon is.
+
+    What services run is not, for a keeper stands between it and the runner.
+    """
+    return parent_of(parent_of(process)) == os.getppid()
 
 
 def _hosts(addresses: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,6 +30,13 @@ def read_parents() -> dict[int, int]:
     return parents
 
 
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 where there is no such process."""
+    stat = _read(f"/proc/{pid}/stat")
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
 def descendants(roots: Iterable[int], parents: dict[int, int]) -> list[int]:
     """Every process below one of `roots`, the roots themselves excluded, parents before their children."""
     children: dict[int, list[int]] = {}

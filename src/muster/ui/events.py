@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import click
@@ -20,6 +20,7 @@ from muster.ui.subsystem import read_duration
 
 FIRST_PAUSE_S = 0.5
 MAXIMUM_OUTPUT_CHARACTERS = 2000
+MAXIMUM_LINE_BYTES = 64 * 1024
 _PAIR = re.compile(r"([a-z][a-z0-9_]{0,31})=(.*)")
 
 
@@ -136,7 +137,7 @@ def watcher() -> None:
 
 
 class Script:
-    """A command that detects events: run again and again, or once for as long as it lasts."""
+    """A command that detects events: run again and again, for an exit status or for the lines that it writes."""
 
     def __init__(
         self, connected: AsyncWatcher, words: list[str], interval_s: float, *, lines: bool, say: Callable[[str], None]
@@ -192,8 +193,8 @@ class Script:
         process = await self._start(asked)
         assert process.stdout is not None
         try:
-            async for line in process.stdout:
-                await self._tell(asked, _pairs(line.decode(errors="replace")), line.decode(errors="replace"))
+            async for line in _lines_of(process.stdout):
+                await self._tell(asked, _pairs(line), line)
         finally:
             await _end(process)
 
@@ -212,6 +213,19 @@ class Script:
             self._say(f"{asked.event}: occurred, but not told: {error}")
         else:
             self._say(f"{asked.event}: occurred, {verdict}")
+
+
+async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """The lines that a command writes, each cut off where it is too long."""
+    begun = b""
+    while data := await stream.read(MAXIMUM_LINE_BYTES):
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            yield (begun + part)[:MAXIMUM_LINE_BYTES].decode(errors="replace")
+            begun = b""
+        begun = (begun + rest)[:MAXIMUM_LINE_BYTES]
+    if begun:
+        yield begun.decode(errors="replace")
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -236,7 +250,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 @click.option("--event", "names", multiple=True, metavar="NAME", help="An event that the command detects; repeatable.")
 @click.option("--name", default="", metavar="WATCHER", help="All events whose `watcher` is this name.")
 @click.option("--interval", callback=read_duration, metavar="DURATION", help="Run it again after so long [10s].")
-@click.option("--lines", is_flag=True, help="Run it once: each line that it writes is an occurrence.")
+@click.option("--lines", is_flag=True, help="It goes on: each line that it writes is an occurrence.")
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True)
 @connection_options
 @reporting
@@ -244,8 +258,9 @@ def run(names: tuple[str, ...], name: str, interval: int, lines: bool, words: tu
     """Let COMMAND detect events, until SIGTERM; write -- before it if it has options of its own.
 
     COMMAND gets the event's IN parameters as MUSTER_IN_NAME and its name as MUSTER_EVENT. It is run every --interval
-    while the event is enabled on this node; another exit status than 0 is an occurrence. With --lines it is run once,
-    and each line that it writes is one. What it writes as key=value are the OUT parameters; all of it is `output`.
+    while the event is enabled on this node; another exit status than 0 is an occurrence. With --lines it is to go on,
+    and each line that it writes is one; if it ends, it is run again after --interval. What it writes as key=value are
+    the OUT parameters; all of it is `output`.
 
     \b
     Examples:
