@@ -199,7 +199,7 @@ def test_p8_4_what_a_check_finds_is_mended_by_an_action_function_on_the_node() -
 
 def test_p6_26_one_generation_fails_once_however_it_is_seen() -> None:
     """A check that goes on failing while children end, or in maintenance, does not use up the restarts."""
-    parent = replace(WEB, check_command=("check",), check_interval_ms=100)
+    parent = replace(WEB, check_command=("check",), check_interval_ms=100, restart_window_ms=200)
     child = Definition("page", start_command=("start",), stop_command=("stop",), parent="web", stop_timeout_ms=30_000)
     world = cluster(parent, child)
     fail(world, "web", hangs=True)

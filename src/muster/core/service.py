@@ -93,6 +93,8 @@ def _forget_what_is_long_ago(service: Service, draft: Draft, facts: Facts) -> No
     """Failures expire in the record, since a master that has just begun does not know how old an entry is (P6.26)."""
     entries = (*service.failures, *(given_up.entry for given_up in service.exhausted))
     window_us = service.definition.restart_window_ms * US_PER_MS
+    if service.node != NO_NODE and max(entries) > service.generation:
+        return  # what is done about it has not begun yet: its children have not ended
     if all(facts.age_us(entry) > window_us for entry in entries):
         draft.put(replace(service, failures=(), exhausted=()), f"{service.name}: its failures are long ago")
 
