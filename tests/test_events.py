@@ -251,7 +251,7 @@ def test_p8_7_the_end_of_a_program_is_a_request_that_names_its_generation() -> N
     (request,) = machine.occurs("web:exit", watcher=9, **KILLED)
     assert isinstance(request, RequestOperation)
     assert request.operation == FailService("web", "its program was killed by SIGKILL", 5)
-    assert request.identity == "exit-web-5"
+    assert request.identity == "exit-3-5-web"
     assert machine.follow() == []
     # the service has moved on: what was asked for it is void
     cancelled, unwatch, watch = machine.registers(WEB, 9)
@@ -345,7 +345,7 @@ def test_p8_9_a_daemon_that_begins_goes_on_with_what_was_under_way() -> None:
     # built-in ones are asked again, each as one and the same request
     asked = [each for each in effects if isinstance(each, RequestOperation)]
     own = [f"event-0-7-{each.number}" for each in (first, again)]
-    assert [each.identity for each in asked] == [own[0], "exit-web-5", own[1]]
+    assert [each.identity for each in asked] == [own[0], "exit-3-5-web", own[1]]
     assert lost.result == "unknown"
     assert [each.result for each in past] == ["running", "running", "running", "succeeded", "running"]
     assert exited.place == (5, "ended")

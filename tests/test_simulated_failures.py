@@ -167,6 +167,22 @@ def test_p6_26_a_program_is_restarted_in_place_then_moved_and_then_stopped_with_
     assert not judge(world.history)
 
 
+def test_p6_26_failures_of_long_ago_do_not_count_for_a_master_that_has_just_begun() -> None:
+    """It has not seen their entries, and nobody is left who could tell how old they are."""
+    world = cluster(replace(WEB, restarts=1, restart_window_ms=4000), nodes=2)
+    first = service(world, "web").node
+    for _ in range(2):
+        fail(world, "web")
+        pass_time(world, 8000)
+        for node in (0, 1):
+            world.perform(schedule.Kill("daemon", node))
+        pass_time(world, 2000)
+        settle(world)
+    assert failures(world, "web") == 2
+    assert service(world, "web").node == first
+    assert service(world, "web").failures == ()
+
+
 def test_p8_4_what_a_check_finds_is_mended_by_an_action_function_on_the_node() -> None:
     checked = Definition(
         "web", start_command=("start",), check_command=("check",), check_interval_ms=200,
@@ -183,7 +199,7 @@ def test_p8_4_what_a_check_finds_is_mended_by_an_action_function_on_the_node() -
 
 def test_p6_26_one_generation_fails_once_however_it_is_seen() -> None:
     """A check that goes on failing while children end, or in maintenance, does not use up the restarts."""
-    parent = replace(WEB, check_command=("check",), check_interval_ms=100)
+    parent = replace(WEB, check_command=("check",), check_interval_ms=100, restart_window_ms=200)
     child = Definition("page", start_command=("start",), stop_command=("stop",), parent="web", stop_timeout_ms=30_000)
     world = cluster(parent, child)
     fail(world, "web", hangs=True)

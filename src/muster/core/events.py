@@ -197,6 +197,7 @@ class Active(Struct, frozen=True):
     group: str
     service: str = ""
     generation: int = 0
+    uid: int = 0
     environment: Values = ()
 
 
@@ -399,7 +400,7 @@ class EventManager:
                 common = self._environment(database, service.name)
                 for event in events_of(service.definition, service.generation):
                     found[event.name] = Active(
-                        event, f"service/{service.name}", service.name, service.generation, common
+                        event, f"service/{service.name}", service.name, service.generation, service.uid, common
                     )
         return found
 
@@ -490,8 +491,9 @@ class EventManager:
                 occurrence.result = "waiting"
                 occurrence.identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
                 if event.watcher == PROGRAM_WATCHER:
-                    # Asked twice, by two daemons, it is done once. One entry may begin the generation of many services.
-                    occurrence.identity = f"exit-{active.service}-{active.generation}"
+                    # Asked twice, by two daemons, it is done once. Services that were defined together share uid and
+                    # generation, so only with its name is it the request of this one.
+                    occurrence.identity = f"exit-{active.uid}-{active.generation}-{active.service}"
                 self._waiting.append((occurrence, active))
 
     def _acted(self, event: EventDefinition) -> deque[int]:

@@ -77,7 +77,7 @@ def advance(draft: Draft, facts: Facts) -> None:
 
 
 def _end_what_is_over(draft: Draft, facts: Facts) -> None:
-    """Maintenance and standby end by themselves when their time is over."""
+    """Maintenance, standby and what counts as failures end by themselves when their time is over."""
     for record in list(draft.maintenance.values()):
         if record.duration_ms and facts.age_us(record.since) >= record.duration_ms * US_PER_MS:
             draft.forget(
@@ -86,6 +86,19 @@ def _end_what_is_over(draft: Draft, facts: Facts) -> None:
     for standby in list(draft.standby.values()):
         if standby.duration_ms and facts.age_us(standby.since) >= standby.duration_ms * US_PER_MS:
             draft.forget("standby", str(standby.node), f"{draft.name(standby.node)}: its standby is over")
+    for service in list(draft.services.values()):
+        if (service.failures or service.exhausted) and not service.broken:
+            _forget_what_is_long_ago(service, draft, facts)
+
+
+def _forget_what_is_long_ago(service: Service, draft: Draft, facts: Facts) -> None:
+    """Failures expire in the record, since a master that has just begun does not know how old an entry is (P6.26)."""
+    entries = (*service.failures, *(given_up.entry for given_up in service.exhausted))
+    window_us = service.definition.restart_window_ms * US_PER_MS
+    if service.node != NO_NODE and max(entries) > service.generation:
+        return  # what is done about it has not begun yet: its children have not ended
+    if all(facts.age_us(entry) > window_us for entry in entries):
+        draft.put(replace(service, failures=(), exhausted=()), f"{service.name}: its failures are long ago")
 
 
 def is_lost(service: Service, draft: Draft) -> bool:

@@ -186,6 +186,7 @@ class FailurePolicy:
         self._index = -1
         self._before: dict[str, Service] = {}
         self._failures: dict[str, list[int]] = {}  # service -> when it failed, since it was last given up or cleared
+        self._place: dict[str, tuple[int, int]] = {}  # service -> node and incarnation of its last failure, while there
         self._unseen: set[str] = set()  # services that may have failed since then in an entry that nobody showed
         self._given_up: dict[str, dict[int, int]] = {}  # service -> node -> when
         self._clearings = Clearings()
@@ -217,6 +218,7 @@ class FailurePolicy:
         failures = self._failures.setdefault(name, [])
         if has_failed(before, after, seen.index):
             failures.append(seen.at_us)
+            self._place[name] = (before.node, before.incarnation)
         given_up = [each for each in after.exhausted if each.entry == seen.index]
         if given_up:
             if len(failures) <= after.definition.restarts and name not in self._unseen:
@@ -227,8 +229,10 @@ class FailurePolicy:
         if after.state is not ServiceState.STARTING or after.generation != seen.index:
             return
         recent = [at_us for at_us in failures if seen.at_us - at_us < window_us // 2]
-        if len(recent) > after.definition.restarts:
-            yield f"{name} starts again after {len(recent)} failures"
+        if self._place.get(name) != (after.node, after.incarnation):
+            self._place.pop(name, None)  # it has moved, or was lost with its node before it was given up there
+        elif len(recent) > after.definition.restarts:
+            yield f"{name} starts again on n{after.node} after {len(recent)} failures"
         since_us = self._given_up.get(name, {}).get(after.node)
         if since_us is not None and seen.at_us - since_us < window_us // 2:
             yield f"{name} starts on n{after.node}, where it was given up"
