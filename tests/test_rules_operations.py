@@ -9,11 +9,13 @@ from core_cluster import CoreCluster, Envelope, joined_cluster
 from muster.core.effects import AppendFrame
 from muster.core.operations import digest_of
 from muster.core.requests import MAXIMUM_PENDING
+from muster.records.access import ITSELF, Author
 from muster.records.messages import (
     Append,
     ApplyServices,
     DeregisterService,
     EvictNode,
+    FailService,
     LeaveNode,
     OperationRequest,
     RegisterService,
@@ -217,5 +219,9 @@ def test_p9_1_more_operations_than_a_node_can_hold_are_refused_and_not_forgotten
     waiting = [cluster.ask(1, ApplyServices((IDLE,))) for _ in range(MAXIMUM_PENDING)]
     reply = cluster.do(1, ApplyServices((IDLE,)))
     assert reply.refused and "ask again when they are done" in reply.outcome
+    own = cluster.ask(1, FailService("idle", "it has ended"), author=Author(user=ITSELF, node="n1"))
+    waiting.append(own)  # what the node asks for by itself is not turned away (P8.7)
+    cluster.run(100)
+    assert cluster.reply(own) is None
     cluster.loses = lambda _envelope: False
     cluster.until("all others are answered", lambda: all(cluster.reply(identity) for identity in waiting))

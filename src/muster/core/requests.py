@@ -5,7 +5,7 @@ A client is answered only once this node's own replica shows what the answer spe
 """
 
 from muster.core.effects import Reply
-from muster.records.access import NOBODY, Author
+from muster.records.access import ITSELF, NOBODY, Author
 from muster.records.messages import OperationRequest, Request, Response
 
 MAXIMUM_PENDING = 256  # operations of one node's clients that wait for an answer
@@ -20,8 +20,12 @@ class Clients:
         self._answers: dict[str, Response] = {}  # wait until the replica has got to their index
 
     def add(self, identity: str, operation: OperationRequest, author: Author = NOBODY) -> Request | None:
-        """A client asks: the request to forward, or None when too many wait already."""
-        if len(self._pending) >= MAXIMUM_PENDING and identity not in self._pending:
+        """A client asks: the request to forward, or None when too many wait already.
+
+        What the node asks for by itself is never turned away: the end of a program must be acted upon (P8.7), and its
+        event manager has but a few requests under way.
+        """
+        if len(self._pending) >= MAXIMUM_PENDING and identity not in self._pending and author.user != ITSELF:
             return None
         request = self._pending[identity] = Request(identity, operation, author)
         return request
