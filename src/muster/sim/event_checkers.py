@@ -179,13 +179,15 @@ def has_failed(before: Service, after: Service, index: int) -> bool:
 class FailurePolicy:
     """SPEC 5.4: what fails is restarted in place so many times within the window, and then not again on that node.
 
-    Time is measured outside the cluster, so the window is held to half its length one way and twice the other.
+    Time is measured outside the cluster, so the window is held to half its length one way and twice the other. What
+    follows from a failure was decided by the definition of that moment, which may be another one by the next start.
     """
 
     def __init__(self) -> None:
         self._index = -1
         self._before: dict[str, Service] = {}
         self._failures: dict[str, list[int]] = {}  # service -> when it failed, since it was last given up or cleared
+        self._policy: dict[str, tuple[int, int]] = {}  # service -> restarts and window (us) when it last failed
         self._place: dict[str, tuple[int, int]] = {}  # service -> node and incarnation of its last failure, while there
         self._unseen: set[str] = set()  # services that may have failed since then in an entry that nobody showed
         self._given_up: dict[str, dict[int, int]] = {}  # service -> node -> when
@@ -214,28 +216,34 @@ class FailurePolicy:
                         self._unseen.add(name)  # what is wanted already is not cleared by being registered
 
     def _followed(self, before: Service, after: Service, seen: Applied) -> Findings:
-        name, window_us = after.name, after.definition.restart_window_ms * US_PER_MS
+        name, policy = after.name, _policy(after)
         failures = self._failures.setdefault(name, [])
         if has_failed(before, after, seen.index):
             failures.append(seen.at_us)
-            self._place[name] = (before.node, before.incarnation)
+            self._place[name], self._policy[name] = (before.node, before.incarnation), policy
         given_up = [each for each in after.exhausted if each.entry == seen.index]
         if given_up:
-            if len(failures) <= after.definition.restarts and name not in self._unseen:
+            if len(failures) <= policy[0] and name not in self._unseen:
                 yield f"{name} is given up on n{given_up[0].node} after {len(failures)} failures"
             self._given_up.setdefault(name, {})[given_up[0].node] = seen.at_us
             failures.clear()
             self._unseen.discard(name)
         if after.state is not ServiceState.STARTING or after.generation != seen.index:
             return
+        then = self._policy.get(name, policy)
+        restarts, window_us = max(policy[0], then[0]), min(policy[1], then[1])
         recent = [at_us for at_us in failures if seen.at_us - at_us < window_us // 2]
         if self._place.get(name) != (after.node, after.incarnation):
             self._place.pop(name, None)  # it has moved, or was lost with its node before it was given up there
-        elif len(recent) > after.definition.restarts:
+        elif len(recent) > restarts:
             yield f"{name} starts again on n{after.node} after {len(recent)} failures"
         since_us = self._given_up.get(name, {}).get(after.node)
         if since_us is not None and seen.at_us - since_us < window_us // 2:
             yield f"{name} starts on n{after.node}, where it was given up"
+
+
+def _policy(service: Service) -> tuple[int, int]:
+    return service.definition.restarts, service.definition.restart_window_ms * US_PER_MS
 
 
 def watches_missing(state: ReplicaState, watches: Watches) -> str:
