@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from muster.records.messages import ApplyServices, ClearService, RegisterService, TransferService
+from muster.records.messages import ApplyServices, ClearService, RegisterService, RestartService, TransferService
 from muster.records.state import NodeState, Service, ServiceState
 from muster.sim.events import US_PER_MS
 from muster.sim.history import (
@@ -21,7 +21,8 @@ from muster.sim.history import (
 )
 
 Findings = Iterator[str]
-Clearing = ApplyServices | ClearService | RegisterService | TransferService  # what a given up service may go on after
+# What a service that has failed or was given up may go on after.
+Clearing = ApplyServices | ClearService | RegisterService | RestartService | TransferService
 PATIENCE_US = 2500 * US_PER_MS  # a daemon that is paused for longer than that ends with its node
 
 
@@ -191,6 +192,7 @@ class FailurePolicy:
         self._place: dict[str, tuple[int, int]] = {}  # service -> node and incarnation of its last failure, while there
         self._unseen: set[str] = set()  # services that may have failed since then in an entry that nobody showed
         self._given_up: dict[str, dict[int, int]] = {}  # service -> node -> when
+        self._restarted: set[str] = set()  # services that operators have asked to start again, until they do
         self._clearings = Clearings()
 
     def see(self, seen: Observation) -> Findings:
@@ -208,6 +210,9 @@ class FailurePolicy:
 
     def _forget_what_was_cleared(self, state: ReplicaState) -> None:
         for operation, names in self._clearings.carried_out(state):
+            if isinstance(operation, RestartService):
+                self._restarted |= names
+                continue
             for name in [*self._failures, *self._given_up]:
                 if _is_named(name, names):
                     self._given_up.pop(name, None)
@@ -229,6 +234,9 @@ class FailurePolicy:
             failures.clear()
             self._unseen.discard(name)
         if after.state is not ServiceState.STARTING or after.generation != seen.index:
+            return
+        if name in self._restarted:
+            self._restarted.discard(name)
             return
         then = self._policy.get(name, policy)
         restarts, window_us = max(policy[0], then[0]), min(policy[1], then[1])

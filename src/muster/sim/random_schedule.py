@@ -83,7 +83,7 @@ class _Planner:
         )
         settings = Settings(
             self.nodes, FAST, levels,
-            half_bytes=self._pick((40_000, 60_000, 1 << 20)),
+            half_bytes=self._pick((60_000, 90_000, 1 << 20)),
             cursed=cursed, flaky=0.0 if self.failing else self._pick((0.0, 0.0, 0.1, 0.3)),
             reboots=self._pick((0.7, 1.0)),
         )  # fmt: skip
