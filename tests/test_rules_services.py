@@ -147,6 +147,12 @@ def test_p6_6_when_the_node_that_was_asked_for_fails_the_one_left_for_it_counts_
     assert changed(moved, result=False, members=leaving).origin == 1  # the leave waits for the start elsewhere
 
 
+def test_p6_6_a_start_that_failed_of_what_is_not_wanted_any_more_needs_nobody_to_mend_it() -> None:
+    after = changed(replace(STARTS, wanted=False, intent=True, origin=1), result=False)
+    assert state_of(after) == (DEREGISTERED, NO_NODE)
+    assert (after.cause, after.intent, after.origin) == ("", False, NO_NODE)
+
+
 def test_p6_6_when_no_node_is_left_it_is_stuck_with_a_cause() -> None:
     after = changed(replace(STARTS, failed=(1, 2), intent=True, origin=2), result=False)
     assert state_of(after) == (DEREGISTERED, NO_NODE)

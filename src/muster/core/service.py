@@ -257,7 +257,9 @@ def _start_failed(service: Service, round_: Round, detail: str) -> None:
     went_in_vain = service.target == service.node and service.origin in round_.up
     origin = NO_NODE if went_in_vain else service.origin
     after = _released(service, failed=failed, origin=origin, target=NO_NODE, reason=reason)
-    if _place_after(after, round_) is None and not _move_group(after, round_):
+    if not after.wanted:
+        after = replace(after, intent=False, origin=NO_NODE, matured=False)  # what failed is not wanted any more
+    elif round_.place(after) is None and not _move_group(after, round_):
         names = ", ".join(round_.name(node) for node in failed)
         cause = f"start failed on {names}; last: {detail}; mend it, then: muster service register {service.name}"
         after = replace(after, cause=cause, intent=False, origin=NO_NODE)
