@@ -72,9 +72,9 @@ class EventManager:
         return self._daemon.process.alive
 
     def look(self) -> None:
-        """The replica may have changed."""
+        """The replica may have changed; what has shown that may have been the last that its daemon did."""
         seen = (self._node.database.index, self._node.is_master)
-        if seen == self._seen or not self._node.confirmed:
+        if seen == self._seen or not self._node.confirmed or not self.is_alive:
             return
         self._seen = seen
         self._step(events.ReplicaChanged(self._node.database, self._node.is_master))
