@@ -210,8 +210,9 @@ class FailurePolicy:
 
     def _forget_what_was_cleared(self, state: ReplicaState) -> None:
         for operation, names in self._clearings.carried_out(state):
-            if isinstance(operation, RestartService):
+            if isinstance(operation, RestartService | TransferService):  # to another node, or back where that is gone
                 self._restarted |= names
+            if isinstance(operation, RestartService):
                 continue
             for name in [*self._failures, *self._given_up]:
                 if _is_named(name, names):
