@@ -257,6 +257,19 @@ def test_p5_3_commands_of_the_master_that_end_within_a_moment_are_one_entry_and_
     assert cluster.database.index - before <= len(names) // 2
 
 
+def test_p5_2_what_a_new_master_commits_before_a_node_has_accepted_its_term_follows_at_once() -> None:
+    cluster = joined_cluster(3)
+    cluster.kill(0)
+    cluster.holds = lambda envelope: isinstance(envelope.message, Report)  # it takes a moment to accept the term
+    cluster.until("there is another master", lambda: cluster.masters() not in ([], [0]))
+    master = cluster.master
+    other = next(node for node in (1, 2) if node != master)
+    cluster.until("n0 is being forced out", lambda: cluster.database.member(0).state is NodeState.FORCED_LEAVING)
+    cluster.release()
+    committed = cluster.database.index
+    cluster.until("the other one knows", lambda: cluster.core(other).database.index >= committed, within_ms=10)
+
+
 def test_p5_3_a_report_of_another_term_counts_for_nothing() -> None:
     followers = Followers(Term(4, 0), FAST)
     followers.reported(1, Report(Term(4, 0), 7, 5, "", (), sent_us=200))

@@ -33,6 +33,10 @@ class Followers:
         if report.term != self.term:
             self.reports.pop(node, None)
             return False
+        if node not in self.reports:
+            # It has just accepted the term: what was committed since its database was sent must not wait for a
+            # heartbeat, since all that is committed from now on leaves a gap without it.
+            self._told_us.pop(node, None)
         self.reports[node] = report
         self._index[node] = report.index
         return True
