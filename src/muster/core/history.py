@@ -123,8 +123,9 @@ def _transition(before: Database, entry: Entry, now: Transition) -> list[Trace]:
 def _participants_changed(before: Database, entry: Entry, was: Transition, now: Transition) -> list[Trace]:
     """Nobody waits any more for who was forced out; who is new to the level takes part in the step (SPEC 3.4)."""
     step = f"{before.name_of(now.node)} {now.kind} level {now.level} barrier {now.barrier}"
-    gone = tuple(node for node in was.participants if node not in now.participants)
-    new = tuple(node for node in now.participants if node not in was.participants)
+    before_it, after_it = set(was.participants), set(now.participants)
+    gone = tuple(node for node in was.participants if node not in after_it)
+    new = tuple(node for node in now.participants if node not in before_it)
     return [
         _entered(event, f"{step}: {_names(before, nodes)}", now, entry.index, nodes)
         for event, nodes in ((DROPPED, gone), (ADDED, new))

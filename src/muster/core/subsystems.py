@@ -105,8 +105,13 @@ class Subsystems:
 
     def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:
         """What to repeat in this node's report until the transitions have moved on (P3.3)."""
-        current = self._current(database)
-        return tuple(step for step in sorted(self._acknowledged, key=_order) if step in current)
+        if not self._acknowledged:
+            return ()
+        counted = self._counted(database)
+        steps = sorted(self._acknowledged, key=_order)
+        return tuple(
+            step for step in steps if self._waits_for(database.transitions.get(step.transition), step, counted)
+        )
 
     def narrate(self, database: Database) -> list[Trace]:
         """What was told and what was acknowledged since the last call, for the history (SPEC 8.2)."""
@@ -131,14 +136,9 @@ class Subsystems:
         While the record still shows the last registration of a level, they wait for that one, which is gone, and its
         successor hears of nothing (P3.13).
         """
-        own = database.member(self._node)
-        if own.incarnation != self._incarnation:
-            return {}
-        counted = {
-            level.number
-            for level in own.levels
-            if (only is None or level.number == only) and is_present(self.levels, level)
-        }
+        counted = self._counted(database)
+        if only is not None:
+            counted &= {only}
         if not counted:
             return {}
         return {
@@ -146,6 +146,19 @@ class Subsystems:
             for transition in database.transitions.values()
             if transition.level in counted and self._node in transition.participants
         }
+
+    def _counted(self, database: Database) -> set[int]:
+        """The levels of this node with which the record counts, and whose subsystems are here."""
+        own = database.member(self._node)
+        if own.incarnation != self._incarnation:
+            return set()
+        return {level.number for level in own.levels if is_present(self.levels, level)}
+
+    def _waits_for(self, transition: Transition | None, step: Acknowledgement, counted: set[int]) -> bool:
+        """Whether the step is the transition's present one, and waits for this node."""
+        if transition is None or (transition.level, transition.barrier) != (step.level, step.barrier):
+            return False
+        return step.level in counted and self._node in transition.participants
 
     def _holds_services(self, database: Database) -> bool:
         """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8)."""
