@@ -414,3 +414,53 @@ def test_the_readable_table_tells_what_was_asked_for_in_vain(tmp_path: Path) -> 
     output = CliRunner().invoke(rehearse, [str(path)]).output
     assert "fail web N1: it does not run there" in output
     assert "transfer web N1 refused: web stays on N0: N1 is inactive" in output
+
+
+WITHOUT_STOP = """
+title = "a start command and nothing to stop it with"
+[cluster]
+nodes = ["N0", "N1"]
+[[service]]
+name = "address"
+node_preferences = {ordered = ["N0", "N1"]}
+start_command = "/bin/add"
+rehearsal = {start = "2s"}
+[[step]]
+at = "0s"
+do = "boot N0"
+[[step]]
+at = "0s"
+do = "boot N1"
+[[step]]
+at = "20s"
+do = "transfer address N1"
+[[step]]
+at = "30s"
+do = "fail address N1"
+[[step]]
+at = "40s"
+do = "leave N1"
+[[step]]
+at = "50s"
+do = "deregister address"
+"""
+
+
+def test_stopping_is_skipped_where_its_command_does_not_exist() -> None:
+    """SPEC 6.7."""
+    frames, _ = play(WITHOUT_STOP)
+    assert states_of(frames, "address") == [
+        ("de-registered", "", ""),
+        ("starting", "", "N0"),
+        ("registered", "", "N0"),
+        ("de-registered", "T", ""),
+        ("starting", "T", "N1"),
+        ("registered", "", "N1"),
+        ("de-registered", "", ""),  # it has failed
+        ("starting", "", "N1"),
+        ("registered", "", "N1"),
+        ("de-registered", "T", ""),
+        ("starting", "T", "N0"),
+        ("registered", "", "N0"),
+        ("de-registered", "", ""),
+    ]

@@ -53,13 +53,15 @@ def changed(
     service: Service,
     *,
     result: bool | None = None,
+    left: bool = True,
     members: dict[int, Member] | None = None,
     transitions: tuple[Transition, ...] = (),
     silent: tuple[int, ...] = (),
 ) -> Service:
     """The service's record after one round of the master on a cluster of n0, n1 and n2, all joined but for `members`.
 
-    `result`: how the service's present command has ended, as its node reports it. `silent` nodes have not reported.
+    `result`: how the service's present command has ended, as its node reports it; `left`: something of it is left.
+    `silent` nodes have not reported.
     """
     everyone = {node: replace(UP, node=node) for node in range(3)} | (members or {})
     nodes = {node: NodeConfig(node, f"n{node}", (), "") for node in range(3)}
@@ -68,7 +70,7 @@ def changed(
     database.transitions.update({each.identity: each for each in transitions})
     reports = {node: Report(Term(1, 0), INDEX, 5, "", ()) for node in range(3) if node not in silent}
     if result is not None:
-        command = CommandState("web", service.generation, ACTION_OF[service.state], True, result, "exit status 1")
+        command = CommandState("web", service.generation, ACTION_OF[service.state], True, result, "exit status 1", left)
         reports[service.node] = replace(reports[service.node], commands=(command,))
     facts = Facts(0, 0, reports, lambda _n, _i: None, lambda _n: True, {}, {}, services_open=True, free_bytes=lambda: 0)
     draft = Draft(database)
@@ -126,6 +128,17 @@ def test_p6_5_a_start_that_succeeded_registers_and_clears_intent_target_and_fail
     assert state_of(after) == (REGISTERED, 0)
     assert (after.intent, after.origin, after.target, after.failed) == (False, NO_NODE, NO_NODE, ())
     assert after.generation == STARTS.generation
+
+
+def test_p6_9_without_a_stop_command_stopping_is_skipped_only_where_the_start_has_left_nothing_running() -> None:
+    startable = replace(STARTS, definition=replace(FULL, stop_command=()))
+    for left, state in ((True, STOPPING), (False, DEREGISTERED)):
+        registered = changed(startable, result=True, left=left)
+        assert state_of(registered) == (REGISTERED, 0)
+        assert state_of(changed(replace(registered, wanted=False)))[0] is state
+    for left in (True, False):  # a stop command is run in any case
+        assert changed(replace(changed(STARTS, result=True, left=left), wanted=False)).state is STOPPING
+    assert changed(replace(startable, wanted=False)).state is STOPPING  # it may yet leave something
 
 
 def test_p6_6_a_start_that_failed_goes_on_with_the_next_node() -> None:

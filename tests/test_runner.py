@@ -348,6 +348,30 @@ async def heard_by(finished: list[CommandState], count: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    ("start", "left"),
+    [
+        ("exit 0", False),
+        ("sleep 1000 &", True),
+        ("(setsid sleep 1000 & exit 0) >/dev/null", True),
+        ("sleep 0.1 & wait", False),
+        ("env -i setsid sh -c 'sleep 1000 & exit 0'", True),
+    ],
+)
+def test_p6_9_a_start_that_has_left_nothing_running_says_so(runner: RealRunner, start: str, left: bool) -> None:
+    async def run() -> None:
+        finished: list[CommandState] = []
+        client = RunnerClient(runner.daemon.dup(), finished.append)
+        await client.inventory()
+        client.run(request(1, "start", *shell(start)))
+        await heard_by(finished, 1)
+        assert finished == [CommandState("s", 1, "start", True, True, "", left)]
+        assert await client.inventory() == (finished[0],)
+        client.close()
+
+    asyncio.run(run())
+
+
 def test_a_restarted_daemon_finds_what_earlier_ones_started(runner: RealRunner, tmp_path: Path) -> None:
     async def first() -> None:
         finished: list[CommandState] = []
@@ -355,7 +379,7 @@ def test_a_restarted_daemon_finds_what_earlier_ones_started(runner: RealRunner, 
         assert await client.inventory() == ()
         client.run(request(1, "start", *shell("sleep 1000 &")))
         await heard_by(finished, 1)
-        assert finished == [CommandState("s", 1, "start", True, True, "")]
+        assert finished == [CommandState("s", 1, "start", True, True, "", left=True)]
         client.run(request(2, "stop", *shell(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done")))
         await client.inventory()  # and dies in the middle of the stop
         client.close()

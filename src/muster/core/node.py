@@ -13,7 +13,7 @@ import itertools
 
 import msgspec
 
-from muster.core import authority, history, mastership, membership, registration, upgrade
+from muster.core import authority, history, mastership, membership, news, registration, upgrade
 from muster.core.ages import Ages
 from muster.core.connectivity import Candidate, surviving_set
 from muster.core.decision import PlacedTogether
@@ -67,12 +67,11 @@ from muster.core.mastership import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.observer import Observer
 from muster.core.performance import is_news
 from muster.core.plan import Plan
-from muster.core.reporting import Reporting, without_acknowledgements
+from muster.core.reporting import Reporting
 from muster.core.requests import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
 from muster.core.round import Round
 from muster.core.subsystems import Subsystems
 from muster.core.tenure import Claims, Outcome, Tenure, Trouble
-from muster.core.transition import step_of
 from muster.core.veto import Polls, Questions
 from muster.core.waiting import Straggler, Waiting, acknowledged_by, missing
 from muster.records.access import Author
@@ -102,7 +101,6 @@ from muster.records.state import (
     Member,
     NodeState,
     Operation,
-    TransitionKind,
     decode_database,
     encode_entry,
 )
@@ -381,7 +379,8 @@ class Node:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
         fresh = tuple(step for step in steps if self._subsystems.acknowledge(step))
         if fresh:
-            self._may_decide_anew = self._completes(fresh)
+            self._subsystems.settle(self.database)
+            self._may_decide_anew = news.may_complete(fresh, self.database, self._has_acknowledged)
             self._send_report()
 
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
@@ -691,7 +690,8 @@ class Node:
         before = self._followers.reports.get(sender)
         self._followers.reported(sender, report)
         now = self._followers.reports.get(sender)
-        self._may_decide_anew = self._tells_news(before, now)
+        self._subsystems.settle(self.database)
+        self._may_decide_anew = news.may_change_a_decision(before, now, self.database, self._has_acknowledged)
         self._effects.extend(history.heard(self.database, sender, before, now))
         self._repeat(sender)
 
@@ -966,41 +966,12 @@ class Node:
             self._tenure.propose(encode_entry(entry), self._now_us)
             self._settle_tenure()
 
-    def _tells_news(self, before: Report | None, now: Report | None) -> bool:
-        """Whether a report may change what the rules decide: by anything but acknowledgements that complete no step.
-
-        Rules are laws of the records, the reports and the time; time has its own inputs, so what is left out here would
-        have changed nothing, and each report of many that come together need not be judged by all rules.
-        """
-        if before is None or now is None or without_acknowledgements(before) != without_acknowledgements(now):
-            return True
-        if any(self._is_present(step) for step in before.acknowledgements if step not in now.acknowledgements):
-            return True
-        return self._completes(tuple(step for step in now.acknowledgements if step not in before.acknowledgements))
-
-    def _is_present(self, step: Acknowledgement) -> bool:
-        record = self.database.transitions.get(step.transition)
-        return record is not None and step_of(record) == step
-
-    def _completes(self, steps: tuple[Acknowledgement, ...]) -> bool:
-        """Whether, with these acknowledgements, a transition may have all that it waits for (P3.1, P3.4, P3.7)."""
-        transitions = self.database.transitions
-        if any(record.kind is TransitionKind.LEAVING for record in transitions.values()):
-            return True  # a leave also waits for what its node owes to others
-        self._subsystems.settle(self.database)
-        reports = self._followers.reports
-        for step in steps:
-            record = transitions.get(step.transition)
-            if record is None or step_of(record) != step:
-                continue
-            if all(
-                self._subsystems.has_acknowledged(step)
-                if node == self.me
-                else node in reports and step in reports[node].acknowledgements
-                for node in record.participants
-            ):
-                return True
-        return False
+    def _has_acknowledged(self, node: int, step: Acknowledgement) -> bool:
+        """On the master: whether the node has processed the step, as far as it has said."""
+        if node == self.me:
+            return self._subsystems.has_acknowledged(step)
+        report = self._followers.reports.get(node)
+        return report is not None and step in report.acknowledgements
 
     def _facts(self) -> Facts:
         reports = self._reports()

@@ -243,8 +243,11 @@ def _stop_at_once(service: Service, round_: Round) -> None:
 
 
 def _started(service: Service, round_: Round, _detail: str) -> None:
+    command = round_.command(service, service.node)
+    launched = service.launched and (command is None or command.left)
     done = replace(
-        service, state=REGISTERED, intent=False, origin=NO_NODE, target=NO_NODE, failed=(), reason="", cause="",
+        service, state=REGISTERED, launched=launched, intent=False, origin=NO_NODE, target=NO_NODE, failed=(),
+        reason="", cause="",
         takeovers=with_none_by(service, (round_.draft.member(node) for node in service.failed)),
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
@@ -337,7 +340,7 @@ def _stop(service: Service, round_: Round, detail: str) -> None:
     reason = stop.reason if stop is not None else detail
     leaving = replace(service, intent=moves, origin=origin, cause="", reason=reason, failed=(), broken="")
     if not service.definition.stop_command and not service.launched:
-        _stopped(leaving, round_, reason)  # nothing of ours can be running (SPEC 6.7)
+        _stopped(leaving, round_, reason)  # nothing of it is running (SPEC 6.7)
         return
     stopping = _assigned(leaving, round_, STOPPING, service.node, reason)
     round_.put(stopping, f"stopping on {round_.name(service.node)} ({reason})")

@@ -110,7 +110,7 @@ async def serve(
         observations = requested(name, config.node, incarnation)
         daemon = Daemon(node, store, guard, recorder, home, observations)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, log, context))
-        await _serve(daemon, config, runner, guard, home, lost)
+        await _serve(daemon, config, runner, guard, home, lost, pulse)
     finally:
         pulse.stop()
         log_keeper.cancel()
@@ -135,8 +135,9 @@ def _software() -> Software:
 
 
 async def _serve(
-    daemon: Daemon, config: NodeConfig, runner: RunnerClient, guard: GuardChannel, home: Path, lost: asyncio.Event
-) -> None:
+    daemon: Daemon, config: NodeConfig, runner: RunnerClient, guard: GuardChannel, home: Path, lost: asyncio.Event,
+    pulse: "_Pulse",
+) -> None:  # fmt: skip
     node = daemon.node
     cluster = node.database.cluster
     interconnect = Interconnect(
@@ -161,7 +162,12 @@ async def _serve(
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
     endpoint = await _serve_metrics(daemon)
     signs = SignsWatch(daemon, OwnLinks(_hosts(config.addresses)))
-    daemon.on_tick = signs.look
+
+    def on_tick() -> None:
+        pulse.go_along()
+        signs.look()
+
+    daemon.on_tick = on_tick
     telling = asyncio.ensure_future(keep_service_manager_informed(daemon))
     waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -218,6 +224,12 @@ class _Pulse:
     def _beat(self) -> None:
         self._guard.pulse()
         self._timer = self._loop.call_later(self._pause_s, self._beat)
+
+    def go_along(self) -> None:
+        """The loop turns for another reason: a pulse that is due soon goes along, and wakes nobody for itself."""
+        if self._timer.when() - self._loop.time() <= self._pause_s / 4:
+            self._timer.cancel()
+            self._beat()
 
     def stop(self) -> None:
         """Say no more."""

@@ -112,8 +112,8 @@ class Run:
     """One command and everything it started, from its keeper's fork until the keeper is reaped."""
 
     __slots__ = (
-        "attempt", "cannot_execute", "condition", "executed_us", "generation", "is_supervised", "keeper", "launched_us",
-        "output_fd", "status", "status_fd", "tail",
+        "attempt", "cannot_execute", "condition", "executed_us", "generation", "has_left", "is_supervised", "keeper",
+        "launched_us", "output_fd", "status", "status_fd", "tail",
     )  # fmt: skip
 
     def __init__(self, generation: int, attempt: int, keeper: int, status_fd: int, output_fd: int, now_us: int) -> None:
@@ -123,6 +123,7 @@ class Run:
         self.executed_us: int | None = None  # of a program: when it was executed
         self.status: int | None = None  # wait status of the command itself, once it has ended
         self.cannot_execute = 0  # errno
+        self.has_left = False  # the command has ended and left something running
         self.tail = bytearray()
         self.condition: Condition | None = None  # of a program: when it is ready
         self.is_supervised = False  # a program that is ready: its end is a failure of its service
@@ -135,12 +136,13 @@ class Run:
 class Result:
     """What became of one generation's command."""
 
-    __slots__ = ("action", "detail", "finished", "generation", "succeeded")
+    __slots__ = ("action", "detail", "finished", "generation", "left", "succeeded")
 
     def __init__(self, generation: int, action: str) -> None:
         self.generation, self.action = generation, action
         self.finished = self.succeeded = False
         self.detail = ""
+        self.left = True  # something of it may run
 
     def finish(self, succeeded: bool, detail: str) -> None:
         """Record the end of the command."""
@@ -151,7 +153,7 @@ class Result:
         described: dict[str, object] = {"generation": self.generation, "action": self.action}
         if with_state:
             described["finished"] = self.finished
-        return {**described, "succeeded": self.succeeded, "detail": self.detail}
+        return {**described, "succeeded": self.succeeded, "detail": self.detail, "left": self.left}
 
 
 class Exited:

@@ -8,7 +8,7 @@ command runs any more" is one fact that the runner learns by reaping the keeper,
 A keeper is forked and never executes anything, so it shares nearly all of its memory with the runner.
 
 On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `X<pid>` once it has been
-executed, if that is asked for, and `S<wait status>` when it has ended.
+executed, if that is asked for, and `S<wait status>` when it has ended; before that `L` if it has left something behind.
 """
 
 import os
@@ -102,6 +102,7 @@ def _fork_and_execute(launch: Launch, environment: dict[str, str], status_fd: in
 
 
 def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
+    ended: int | None = None  # wait status of the command, until it is said
     while True:
         if leash.is_tree:
             caught = signal.sigtimedwait(_WAITED, _WATCH_S)
@@ -114,11 +115,16 @@ def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                if ended is not None:
+                    os.write(status_fd, b"S%d\n" % ended)
                 return
             if pid == 0:
                 break
             if pid == command:
-                os.write(status_fd, b"S%d\n" % status)
+                ended = status
+        if ended is not None:
+            os.write(status_fd, b"L\nS%d\n" % ended)
+            ended = None
 
 
 def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output_fd: int, keeper: int) -> NoReturn:

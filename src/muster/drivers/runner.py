@@ -511,6 +511,7 @@ class Runner:
             self._attempt_failed(service, job, failure)
         elif request.action == "start":
             run.is_supervised = request.is_program
+            service.result.left = run.status is None or run.has_left
             self._finish(service, job, True, "")
         else:
             self._enter_ladder(service, job, _END)
@@ -659,6 +660,8 @@ class Runner:
                     run.cannot_execute = int(line[1:]) or errno.EIO
                 elif line[:1] == b"X":
                     run.executed_us = boottime_us()
+                elif line[:1] == b"L":
+                    run.has_left = True
                 else:
                     run.status = int(line[1:])
 

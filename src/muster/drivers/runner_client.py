@@ -263,4 +263,5 @@ def _command_state(packet: Mapping[str, object]) -> CommandState:
         finished=packet["finished"] is True,
         succeeded=packet["succeeded"] is True,
         detail=str(packet["detail"]),
+        left=packet.get("left", True) is not False,  # a runner of an older image does not say
     )

@@ -70,6 +70,7 @@ class CommandState(Struct, frozen=True, array_like=True):
     finished: bool
     succeeded: bool = False
     detail: str = ""
+    left: bool = True  # of a start: something of it may run still; False only where that is known not to be so
 
 
 class Performance(Struct, frozen=True, array_like=True):

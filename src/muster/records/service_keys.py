@@ -315,7 +315,9 @@ KEYS: dict[str, Key] = {
     # commands
     "start_command": Key(_command("start_command"), COMMAND, "[none]", "Starts it; it is registered if this succeeds."),
     "stop_command": Key(
-        _command("stop_command"), COMMAND, "[none]", "Stops it; what still runs of it afterwards is ended by Muster."
+        _command("stop_command"), COMMAND, "[none]",
+        "Stops it; what still runs of it afterwards is ended by Muster. Without one, stopping is skipped where its "
+        "start left nothing.",
     ),
     "notify_command": Key(
         _command("notify_command"), COMMAND, "[none]", "Tells the other allowable nodes where it has been started."

@@ -289,7 +289,7 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     reason: str = ""  # why the last command was given; in the command's environment
     cause: str = ""  # why it is stuck, in words; empty when it is not
     removed: bool = False  # its definition was withdrawn: forget it once it is de-registered
-    launched: bool = False  # a start command of it has been given on `node`, whatever its definition says by now
+    launched: bool = False  # a start command given on `node` may have left something, whatever is defined by now
     waits_since: int = 0  # index of the entry that began its wait for maturity; 0: it does not wait (SPEC 6.3)
     matured: bool = False  # the wait for this registration is over
     broken: str = ""  # how it failed where it is registered, until that is acted upon (SPEC 5.4)

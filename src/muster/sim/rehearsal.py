@@ -16,13 +16,14 @@ from muster.core.instances import SEPARATOR
 from muster.core.transition import EVENT_MANAGER, SETTLED_STATE
 from muster.records.messages import (
     DeregisterService,
+    FailService,
     LeaveNode,
     OperationRequest,
     RegisterService,
     TransferService,
 )
 from muster.records.registers import ClaimFlag
-from muster.records.state import Level, Member, NodeState, Transition, TransitionKind
+from muster.records.state import Level, Member, NodeState, ServiceState, Transition, TransitionKind
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import FAST
 from muster.sim import schedule
@@ -43,9 +44,10 @@ from muster.sim.history import (
     Observation,
     Raised,
     Replied,
+    ServiceFailed,
 )
 from muster.sim.machine import Machine
-from muster.sim.rehearsed_services import ServiceAccount, decide
+from muster.sim.rehearsed_services import ServiceAccount, decide, leaves_something
 from muster.sim.runner import Outcome
 from muster.sim.scenario import RehearsedLevel, Scenario, ScriptStep
 from muster.sim.world import Settings, World
@@ -230,7 +232,10 @@ class Stage(World):
             life = self.machines[self._nodes[step.node]].life
             on_all = self._services[step.service].definition.on_all
             name = f"{step.service}{SEPARATOR}{step.node}" if on_all else step.service
-            runs = life is not None and life.service_dies(name)
+            if leaves_something(self._services[step.service].definition):
+                runs = life is not None and life.service_dies(name)
+            else:
+                runs = self._say_failed(step, name)
             self.history.append(Disturbed(self.loop.now_us, f"{step}" + ("" if runs else ": it does not run there")))
             return
         asked = next((machine.node for machine in self.machines if machine.daemon is not None), None)
@@ -239,6 +244,20 @@ class Stage(World):
         if asked is not None:
             self._asked += 1
             self._ask(schedule.Ask(asked, f"{step}, request {self._asked}", operation), 1)
+
+    def _say_failed(self, step: ScriptStep, name: str) -> bool:
+        """Somebody says that a service has failed of which nothing runs that could end; False if it is not there."""
+        number = self._nodes[step.node]
+        daemon = self.machines[number].daemon
+        service = daemon.node.database.services.get(name) if daemon is not None and daemon.node is not None else None
+        if service is None or (service.node, service.state) != (number, ServiceState.REGISTERED):
+            return False
+        self._asked += 1
+        happened = ServiceFailed(self.loop.now_us, number, service.incarnation, name, service.generation, ended=False)
+        self.history.append(happened)
+        failed = FailService(name, f"it has failed on {step.node}", service.generation)
+        self._ask(schedule.Ask(number, f"{step}, request {self._asked}", failed), 1)
+        return True
 
     def _carry_out(self, step: ScriptStep, node: int) -> None:
         match step.verb:

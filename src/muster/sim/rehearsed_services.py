@@ -72,9 +72,17 @@ def _assumed(definition: Definition, outcomes: dict[str, dict[str, Outcome]]) ->
     return {} if named else {f"{action}_command": _ASSUMED for action in outcomes}
 
 
+def leaves_something(definition: Definition) -> bool:
+    """Whether its start leaves something running that has to be stopped: not where there is nothing to stop it with.
+
+    So a rehearsed service without a stop command skips stopping, as SPEC 6.7 has it.
+    """
+    return bool(definition.stop_command or definition.run)
+
+
 def _supervised(definition: Definition) -> Definition:
-    """In a rehearsal the end of every service is seen, as of a program that Muster supervises (SPEC 5.4, 8.4)."""
-    if definition.run or not definition.start_command:
+    """In a rehearsal the end of a service is seen, as of a program that Muster supervises (SPEC 5.4, 8.4)."""
+    if definition.run or not definition.start_command or not leaves_something(definition):
         return definition
     return replace(definition, run=definition.start_command, start_command=())
 
@@ -114,7 +122,8 @@ def decide(services: Mapping[str, RehearsedService], node: str, command: RunComm
     """
     if command.action == "act":  # an action function, which the scenario says nothing about
         return Outcome(DEFAULT_US, True)
-    outcome = services[command.service.partition(SEPARATOR)[0]].outcome(command.action, node)
+    service = services[command.service.partition(SEPARATOR)[0]]
+    outcome = service.outcome(command.action, node)._replace(left=leaves_something(service.definition))
     limit_us = command.timeout_ms * US_PER_MS
     if outcome.duration_us > limit_us:
         detail = f"{command.action} took longer than its timeout of {duration_text(command.timeout_ms)}"

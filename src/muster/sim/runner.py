@@ -29,6 +29,7 @@ class Outcome(NamedTuple):
     duration_us: int
     succeeded: bool
     detail: str = ""  # of a failure, in words
+    left: bool = True  # of a start that succeeded: something of it runs on
 
 
 Decide = Callable[[int, RunCommand], Outcome]  # (node, command) -> what becomes of it
@@ -209,8 +210,11 @@ class Runner:
         failed_or_stopped = succeeded == (command.action == "stop")
         if command.action == "recovery" or (failed_or_stopped and command.action != "notify"):
             self.end_service(command.service)
+        left = outcome.left or command.action != "start"
+        if not left:
+            self.end_service(command.service)
         detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
-        state = CommandState(command.service, command.generation, command.action, True, succeeded, detail)
+        state = CommandState(command.service, command.generation, command.action, True, succeeded, detail, left)
         self._commands[command.service] = state
         self.history.append(
             CommandEnded(
