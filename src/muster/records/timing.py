@@ -5,7 +5,7 @@ Worked timeline of a power cut at profile `fast` (docs/PROTOCOL.md, section "Tim
     0 ms     last successful renewal starts (the node dies up to renew_ms later)
     +480     deadman: lease_ms - panic_bound_ms after that start, the kernel has killed the node's guard
     +600     lease_ms: the panic bound is over, nothing of the node runs any more
-    +806     an observer that first saw the last beat up to read_ms after it was written has counted lease_ms
+    +846     an observer that first saw the last beat up to read_ms after it was written has counted lease_ms
              plus drift through an unbroken chain of reads: proof of death
 """
 
@@ -53,7 +53,7 @@ def with_drift_ms(duration_ms: int) -> int:
     return duration_ms + (duration_ms * DRIFT_PERCENT + 99) // 100
 
 
-FAST = Profile("fast", 140, 600, 120, 100, 240, 400, 300, 30, 3, 200, 1000, 4000, 200, 1000)
+FAST = Profile("fast", 150, 600, 120, 120, 260, 480, 360, 30, 3, 360, 1800, 4000, 240, 1000)
 STANDARD = Profile("standard", 600, 2400, 480, 350, 1000, 1400, 700, 20, 3, 700, 3500, 8000, 700, 3000)
 VIRTUALISED = Profile("virtualised", 1000, 10_000, 2000, 800, 4000, 3000, 1000, 20, 6, 2000, 10_000, 20_000, 2000, 5000)
 PROFILES = {profile.name: profile for profile in (FAST, STANDARD, VIRTUALISED)}
