@@ -286,7 +286,7 @@ BROKEN = [
     ({"panic_bound_ms": 1201}, "3 * renew_ms <= lease_ms - panic_bound_ms"),
     ({"read_ms": 501, "claim_stagger_ms": 5000}, "read_ms * 2 <= gap_ms"),
     ({"gap_ms": 2400}, "gap_ms < lease_ms"),
-    ({"pulse_ms": 601}, "pulse_ms * 5 <= pulse_loss_ms"),
+    ({"pulse_ms": 701}, "pulse_ms * 5 <= pulse_loss_ms"),
     ({"pulse_loss_ms": 8001}, "pulse_loss_ms <= restart_ms"),
     ({"link_loss_beats": 1}, "2 <= link_loss_beats"),
     ({"view_ms": 2401}, "view_ms <= lease_ms"),

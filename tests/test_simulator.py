@@ -233,7 +233,7 @@ def test_a_daemon_that_is_paused_for_long_makes_its_guard_panic_with_a_tombstone
     """SPEC 7.2: the guard watches the daemon's pulse."""
     world = _cluster()
     world.perform(schedule.Pause("daemon", node=1))
-    _run(world, 1500)
+    _run(world, FAST.pulse_loss_ms + 1000)
     lease = world.store.newest().leases[1]
     assert lease is not None
     assert lease.state is LeaseState.PANICKED
