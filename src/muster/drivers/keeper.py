@@ -93,11 +93,14 @@ def _fork_and_execute(launch: Launch, environment: dict[str, str], status_fd: in
     In a namespace the kernel needs no help; in a tree it reaches the command even if its keeper is killed.
     """
     keeper = os.getpid()
-    ended, executed = os.pipe()  # closes when the command is executed, or cannot be
+    # Closes when the command is executed, or cannot be. Nobody else waits for that: a keeper in a tree watches the
+    # deadline, also while a file system that hangs keeps a command from being executed.
+    executed = os.pipe() if launch.says_executed else ()
     command = fork_into(lambda: _execute(launch, environment, status_fd, output_fd, keeper))
-    os.close(executed)
-    os.read(ended, 1)
-    os.close(ended)
+    if executed:
+        os.close(executed[1])
+        os.read(executed[0], 1)
+        os.close(executed[0])
     return command
 
 
