@@ -4,20 +4,21 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-TEST_PROCESSES ?= 2
+# most tests wait for real processes: three share two cores well
+TEST_PROCESSES ?= 3
 SOAK_SEEDS ?= 5000
 MINUTES ?= 30
 SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install run test check soak lab bench bench-quick lock clean
+.PHONY: help docs install run test test-long dist dist-test check mutants soak lab bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-install: $(INSTALLED) ## make .venv with everything in it
+install: $(INSTALLED) ## for developers: make .venv with everything in it, linters too; machines get the package of `make dist`
 	@echo "Muster is in $(BIN): try $(BIN)/muster --help"
 
 # Made again when what is locked changes, or when the interpreter that it was made with is gone.
@@ -46,7 +47,17 @@ run: $(INSTALLED) ## three nodes keep a service running through the loss of one
 	@$(BIN)/muster demo $(ARGUMENTS)
 
 test: check ## check, then every test; ARGUMENTS go to pytest
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not soak" $(ARGUMENTS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not soak and not long" $(ARGUMENTS)
+
+test-long: $(INSTALLED) ## what `.ci/run` runs beside it: the lab (root, nft), measurements, certificates' ends, mutants of simulator and searches, larger searches, more random faults
+	MUSTER_FAULT_ROUNDS=100 MUSTER_GROUP_ROUNDS=20 MUSTER_SIM_SEEDS=200 $(BIN)/python -m pytest -n 2 \
+	    -m "long or (not soak and random_faults)" $(ARGUMENTS)
+
+dist: $(INSTALLED) ## for machines: source archive, wheel and Debian package, into build/dist
+	@$(BIN)/python distribution $(ARGUMENTS)
+
+dist-test: dist ## the Debian package in a clean Debian root without network or compiler, as root (mmdebstrap)
+	@sh distribution/trial.sh build/dist/*.deb "$$($(BIN)/muster --version)"
 
 check: $(INSTALLED) ## style, types and import contracts, in seconds
 	@$(BIN)/ruff check
@@ -54,11 +65,14 @@ check: $(INSTALLED) ## style, types and import contracts, in seconds
 	@$(BIN)/mypy
 	@report=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$report" >&2; exit 1; }; echo "import contracts hold"
 
+mutants: $(INSTALLED) ## dangerous one-line changes, each against the tests beside it; prints how many are noticed
+	@$(BIN)/python tests/mutate.py $(ARGUMENTS)
+
 soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search, tests marked soak
 	$(BIN)/muster sim --seeds $(SOAK_SEEDS) --from 1
 	$(BIN)/muster sim --exhaustive --nodes 3
 	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
-	MUSTER_GROUP_ROUNDS=200 $(BIN)/python -m pytest -n 2 tests/test_group_faults.py $(ARGUMENTS)
+	MUSTER_GROUP_ROUNDS=200 $(BIN)/python -m pytest -n 2 tests/clusters/test_group_faults.py $(ARGUMENTS)
 
 lab: $(INSTALLED) ## real daemons in network namespaces under random faults, as root: make lab MINUTES=30 SEED=1
 	$(BIN)/python lab random --minutes $(MINUTES) --seed $(SEED) $(ARGUMENTS)
@@ -69,8 +83,9 @@ bench: $(INSTALLED) ## measure on real daemons, every figure at least five times
 bench-quick: $(INSTALLED) ## the same with fewer runs, within five minutes
 	@mkdir -p build && $(BIN)/python bench --scale quick --json build/bench-quick.json $(ARGUMENTS)
 
-docs: $(INSTALLED) ## write docs/COMMANDS.md anew from the commands
+docs: $(INSTALLED) ## write docs/COMMANDS.md from the commands and docs/INDEX.md from what cites what
 	@$(BIN)/muster man --output docs --markdown
+	@$(BIN)/python tests/citations.py
 
 lock: ## write the lock files anew from pyproject.toml, with the newest releases
 	@test -x .venv-lock/bin/pip-compile || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-tools; }
@@ -82,4 +97,4 @@ lock: ## write the lock files anew from pyproject.toml, with the newest releases
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-lock .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests bench lab -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench lab distribution -name __pycache__ -type d -prune -exec rm -rf {} +

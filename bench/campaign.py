@@ -23,7 +23,7 @@ from typing import Any
 from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
-from muster.ui.client import MusterError
+from muster.client.errors import ClientError
 
 FORMAT = 1
 Measure = Callable[[Scale, Path, Measurement], None]
@@ -114,7 +114,7 @@ def _measure(name: str, scale: Scale, directory: Path) -> Measurement:
     before, began_s = machine.load(), time.monotonic()
     try:
         MEASUREMENTS[name][1](scale, place, measurement)
-    except (MusterError, OSError, TimeoutError) as error:
+    except (ClientError, OSError, TimeoutError) as error:
         measurement.failed(f"{type(error).__name__}: {error}")
     measurement.notes = {
         "seconds": round(time.monotonic() - began_s, 1),

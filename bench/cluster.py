@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.announcements import Announcements, boottime_us
 from bench.figures import Measurement
-from muster.ui import node_processes
-from muster.ui.client import MusterError
-from muster.ui.development_cluster import DevelopmentCluster, create
+from muster.client.errors import ClientError
+from muster.dev import node_processes
+from muster.dev.development_cluster import DevelopmentCluster, create
 
 Document = dict[str, Any]
 BOOT_TIMEOUT_S = 60.0
@@ -30,7 +30,7 @@ class Rig:
         self.names = cluster.names
 
     def boot(self, names: list[str]) -> None:
-        """Start these nodes, a few at a time, and wait until they have joined. Raises `MusterError`."""
+        """Start these nodes, a few at a time, and wait until they have joined. Raises `ClientError`."""
         for position in range(0, len(names), STARTED_TOGETHER):
             together = names[position : position + STARTED_TOGETHER]
             for name in together:
@@ -38,31 +38,31 @@ class Rig:
             self.cluster.wait_joined(together, BOOT_TIMEOUT_S, lambda _text: None)
 
     def status(self) -> Document:
-        """The status as a joined node says it. Raises `MusterError`."""
+        """The status as a joined node says it. Raises `ClientError`."""
         return self.cluster.connection().query("status")
 
     def master(self) -> str:
-        """The present master's name, once there is one. Raises `MusterError`."""
+        """The present master's name, once there is one. Raises `ClientError`."""
         self.until("a master", lambda: bool(self.status()["master"]))
         return str(self.status()["master"])
 
     def until(self, what: str, done: Callable[[], bool], timeout_s: float = STEP_TIMEOUT_S) -> None:
-        """Wait until `done`. Raises `MusterError` when it takes too long."""
+        """Wait until `done`. Raises `ClientError` when it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not self._is_true(done):
             if time.monotonic() > deadline:
                 where = "\n".join(f"{name}: {self.cluster.log_tail(name, 5)}" for name in self.names)
-                raise MusterError(f"waited {timeout_s:g} s in vain for {what}", where, "read what the logs say")
+                raise ClientError(f"waited {timeout_s:g} s in vain for {what}", where, "read what the logs say")
             time.sleep(_POLL_S)
 
     def _is_true(self, done: Callable[[], bool]) -> bool:
         try:
             return done()
-        except MusterError:
+        except ClientError:
             return False  # between two masters, or on its way down
 
     def run_services(self, names: list[str], node: str) -> None:
-        """Define these services anew, and wait until all of them run on `node`. Raises `MusterError`."""
+        """Define these services anew, and wait until all of them run on `node`. Raises `ClientError`."""
         defined = self.status()["services"]
         if defined:
             self.cluster.connection().operate("apply", definitions=[], withdraw=list(defined))
@@ -75,15 +75,15 @@ class Rig:
         self.until(f"all services to be registered on {node}", lambda: self._all_registered(names, node))
 
     def await_services(self, names: list[str], since_us: int) -> int:
-        """When the last of these services said after `since_us` that it runs. Raises `MusterError`."""
+        """When the last of these services said after `since_us` that it runs. Raises `ClientError`."""
         found = self.announcements.wait_for(names, since_us, STEP_TIMEOUT_S)
         if found is None:
             where = "\n".join(f"{name}: {self.cluster.log_tail(name, 5)}" for name in self.names)
-            raise MusterError(f"waited {STEP_TIMEOUT_S:g} s in vain for {len(names)} services", where, "read the logs")
+            raise ClientError(f"waited {STEP_TIMEOUT_S:g} s in vain for {len(names)} services", where, "read the logs")
         return max(announcement.at_us for announcement in found)
 
     def await_registered(self, names: list[str]) -> None:
-        """Wait until every service is registered somewhere. Raises `MusterError`."""
+        """Wait until every service is registered somewhere. Raises `ClientError`."""
         self.until("all services to be registered", lambda: self._all_registered(names, ""))
 
     def _all_registered(self, names: list[str], node: str) -> bool:
@@ -94,7 +94,7 @@ class Rig:
         )
 
     def cut_power(self, name: str) -> int:
-        """SIGKILL to the node's guard, then to whatever it runs; when the first one was sent. Raises `MusterError`."""
+        """SIGKILL to the node's guard, then to whatever it runs; when the first one was sent. Raises `ClientError`."""
         guard = node_processes.processes_of(self.cluster.home(name))[0]
         at_us = boottime_us()
         node_processes.send(guard, signal.SIGKILL)
@@ -107,14 +107,14 @@ class Rig:
         for name in self.cluster.running():
             try:
                 answer = self.cluster.connection_to(name, 10.0).query("timeline", since=since_index)
-            except MusterError:
+            except ClientError:
                 continue  # it has just ended
             events += [event | {"node": name} for event in answer["events"] if event["at_us"] >= since_us]
         return sorted(events, key=lambda event: int(event["at_us"]))
 
 
 def development_cluster(directory: Path, nodes: int, profile: str) -> DevelopmentCluster:
-    """The cluster of most measurements. Raises `MusterError`."""
+    """The cluster of most measurements. Raises `ClientError`."""
     return create(directory, nodes, profile, name="bench")
 
 
@@ -170,7 +170,7 @@ def repeated(
                 while left:
                     left -= 1
                     once(made)
-        except (MusterError, OSError, TimeoutError) as error:
+        except (ClientError, OSError, TimeoutError) as error:
             measurement.failed(f"{what}: {type(error).__name__}: {error}")
 
 

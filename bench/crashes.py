@@ -18,7 +18,7 @@ from bench.announcements import boottime_us
 from bench.cluster import Rig, repeated, rig, settle
 from bench.figures import Measurement
 from bench.scales import Scale
-from muster.ui.client import MusterError
+from muster.client.errors import ClientError
 
 SERVICE = "supervised"
 NODES = 3
@@ -78,7 +78,7 @@ def _times(rig_: Rig, node: str, index: int, since_us: int) -> dict[str, int]:
 
 
 def _program() -> int:
-    """The process of the service. Raises `MusterError`."""
+    """The process of the service. Raises `ClientError`."""
     wanted = f"MUSTER_SERVICE={SERVICE}".encode()
     for name in os.listdir("/proc"):
         try:
@@ -88,4 +88,4 @@ def _program() -> int:
                 return int(name)
         except OSError:
             continue  # it has just ended, or is another user's
-    raise MusterError(f"no process of {SERVICE} is found", "/proc", "see the log of its node")
+    raise ClientError(f"no process of {SERVICE} is found", "/proc", "see the log of its node")

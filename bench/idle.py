@@ -20,7 +20,7 @@ from bench.announcements import boottime_us
 from bench.cluster import Rig, repeated, rig, settle
 from bench.figures import Measurement
 from bench.scales import Scale
-from muster.ui import node_processes
+from muster.dev import node_processes
 
 SETTLE_S = 1.5
 BUSY_LOOPS = 4

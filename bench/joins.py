@@ -1,10 +1,11 @@
 """Joins of many nodes together, and one transition without work, on real daemons (SPEC 3.4, 3.5).
 
 Theory of operation. Interpreters that start share two or eight cores, so the moment at which a node is ready to join
-says little about joining. Therefore a gate: one more node, `n0`, is the master, and has a program at the lowest level
-that acknowledges nothing while the gate is closed. The others boot, ask to join, and stop at that level; their programs
-register. When all joins wait for the gate alone, it is opened: the common release. What is measured ends with the
-commit of the last join, in the master's own timeline.
+says little about joining. Therefore a gate: one more node, `n0`, is the master, and its program at the lowest level
+acknowledges nothing while the gate is closed. The others have a program there too, for a level is told only of the
+nodes that are in it. All levels are required, so no join is opened before the programs of its node have registered;
+then it stops at the gate. When all joins wait for the gate alone, it is opened: the common release. What is measured
+ends with the commit of the last join, in the master's own timeline.
 
 The work is that of a cluster's usual layers below the event manager, on each node a program at each of the levels 10,
 20 and 30 (lock manager, volumes, file system), which takes 50 ms for a notification: the same for the single join, to
@@ -22,7 +23,6 @@ from bench.figures import Measurement
 from bench.programs import Program, start_program
 from bench.scales import Scale
 from muster.client import ClientError
-from muster.ui.client import MusterError
 
 GATE_LEVEL = 5
 LEVELS_WITH_WORK = (10, 20, 30)
@@ -52,7 +52,7 @@ def measure_transition(scale: Scale, directory: Path, measurement: Measurement) 
 
 
 def _run(once: Callable[[Rig, "Programs"], Awaitable[None]], rig_: Rig) -> None:
-    """Carry an asynchronous run out on a rig, and end its programs. Raises `MusterError`."""
+    """Carry an asynchronous run out on a rig, and end its programs. Raises `ClientError`."""
 
     async def run() -> None:
         programs = Programs(rig_)
@@ -64,7 +64,7 @@ def _run(once: Callable[[Rig, "Programs"], Awaitable[None]], rig_: Rig) -> None:
     try:
         asyncio.run(run())
     except ClientError as error:
-        raise MusterError(error.what, error.where, error.next_step) from error
+        raise ClientError(error.what, error.where, error.next_step) from error
 
 
 class Programs:
@@ -89,21 +89,21 @@ class Programs:
         await asyncio.gather(*(program.end() for program in self._programs.values()))
 
     async def until(self, what: str, done: Callable[[], bool], look_s: float = _LOOK_S) -> None:
-        """Wait until `done`, without keeping the programs from their work. Raises `MusterError`."""
+        """Wait until `done`, without keeping the programs from their work. Raises `ClientError`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + STEP_TIMEOUT_S
         while not await asyncio.to_thread(self._is_true, done):
             failures = [program.failure for program in self._programs.values() if program.failure is not None]
             if loop.time() > deadline:
                 where = str(failures[:1] or self._rig.cluster.log(GATE))
-                raise MusterError(f"waited {STEP_TIMEOUT_S:g} s in vain for {what}", where, "read what the logs say")
+                raise ClientError(f"waited {STEP_TIMEOUT_S:g} s in vain for {what}", where, "read what the logs say")
             await asyncio.sleep(look_s)
 
     @staticmethod
     def _is_true(done: Callable[[], bool]) -> bool:
         try:
             return done()
-        except MusterError:
+        except ClientError:
             return False
 
 
@@ -126,6 +126,9 @@ async def _begin(rig_: Rig, programs: Programs, levels: tuple[int, ...], work_s:
     await programs.until(
         "the first node's levels", lambda: _has_levels(rig_, GATE, settled) and not _ask(rig_, "status")["transitions"]
     )
+    required = ",".join(map(str, settled))
+    connection = rig_.cluster.connection_to(GATE, 30.0)
+    await asyncio.to_thread(partial(connection.operate, "configure", setting="required_levels", value=required))
 
 
 async def _bring_to_gate(
@@ -138,6 +141,7 @@ async def _bring_to_gate(
         for name in together:
             await asyncio.to_thread(rig_.cluster.start, name)
         for name in together:
+            await programs.start(name, GATE_LEVEL)
             for level in levels:
                 await programs.start(name, level, work_s)
 
@@ -150,7 +154,7 @@ async def _bring_to_gate(
 
 
 async def _release(rig_: Rig, programs: Programs, joining: list[str]) -> float:
-    """Open the gate; milliseconds until the last join is committed. Raises `MusterError`."""
+    """Open the gate; milliseconds until the last join is committed. Raises `ClientError`."""
     released_us = boottime_us()
     programs.gate.open_gate()
 
@@ -166,11 +170,11 @@ async def _release(rig_: Rig, programs: Programs, joining: list[str]) -> float:
 
 
 def _moment(rig_: Rig, event: str, detail: str, since_us: int) -> int:
-    """When the master recorded an event for the first time since then. Raises `MusterError` if it has not."""
+    """When the master recorded an event for the first time since then. Raises `ClientError` if it has not."""
     for found in rig_.cluster.connection_to(GATE, 10.0).query("timeline", since=0)["events"]:
         if found["at_us"] >= since_us and found["event"] == event and str(found["detail"]).startswith(detail):
             return int(found["at_us"])
-    raise MusterError(f"there is no event {event!r} about {detail}", f"timeline of {GATE}", "look at its log")
+    raise ClientError(f"there is no event {event!r} about {detail}", f"timeline of {GATE}", "look at its log")
 
 
 async def _join_once(title: str, measurement: Measurement, rig_: Rig, programs: Programs) -> None:
@@ -196,7 +200,7 @@ async def _transitions(runs: int, measurement: Measurement, rig_: Rig, programs:
         connection = rig_.cluster.connection_to(GATE, 30.0)
         await asyncio.to_thread(partial(connection.operate, "leave", node=third))
         if not await asyncio.to_thread(rig_.cluster.wait_ended, third, 30.0):
-            raise MusterError(f"{third} has not ended after its leave", str(rig_.cluster.log(third)), "read that log")
+            raise ClientError(f"{third} has not ended after its leave", str(rig_.cluster.log(third)), "read that log")
         opened_us = _moment(rig_, "transition opened", f"{third} leaving", asked_us)
         done_us = _moment(rig_, "transition done", f"{third} leaving", asked_us)
         measurement.add("leave", "duration_ms", (done_us - opened_us) / US_PER_MS)

@@ -20,8 +20,8 @@ from bench.announcements import boottime_us
 from bench.cluster import Document, MakeCluster, Rig, repeated, rig, settle
 from bench.figures import Measurement
 from bench.scales import Case, Scale
-from muster.ui.client import MusterError
-from muster.ui.demonstration import phases
+from muster.client.errors import ClientError
+from muster.ui.commands.demonstration import phases
 
 NODES = 3
 SETTLE_S = 0.7  # longer than a lease at profile `fast`
@@ -83,7 +83,7 @@ def _cut(case: Case, measurement: Measurement, rig_: Rig) -> None:
 def parts_of_outage(
     cut_us: int, served_us: int, victim: str, services: list[str], events: list[Document]
 ) -> dict[str, float]:
-    """The outage and its parts in milliseconds. Raises `MusterError` where a timeline lacks what it must have."""
+    """The outage and its parts in milliseconds. Raises `ClientError` where a timeline lacks what it must have."""
     about = [event for event in events if _is_about(str(event["detail"]), victim)]
     proofs = [int(event["at_us"]) for event in about if event["event"] == "proof of death"]
     registered: dict[str, int] = {}  # service -> when its registration was committed, by the first that knew
@@ -93,7 +93,7 @@ def parts_of_outage(
     missing = [service for service in services if service not in registered]
     if not proofs or missing:
         what = f"the timelines lack the proof of death of {victim}" if not proofs else f"they lack {missing[0]}"
-        raise MusterError(what, "timelines of the survivors", "look at the events of that run")
+        raise ClientError(what, "timelines of the survivors", "look at the events of that run")
     found = {"outage_ms": (served_us - cut_us) / US_PER_MS}
     started = [event for event in events if event["event"] == "service registered"]
     for name, duration_us in phases(cut_us, served_us, [*about, *started]):
@@ -115,7 +115,7 @@ def _leave(case: Case, measurement: Measurement, rig_: Rig) -> None:
     rig_.cluster.connection_to(victim, 30.0).operate("leave", node=victim)
     moved_us = rig_.await_services(services, began_us)
     if not rig_.cluster.wait_ended(victim, 30.0):
-        raise MusterError(f"{victim} has not ended after its leave", str(rig_.cluster.log(victim)), "read that log")
+        raise ClientError(f"{victim} has not ended after its leave", str(rig_.cluster.log(victim)), "read that log")
     ended_us = boottime_us()
     rig_.await_registered(services)
     found = {"moved_ms": (moved_us - began_us) / US_PER_MS, "ended_ms": (ended_us - began_us) / US_PER_MS}

@@ -19,9 +19,10 @@ if not __package__:  # run as `python bench/placements.py`, by `measure`
 
 from bench.figures import Measurement
 from bench.scales import Scale
-from muster.core import service
+from muster.client.errors import ClientError
 from muster.core.draft import Draft, Facts
-from muster.core.placement import Placement
+from muster.core.services import table as service
+from muster.core.services.placement import Placement
 from muster.records.messages import Performance, Report
 from muster.records.state import (
     EVENT_MANAGER_LEVEL,
@@ -36,7 +37,6 @@ from muster.records.state import (
     encode_entry,
 )
 from muster.records.terms import Term
-from muster.ui.client import MusterError
 
 EQUAL, VARIED = "equal", "varied"
 QUARTER = 4
@@ -62,7 +62,7 @@ def _run(services: int, nodes: int, kind: str) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).resolve()), str(services), str(nodes), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
-        raise MusterError("placing failed", " ".join(command), done.stderr[-1000:] or "run it by hand")
+        raise ClientError("placing failed", " ".join(command), done.stderr[-1000:] or "run it by hand")
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -130,7 +130,6 @@ def _facts(reports: dict[int, Report]) -> Facts:
         unreachable={},
         hung={},
         services_open=True,
-        free_bytes=lambda: 1 << 30,
     )
 
 

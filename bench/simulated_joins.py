@@ -11,13 +11,15 @@ from random import Random
 
 from bench.figures import Measurement
 from bench.scales import Scale
-from muster.core.node import Node
+from muster.client.errors import ClientError
+from muster.core.node.node import Node
 from muster.records.state import Level, NodeState
 from muster.records.timing import FAST
+from muster.records.units import US_PER_MS
 from muster.sim import schedule
-from muster.sim.events import US_PER_MS, US_PER_S
-from muster.sim.world import Settings, World
-from muster.ui.client import MusterError
+from muster.sim.world.surroundings import Settings
+from muster.sim.world.time import US_PER_S
+from muster.sim.world.world import World
 
 GATE_LEVEL = 5
 WORK_LEVELS = (10, 20, 30)  # as on real daemons
@@ -52,7 +54,7 @@ def measure(scale: Scale, directory: Path, measurement: Measurement) -> None:  #
 
 
 def simulate(joining: int, seed: int) -> float:
-    """Milliseconds of virtual time from the release to the last of `joining` joins. Raises `MusterError`."""
+    """Milliseconds of virtual time from the release to the last of `joining` joins. Raises `ClientError`."""
     world = _JoinWorld(Settings(joining + 1, FAST, LEVELS, half_bytes=8 << 20), Random(seed))
     world.perform(schedule.Boot(GATE))
     _until(world, "the first node to join", lambda: _joined(world) == 1, _COARSE_US)
@@ -72,7 +74,7 @@ def _until(world: World, what: str, done: Callable[[], bool], slice_us: int = _S
         if world.stopped or world.loop.now_us > deadline_us:
             what = f"waited in vain for {what}" if not world.stopped else "the core raised an error"
             where = f"simulator, {world.settings.nodes} nodes, at {world.loop.now_us} us of virtual time"
-            raise MusterError(what, where, "run it again under a debugger: the same seed gives the same run")
+            raise ClientError(what, where, "run it again under a debugger: the same seed gives the same run")
         world.loop.run_until(world.loop.now_us + slice_us)
 
 

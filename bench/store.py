@@ -1,6 +1,6 @@
 """The store by itself: what a commit, an election and a read of all registers cost, with nobody else at work.
 
-The mastership machine of the core (`core.tenure`) is driven exactly as the daemon drives it, by the same store engine.
+The mastership machine of the core (`Tenure`) is driven exactly as the daemon drives it, by the same store engine.
 """
 
 import asyncio
@@ -13,12 +13,14 @@ from bench.figures import Measurement
 from bench.scales import Scale
 from muster.core.effects import AppendFrame, Effect, ReadJournal, ReadStrip, WriteCheckpoint, WriteClaim
 from muster.core.inputs import JournalRead, StoreRefused
-from muster.core.mastership import Became, Compact, Decided, Withdrawn
-from muster.core.tenure import Outcome, Tenure
-from muster.drivers.disk_store import DiskStore
-from muster.drivers.store import JournalFull
+from muster.core.mastership.machine import Became, Compact, Decided, Withdrawn
+from muster.core.mastership.tenure import Outcome, Tenure, patience_of
+from muster.dev.development_cluster import create
+from muster.drivers.store.disk.store import DiskStore
+from muster.drivers.store.failures import JournalFull
 from muster.records.state import Database, Entry, Member, NodeState, Operation, encode_entry
-from muster.ui.development_cluster import create
+from muster.records.terms import NO_TERM
+from muster.records.timing import FAST
 
 INCARNATION = 1
 ELECTIONS_SHARE = 10  # one election for so many commits
@@ -79,9 +81,9 @@ class _Driver:
         own = (await store.read_strip()).claims[0]
         assert own is not None, "a fresh store has valid registers"
         numbers = itertools.count(1)
-        tenure = Tenure(own, INCARNATION, 1000, numbers)
+        tenure = Tenure(own, INCARNATION, 1000, numbers, patience_of(FAST))
         driver = cls(store, tenure, lambda: next(numbers))
-        tenure.start()
+        tenure.start(_now_us())
         await driver._until(Withdrawn)
         return driver
 
@@ -142,7 +144,7 @@ class _Driver:
                 tenure.done(_now_us())
             case ReadJournal(operation=operation, owner=owner, mark=mark):
                 image = await store.read_journal(owner, mark)
-                tenure.journal_read(JournalRead(operation, image.checkpoint, image.frames), _now_us())
+                tenure.journal_read(JournalRead(operation, image.checkpoint, image.frames), 0, NO_TERM, _now_us())
             case AppendFrame(operation=operation, mark=mark, number=number, frame=frame):
                 try:
                     await store.append_frame(mark, number, frame)

@@ -29,9 +29,9 @@ from lab.machines import LabCluster, make_cluster
 from lab.patient import Patient, now_us
 from lab.programs import Programs
 from lab.sandbox import scratch
-from muster.daemon.observations import DIRECTORY
-from muster.ui.client import MusterError
-from muster.ui.connection import Mistaken
+from muster.client.errors import ClientError
+from muster.daemon.history.observations import DIRECTORY
+from muster.setup.errors import Mistaken
 
 REST_S = 240.0  # far beyond what it takes: others may share the machine
 WHOLE_US = 500_000  # before that long ago, all that was recorded has reached its file
@@ -175,7 +175,7 @@ def draw_plan(choices: random.Random, names: list[str]) -> Plan:
 
 
 def run_random(settings: Settings, duration_s: float) -> bool:
-    """A random campaign of at least `duration_s`; whether nothing was found. Raises `OSError`, `MusterError`."""
+    """A random campaign of at least `duration_s`; whether nothing was found. Raises `OSError`, `ClientError`."""
     with campaign(settings) as running:
         deadline_s = time.monotonic() + duration_s
         fine = True
@@ -203,7 +203,7 @@ def _show_plan(plan: Plan, running: Campaign) -> None:
 
 @contextlib.contextmanager
 def campaign(settings: Settings) -> Iterator[Campaign]:
-    """A cluster at rest, with services and programs; all of it is gone afterwards. Raises `OSError`, `MusterError`."""
+    """A cluster at rest, with services and programs; all of it is gone afterwards. Raises `OSError`, `ClientError`."""
     directory = _new_directory(settings)
     with contextlib.ExitStack() as ending:
         place = ending.enter_context(scratch())
@@ -227,7 +227,7 @@ def campaign(settings: Settings) -> Iterator[Campaign]:
         if not running.settle():
             report(running)
             what = "the cluster did not come to rest before the first fault"
-            raise MusterError(what, str(directory), "read the logs and `state` there")
+            raise ClientError(what, str(directory), "read the logs and `state` there")
         yield running
 
 

@@ -13,9 +13,9 @@ from lab.campaign import Plan, Settings, judge_again, run_random, run_script
 from lab.faults import KINDS, parse_fault, written
 from lab.machines import ROOT
 from lab.sandbox import LabRefused, enter
+from muster.client.errors import ClientError
 from muster.records.timing import PROFILES
-from muster.ui.client import MusterError
-from muster.ui.connection import Mistaken
+from muster.setup.errors import Mistaken
 
 EXIT_FOUND, EXIT_USAGE, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 MAXIMUM_NODES = 8
@@ -31,7 +31,7 @@ def main() -> None:
         fine = _carry_out(options)
     except Mistaken as error:
         _fail(f"{error.what} ({error.where}): {error.next_step}", EXIT_USAGE)
-    except MusterError as error:
+    except ClientError as error:
         _fail(f"{error.what}\n{error.where}\n{error.next_step}", EXIT_REFUSED)
     except (LabRefused, OSError) as error:
         _fail(str(error), EXIT_REFUSED)

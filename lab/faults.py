@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lab.machines import LabCluster
-from muster.ui import node_processes
-from muster.ui.client import MusterError
-from muster.ui.connection import Mistaken
-from muster.ui.node_processes import NodeProcess
+from muster.client.errors import ClientError
+from muster.dev import node_processes
+from muster.dev.node_processes import NodeProcess
+from muster.setup.errors import Mistaken
 
 ASK_S = 1.0  # for an operation that a fault may keep from being answered
 Span = tuple[float, float]
@@ -46,7 +46,7 @@ class Faults:
         self._met = True  # the fault that has just begun has met something
 
     def begin(self, fault: Fault) -> bool:
-        """Whether it met anything: a node that is down has no processes. Raises `OSError`, `MusterError`."""
+        """Whether it met anything: a node that is down has no processes. Raises `OSError`, `ClientError`."""
         self._met = True
         KINDS[fault.kind].begin(self, fault)
         return self._met
@@ -112,7 +112,7 @@ class Faults:
 
     def ask(self, fault: Fault, operation: str, **arguments: object) -> None:
         """Ask one of the nodes for an operation; whether it answers in time is not the lab's concern."""
-        with contextlib.suppress(MusterError):
+        with contextlib.suppress(ClientError):
             connection = self.cluster.connection_to(fault.nodes[0], ASK_S)
             connection.operate(operation, **arguments)
 

@@ -2,7 +2,7 @@
 
 Sources, all stamped with this kernel's CLOCK_BOOTTIME:
 
-    observations/NAME-NODE-INCARNATION-...jsonl   one a daemon process, written by the daemon (`daemon/observations.py`)
+    observations/NAME-NODE-INCARNATION-...jsonl   one a daemon process (`daemon/history/observations.py`)
     record                                        the services' own word that they run (`exclusive_service.py`)
 
 A service's instance runs from its first line to its last. An incarnation has ended, for the checkers, at the last
@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from lab.exclusive_record import Line, parse_line
-from muster.daemon import observations as told
+from muster.daemon.history import observations as told
 from muster.records.state import MAXIMUM_OPERATIONS, Level, Operation, TransitionKind
 from muster.sim.history import (
     Applied,

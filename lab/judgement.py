@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from lab.histories import Batch, remembering
 from muster.records.state import Operation
-from muster.sim.checkers import CHECKERS, NothingLost
-from muster.sim.event_checkers import ActedOnOnce, FailurePolicy
+from muster.sim.checkers.checkers import CHECKERS
+from muster.sim.checkers.event_checkers import ActedOnOnce, FailurePolicy
+from muster.sim.checkers.loss_checker import NothingLost
 from muster.sim.history import Applied, Observation, describe
 
 UNTOLD = (ActedOnOnce, FailurePolicy)  # they need what operators ask for and what fails, which real nodes do not record

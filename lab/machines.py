@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lab.network import Network, namespace
-from muster.drivers.process_tree import read_command_line, read_name
-from muster.ui import node_processes
-from muster.ui.client import MusterError
-from muster.ui.connection import CLUSTER_FILE
-from muster.ui.development_cluster import NODES_FOLDER, STORE_BYTES_PER_SLOT, STORE_FILE, DevelopmentCluster
-from muster.ui.initialisation import ClusterPlan, NodePlan, initialise
-from muster.ui.node_processes import NodeProcess
+from muster.client.errors import ClientError
+from muster.dev import node_processes
+from muster.dev.development_cluster import NODES_FOLDER, STORE_BYTES_PER_SLOT, STORE_FILE, DevelopmentCluster
+from muster.dev.node_processes import NodeProcess
+from muster.drivers.image.process_tree import read_command_line, read_name
+from muster.setup.initialisation import ClusterPlan, NodePlan, initialise
+from muster.setup.nodes import CLUSTER_FILE
 
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/run")  # a file system in memory, the sandbox's own
@@ -72,10 +72,10 @@ class LabCluster(DevelopmentCluster):
         self._environment = environment
 
     def start(self, name: str) -> None:
-        """Start a node in its namespaces. Raises `MusterError` if it runs already, or cannot be started."""
+        """Start a node in its namespaces. Raises `ClientError` if it runs already, or cannot be started."""
         home = self.home(name)
         if found := node_processes.processes_of(home):
-            raise MusterError(f"{name} already runs, as process {found[0].pid}", str(home), "end it first")
+            raise ClientError(f"{name} already runs, as process {found[0].pid}", str(home), "end it first")
         store = self.stores[name].path if name in self.stores else self.directory / STORE_FILE
         command = ["ip", "netns", "exec", namespace(name), sys.executable, "-m", "muster.daemon.main"]
         command += ["--store", str(store), "--node", name, "--home", str(home)]
@@ -86,7 +86,7 @@ class LabCluster(DevelopmentCluster):
             )
 
     def cut_power(self, name: str) -> None:
-        """The link goes down, then everything that the node runs is killed, its guard first. Raises `MusterError`."""
+        """The link goes down, then everything that the node runs is killed, its guard first. Raises `ClientError`."""
         self.network.cut(name)
         self.kill(name)
         self.network.join(name)
@@ -139,7 +139,7 @@ def make_cluster(
     """Network, store and keys of a cluster n0, n1, ..., none of which runs. `environment` is added to the nodes'.
 
     Without `faulty_stores` all daemons open the one file itself, as in a development cluster. Raises `OSError` or
-    `MusterError`.
+    `ClientError`.
     """
     names = [f"n{number}" for number in range(nodes)]
     network = Network(names)

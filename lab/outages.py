@@ -28,7 +28,7 @@ class LabRig(Rig):
     """A cluster in the lab's namespaces."""
 
     def cut_power(self, name: str) -> int:
-        """Link down, then SIGKILL; when that began. Raises `MusterError`, `OSError`."""
+        """Link down, then SIGKILL; when that began. Raises `ClientError`, `OSError`."""
         assert isinstance(self.cluster, LabCluster)
         at_us = boottime_us()
         self.cluster.cut_power(name)
@@ -41,7 +41,7 @@ def _make(directory: Path, nodes: int, profile: str) -> LabCluster:
 
 
 def measure(scale: str, directory: Path, output: Path) -> bool:
-    """Measure at this scale; whether nothing failed. Raises `OSError`, `MusterError`."""
+    """Measure at this scale; whether nothing failed. Raises `OSError`, `ClientError`."""
     measurement = Measurement("lab-power-cut")
     measure_cases_of_power_cuts(SCALES[scale].lab_power_cuts, directory, measurement, _make, LabRig)
     output.write_bytes(msgspec.json.encode(Found(measurement.figures, measurement.failures)))

@@ -14,8 +14,9 @@ from lab.exclusive_record import RecordReader
 from lab.faults import Faults
 from lab.machines import SERVICE_PROGRAM, LabCluster
 from lab.programs import LEVELS
-from muster.ui import node_processes
-from muster.ui.client import ControlClient, MusterError
+from muster.client.control import ControlClient
+from muster.client.errors import ClientError
+from muster.dev import node_processes
 
 ANSWER_S = 0.5
 PAUSE_S = 0.05
@@ -47,7 +48,7 @@ class Patient:
         self._log_offsets: dict[str, int] = {}
 
     def apply_services(self) -> None:
-        """Define all services. Raises `MusterError`."""
+        """Define all services. Raises `ClientError`."""
         self.cluster.connection().operate("apply", definitions=self.definitions, withdraw=[])
 
     # ---- looking -------------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Patient:
         """The status as each node that answers sees it."""
         found = {}
         for name in self.cluster.names:
-            with contextlib.suppress(MusterError):
+            with contextlib.suppress(ClientError):
                 found[name] = ControlClient(self.cluster.socket(name), ANSWER_S).query("status")
         return found
 
@@ -76,14 +77,14 @@ class Patient:
     def boot_all(self, deadline_s: float) -> None:
         """Boot all nodes, and wait until they have joined; one that gives up on a busy machine is booted again.
 
-        Raises `MusterError`.
+        Raises `ClientError`.
         """
         deadline = time.monotonic() + deadline_s
         while any(self.cluster.states().get(name) != "joined" for name in self.cluster.names):
             self.boot_what_has_ended()
             if time.monotonic() > deadline:
                 what = f"not all nodes have joined within {deadline_s:g} s"
-                raise MusterError(what, self.describe(), "read what the logs say; is the machine overloaded?")
+                raise ClientError(what, self.describe(), "read what the logs say; is the machine overloaded?")
             time.sleep(PAUSE_S)
 
     def defects(self) -> list[str]:
@@ -108,7 +109,7 @@ class Patient:
             ]
             try:
                 seen: object = ControlClient(self.cluster.socket(name), 2.0).query("status")
-            except MusterError as error:
+            except ClientError as error:
                 seen = error
             parts += [f"--- {name}: {', '.join(running)}", str(seen), self.cluster.log_tail(name, 40)]
         newest = {service: self.record.judge.newest(service) for service in self.services}
@@ -155,7 +156,7 @@ class Patient:
     def _nodes(self) -> Document:
         try:
             found: Document = self.cluster.connection(ANSWER_S).query("nodes")["nodes"]
-        except MusterError:
+        except ClientError:
             return {"": {"levels": []}}
         return found
 
@@ -186,7 +187,7 @@ class Patient:
             else:
                 continue
             self.mended.append(f"{operation} {service}: {state['state']}, {state['cause'] or 'silent or unwanted'}")
-            with contextlib.suppress(MusterError):
+            with contextlib.suppress(ClientError):
                 ControlClient(self.cluster.socket(node), 2.0).operate(operation, service=service)
 
 

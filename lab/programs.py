@@ -15,7 +15,7 @@ from muster.client import Barriers, ClientError, register_async
 LEVELS = {10: Barriers(joining=2, leaving=1, forced_leaving=2), 60: Barriers(joining=1, leaving=2, forced_leaving=1)}
 LONGEST_WORK_S = 0.08
 REGISTER_TIMEOUT_S = 3.0
-RECONNECT_S = 2.0
+RECONNECT_S = 60.0  # a restarted daemon knows a program of another PID namespace by its token alone (P3.16)
 PAUSE_S = 0.1
 
 

@@ -4,20 +4,20 @@ A test that needs root or a package skips with a reason that says so; `MUSTER_FO
 (`.ci/run`), but for those whose reason begins with "not applicable".
 """
 
-import json
 import os
-import subprocess
-import sys
+import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+from dev_cluster import SOURCE, CommandLine, DevCluster
+
 _skipped: list[str] = []
+
+# A shell that runs a command in the background has it ignore SIGINT, and so all that it starts: some tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # processes that tests start find the package too, installed or not
 os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -52,70 +52,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if os.environ.get("MUSTER_FORBID_SKIPS"):
         for text in _skipped:
             terminalreporter.write_line(f"SKIPPED, and nothing may be skipped here: {text}", red=True)
-
-
-class CommandLine:
-    """Runs `muster` as a user does, in a process of its own."""
-
-    def run(self, *arguments: str, timeout_s: float = 90.0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The ended process with its output as text."""
-        return subprocess.run(
-            [sys.executable, "-m", "muster.ui.command_line", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | environment,
-            check=False,
-        )
-
-    def succeed(self, *arguments: str, timeout_s: float = 90.0) -> str:
-        """Standard output of a command that must succeed."""
-        ended = self.run(*arguments, timeout_s=timeout_s)
-        assert ended.returncode == 0, (
-            f"muster {' '.join(arguments)}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        )
-        return ended.stdout
-
-    def json(self, *arguments: str, timeout_s: float = 90.0) -> Any:
-        """The document that a query prints."""
-        return json.loads(self.succeed(*arguments, "--json", timeout_s=timeout_s))
-
-
-class DevCluster(CommandLine):
-    """A development cluster in `directory`; every command is about it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def run(self, *arguments: str, timeout_s: float = 90.0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """As `CommandLine.run`, about this cluster."""
-        return super().run(*arguments, timeout_s=timeout_s, MUSTER_DIR=str(self.directory), **environment)
-
-    def up(self, nodes: int = 3, *arguments: str) -> None:
-        """Bring it up."""
-        self.succeed("dev", "up", "--nodes", str(nodes), "--profile", "fast", *arguments)
-
-    def status(self, node: str | None = None) -> Any:
-        """`muster status`, of one node or of any."""
-        return self.json("status", *(("--node", node) if node else ()))
-
-    def wait_for(
-        self, what: str, holds: Callable[[Any], bool], timeout_s: float = 60.0, node: str | None = None
-    ) -> Any:
-        """Poll the status until `holds` is true of it; that status. Fails with the last one seen."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ended = self.run("status", "--json", *(("--node", node) if node else ()))
-            seen = json.loads(ended.stdout) if ended.returncode == 0 else None
-            if seen is not None and holds(seen):
-                return seen
-            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}; last seen: {seen or ended.stderr}"
-            time.sleep(0.05)
-
-    def down(self) -> None:
-        """End it, as the fixture does in any case."""
-        self.succeed("dev", "down")
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """For programs that take part in the cluster's transitions: register a level, hear, acknowledge (SPEC 3.2, 3.6).
 
 A program registers with the node on whose machine it runs, at a level of its own choice above 0. From then on it is
-told of every join, leave and forced leave of every node, in order: joins and forced leaves go bottom-up through the
-levels, graceful leaves top-down, and the next level is told only when this one's programs on all nodes have
-acknowledged.
+told of every join, leave and forced leave of the nodes that have a program at its level, in order: joins and
+forced leaves go bottom-up through the levels, graceful leaves top-down, and the next level is told only when
+this one's programs on all nodes have acknowledged. The vector says `inactive` of a node without a program at the
+level. A program that comes later joins at its level alone, one that deregisters leaves it, one that has died is
+forced out of it: its peers are told. Who wants to hear of all nodes watches the members (below).
 
     from muster.client import Kind, register
 
@@ -22,13 +24,21 @@ change of the membership, so a resource that remembers the highest one can refus
 The same for asyncio: `async with await register_async(...) as cache`, `async for told in cache`,
 `await told.acknowledge()`. Without `directory` and `node`, or `socket`, the program talks to this machine's own node.
 
-When the daemon restarts, the registration is resumed unseen; nothing is heard twice. When the program ends without
-`deregister` (the `with` statement sees to it), or leaves the block by an exception, `on_loss` says what its death
-means: the level is deregistered, or its node fails. `Lost` ends the loop when the registration cannot be resumed: the
-node has stopped or restarted, and whatever the program holds for the cluster must be given up before it registers anew.
+When the daemon restarts, or the connection is lost, the registration is resumed unseen; nothing is heard twice. When
+the program's process ends without `deregister` (the `with` statement sees to it), `on_loss` says what its death means:
+the level is deregistered, and its peers are told of a forced leave, or its node fails. The node also fails, whatever
+`on_loss` says, where the cluster requires the level of its nodes, or a program of a higher level is registered on it:
+those stand on what has been lost. A program that lives without its connection is awaited for its `deadline_s` (without
+one: for as long as a daemon has to be restarted). After that, with `on_loss="fail"` its node fails, also where the
+block was left by an exception; else its level stays, since the program may still hold what it shares, and what that
+level is asked waits until the process ends or registers anew.
 
-With `judge=function` the program is asked before every graceful leave and every transfer: what the function returns for
-a `Planned` change is its objection, in words; an empty text is consent. Nobody is asked about a forced leave.
+`Lost` ends the loop when the registration cannot be resumed: the node has stopped or restarted, and whatever the
+program holds for the cluster must be given up before it registers anew.
+
+With `judge=function` the program is asked before an operator's graceful leave, standby (a drain is one), transfer or
+de-registration: what the function returns for a `Planned` change is its objection, in words; an empty text is consent.
+Nobody is asked about a forced leave, nor about anything else that follows from a failure or that the cluster decides.
 
 A program can also be a watcher (SPEC 5.1): it detects events that are defined in the cluster, and tells of each; what
 is done about it is the event's action function.

@@ -30,7 +30,7 @@ from muster.client.protocol import (
     unreachable,
 )
 
-MAXIMUM_UNHEARD = 256  # notifications; beyond, the daemon keeps them, and before long takes the program for dead
+MAXIMUM_UNHEARD = 256  # notifications; beyond, the daemon keeps them, and before long ends the connection
 MAXIMUM_REMEMBERED = 4096  # steps whose repetition is recognised
 RECONNECT_S = 10.0
 LAST_WORD_S = 1.0
@@ -127,7 +127,9 @@ class AsyncSubsystem:
             await self.close()
 
     async def close(self) -> None:
-        """End the connection only: the node takes the program for dead, and its `on_loss` decides."""
+        """End the connection only. The node awaits this program within its deadline; then what its level is asked waits
+        for the end of its process, or where its death is to fail the node, it does (`on_loss`).
+        """
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, *self._judging, return_exceptions=True)
@@ -152,7 +154,7 @@ class AsyncSubsystem:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._fails and isinstance(error, Exception) and not isinstance(error, ClientError):
-            await self.close()  # a program that breaks has died, in the sense of its policy
+            await self.close()  # a program that breaks is lost, in the sense of its policy
         else:
             with contextlib.suppress(ClientError):
                 await self.deregister()
@@ -305,7 +307,7 @@ async def register_async(
     barriers: Barriers = ONE_EACH,
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
-    on_loss: Literal["deregister", "fail"] = "deregister",
+    on_loss: Literal["deregister", "fail"] | None = None,
     judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,
@@ -320,7 +322,10 @@ async def register_async(
     `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
     forces the node out. `judge` is asked, in a thread, before every graceful leave and transfer, and may object with a
     reason; who asked may override it. `on_loss`: what the death of this program means, a level that goes or a node
-    that fails. `directory` and `node` name a node of a development cluster; `socket` the control socket of any.
+    that fails. Where its level is required, or a program above it is registered on the node, its node fails in any
+    case, and "deregister" is refused; without `on_loss` it is taken for "deregister" everywhere else.
+
+    `directory` and `node` name a node of a development cluster; `socket` the control socket of any.
     `timeout_s` bounds the registration; `reconnect_s` how long a daemon that is gone is waited for.
     """
     if not (0 <= deadline_s < math.inf and timeout_s > 0 and reconnect_s >= 0):  # nor is any of them NaN
@@ -335,10 +340,11 @@ async def register_async(
         "barriers": vars(barriers),
         "deadline_ms": math.ceil(deadline_s * 1000),  # 0 would be none
         "on_hang": on_hang,
-        "on_loss": on_loss,
         "vetoes": judge is not None,
         "process": os.getpid(),
     }
+    if on_loss is not None:  # a daemon of an earlier release does not know the empty one
+        arguments["on_loss"] = on_loss
     path = socket_path(directory, node, socket)
     request = {"query": "subsystem", "arguments": arguments}
     subsystem = AsyncSubsystem(path, request, on_loss == "fail", reconnect_s, judge)

@@ -122,7 +122,9 @@ class Subsystem:
         self._end(deregister=True)
 
     def close(self) -> None:
-        """End the connection only: the node takes the program for dead, and its `on_loss` decides."""
+        """End the connection only. The node awaits this program within its deadline; then what its level is asked waits
+        for the end of its process, or where its death is to fail the node, it does (`on_loss`).
+        """
         self._end(deregister=False)
 
     def _end(self, *, deregister: bool) -> None:
@@ -151,7 +153,7 @@ class Subsystem:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._fails and isinstance(error, Exception) and not isinstance(error, ClientError):
-            self.close()  # a program that breaks has died, in the sense of its policy
+            self.close()  # a program that breaks is lost, in the sense of its policy
         else:
             with contextlib.suppress(ClientError):
                 self.deregister()
@@ -164,7 +166,7 @@ def register(
     barriers: Barriers = ONE_EACH,
     deadline_s: float = 0.0,
     on_hang: Literal["wait", "evict"] = "wait",
-    on_loss: Literal["deregister", "fail"] = "deregister",
+    on_loss: Literal["deregister", "fail"] | None = None,
     judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
     node: str | None = None,

@@ -1,4 +1,4 @@
-"""What can go wrong for a program that takes part in transitions: what, where, and what to do next (SPEC 7.8)."""
+"""What can go wrong for whoever talks to a node: what, where, and what to do next (SPEC 7.8)."""
 
 
 class ClientError(Exception):
@@ -10,7 +10,11 @@ class ClientError(Exception):
 
 
 class Unreachable(ClientError):
-    """No daemon answers at the control socket."""
+    """No daemon answers at the control socket: what was asked has certainly not been carried out by this attempt."""
+
+
+class ReplyLost(ClientError):
+    """The connection ended after a request was sent: it may have been carried out."""
 
 
 class Refused(ClientError):

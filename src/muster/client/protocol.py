@@ -1,4 +1,4 @@
-"""The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/subsystems.py`).
+"""The lines that a program and its node's daemon exchange (the daemon's side: `muster/daemon/levels/programs.py`).
 
 A program has one connection. Its first line registers, or resumes with a token; the daemon's first line holds the
 token, and with `"converses": true` says that acknowledgements, answers to questions and deregistration may be said on
@@ -51,7 +51,11 @@ ONE_EACH = Barriers()
 
 @dataclass(frozen=True)
 class Told:
-    """What a notification says: `node` is `kind`, at `barrier`; `vector` is the state of every node (SPEC 3.5)."""
+    """What a notification says: `node` is `kind`, at `barrier`; `vector` is the state of every node (SPEC 3.5).
+
+    A node that is `silent` in the vector takes part in nothing, and may still hold all that it held at this level:
+    leave it alone until its forced leave is told. Nobody is told so before version 3 is active.
+    """
 
     transition: int
     level: int
@@ -65,7 +69,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Planned:
-    """A change that has been asked for and not begun: `node` is to `leave`, or `service` to `transfer` (to `node`)."""
+    """A change that an operator has asked for and that has not begun.
+
+    `change` is `leave` or `standby` (of `node`), `transfer` (of `service`, to `node` if it is named), or `deregister`.
+    """
 
     change: str
     node: str

@@ -1,7 +1,7 @@
 """Watchers: programs that detect events and tell the node's event manager of each (SPEC 5.1, 5.2).
 
 No threads, no asyncio.
-The lines on the control socket are those of `muster/daemon/event_manager.py`. Two connections: one hears what is to be
+The lines on the control socket: `muster/daemon/events/event_manager.py`. Two connections: one hears what is to be
 detected, the other tells of occurrences.
 """
 

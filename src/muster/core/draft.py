@@ -5,29 +5,41 @@ entry. So a decision never mixes two snapshots, and the entry's index is known w
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from muster.core.decision import PlacedTogether
+from muster.core.room import TEXTS, Room
 from muster.records.events import EventGroup
 from muster.records.messages import Report
-from muster.records.registers import ProofKind
+from muster.records.placements import PlacedTogether
+from muster.records.registers import Owed, ProofKind
 from muster.records.state import (
     Audit,
     Change,
     Cluster,
     Database,
+    Eviction,
     Forget,
     Maintenance,
     Member,
     NodeConfig,
     NodeState,
     Operation,
+    Proof,
     Revision,
     Service,
     Standby,
     Transition,
+)
+from muster.records.texts import (
+    ENTRY_CAUSE_BYTES,
+    LEAST_TEXT_BYTES,
+    MAXIMUM_TEXT_BYTES,
+    NODE_TEXT_BYTES,
+    OUTCOME_BYTES,
+    clipped,
 )
 
 Record = (
@@ -45,8 +57,27 @@ Record = (
 )
 
 
+UNBOUNDED_BYTES = 1 << 28  # of a region, where nobody has said how large one is
+ENTRY_HEAD_BYTES = 64 + ENTRY_CAUSE_BYTES
+CHANGE_HEAD_BYTES = 2
+MAXIMUM_CHANGES = 2000  # of an entry, from which on what follows goes into the next one: each takes its time to apply
+_encoder = msgspec.msgpack.Encoder()
+_NOTHING = object()
+
+
+class Mark(NamedTuple):
+    """Where a draft was."""
+
+    undo: int
+    causes: int
+    cluster: Cluster
+    changed: dict[tuple[str, str], Change]
+    sizes: dict[tuple[str, str], int]
+    bytes: int
+
+
 class StopEvidence(Protocol):
-    """What `core.lease.Evidence` and the confirmations of operators and fence agents have in common."""
+    """What `core.leases.lease.Evidence` and the confirmations of operators and fence agents have in common."""
 
     @property
     def kind(self) -> ProofKind:
@@ -68,12 +99,24 @@ class Facts(msgspec.Struct):
     unreachable: dict[int, str]  # node -> why the surviving set goes on without it
     hung: dict[int, str]  # node -> which of its subsystems is hung, where the level's policy is to force it out
     services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
-    free_bytes: Callable[[], int]  # what the journal can still take of new definitions
-    age_us: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed (`core/ages.py`)
+    age_us: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed (`core/replica/ages.py`)
     slots: dict[int, int] = msgspec.field(default_factory=dict)  # of the store: slot -> last incarnation that ran in it
+    ran_out: Callable[[int, int], bool] = lambda _node, _incarnation: False  # whether the lease of it has run out
+    unclean: Callable[[int, int, int], str] = lambda _node, _incarnation, _service: ""
+    """(node, incarnation, `identity_of` a service) -> why that machine is not known to be clean of it (P6.33)."""
+    owed: Callable[[int, int], Owed | None] = lambda _node, _incarnation: None
+    """(node, incarnation) -> what a booting incarnation says is still to be cleared in its machine (P6.33)."""
+    foreign: Callable[[int, int], bool] = lambda _node, _incarnation: False  # it runs under another kernel (P7.17)
+    room: Room = msgspec.field(default_factory=lambda: Room(UNBOUNDED_BYTES))  # what the journal can take (P9.3)
+    entry_bytes: int = 0  # what an entry may hold where that is less than the capacity says; 0: it is not
+    aged_index: int = -1  # the newest entry that is older than a client may repeat a request; -1: none is known to be
+    sheds: bool = False  # the store may be over full: whoever has filled it did not count as this release does (P9.6)
+    after: str = ""  # the service at which the last round had to stop: this one begins behind it (P9.5)
 
     def report(self, member: Member) -> Report | None:
-        """The report of exactly this incarnation, in this term."""
+        """The report of exactly this incarnation, in this term; none of a silent one, whatever it says (P4.8)."""
+        if is_silent(member):
+            return None
         report = self.reports.get(member.node)
         return report if report is not None and report.incarnation == member.incarnation else None
 
@@ -81,9 +124,15 @@ class Facts(msgspec.Struct):
 class Draft:
     """Reads through to the database; collects whole new records."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, room: Room | None = None, entry_bytes: int = 0) -> None:
+        """`room` bounds texts, and `entry_bytes` the entry; without them they are not bounded."""
         self.database = database
         self.index = database.index + 1
+        self.bytes = ENTRY_HEAD_BYTES  # of the entry as it is, at most
+        self.stopped_at = ""  # the service before which the round had to stop, the entry being full (P9.5)
+        self._room, self._entry_bytes = room, entry_bytes
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._spare: int | None = None  # what longer texts may still take; None: to be found out
         self.causes: list[str] = []
         self._said: set[str] = set()  # the same, to be asked quickly: an entry may have thousands
         self.cluster = database.cluster
@@ -100,6 +149,101 @@ class Draft:
         self._registered: dict[int, frozenset[int]] | None = None  # by level, gathered when asked for
         self.placed: PlacedTogether | None = None  # where services go by it, and why
         self._changed: dict[tuple[str, str], Change] = {}
+        self._undo: list[tuple[dict[Any, Any], Any, Any]] = []  # table, key, record before
+
+    def mark(self) -> Mark:
+        """Where the draft is now, for `restore`."""
+        self._spare = None
+        changed, sizes = dict(self._changed), dict(self._sizes)
+        return Mark(len(self._undo), len(self.causes), self.cluster, changed, sizes, self.bytes)
+
+    def restore(self, mark: Mark) -> None:
+        """Forget all that was put since `mark`."""
+        while len(self._undo) > mark.undo:
+            table, key, before = self._undo.pop()
+            if before is None:
+                table.pop(key, None)
+            else:
+                table[key] = before
+        for cause in self.causes[mark.causes :]:
+            self._said.discard(cause)
+        del self.causes[mark.causes :]
+        self.cluster, self.bytes = mark.cluster, mark.bytes
+        self._changed, self._sizes = mark.changed, mark.sizes
+        self._registered = self._spare = None
+
+    def changes_since(self, mark: Mark) -> bool:
+        """Whether anything is now other than it was at `mark`, and not only put again as it was."""
+        for key, change in self._changed.items():
+            before = mark.changed.get(key, _NOTHING)
+            if before is change:
+                continue
+            if before is _NOTHING:
+                before = _committed(self.database, key)
+                if before is None and isinstance(change, Forget):
+                    continue
+            if before != change:
+                return True
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the entry has got so large that what else follows goes into the next one (P9.5, P8.13)."""
+        return not self.takes(0)
+
+    def takes(self, more_bytes: int) -> bool:
+        """Whether what follows from a change may add so much to the entry (P9.5)."""
+        if not self._entry_bytes:
+            return True
+        return self.bytes + more_bytes <= self._entry_bytes * 3 // 4 and len(self._changed) < MAXIMUM_CHANGES
+
+    def _set(self, table: dict[Any, Any], key: Any, record: Any) -> None:
+        self._undo.append((table, key, table.get(key)))
+        if record is None:
+            table.pop(key, None)
+        else:
+            table[key] = record
+
+    def _count(self, key: tuple[str, str], change: Change) -> None:
+        size = len(_encoder.encode(change)) + CHANGE_HEAD_BYTES
+        self.bytes += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        self._changed[key] = change
+
+    def _fitted(self, record: Record) -> Record:
+        """The record with its texts as long as they may be (P9.3)."""
+        match record:
+            case Service():
+                return self._fitted_service(record)
+            case Member():
+                return _fitted_member(record)
+            case Transition():
+                return _with_texts(record, NODE_TEXT_BYTES, "cause")
+            case Maintenance():
+                return _with_texts(record, NODE_TEXT_BYTES, "cause")
+            case Standby():
+                return _with_texts(record, NODE_TEXT_BYTES, "cause")
+            case Operation():
+                return _with_texts(record, OUTCOME_BYTES, "outcome")
+            case _:
+                return record
+
+    def _fitted_service(self, record: Service) -> Service:
+        """Longer texts where there is room to spare; what is accepted later finds that they have taken it."""
+        lengths = [len(getattr(record, key)) for key in TEXTS]
+        if max(lengths) * 4 <= LEAST_TEXT_BYTES:
+            return record
+        whole = _with_texts(record, MAXIMUM_TEXT_BYTES, *TEXTS)
+        before = self.services.get(record.name)
+        wanted = _longer_texts(whole) - (_longer_texts(before) if before is not None else 0)
+        if self._room is None or wanted <= 0:
+            return whole
+        if self._spare is None:
+            self._spare = self._room.capacity.growth - self._room.used(self)
+        if wanted > self._spare:
+            return _with_texts(record, LEAST_TEXT_BYTES, *TEXTS)
+        self._spare -= wanted
+        return whole
 
     def member(self, node: int) -> Member:
         """The member record of a configured node."""
@@ -107,67 +251,71 @@ class Draft:
 
     def put(self, record: Record, cause: str = "") -> None:
         """Replace a record. `cause` goes into the entry's cause."""
+        record = self._fitted(record)
         match record:
             case Cluster():
                 self.cluster = record
                 key = ("cluster", "")
             case NodeConfig():
-                self.nodes[record.node] = record
+                self._set(self.nodes, record.node, record)
                 key = ("node", str(record.node))
             case Audit():
-                self.audit[record.number] = record
+                self._set(self.audit, record.number, record)
                 key = ("audit", str(record.number))
             case Revision():
-                self.revisions[record.version] = record
+                self._set(self.revisions, record.version, record)
                 key = ("revision", str(record.version))
             case Member():
-                self.members[record.node] = record
+                self._set(self.members, record.node, record)
                 self._registered = None
                 key = ("member", str(record.node))
             case Transition():
-                self.transitions[record.identity] = record
+                self._set(self.transitions, record.identity, record)
                 key = ("transition", str(record.identity))
             case Service():
-                self.services[record.name] = record
+                self._set(self.services, record.name, record)
                 key = ("service", record.name)
             case Maintenance():
-                self.maintenance[record.key] = record
+                self._set(self.maintenance, record.key, record)
                 key = ("maintenance", record.key)
             case Standby():
-                self.standby[record.node] = record
+                self._set(self.standby, record.node, record)
                 key = ("standby", str(record.node))
             case EventGroup():
-                self.event_groups[record.name] = record
+                self._set(self.event_groups, record.name, record)
                 key = ("event_group", record.name)
             case _:
-                self.operations[record.identity] = record
+                self._set(self.operations, record.identity, record)
                 key = ("operation", record.identity)
-        self._changed[key] = record
+        self._count(key, record)
         self._because(cause)
 
     def forget(self, kind: str, key: str, cause: str = "") -> None:
         """Remove a record of any kind; that of a node goes with its member record."""
         match kind:
             case "transition":
-                self.transitions.pop(int(key), None)
+                self._set(self.transitions, int(key), None)
             case "service":
-                self.services.pop(key, None)
+                self._set(self.services, key, None)
             case "event_group":
-                self.event_groups.pop(key, None)
+                self._set(self.event_groups, key, None)
             case "maintenance":
-                self.maintenance.pop(key, None)
+                self._set(self.maintenance, key, None)
             case "node":
-                self.nodes.pop(int(key), None)
-                self.members.pop(int(key), None)
+                self._set(self.nodes, int(key), None)
+                self._set(self.members, int(key), None)
                 self._registered = None
                 self._changed.pop(("member", key), None)
+                self.bytes -= self._sizes.pop(("member", key), 0)
             case "audit":
-                self.audit.pop(int(key), None)
+                self._set(self.audit, int(key), None)
             case "revision":
-                self.revisions.pop(int(key), None)
+                self._set(self.revisions, int(key), None)
+            case "operation":
+                pass  # the identities of the database are not in the draft
             case _:
-                self.standby.pop(int(key), None)
-        self._changed[kind, key] = Forget(kind, key)
+                self._set(self.standby, int(key), None)
+        self._count((kind, key), Forget(kind, key))
         self._because(cause)
 
     def _because(self, cause: str) -> None:
@@ -182,8 +330,13 @@ class Draft:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Every record that differs from the database, each once."""
-        return tuple(self._changed.values())
+        """Every record that differs from the database, each once: what was put as it was is no change (P9.4)."""
+        database = self.database
+        return tuple(
+            change
+            for key, change in self._changed.items()
+            if change != (before := _committed(database, key)) and not (before is None and isinstance(change, Forget))
+        )
 
     def name(self, node: int) -> str:
         """The configured name of `node`."""
@@ -191,28 +344,80 @@ class Draft:
         return config.name if config is not None else self.database.name_of(node)
 
     def transition_of(self, node: int) -> Transition | None:
-        """The transition of `node`; there is never more than one."""
-        return next((t for t in self.transitions.values() if t.node == node), None)
+        """The transition of `node`; its own before that of a level which still recovers (P3.15)."""
+        return min((t for t in self.transitions.values() if t.node == node), key=lambda t: t.late, default=None)
 
     def participants(self, level: int) -> tuple[int, ...]:
-        """Every node that is not inactive or forced-leaving and has registered `level` (SPEC 3.4)."""
+        """Every node that takes part in transitions and has registered `level` (SPEC 3.4)."""
         return tuple(sorted(self.registered().get(level, ())))
 
     def registered(self) -> dict[int, frozenset[int]]:
-        """By level, every node that is not inactive or forced-leaving and has registered it. Not to be changed."""
+        """By level, every node that takes part in transitions and has registered it. Not to be changed."""
         if self._registered is None:
             found: dict[int, set[int]] = {}
             for member in self.members.values():
-                if counts(member):
+                if takes_part(member):
                     for level in member.levels:
                         found.setdefault(level.number, set()).add(member.node)
             self._registered = {level: frozenset(nodes) for level, nodes in found.items()}
         return self._registered
 
 
+TextRecord = TypeVar("TextRecord", Service, Transition, Maintenance, Standby, Operation, Member, Eviction, Proof)
+
+
+def _with_texts(record: TextRecord, limit: int, *keys: str) -> TextRecord:
+    """The record with each of these texts in at most so many bytes."""
+    cut = {key: clipped(text, limit) for key in keys if len(text := getattr(record, key)) * 4 > limit}
+    return replace(record, **cut) if cut else record
+
+
+def _fitted_member(member: Member) -> Member:
+    fitted = _with_texts(member, NODE_TEXT_BYTES, "refusal", "leave_asked")
+    if member.eviction is not None:
+        fitted = replace(fitted, eviction=_with_texts(member.eviction, NODE_TEXT_BYTES, "cause"))
+    if member.last_proof is not None:
+        fitted = replace(fitted, last_proof=_with_texts(member.last_proof, NODE_TEXT_BYTES, "detail"))
+    return fitted
+
+
+def _longer_texts(service: Service) -> int:
+    """What its texts take beyond what always has its room, in bytes."""
+    return sum(max(0, len(getattr(service, key).encode()) - LEAST_TEXT_BYTES) for key in TEXTS)
+
+
+def _committed(database: Database, key: tuple[str, str]) -> Change | None:
+    """The committed record of this kind and key, if there is one."""
+    kind, name = key
+    tables: dict[str, dict[Any, Any]] = {
+        "node": database.nodes, "member": database.members, "transition": database.transitions,
+        "service": database.services, "operation": database.operations, "maintenance": database.maintenance,
+        "standby": database.standby, "event_group": database.event_groups, "audit": database.audit,
+        "revision": database.revisions,
+    }  # fmt: skip
+    if kind == "cluster":
+        return database.cluster
+    table = tables[kind]
+    found: Change | None = table.get(name) if kind in _NAMED else table.get(int(name))
+    return found
+
+
+_NAMED = ("service", "operation", "maintenance", "event_group")
+
+
 def counts(member: Member) -> bool:
-    """Whether others wait for this member (SPEC 3.4): nobody waits for a forced-out one."""
+    """Whether this is a member that no forced leave takes out (SPEC 3.4)."""
     return member.state in (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
+
+
+def is_silent(member: Member) -> bool:
+    """Whether it is condemned because its lease has run out, and not proven dead: it holds all that it held (P4.7)."""
+    return member.eviction is not None and member.eviction.silent and counts(member)
+
+
+def takes_part(member: Member) -> bool:
+    """Whether others wait for this member: for no forced-out one (SPEC 3.4), and for no silent one (P4.8)."""
+    return counts(member) and not is_silent(member)
 
 
 def is_up(member: Member) -> bool:

@@ -8,9 +8,9 @@ lost; a local notification or command may not.
 
 from msgspec import Struct
 
-from muster.core.decision import PlacedTogether
 from muster.records.messages import Message, OperationRequest
-from muster.records.registers import Claim, Mark, Marks, View
+from muster.records.placements import PlacedTogether
+from muster.records.registers import Claim, Life, Mark, Marks, View
 from muster.records.state import NodeState, TransitionKind
 
 
@@ -66,6 +66,18 @@ class AppendFrame(Struct, frozen=True):
     frame: bytes
 
 
+class WatchLife(Struct, frozen=True):
+    """Have the guard ask the kernel whether this incarnation still runs (P7.15); answered by `KernelsWord`, any time.
+
+    Asked again, it is answered again: an answer that was lost with a daemon comes to the next one.
+    """
+
+    node: int
+    incarnation: int
+    boot_id: bytes
+    life: Life
+
+
 class Send(Struct, frozen=True):
     """Send a message to a node, if it is connected."""
 
@@ -113,6 +125,16 @@ class Readiness(Struct, frozen=True):
     notify: bool = False
 
 
+class Cleanup(Struct, frozen=True):
+    """What clears the machine's kernel of what a start leaves there; the home keeps it before that runs (P6.34)."""
+
+    command: tuple[str, ...]
+    timeout_ms: int
+    retries: int
+    retry_pause_ms: int
+    environment: dict[str, str]  # the service's own
+
+
 class RunCommand(Struct, frozen=True):
     """Run a service's command; answered by `CommandFinished`.
 
@@ -120,6 +142,9 @@ class RunCommand(Struct, frozen=True):
     `recovery` cancels what runs of lower generations first (SPEC 7.7). A `notify` cancels nothing. An empty `command`
     of a `stop` ends whatever the service left running. A command that fails is tried again `retries` times on this
     node before it counts as failed. A `program` is started and supervised: its end is told (P8.1).
+
+    Before a start with a `cleanup` runs, that is kept durably; where it cannot be, the start has failed. A stop that
+    `clears` runs what was kept for the service, or else `command`; a stop that succeeded makes what was kept void.
     """
 
     service: str
@@ -134,6 +159,8 @@ class RunCommand(Struct, frozen=True):
     grace_ms: int = 5000  # between SIGTERM and SIGKILL
     program: bool = False
     ready: Readiness = Readiness()
+    cleanup: Cleanup | None = None
+    clears: bool = False
 
 
 class Reply(Struct, frozen=True):
@@ -206,6 +233,7 @@ Effect = (
     | ReadJournal
     | WriteCheckpoint
     | AppendFrame
+    | WatchLife
     | Send
     | Notify
     | LevelRefused

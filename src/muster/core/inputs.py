@@ -1,11 +1,20 @@
-"""What can happen to a node. Small frozen records; the daemon and the simulator make them, `core.node` takes them."""
+"""What can happen to a node. Small frozen records; the daemon and the simulator make them, a `Node` takes them."""
+
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from muster.records.access import NOBODY, Author
-from muster.records.messages import CommandState, Message, OperationRequest, Performance
+from muster.records.messages import CommandState, Message, OperationRequest, Performance, PlaceAwaited
 from muster.records.registers import Claim, Strip
 from muster.records.state import Level
+
+
+class AwaitedHere(NamedTuple):
+    """One that waits on this node: since when by its clock, and for what. `place.waited_ms` says nothing."""
+
+    since_us: int
+    place: PlaceAwaited
 
 
 class StripRead(Struct, frozen=True):
@@ -88,9 +97,13 @@ class LevelRegistered(Struct, frozen=True):
 
 
 class LevelGone(Struct, frozen=True):
-    """The subsystem of this level has deregistered or died; what it has not acknowledged is dropped (P3.9)."""
+    """The subsystem of this level has deregistered or died; what it has not acknowledged is dropped (P3.9).
+
+    `departed`: it deregistered by its own wish (P3.15).
+    """
 
     number: int
+    departed: bool = False
 
 
 class Acknowledged(Struct, frozen=True):
@@ -131,10 +144,29 @@ class FenceConfirmed(Struct, frozen=True):
     detail: str
 
 
+class KernelsWord(Struct, frozen=True):
+    """Answer to `WatchLife`: the kernel says that nothing of this incarnation runs any more (P7.13).
+
+    Not `given`: this node cannot ask the kernel about it, for the reason in `detail`.
+    """
+
+    node: int
+    incarnation: int
+    detail: str
+    given: bool = True
+
+
 class PerformanceMeasured(Struct, frozen=True):
     """How busy this node's machine has been of late, measured every few seconds (SPEC 6.2)."""
 
     performance: Performance
+
+
+class PlacesAwaited(Struct, frozen=True):
+    """What waits for a place to begin on this node now: those that have waited longest, and how many in all (P8.12)."""
+
+    waiting: tuple[AwaitedHere, ...]
+    count: int
 
 
 class KeysHeld(Struct, frozen=True):
@@ -147,6 +179,12 @@ class OwnLinksChanged(Struct, frozen=True):
     """The interfaces that carry this node's addresses have all lost their link, or one has one again (SPEC 7.4)."""
 
     cut_off: bool
+
+
+class RestartHeld(Struct, frozen=True):
+    """Why a successor of this daemon could not do its work now; empty where it could (P10.3)."""
+
+    cause: str
 
 
 class Tick(Struct, frozen=True):
@@ -170,8 +208,11 @@ Input = (
     | SubsystemAnswered
     | OperationRequested
     | FenceConfirmed
+    | KernelsWord
     | PerformanceMeasured
+    | PlacesAwaited
     | KeysHeld
     | OwnLinksChanged
+    | RestartHeld
     | Tick
 )

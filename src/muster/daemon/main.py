@@ -12,27 +12,48 @@ from pathlib import Path
 
 import msgspec
 
-from muster.daemon.authority_keys import AuthorityKeys
-from muster.daemon.log_file import LogRefused, add_log_options, prepare_log
-from muster.daemon.metrics_endpoint import VARIABLE, MetricsRefused, check_endpoint
-from muster.daemon.trust import CERTIFICATE_FILE, KEY_FILE, authorities_of, expected_end_s, own_certificate
-from muster.drivers.certificates import CertificateRefused, Subject
-from muster.drivers.guard import StartRefused, lock_home
-from muster.drivers.interconnect import InterconnectRefused, check_address
-from muster.drivers.private_files import write_private
-from muster.drivers.store import StoreFailed
-from muster.drivers.store_inspection import newest_database
-from muster.records.outages import profile_with
+from muster.daemon.log.log_file import LogRefused, add_log_options, prepare_log
+from muster.daemon.metrics.endpoint import VARIABLE, MetricsRefused, check_endpoint
+from muster.daemon.shell.home_memory import refusal
+from muster.daemon.shell.leaving import LONGEST_STOP
+from muster.daemon.trust.authority_keys import AuthorityKeys
+from muster.daemon.trust.trust import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    authorities_of,
+    expected_end_s,
+    is_early,
+    own_certificate,
+)
+from muster.drivers.certificates.certificates import CertificateRefused, Subject
+from muster.drivers.certificates.private_files import write_private
+from muster.drivers.clearing import clear
+from muster.drivers.image.guard import EXIT_CLEAN, EXIT_NOT_NOW, NotNow, StartRefused, lock_home
+from muster.drivers.image.kept_cleanups import all_kept
+from muster.drivers.image.systemd import notify
+from muster.drivers.interconnect.mesh import AddressInUse, InterconnectRefused, check_address, parse_address
+from muster.drivers.store.disk.inspection import StoreRecord, newest_database, newest_record
+from muster.drivers.store.disk.lease_store import GuardStore
+from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.remembered_file import remembered_of
+from muster.records.durations import duration_of
+from muster.records.profiles import profile_with
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, InconsistentProfile
 from muster.records.versions import HIGHEST, LOWEST
 
 EXIT_REFUSED = 3
+MEMORY_LOOKS, MEMORY_PAUSE_S = 4, 0.1
+WAIT_S = 0.5  # between two looks at what has to pass
 _GUARD_WORDS = 3  # of the guard's command line: interpreter, -m, module
 
 
 class BootRefused(Exception):
     """The node cannot run; the message says what, where and what to do."""
+
+
+class ClockNotSet(CertificateRefused):
+    """By this machine's clock, the node's certificate is not valid yet (P11.6)."""
 
 
 _REFUSALS = (
@@ -50,19 +71,22 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `musterd`."""
     options = _parse(arguments)
     try:
+        if options.clear:
+            raise SystemExit(clear_machine(options.store, options.node, options.home))
         if options.renew_expired:
             renew_expired(options.store, options.node, options.home)
-        command = prepare(options.store, options.node, options.home)
+        command = wait_and_prepare(options.store, options.node, options.home)
         command[_GUARD_WORDS:_GUARD_WORDS] = ["--deadman", options.deadman]
         if options.predecessor_stopped:
             command.insert(_GUARD_WORDS, "--predecessor-stopped")
+        os.environ[LONGEST_STOP] = f"{options.longest_stop}ms"
         if options.metrics:
             check_endpoint(options.metrics)
             os.environ[VARIABLE] = options.metrics
         prepare_log(options.log_file, options.log_format, options.log_level, options.log_bytes)
     except _REFUSALS as error:
         print(f"musterd: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_REFUSED) from error
+        raise SystemExit(EXIT_NOT_NOW if isinstance(error, NotNow | AddressInUse) else EXIT_REFUSED) from error
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], command)  # a list of arguments, no shell
@@ -90,7 +114,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=os.environ.get(VARIABLE),
         help=f"serve metrics for Prometheus there: 127.0.0.1:PORT or unix:/PATH [none]; or {VARIABLE}",
     )
+    parser.add_argument(
+        "--longest-stop",
+        metavar="DURATION",
+        type=_duration_ms,
+        default=os.environ.get(LONGEST_STOP) or "24h",
+        help="for how long after SIGTERM systemd is asked for more time, while stop commands run [24h]; "
+        f"or {LONGEST_STOP}",
+    )
     add_log_options(parser)
+    parser.add_argument(
+        "--clear",
+        action="store_true",
+        help="start no node: run the cleanups that its last run has left undone, where that has ended for certain; for "
+        "a service manager that ends all of the node's processes at once (ExecStopPost)",
+    )
     parser.add_argument(
         "--renew-expired",
         action="store_true",
@@ -100,9 +138,45 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _duration_ms(text: str) -> int:
+    found = duration_of(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write it as 90s, 30m or 24h")
+    return found
+
+
+def clear_machine(store: str, name: str, home: str) -> int:
+    """Run the cleanups that a node's last run has left undone; the exit status (P6.34). Raises as `prepare`."""
+    where = os.path.realpath(home)
+    if not all_kept(where):
+        return EXIT_CLEAN
+    node = _configured(newest_database(store), name, store).node
+    return clear(where, name, node, lambda: GuardStore(store, node), lambda text: print(f"musterd: {text}", flush=True))
+
+
+def wait_and_prepare(store: str, name: str, home: str) -> list[str]:
+    """`prepare`, as soon as what passes by itself has passed (P11.6): told once, and to the service manager.
+
+    A signal ends the waiting at once, for nothing runs yet. Raises as `prepare` for what does not pass.
+    """
+    told = ""
+    while True:
+        try:
+            return prepare(store, name, home)
+        except (StoreFailed, ClockNotSet) as error:
+            if isinstance(error, StoreFailed) and not error.passes:
+                raise
+            if str(error) != told:
+                told = str(error)
+                print(f"musterd: waiting: {told}", file=sys.stderr, flush=True)
+                notify(f"STATUS=waiting: {told}")
+        time.sleep(WAIT_S)
+
+
 def prepare(store: str, name: str, home: str) -> list[str]:
     """Check everything, and return the command line of the guard. Raises `BootRefused` and its kin."""
-    database = newest_database(store)
+    record = newest_record(store)
+    database = record.database
     config = _configured(database, name, store)
     if problem := version_problem(database):
         raise BootRefused(f"store {store}: {problem}")
@@ -117,10 +191,19 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     try:
         own_certificate(config, directory, authorities_of(database))
     except CertificateRefused as error:
+        if is_early(config.certificate):
+            raise ClockNotSet(f"{error}; set this machine's clock, or wait until it is set") from error
         raise CertificateRefused(f"{error}{_way_back(config, store, home)}") from error
+    _check_memory(record, config.node, store, directory)
     os.close(lock_home(str(directory.resolve())))  # before its address is found taken, by itself
     for address in config.addresses:
-        check_address(address)
+        parse_address(address)
+        try:
+            check_address(address)
+        except AddressInUse:
+            raise
+        except InterconnectRefused as error:  # the daemon goes on trying, and listens where it can
+            print(f"musterd: {error}; it is tried again until it can be had", file=sys.stderr, flush=True)
     try:
         profile = profile_with(PROFILES[database.cluster.profile], database.cluster.timers)
     except (KeyError, InconsistentProfile) as error:
@@ -129,8 +212,24 @@ def prepare(store: str, name: str, home: str) -> list[str]:
     daemon = [sys.executable, "-m", "muster.daemon.run", *paths, "--node", name]
     return [
         sys.executable, "-m", "muster.drivers.guard", *paths, "--node-id", str(config.node), "--name", name,
-        "--profile", msgspec.json.encode(profile._asdict()).decode(), "--daemon", *daemon,
+        "--profile", msgspec.json.encode(profile._asdict()).decode(),
+        "--version", str(database.cluster.active_version), "--daemon", *daemon,
     ]  # fmt: skip
+
+
+def _check_memory(record: StoreRecord, node: int, store: str, home: Path) -> None:
+    """Refuse a store that went back in time (P11.2). Raises `BootRefused`.
+
+    A store in use may show less than it holds while its newest journal is being moved: so it is looked at again.
+    """
+    remembered = remembered_of(home, record.header.cluster_id, lambda text: print(f"musterd: {text}", file=sys.stderr))
+    for _ in range(MEMORY_LOOKS):
+        if not refusal(record, remembered, node, store, str(home)):
+            return
+        time.sleep(MEMORY_PAUSE_S)
+        record = newest_record(store)
+    if problem := refusal(record, remembered, node, store, str(home)):
+        raise BootRefused(problem)
 
 
 def _way_back(config: NodeConfig, store: str, home: str) -> str:
@@ -148,8 +247,8 @@ def _way_back(config: NodeConfig, store: str, home: str) -> str:
 
 def renew_expired(store: str, name: str, home: str) -> None:
     """Issue this node's certificate anew on this machine, for its key, into its home (P1.6). Raises as `prepare`."""
-    from muster.daemon.enrolment import issuing_authority
-    from muster.drivers.signing import Reissue, carry_out
+    from muster.daemon.trust.enrolment import issuing_authority
+    from muster.drivers.certificates.signing import Reissue, carry_out
 
     database = newest_database(store)
     config, cluster = _configured(database, name, store), database.cluster

@@ -12,38 +12,47 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
-from muster.core.node import Node, Setup
-from muster.core.tenure import newest_journal, restore
-from muster.daemon.control import ControlServer, SocketRefused
-from muster.daemon.daemon import Daemon, boottime_us
-from muster.daemon.flight_recorder import FlightRecorder
-from muster.daemon.guard_channel import GuardChannel
-from muster.daemon.log_file import keep_log_bounded
+from muster.core.leases.memory import Remembered
+from muster.core.leases.observer import Kernel
+from muster.core.mastership.tenure import newest_journal, restore
+from muster.core.node.node import Node, Setup
+from muster.daemon.history.flight_recorder import FlightRecorder
+from muster.daemon.history.observations import requested
+from muster.daemon.log.log_file import keep_log_bounded
+from muster.daemon.loop import CONNECTION
 from muster.daemon.main import version_problem
-from muster.daemon.metrics_endpoint import VARIABLE as METRICS
-from muster.daemon.metrics_endpoint import Endpoint, MetricsRefused
-from muster.daemon.observations import requested
-from muster.daemon.readiness import keep_service_manager_informed
-from muster.daemon.releases import release
-from muster.daemon.requests import Requests
-from muster.daemon.signs import SignsWatch
-from muster.daemon.trust import KEY_FILE
-from muster.drivers.certificates import CertificateRefused
-from muster.drivers.disk_store import DiskStore
-from muster.drivers.init_process import IMAGE
-from muster.drivers.interconnect import Interconnect, InterconnectRefused, parse_address
-from muster.drivers.log_lines import Log
-from muster.drivers.own_links import OwnLinks
-from muster.drivers.process_tree import parent_of
+from muster.daemon.metrics.endpoint import VARIABLE as METRICS
+from muster.daemon.metrics.endpoint import Endpoint, MetricsRefused
+from muster.daemon.shell.daemon import Daemon, boottime_us
+from muster.daemon.shell.guard_channel import GuardChannel
+from muster.daemon.shell.home_memory import HomeMemory, refusal
+from muster.daemon.shell.leaving import NO_MASTER_S
+from muster.daemon.shell.readiness import keep_service_manager_informed
+from muster.daemon.shell.releases import release
+from muster.daemon.shell.turns import TimedSelector, run_timed
+from muster.daemon.signs.signs import SignsWatch
+from muster.daemon.socket.desk import Requests
+from muster.daemon.socket.server import ControlServer, SocketRefused
+from muster.daemon.trust.trust import KEY_FILE, is_out_of_time
+from muster.drivers.certificates.certificates import CertificateRefused
+from muster.drivers.image.deadman import read_boot_id
+from muster.drivers.image.init_process import IMAGE, INIT_FD
+from muster.drivers.image.kernels_word import read_machine_id
+from muster.drivers.image.log_lines import Log
+from muster.drivers.image.process_tree import parent_of
+from muster.drivers.interconnect.mesh import Interconnect, InterconnectRefused, parse_address
+from muster.drivers.machine.own_links import OwnLinks
 from muster.drivers.runner_client import RunnerClient
-from muster.drivers.store import JournalUnreadable, StoreFailed
-from muster.drivers.store_inspection import newest_database
-from muster.records.geometry import Scope
-from muster.records.outages import profile_with
+from muster.drivers.store.disk.geometry import Header, Scope
+from muster.drivers.store.disk.inspection import StoreRecord, newest_database
+from muster.drivers.store.disk.store import DiskStore
+from muster.drivers.store.failures import JournalUnreadable, StoreFailed
+from muster.drivers.store.remembered_file import remembered_of
+from muster.records.profiles import profile_with
 from muster.records.registers import Strip
 from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, Profile
@@ -51,7 +60,8 @@ from muster.records.versions import HIGHEST, LOWEST, Software
 
 CONTROL_SOCKET = "control.sock"
 EXIT_FAILED = 1
-DEFINITIONS_SHARE = 2  # service definitions may take one part in so many of a journal half
+CLOCK_PAUSE_S = 2.0  # between two looks whether the certificate is valid by the clock
+MAXIMUM_FAILURE_CHARACTERS = 2000  # of a line in the log
 
 
 def main() -> None:
@@ -65,11 +75,25 @@ def main() -> None:
     # Signals for the node go to its guard. Here they come from a service's command that signals all it can.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    status = 0
     try:
-        asyncio.run(serve(options.store, options.node, Path(options.home), incarnation, guard, runner))
+        run_timed(
+            lambda turns: serve(options.store, options.node, Path(options.home), incarnation, guard, runner, turns)
+        )
     except StoreFailed as error:
         print(f"musterd: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_FAILED) from error
+        status = EXIT_FAILED
+    except Exception:  # noqa: BLE001 - as the interpreter would, but without its wait for threads
+        traceback.print_exc()
+        status = EXIT_FAILED
+    _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """End this process, whatever its threads wait for (P8.14): its successor is awaited."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _inherited(name: str) -> socket.socket:
@@ -77,17 +101,23 @@ def _inherited(name: str) -> socket.socket:
 
 
 async def serve(
-    store_path: str, name: str, home: Path, incarnation: int, guard_end: socket.socket, runner_end: socket.socket
-) -> None:
+    store_path: str, name: str, home: Path, incarnation: int, guard_end: socket.socket, runner_end: socket.socket,
+    turns: TimedSelector,
+) -> None:  # fmt: skip
     """Run the node until it has left, panicked, or lost its guard. Raises `StoreFailed` if it cannot begin."""
     lost = asyncio.Event()
     recorder, log = FlightRecorder(name), Log(name, "daemon")
     daemon: Daemon | None = None
+    lacking: list[str] = []  # processes of the node that have ended, told before this daemon is one
+    early: list[int] = []  # for how long the node has been told to leave, before this daemon can do it
     guard = GuardChannel(
         guard_end,
-        lambda: daemon.on_term() if daemon else guard.leave(),
+        lambda age_ms: daemon.on_term(age_ms) if daemon and not early else _on_early_term(early, age_ms, guard),
         lost.set,
         lambda *told: daemon.measures.lease_told(*told) if daemon else None,
+        _inherited(INIT_FD) if INIT_FD in os.environ else None,
+        lambda *word: daemon.on_word(*word) if daemon else None,
+        lambda names: daemon.on_lacking(names) if daemon else lacking.append(names),
     )
     profile, config = _configuration(store_path, name)
     pulse, log_keeper = _Pulse(guard, profile), asyncio.ensure_future(keep_log_bounded(log))
@@ -97,24 +127,47 @@ async def serve(
         lambda text: daemon.note("runner refused", text) if daemon else None,
         lambda ended: daemon.events.command_ended(ended) if daemon else None,
         lambda exited: daemon.events.program_exited(exited) if daemon else None,
+        lambda waiting: daemon.places.heard(waiting) if daemon else None,
     )
+    guard.on_panic = runner.panic
     store = DiskStore(store_path, config.node)
     try:
         strip, database = await _boot_record(store, log)
+        remembered = remembered_of(home, store.header.cluster_id, lambda _text: None)  # told by `musterd` at the boot
+        record = StoreRecord(store.header, strip, database)
+        if problem := refusal(record, remembered, config.node, store_path, str(home)):
+            log.tell("error", "store went back", problem)
+            guard.panic(problem)
+            await lost.wait()
+            return
         commands = await runner.inventory()  # last: from here on the runner's results must find the node
         setup = Setup(
-            config.node, name, incarnation, profile, store.header.region_bytes // DEFINITIONS_SHARE,
+            config.node, name, incarnation, profile, store.header.region_bytes,
             one_machine=store.header.scope is Scope.HOST, software=_software(),
+            remembered=_of_this_store(remembered, store.header),
+            kernel=Kernel(read_boot_id(), read_machine_id()),
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
         observations = requested(name, config.node, incarnation)
-        daemon = Daemon(node, store, guard, recorder, home, observations)
+        daemon = Daemon(node, store, guard, recorder, home, observations, took_over=bool(commands))
+        turns.took = daemon.measures.turned
+        for names in lacking:
+            daemon.on_lacking(names)
+        daemon.memory = HomeMemory(home, store.header, node, daemon.note)
+        daemon.cleanups.ended(commands)  # what stopped while no daemon listened
         asyncio.get_running_loop().set_exception_handler(lambda _, context: _broken(guard, log, context))
-        await _serve(daemon, config, runner, guard, home, lost, pulse)
+        await _serve(daemon, config, runner, guard, home, lost, pulse, early)
     finally:
         pulse.stop()
         log_keeper.cancel()
         await store.close()
+
+
+def _on_early_term(early: list[int], age_ms: int, guard: GuardChannel) -> None:
+    """The node is told to end before its daemon has a replica: it goes by that, or without it after the bound."""
+    if not early:
+        asyncio.get_running_loop().call_later(NO_MASTER_S, lambda: guard.leave() if early else None)
+    early.append(age_ms)
 
 
 def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
@@ -128,6 +181,12 @@ def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
     return profile_with(PROFILES[cluster.profile], cluster.timers), database.nodes[node]
 
 
+def _of_this_store(remembered: Remembered | None, header: Header) -> Remembered | None:
+    """What is remembered of the history of this very store; of one that was adopted since, none of it holds here."""
+    met = remembered is not None and remembered.store_id == header.store_id.hex()
+    return remembered if met else None
+
+
 def _software() -> Software:
     """What this process is of; the guard that it runs under may be older (P10.3)."""
     image = os.environ.get(IMAGE, "")
@@ -136,7 +195,7 @@ def _software() -> Software:
 
 async def _serve(
     daemon: Daemon, config: NodeConfig, runner: RunnerClient, guard: GuardChannel, home: Path, lost: asyncio.Event,
-    pulse: "_Pulse",
+    pulse: "_Pulse", early: list[int],
 ) -> None:  # fmt: skip
     node = daemon.node
     cluster = node.database.cluster
@@ -144,30 +203,46 @@ async def _serve(
         node.me, cluster.identity, node.incarnation, node.setup.profile,
         on_message=daemon.on_message, on_connected=daemon.on_connected,
         on_lost=daemon.on_lost, on_trouble=daemon.on_trouble,
-        on_distrust=daemon.on_distrust, on_visitor=daemon.enrolments.visit,
+        on_distrust=daemon.on_distrust, on_unreachable=daemon.on_unreachable, on_visitor=daemon.enrolments.visit,
     )  # fmt: skip
-    control = ControlServer(home / CONTROL_SOCKET, Requests(daemon).handle, is_part_of_node=_is_watcher)
+    requests = Requests(daemon)
+    control = ControlServer(
+        home / CONTROL_SOCKET, requests.handle, is_part_of_node=_is_watcher, role=requests.gate.role,
+        permit=requests.gate.permit, introduce=requests.gate.introduce,
+    )  # fmt: skip
     daemon.start(interconnect, runner)
+    if early:
+        daemon.on_term(early[0])
+    early.clear()
     try:
         interconnect.active_version = cluster.active_version
+        guard.version(cluster.active_version)
         interconnect.set_peers({peer.node: peer.addresses for peer in node.database.nodes.values()})
-        certificate, authorities = daemon.credentials.at_boot(node.database)
-        await interconnect.start(config.addresses, certificate, str(home / KEY_FILE), authorities)
-        daemon.credentials.follow(node.database, interconnect)
         await control.start()
+        await _connect(daemon, interconnect, config, home, lost)
     except (InterconnectRefused, CertificateRefused, SocketRefused) as error:
         daemon.note("cannot run", str(error))
         guard.panic(str(error))  # another attempt of the same daemon would fail the same way
         return
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
     endpoint = await _serve_metrics(daemon)
-    signs = SignsWatch(daemon, OwnLinks(_hosts(config.addresses)))
+    signs = SignsWatch(daemon, OwnLinks())
+    daemon.spawn(signs.watch(_hosts(config.addresses)))
+
+    own = config.addresses
 
     def on_tick() -> None:
-        pulse.go_along()
+        nonlocal own
+        present = node.database.nodes.get(node.me)
+        if present is not None and present.addresses != own:
+            own = present.addresses
+            daemon.spawn(signs.watch(_hosts(own)))
+        if daemon.memory is not None:
+            daemon.memory.keep()
         signs.look()
+        daemon.places.look(boottime_us())
 
-    daemon.on_tick = on_tick
+    daemon.on_tick, daemon.on_input = on_tick, pulse.go_along
     telling = asyncio.ensure_future(keep_service_manager_informed(daemon))
     waits = [asyncio.ensure_future(event.wait()) for event in (daemon.ended, lost)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +257,39 @@ async def _serve(
     await interconnect.close()
     if daemon.ended.is_set() and not lost.is_set() and not daemon.restarts:
         await lost.wait()  # the guard ends this process with everything else
+
+
+async def _connect(
+    daemon: Daemon, interconnect: Interconnect, config: NodeConfig, home: Path, lost: asyncio.Event
+) -> None:
+    """Start the interconnect: now, or as soon as the node's certificate is good by the clock (P11.6).
+
+    Raises `CertificateRefused`, `InterconnectRefused` for what does not pass by itself.
+    """
+
+    async def start() -> None:
+        certificate, authorities = daemon.credentials.at_boot(daemon.node.database)
+        key = str(home / KEY_FILE)
+        await interconnect.start(config.addresses, certificate, key, authorities, patient=True)
+        daemon.credentials.follow(daemon.node.database, interconnect)
+
+    async def start_later() -> None:
+        while not lost.is_set() and not daemon.ended.is_set():
+            await asyncio.sleep(CLOCK_PAUSE_S)
+            try:
+                await start()
+            except CertificateRefused:
+                continue  # told once
+            daemon.note("interconnect starts", "this node's certificate is valid by the clock now")
+            return
+
+    try:
+        await start()
+    except CertificateRefused as error:
+        if not is_out_of_time(config.certificate):
+            raise
+        daemon.note("interconnect waits", f"{error}; it starts when the certificate is valid by this machine's clock")
+        daemon.spawn(start_later())
 
 
 def _is_watcher(process: int) -> bool:
@@ -201,7 +309,7 @@ async def _serve_metrics(daemon: Daemon) -> Endpoint | None:
     where = os.environ.get(METRICS)
     if not where:
         return None
-    from muster.daemon.metrics import Collector
+    from muster.daemon.metrics.metrics import Collector
 
     collector = Collector(daemon.node, daemon.measures, release())
     endpoint = Endpoint(where, collector.page)
@@ -251,13 +359,17 @@ async def _boot_record(store: DiskStore, log: Log) -> tuple[Strip, Database]:
 
 
 def _broken(guard: GuardChannel, log: Log, context: dict[str, Any]) -> None:
-    """An exception that nobody expected: a broken invariant stops the node, a lost connection does not."""
+    """An exception that nobody expected: a broken invariant stops the node, what a connection brought does not (P10.6).
+
+    Whatever the node itself does wrong on behalf of a connection, `Daemon.feed` tells apart from it.
+    """
     error = context.get("exception")
-    log.tell("error", "failure", f"{context.get('message')}: {error!r}")
+    log.tell("error", "failure", f"{context.get('message')}: {error!r}"[:MAXIMUM_FAILURE_CHARACTERS])
     if error is not None:
         for line in "".join(traceback.format_exception(error)).splitlines():
-            log.tell("error", "traceback", line)
-    if error is not None and not isinstance(error, OSError):
+            log.tell("error", "traceback", line[:MAXIMUM_FAILURE_CHARACTERS])
+    of_one_connection = context.keys() & {CONNECTION, "transport", "protocol"}
+    if error is not None and not isinstance(error, OSError) and not of_one_connection:
         guard.panic(f"the daemon has failed: {error!r}")
 
 

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from muster.core.effects import RunCommand
-from muster.drivers.runner import PACKET_BYTES, SEND_BUFFER_BYTES
-from muster.records.messages import CommandState
+from muster.core.inputs import AwaitedHere
+from muster.drivers.image.runner import PACKET_BYTES, SEND_BUFFER_BYTES
+from muster.records.messages import CommandState, PlaceAwaited
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
 MAXIMUM_EARLY = 1024
 _PACKETS_A_TURN = 64
+_SECONDS_A_TURN = 0.02  # each may have the node look at all its services (P8.13)
 
 
 class CommandEnded(NamedTuple):
@@ -55,6 +57,13 @@ class Output(NamedTuple):
     status: str  # what its program last said of itself (sd_notify)
 
 
+class PlacesOfRunner(NamedTuple):
+    """What waits for a place among the runner's commands and the watcher's checks (P8.12)."""
+
+    named: tuple[AwaitedHere, ...]  # those that have waited longest; of checks the service is not known here
+    in_all: int
+
+
 class RunnerLost(Exception):
     """The channel to the runner has closed: the node is ending."""
 
@@ -74,6 +83,7 @@ class RunnerClient:
         trouble: Callable[[str], None] | None = None,
         on_ended: Callable[[CommandEnded], None] | None = None,
         on_exited: Callable[[ProgramExited], None] | None = None,
+        on_waiting: Callable[[PlacesOfRunner], None] | None = None,
     ) -> None:
         """Take over `end`. Must be called in the running event loop."""
         self.exited: dict[str, ProgramExited] = {}
@@ -81,7 +91,7 @@ class RunnerClient:
         self.ended_early: deque[CommandEnded] = deque(maxlen=MAXIMUM_EARLY)
         self.acts_ended_early: deque[CommandState] = deque(maxlen=MAXIMUM_EARLY)
         self.acts_at_work: set[int] = set()
-        self._on_ended, self._on_exited = on_ended, on_exited
+        self._on_ended, self._on_exited, self._on_waiting = on_ended, on_exited, on_waiting
         self._outputs: dict[int, asyncio.Future[Output]] = {}
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -91,7 +101,7 @@ class RunnerClient:
         self._request = 0
         self._inventory: asyncio.Future[tuple[CommandState, ...]] | None = None
         self._commands: dict[tuple[str, bool], CommandState] = {}  # a notify command stands beside the others
-        self._closed = False
+        self._closed = self._retired = False
         self._loop.add_reader(end, self._readable)
 
     async def inventory(self) -> tuple[CommandState, ...]:
@@ -108,8 +118,31 @@ class RunnerClient:
         self._send({"do": "inventory", "request": self._request})
         return await self._inventory
 
+    def panic(self) -> None:
+        """Have the runner end everything that it runs, whatever guard and init do (P7.10)."""
+        if not self._closed:
+            self._send({"do": "panic"})
+
+    async def retire(self) -> tuple[CommandState, ...]:
+        """Have nothing run any more but `run_last` (P4.12); then as `inventory`. Raises `RunnerLost`.
+
+        The runner, which outlives this daemon, takes nothing but stops from now on; an older image's takes more.
+        """
+        self.want_watcher(False)
+        self._retired = True
+        self._send({"do": "retire"})
+        return await self.inventory()
+
     def run(self, command: RunCommand) -> None:
-        """Have the runner run a command; `on_finished` is called once for it, also if it is refused. Never waits."""
+        """Have the runner run a command; `on_finished` is called once for it, also if it is refused. Never waits.
+
+        After `retire` it is neither run nor answered: what a refusal says, that nothing of it runs, would not be so.
+        """
+        if not self._retired:
+            self.run_last(command)
+
+    def run_last(self, command: RunCommand) -> None:
+        """As `run`, also after `retire`: for the stops of a node that ends."""
         packet = {
             "do": "run",
             "service": command.service,
@@ -125,7 +158,7 @@ class RunnerClient:
         }
         if command.program:
             packet |= {"program": True, "ready": structs.asdict(command.ready)}
-        refusal = self._send(packet)
+        refusal = _problem(command) or self._send(packet)
         if refusal:
             state = CommandState(command.service, command.generation, command.action, True, False, refusal)
             self._loop.call_soon(self._on_finished, state)
@@ -136,7 +169,8 @@ class RunnerClient:
 
     def want_watcher(self, wanted: bool) -> None:
         """Have the built-in watcher process run, or end. Never waits."""
-        self._send({"do": "watcher", "wanted": wanted})
+        if not self._retired:
+            self._send({"do": "watcher", "wanted": wanted})
 
     async def output(self, service: str, timeout_s: float) -> Output:
         """What the commands of a service that run now have written, the end of it; nothing if none answers."""
@@ -189,7 +223,11 @@ class RunnerClient:
         self._loop.remove_writer(self._end)
 
     def _readable(self) -> None:
-        for _ in range(_PACKETS_A_TURN):
+        """Take in what the runner tells; the rest in the next turn of the loop, once this one has taken its time."""
+        end_s = self._loop.time() + _SECONDS_A_TURN
+        for number in range(_PACKETS_A_TURN):
+            if number and self._loop.time() >= end_s:
+                return
             try:
                 data = self._end.recv(PACKET_BYTES)
             except BlockingIOError:
@@ -225,6 +263,8 @@ class RunnerClient:
                     self._on_ended(ended)
             case {"say": "exited"} if self._on_exited and (self._inventory is None or self._inventory.done()):
                 self._on_exited(ProgramExited(*(packet[name] for name in ProgramExited._fields)))
+            case {"say": "waiting", "named": [*named], "count": int(count)} if self._on_waiting:
+                self._on_waiting(PlacesOfRunner(tuple(_waiting(*each) for each in named), count))
             case {"say": "output", "request": int(request), "output": output, "status": status}:
                 future = self._outputs.get(request)
                 if future is not None and not future.done():
@@ -253,6 +293,20 @@ class RunnerClient:
         if "exited" in command:
             found = {"service": state.service, **command["exited"]}
             self.exited[state.service] = ProgramExited(*(found[name] for name in ProgramExited._fields))
+
+
+def _problem(command: RunCommand) -> str:
+    """Why no runner would take the command, in words: one of an older image says so to nobody who waits (P6.31)."""
+    if any("\0" in word for word in command.command):
+        return "refused: its command holds a NUL character; correct the service"
+    for name, value in command.environment.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            return f"refused: no process can be given {name!r}, or the value that its environment gives it"
+    return ""
+
+
+def _waiting(kind: str, name: str, taken: int, places: int, by: str, since_us: int) -> AwaitedHere:
+    return AwaitedHere(since_us, PlaceAwaited(kind, name, "", 0, taken, places, by))
 
 
 def _command_state(packet: Mapping[str, object]) -> CommandState:

@@ -5,9 +5,11 @@ the operation to the master, which records them; nodes trust each other's word a
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from muster.records.numbers import CountOrNone
 
 MAXIMUM_GROUP_CHARACTERS = 32  # what useradd(8) allows
 
@@ -41,11 +43,11 @@ class Groups(NamedTuple):
 class Author(Struct, frozen=True, array_like=True):
     """Who asked for an operation, in which role, at which node, and when by that node's wall clock."""
 
-    uid: int = -1
+    uid: CountOrNone = -1
     user: str = ""
-    role: int = Role.NONE
+    role: Annotated[int, Meta(ge=0, le=255)] = Role.NONE
     node: str = ""
-    at_ms: int = 0  # since 1970
+    at_ms: CountOrNone = 0  # since 1970
 
 
 NOBODY = Author()

@@ -2,6 +2,7 @@
 
 import re
 
+from muster.records.durations import duration_of
 from muster.records.events import (
     ACTIONS,
     BUILT_IN,
@@ -13,7 +14,6 @@ from muster.records.events import (
     window_of,
 )
 from muster.records.limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, NAME, NAME_RULE, command_problem, shown
-from muster.records.toml_lines import duration_of
 
 MAXIMUM_GROUPS = 256  # in the cluster
 MAXIMUM_EVENTS = 64  # in a group

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from muster.records.addresses import NoAddress, address_of
 from muster.records.state import Definition
 
 MAXIMUM_SERVICES = 10_000  # in one operation
@@ -21,6 +22,7 @@ MAXIMUM_CHECKS = 100  # of which the failures are counted
 MAXIMUM_PORT = 65_535
 MAXIMUM_VARIABLES = 256
 MAXIMUM_PATH_BYTES = 4095
+MAXIMUM_LEVEL = 65_535
 MAXIMUM_GENERATIONS = 16  # of a group, the eldest parent included
 ANY_NODE = "*"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
@@ -30,23 +32,24 @@ RESERVED = "MUSTER_"  # the beginning of the variables that Muster itself gives 
 
 MAXIMUM_LINKS = 8  # addresses of one node
 RESERVED_NAMES = frozenset({"authority"})  # of nodes: the folder of the authority's keys has that name
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):(\d{1,5})")
 
 _SHOWN_CHARACTERS = 60
 
 # Each field that is a command, a duration, a number or a word, and what it may be.
 COMMANDS = (
     "start_command", "stop_command", "notify_command", "recovery_command",
-    "run", "ready_command", "check_command", "on_failure",
+    "run", "ready_command", "check_command", "on_failure", "cleanup_command",
 )  # fmt: skip
 _TIMEOUTS = (
     "start_timeout_ms", "stop_timeout_ms", "notify_timeout_ms", "recovery_timeout_ms", "retry_pause_ms",
-    "check_interval_ms", "check_timeout_ms", "restart_window_ms",
+    "check_interval_ms", "check_timeout_ms", "restart_window_ms", "cleanup_timeout_ms",
 )  # fmt: skip
 _BOUNDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(_TIMEOUTS, (1, MAXIMUM_TIMEOUT_MS)),
     **dict.fromkeys(("maturity_time_ms", "grace_ms"), (0, MAXIMUM_TIMEOUT_MS)),
-    **dict.fromkeys(("start_retries", "stop_retries", "notify_retries", "recovery_retries"), (0, MAXIMUM_COUNT)),
+    **dict.fromkeys(
+        ("start_retries", "stop_retries", "notify_retries", "recovery_retries", "cleanup_retries"), (0, MAXIMUM_COUNT)
+    ),
     **dict.fromkeys(("maturity_count", "siblings", "restarts"), (0, MAXIMUM_COUNT)),
     **dict.fromkeys(("check_failures", "check_of"), (1, MAXIMUM_CHECKS)),
     "ready_port": (0, MAXIMUM_PORT),
@@ -75,7 +78,10 @@ class Contradiction(NamedTuple):
 
 def shown(value: object) -> str:
     """A value for a message, in short."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+    except ValueError:  # Python does not write out a number of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
@@ -111,9 +117,10 @@ def problem_of(definition: Definition) -> str:
 
 def address_problem(text: str) -> str:
     """What is wrong with an address of the interconnect; empty where nothing is."""
-    found = _ADDRESS.fullmatch(text)
-    if found is None or not 0 < int(found.group(2)) < 65536:
-        return f"{shown(text)} is no address: write HOST:PORT with a port from 1 to 65535, an IPv6 address in brackets"
+    try:
+        address_of(text)
+    except NoAddress as error:
+        return f"{shown(text)} is no address: {error}"
     return ""
 
 
@@ -130,9 +137,11 @@ def addresses_problem(addresses: tuple[str, ...]) -> str:
     """What is wrong with the addresses of one node; empty where nothing is."""
     if not 0 < len(addresses) <= MAXIMUM_LINKS:
         return f"it has {len(addresses)} addresses: give it 1 to {MAXIMUM_LINKS}"
-    if len(set(addresses)) < len(addresses):
+    if problem := next(filter(None, map(address_problem, addresses)), ""):
+        return problem
+    if len(set(map(address_of, addresses))) < len(addresses):
         return "an address is given twice: name each once"
-    return next(filter(None, map(address_problem, addresses)), "")
+    return ""
 
 
 def command_problem(words: tuple[str, ...]) -> str:
@@ -259,7 +268,8 @@ def group_problems(
     for name in changed:
         seen = [name]
         definition = definitions[name]
-        while definition.parent and definition.parent != definition.name:
+        # No further than a group may reach: a file may hold a chain of thousands, and each of them is looked at.
+        while definition.parent and definition.parent != definition.name and len(seen) <= MAXIMUM_GENERATIONS:
             parent = definition.parent
             if parent not in definitions:
                 if whole and len(seen) == 1:

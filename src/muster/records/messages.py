@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from muster.records.access import Author
 from muster.records.events import GroupDefinition
+from muster.records.numbers import HIGHEST_NUMBER, Count, CountOrNone, Moment, NodeNumber
 from muster.records.state import Definition, Entry, Level
 from muster.records.terms import NO_TERM, Term
 from muster.records.versions import HIGHEST, LOWEST, VERSIONS, Software
@@ -21,27 +22,42 @@ class Hello(Struct, frozen=True, array_like=True, tag=1):
     """First frame of a connection, both ways: who speaks, and what it understands (SPEC 9.2)."""
 
     cluster: str
-    node: int
-    incarnation: int
-    lowest_version: int
-    highest_version: int
+    node: NodeNumber
+    incarnation: Count
+    lowest_version: Count
+    highest_version: Count
+
+
+class PlaceAwaited(Struct, frozen=True, array_like=True):
+    """Something on the sender waits for a place to begin (P8.12)."""
+
+    kind: str  # start, check, action
+    name: str  # of the service, or of the event
+    service: str  # that it is about, or nothing
+    waited_ms: Count
+    taken: Count  # places, of
+    places: Count
+    by: str  # what has them, in words
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=2):
     """I am here, at this term and commit index. A master adds who holds up which transition (SPEC 3.13)."""
 
-    incarnation: int
+    incarnation: Count
     term: Term
-    index: int
-    waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    store_lost_ms: int = 0  # for how long the sender has not been able to read the store (SPEC 7.5)
+    index: Count
+    waiting: tuple[tuple[Count, tuple[Count, ...]], ...] = ()
+    store_lost_ms: Count = 0  # for how long the sender has not been able to read the store (SPEC 7.5)
+    unable: str = ""  # why the sender cannot lead, in words; empty where it can (P2.11)
+    awaited: tuple[PlaceAwaited, ...] = ()  # those that have waited longest for a place
+    awaiting: Count = 0  # how many wait in all
 
 
 class Append(Struct, frozen=True, array_like=True, tag=3):
     """Master to all: entries that follow `previous_index`, all of them committed (SPEC 2.6)."""
 
     term: Term
-    previous_index: int
+    previous_index: Count
     entries: tuple[Entry, ...]
 
 
@@ -50,22 +66,22 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=4):
 
     term: Term
     database: bytes
-    ages: tuple[tuple[int, int], ...] = ()  # index -> how long ago it was committed (ms), where a record counts from it
+    ages: tuple[tuple[Count, Count], ...] = ()  # index -> how long ago it was committed (ms), where that counts
 
 
 class Acknowledgement(Struct, frozen=True, array_like=True):
     """A subsystem has processed one barrier of a notification (SPEC 3.4)."""
 
-    transition: int
-    level: int
-    barrier: int
+    transition: Count
+    level: CountOrNone
+    barrier: Count
 
 
 class CommandState(Struct, frozen=True, array_like=True):
     """What became of the command of one generation of a service on this node (SPEC 7.7)."""
 
     service: str
-    generation: int
+    generation: Count
     action: str
     finished: bool
     succeeded: bool = False
@@ -76,9 +92,17 @@ class CommandState(Struct, frozen=True, array_like=True):
 class Performance(Struct, frozen=True, array_like=True):
     """How busy a node has been of late, smoothed; each in thousandths of what it has (SPEC 6.2)."""
 
-    cpu: int = 0
-    memory: int = 0
-    pressure: int = 0  # share of time in which something waited for CPU, memory or I/O
+    cpu: Count = 0
+    memory: Count = 0
+    pressure: Count = 0  # share of time in which something waited for CPU, memory or I/O
+
+
+class Testimony(Struct, frozen=True, array_like=True):
+    """The kernel has told this node that nothing of an incarnation runs any more (P7.16)."""
+
+    node: NodeNumber
+    incarnation: Count
+    detail: str
 
 
 class Report(Struct, frozen=True, array_like=True, tag=5):
@@ -89,16 +113,18 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     """
 
     term: Term
-    index: int
-    incarnation: int
+    index: Count
+    incarnation: Count
     wish: str
     levels: tuple[Level, ...]
     acknowledgements: tuple[Acknowledgement, ...] = ()
     commands: tuple[CommandState, ...] = ()
-    sent_us: int = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
+    sent_us: Count = 0  # the sender's clock: an older report of the same incarnation says nothing (SPEC 2.5)
     performance: Performance | None = None
     software: Software = Software(1, 1)  # a release that does not say understands version 1 only
     keys: tuple[str, ...] | None = None  # fingerprints of the authorities whose key it holds; None: it does not say
+    words: tuple[Testimony, ...] = ()  # of members; told because the master may not be able to ask the kernel
+    departed: tuple[tuple[Count, Count], ...] = ()  # (level, registration): went by their own wish (P3.15)
 
 
 class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
@@ -106,7 +132,7 @@ class ApplyServices(Struct, frozen=True, array_like=True, tag="apply"):
 
     definitions: tuple[Definition, ...]
     withdraw: tuple[str, ...] = ()
-    expect: int = -1  # version of the configuration that this was made from; another one there refuses it (SPEC 9.3)
+    expect: CountOrNone = -1  # version of the configuration that this was made from; another refuses it (SPEC 9.3)
 
 
 class RegisterService(Struct, frozen=True, array_like=True, tag="register"):
@@ -119,6 +145,7 @@ class DeregisterService(Struct, frozen=True, array_like=True, tag="deregister"):
     """An operator wants the service down until it is registered again (SPEC 6.2)."""
 
     service: str
+    override: bool = False  # of what subsystems object
 
 
 class TransferService(Struct, frozen=True, array_like=True, tag="transfer"):
@@ -152,7 +179,7 @@ class FailService(Struct, frozen=True, array_like=True, tag="fail"):
 
     service: str
     detail: str
-    generation: int = 0
+    generation: Count = 0
 
 
 class RestartService(Struct, frozen=True, array_like=True, tag="restart"):
@@ -173,7 +200,7 @@ class SetMaintenance(Struct, frozen=True, array_like=True, tag="maintain"):
 
     kind: str
     subject: str = ""
-    duration_ms: int = 0
+    duration_ms: Count = 0
     cause: str = ""
     end: bool = False
 
@@ -182,9 +209,10 @@ class SetStandby(Struct, frozen=True, array_like=True, tag="standby"):
     """Begin (or, with `end`, end) the standby of a node: its services are moved away, it gets none."""
 
     node: str
-    duration_ms: int = 0
+    duration_ms: Count = 0
     cause: str = ""
     end: bool = False
+    override: bool = False  # of what subsystems object
 
 
 class ApplyEvents(Struct, frozen=True, array_like=True, tag="events"):
@@ -195,7 +223,7 @@ class ApplyEvents(Struct, frozen=True, array_like=True, tag="events"):
 
     groups: tuple[GroupDefinition, ...]
     withdraw: tuple[str, ...] = ()
-    expect: int = -1
+    expect: CountOrNone = -1
 
 
 class EnableEvents(Struct, frozen=True, array_like=True, tag="enable"):
@@ -211,7 +239,7 @@ class AddNode(Struct, frozen=True, array_like=True, tag="add_node"):
     node: str
     addresses: tuple[str, ...]
     verifier: str
-    expires_s: int
+    expires_s: Moment
 
 
 class RemoveNode(Struct, frozen=True, array_like=True, tag="remove_node"):
@@ -220,19 +248,26 @@ class RemoveNode(Struct, frozen=True, array_like=True, tag="remove_node"):
     node: str
 
 
+class SetAddresses(Struct, frozen=True, array_like=True, tag="set_addresses"):
+    """The node is reached at these addresses from now on, in place of all that it had (P1.8)."""
+
+    node: str
+    addresses: tuple[str, ...]
+
+
 class IssueToken(Struct, frozen=True, array_like=True, tag="issue_token"):
     """A new token for a configured node that does not run: it may be enrolled anew (P1.4)."""
 
     node: str
     verifier: str
-    expires_s: int
+    expires_s: Moment
 
 
 class EnrolNode(Struct, frozen=True, array_like=True, tag="enrol_node"):
     """A member has checked the token and signed the certificate: use the token up (P1.4). Nodes only ask for it."""
 
-    node: int
-    generation: int
+    node: NodeNumber
+    generation: Count
     verifier: str
     certificate: str
     issuer: str
@@ -241,8 +276,8 @@ class EnrolNode(Struct, frozen=True, array_like=True, tag="enrol_node"):
 class Certified(Struct, frozen=True, array_like=True):
     """A new certificate in place of the one with fingerprint `replaces`, of the same key."""
 
-    node: int
-    generation: int
+    node: NodeNumber
+    generation: Count
     replaces: str
     certificate: str
 
@@ -271,16 +306,17 @@ class AbandonRotation(Struct, frozen=True, array_like=True, tag="abandon_rotatio
 class RollBack(Struct, frozen=True, array_like=True, tag="roll_back"):
     """Give services and settings the definitions they had at `version` of the configuration (SPEC 9.3)."""
 
-    version: int
-    expect: int = -1
+    version: CountOrNone
+    expect: CountOrNone = -1
 
 
 class ConfigureCluster(Struct, frozen=True, array_like=True, tag="configure"):
-    """Change one setting of the cluster (`core/revisions.py` lists them)."""
+    """Change one setting (`core/versions/requests.py` lists them): of the cluster, or of `node` in its place."""
 
     setting: str
     value: str
-    expect: int = -1
+    expect: CountOrNone = -1
+    node: str = ""
 
 
 class FinishUpgrade(Struct, frozen=True, array_like=True, tag="finish_upgrade"):
@@ -289,7 +325,7 @@ class FinishUpgrade(Struct, frozen=True, array_like=True, tag="finish_upgrade"):
     `despite_unknown`: also where a node has never said what it runs; it may join only with a release that can.
     """
 
-    version: int
+    version: CountOrNone
     despite_unknown: bool = False
 
 
@@ -297,6 +333,14 @@ class RestartDaemon(Struct, frozen=True, array_like=True, tag="restart_daemon"):
     """Have the daemon of a member end and be started again, from what is installed now (P10.3)."""
 
     node: str
+
+
+class ConfirmClean(Struct, frozen=True, array_like=True, tag="confirm_clean"):
+    """An operator vouches that nothing is left of `service` where it was, or of any on `node`; one is given (P6.33)."""
+
+    service: str = ""
+    node: str = ""
+    cause: str = ""
 
 
 OperationRequest = (
@@ -314,6 +358,7 @@ OperationRequest = (
     | ApplyEvents
     | EnableEvents
     | AddNode
+    | SetAddresses
     | RemoveNode
     | IssueToken
     | EnrolNode
@@ -324,6 +369,7 @@ OperationRequest = (
     | ConfigureCluster
     | FinishUpgrade
     | RestartDaemon
+    | ConfirmClean
 )
 
 
@@ -340,7 +386,7 @@ class Response(Struct, frozen=True, array_like=True, tag=7):
 
     identity: str
     term: Term
-    index: int
+    index: Count
     refused: bool
     outcome: str
 
@@ -368,35 +414,35 @@ class Verdict(Struct, frozen=True, array_like=True, tag=10):
 class Happened(Struct, frozen=True, array_like=True):
     """An event in one node's record of its transitions (SPEC 8.2), and where in which transition it belongs."""
 
-    at_us: int  # by the clock of the node that recorded it: comparable with its own only
+    at_us: Count  # by the clock of the node that recorded it: comparable with its own only
     event: str
     detail: str
     term: Term
-    index: int  # of the entry that it is part of, or else of the replica when it happened
+    index: Count  # of the entry that it is part of, or else of the replica when it happened
     committed: bool = False  # part of an entry: every node that applied it one by one has recorded the same
-    transition: int = 0
-    level: int = -1
-    barrier: int = -1
-    about: int = -1  # the node whose transition it is, or that it is evidence about
-    kind: int = 0
-    nodes: tuple[int, ...] = ()
-    successor: int = 0
+    transition: Count = 0
+    level: CountOrNone = -1
+    barrier: CountOrNone = -1
+    about: NodeNumber = -1  # the node whose transition it is, or that it is evidence about
+    kind: Count = 0
+    nodes: tuple[NodeNumber, ...] = ()
+    successor: Count = 0
 
 
 class HistoryRequest(Struct, frozen=True, array_like=True, tag=11):
     """Node to node: what have you recorded of this transition? 0: when did which begin and end?"""
 
     identity: str
-    transition: int = 0
+    transition: Count = 0
 
 
 class HistoryAnswer(Struct, frozen=True, array_like=True, tag=12):
     """What a node has recorded; `omitted` is the number of events that its record had no room for."""
 
     identity: str
-    now_us: int
+    now_us: Count
     happened: tuple[Happened, ...]
-    omitted: int = 0
+    omitted: Count = 0
 
 
 class KeyRequest(Struct, frozen=True, array_like=True, tag=13):
@@ -413,7 +459,7 @@ class KeyAnswer(Struct, frozen=True, array_like=True, tag=14):
 
 
 class LocalQuestion(Struct, frozen=True, array_like=True, tag=20):
-    """Node to node: what do you yourself know of this? See `daemon/gathering.py`."""
+    """Node to node: what do you yourself know of this? See `daemon/history/gathering.py`."""
 
     identity: str
     question: str
@@ -446,15 +492,18 @@ Message = (
     | LocalAnswer
 )
 
-_OF_VERSION_1 = (
+_OF_VERSION_1: tuple[type, ...] = (
     *(Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict),
     *(HistoryRequest, HistoryAnswer),
 )
+_OF_VERSION_2: tuple[type, ...] = (KeyRequest, KeyAnswer, LocalQuestion, LocalAnswer)
 
 
 def version_of(message: Message) -> int:
     """The version that added this kind of message: it is sent from that active version on (P10.1)."""
-    return LOWEST if isinstance(message, _OF_VERSION_1) else HIGHEST
+    if isinstance(message, _OF_VERSION_1):
+        return LOWEST
+    return 2 if isinstance(message, _OF_VERSION_2) else HIGHEST
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -473,6 +522,10 @@ def encode_message(message: Message) -> bytes:
 def decode_message(data: bytes) -> Message:
     """Inverse of `encode_message`. Raises `MalformedMessage`."""
     try:
-        return _decoder.decode(data)
+        message = _decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(str(error)) from error
+    term: Term = getattr(message, "term", NO_TERM)  # which has no bounds of its own: the guard knows it too
+    if not (0 <= term.number <= HIGHEST_NUMBER and -1 <= term.node <= HIGHEST_NUMBER):
+        raise MalformedMessage(f"a term that cannot be: {term}")
+    return message

@@ -12,6 +12,7 @@ Each register fits in one sector with its header (`sectors.py`).
 """
 
 import struct
+import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -54,15 +55,65 @@ class ProofKind(IntEnum):
     NEXT_INCARNATION = 4
     FENCE_AGENT = 5
     OPERATOR = 6
+    KERNELS_WORD = 7  # of version 3: a node of the same kernel has asked it (P7.13)
 
     @property
     def words(self) -> str:
         """The proof in words."""
+        if self is ProofKind.KERNELS_WORD:
+            return "the kernel's word"
         return self.name.lower().replace("_", " ")
 
 
+def identity_of(uid: int, service: str) -> int:
+    """What stands for a service in a register, in 64 bits: services that were defined together have the same uid.
+
+    Of two that it does not tell apart, one would wait for the other's cleanup too.
+    """
+    return zlib.crc32(service.encode()) << 32 | uid & 0xFFFFFFFF
+
+
+class Life(NamedTuple):
+    """Where the kernel can be asked whether anything of an incarnation still runs (P7.14). Of version 3.
+
+    The control group, where there is one, holds everything of the node but its guard and the guard's writers. Inodes
+    tell whether who asks sees the same kernel's names: a pid means nothing in another PID namespace. `group_inode` is
+    one that nothing else ever gets while this kernel runs: a descriptor that bears it counts everywhere (P7.20).
+    """
+
+    machine_id: bytes  # 16 bytes, zeros where the machine has none
+    pid_namespace: int  # inode of the namespace in which `init_pid` counts: the guard's own
+    time_namespace: int  # inode of the one in which `init_start` counts
+    init_pid: int  # PID 1 of the node's own namespace; 0 where it has none
+    init_start: int  # its start in clock ticks since boot; 0: not known
+    group: str = ""  # path of the control group below the mount of control groups
+    group_inode: int = 0  # of that group; where there is none, of init's pidfd; 0: not known
+    group_root: int = 0  # inode of that mount's root
+
+
+class Owed(NamedTuple):
+    """What is still to be cleared in the machine's kernel, of services that ran there, by `identity_of` (P6.33).
+
+    It speaks of the incarnations from `since` on. In a live record it is about those before it, in a tombstone about
+    this one too.
+    """
+
+    since: int
+    failed: tuple[int, ...] = ()  # their cleanup has failed
+    waiting: tuple[int, ...] = ()  # their cleanup is at work, or waits for its turn
+    more: bool = False  # the record has no room for all: nobody else is known to be clean either
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is owed."""
+        return not (self.failed or self.waiting or self.more)
+
+
 class Lease(NamedTuple):
-    """The node's lease; the stamp's sequence is its beat. Durations in milliseconds."""
+    """The node's lease; the stamp's sequence is its beat. Durations in milliseconds.
+
+    `life` is None in a record of a release before version 3, and before anything of the incarnation runs.
+    """
 
     stamp: Stamp
     state: LeaseState
@@ -71,6 +122,8 @@ class Lease(NamedTuple):
     panic_bound_ms: int
     boot_id: bytes  # 16 bytes, the kernel's boot id
     cause: str  # why it ended, for tombstones
+    life: Life | None = None
+    owed: Owed | None = None  # nothing said: what the incarnation has left is not known
 
 
 class ClaimFlag(IntEnum):
@@ -106,6 +159,7 @@ class View(NamedTuple):
     stamp: Stamp
     heard: frozenset[int]  # node ids whose interconnect frames arrived within the link bound
     cut_off: bool = False  # no interface that carries an address of the node has a link (SPEC 7.4)
+    heard_late: frozenset[int] = frozenset()  # those heard after their lease had run out (P4.6); of version 3
 
 
 class Marks(NamedTuple):
@@ -117,13 +171,23 @@ class Marks(NamedTuple):
 
 Register = Lease | Claim | View | Marks
 
+LIFE_SINCE = 3  # version from which a lease may have one: `versions.KERNELS_WORD`, which the image cannot import
 MAXIMUM_SLOTS = 40  # as many marks as fit into one 512-byte sector
 _CAUSE_BYTES = 120
+_GROUP_BYTES = 160
 _LEASE = struct.Struct("<BBII16sH")
+_LIFE = struct.Struct("<16sQQIQQQH")
 _CLAIM = struct.Struct("<BQHBI")
 _VIEW = struct.Struct("<Q")
 _CUT_OFF = b"\x01"  # after it, only where it is so
+_LATE = struct.Struct("<?Q")  # after it, in place of that, only where somebody is heard late
 _MARK = struct.Struct("<HQ")
+_OWED = struct.Struct("<QBB?")  # then the services of both kinds, and at the very end the length of all that and a sign
+_OWED_END = struct.Struct("<H4s")
+_OWED_SIGN = b"\xffOW\xfe"  # of no text: no record without a statement ends with it
+_IDENTITY = struct.Struct("<Q")
+_LEASE_BYTES = 512 - 88  # of a small sector, without its header
+MAXIMUM_OWED = 24
 
 
 class MalformedRegister(ValueError):
@@ -143,12 +207,16 @@ def encode_register(register: Register) -> bytes:
                 register.boot_id,
                 len(cause),
             )
-            return head + cause
+            life = b"" if register.life is None else encode_life(register.life)
+            return _with_owed(head + cause + life, register.owed)
         case Claim():
             mark = register.mark
             return _CLAIM.pack(register.flag, mark.term.number, mark.term.node, mark.half, mark.generation)
         case View():
-            return _VIEW.pack(sum(1 << node for node in register.heard)) + (_CUT_OFF if register.cut_off else b"")
+            head = _VIEW.pack(_bits(register.heard))
+            if register.heard_late:
+                return head + _LATE.pack(register.cut_off, _bits(register.heard_late))
+            return head + (_CUT_OFF if register.cut_off else b"")
         case Marks():
             return b"".join(_MARK.pack(node, incarnation) for node, incarnation in register.condemned)
 
@@ -157,19 +225,82 @@ def decode_register(kind: RegisterKind, stamp: Stamp, payload: bytes) -> Registe
     """Inverse of `encode_register`. Raises `MalformedRegister`."""
     try:
         if kind is RegisterKind.LEASE:
+            payload, owed = _without_owed(payload)
             state, deadman, lease_ms, panic_bound_ms, boot_id, length = _LEASE.unpack_from(payload)
             cause = payload[_LEASE.size : _LEASE.size + length].decode(errors="replace")
-            return Lease(stamp, LeaseState(state), Deadman(deadman), lease_ms, panic_bound_ms, boot_id, cause)
+            rest = payload[_LEASE.size + length :]
+            life = decode_life(rest) if rest else None
+            return Lease(
+                stamp, LeaseState(state), Deadman(deadman), lease_ms, panic_bound_ms, boot_id, cause, life, owed
+            )  # fmt: skip
         if kind is RegisterKind.CLAIM:
             flag, number, node, half, generation = _CLAIM.unpack(payload)
             return Claim(stamp, ClaimFlag(flag), Mark(Term(number, node), half, generation))
         if kind is RegisterKind.VIEW:
-            (bits,) = _VIEW.unpack(payload.removesuffix(_CUT_OFF) if len(payload) > _VIEW.size else payload)
-            heard = frozenset(node for node in range(64) if bits >> node & 1)
-            return View(stamp, heard, cut_off=len(payload) > _VIEW.size)
+            return _decode_view(stamp, payload)
         return Marks(stamp, tuple(_MARK.iter_unpack(payload)))
     except (struct.error, ValueError) as error:
         raise MalformedRegister(f"{kind.name.lower()} register of node {stamp.owner}: {error}") from error
+
+
+def _with_owed(payload: bytes, owed: Owed | None) -> bytes:
+    """The payload of a lease and what is owed, as far as it can be named: the failed ones first."""
+    if owed is None:
+        return payload
+    room = (_LEASE_BYTES - len(payload) - _OWED.size - _OWED_END.size) // _IDENTITY.size
+    named = max(0, min(room, MAXIMUM_OWED))
+    failed = owed.failed[:named]
+    waiting = owed.waiting[: named - len(failed)]
+    more = owed.more or len(failed) < len(owed.failed) or len(waiting) < len(owed.waiting)
+    services = b"".join(_IDENTITY.pack(each) for each in (*failed, *waiting))
+    said = _OWED.pack(owed.since, len(failed), len(waiting), more) + services
+    return payload + said + _OWED_END.pack(len(said), _OWED_SIGN)
+
+
+def _without_owed(payload: bytes) -> tuple[bytes, Owed | None]:
+    """Inverse of `_with_owed`. Raises `struct.error`."""
+    if not payload.endswith(_OWED_SIGN):
+        return payload, None
+    length, _sign = _OWED_END.unpack(payload[-_OWED_END.size :])
+    end = len(payload) - _OWED_END.size
+    said = payload[end - length : end]
+    since, failed, waiting, more = _OWED.unpack_from(said)
+    services = tuple(each for (each,) in _IDENTITY.iter_unpack(said[_OWED.size :]))
+    if len(services) != failed + waiting:
+        raise ValueError(f"{len(services)} services are owed a cleanup, {failed} and {waiting} are announced")
+    return payload[: end - length], Owed(since, services[:failed], services[failed:], more)
+
+
+def _bits(nodes: frozenset[int]) -> int:
+    return sum(1 << node for node in nodes)
+
+
+def _nodes(bits: int) -> frozenset[int]:
+    return frozenset(node for node in range(64) if bits >> node & 1)
+
+
+def _decode_view(stamp: Stamp, payload: bytes) -> View:
+    (bits,) = _VIEW.unpack_from(payload)
+    rest = payload[_VIEW.size :]
+    if rest in {b"", _CUT_OFF}:
+        return View(stamp, _nodes(bits), rest == _CUT_OFF)
+    cut_off, late = _LATE.unpack(rest)
+    return View(stamp, _nodes(bits), cut_off, _nodes(late))
+
+
+def encode_life(life: Life) -> bytes:
+    """Where to ask the kernel about an incarnation; inverse of `decode_life`. Raises `ValueError` if it is too long."""
+    group = life.group.encode()
+    if len(group) > _GROUP_BYTES:
+        raise ValueError(f"the path of a control group may have {_GROUP_BYTES} bytes; {life.group} has {len(group)}")
+    return _LIFE.pack(*life[:5], life.group_inode, life.group_root, len(group)) + group
+
+
+def decode_life(payload: bytes) -> Life:
+    """Inverse of `encode_life`. Raises `struct.error` or `ValueError`."""
+    machine_id, pids, times, init, start, group_inode, group_root, length = _LIFE.unpack_from(payload)
+    group = payload[_LIFE.size : _LIFE.size + length].decode()
+    return Life(machine_id, pids, times, init, start, group, group_inode, group_root)
 
 
 def blank_register(kind: RegisterKind, owner: int) -> Register:

@@ -13,19 +13,21 @@ from msgspec import Struct, field
 
 from muster.records.access import Groups
 from muster.records.events import EventGroup
-from muster.records.registers import ProofKind
+from muster.records.numbers import Count
+from muster.records.registers import ProofKind, identity_of
 from muster.records.terms import NO_NODE, NO_TERM, Term
-from muster.records.versions import LOWEST, Software
+from muster.records.versions import KERNELS_WORD, LOWEST, Software
 
 
 class NodeState(IntEnum):
-    """SPEC 3.1."""
+    """SPEC 3.1. `SILENT` is no state of a member: what a level is told of one that nobody waits for (P4.8)."""
 
     INACTIVE = 0
     JOINING = 1
     JOINED = 2
     LEAVING = 3
     FORCED_LEAVING = 4
+    SILENT = 5
 
     def __str__(self) -> str:
         return _NODE_STATES[self]
@@ -62,18 +64,51 @@ class Level(NamedTuple):
     `registration` tells it from others of its number before it on the same incarnation; it grows (P3.13).
     """
 
-    number: int
+    number: Count
     name: str
     barriers: Barriers = Barriers()
-    deadline_ms: int = 0
+    deadline_ms: Count = 0
     evicts: bool = False
     vetoes: bool = False
-    registration: int = 0
+    registration: Count = 0
 
     @property
     def identity(self) -> tuple[int, int]:
         """What tells it from every other registration on one incarnation of a node (P3.13)."""
         return self.number, self.registration
+
+
+class Required(NamedTuple):
+    """A level that a node must have before it joins (P3.17); `name` of the program, empty: any."""
+
+    number: Count
+    name: str = ""
+
+
+class Missing(NamedTuple):
+    """A required level that a node has not registered; `found`: another program has, where the name is required."""
+
+    number: Count
+    name: str = ""
+    found: str = ""
+
+
+class Waits(NamedTuple):
+    """An incarnation whose join is not opened, since entry `since`: these required levels are missing (P3.17)."""
+
+    incarnation: Count
+    since: Count
+    missing: tuple[Missing, ...]
+
+
+class Gone(NamedTuple):
+    """A registration that has gone, and whose level has not been told yet (P3.15).
+
+    `forced`: its program has ended or was lost; else it went by its own wish.
+    """
+
+    level: Level
+    forced: bool
 
 
 MEMBERSHIP_LEVEL = Level(0, "membership")
@@ -102,6 +137,7 @@ class Rotation(IntEnum):
 
 
 DEFAULT_CERTIFICATE_LIFETIME_S = 365 * 24 * 3600
+DEFAULT_REQUIRED_WITHIN_MS = 60_000
 
 
 def fingerprint(pem: str) -> str:
@@ -123,6 +159,8 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S  # of a node's certificate; renewed before its end
     active_version: int = LOWEST  # of what is sent and written; raised by `muster upgrade finish` (P10.1)
     groups: Groups = Groups()
+    required_levels: tuple[Required, ...] = ()  # that a node must have before it joins; of version 3 (P3.17)
+    required_within_ms: Count = DEFAULT_REQUIRED_WITHIN_MS  # after so long without them an alarm is raised
 
 
 class Enrolment(Struct, frozen=True, array_like=True):
@@ -146,13 +184,18 @@ class NodeConfig(Struct, frozen=True, array_like=True, tag="node"):
     generation: int = 0
     enrolment: Enrolment | None = None
     issuer: str = ""  # fingerprint of the authority that issued the certificate; empty: the one of `muster init`
+    required_levels: tuple[Required, ...] | None = None  # in place of the cluster's; None: those of the cluster (P3.17)
 
 
 class Eviction(Struct, frozen=True, array_like=True):
-    """A committed decision to force an incarnation out, not yet proven dead: the reason of its mark (SPEC 7.2)."""
+    """A committed decision to force an incarnation out, not yet proven dead: the reason of its mark (SPEC 7.2).
+
+    `silent`: its lease has run out as well, so nobody waits for it any more (P4.7).
+    """
 
     incarnation: int
     cause: str
+    silent: bool = False
 
 
 class Member(Struct, frozen=True, array_like=True, tag="member"):
@@ -169,6 +212,12 @@ class Member(Struct, frozen=True, array_like=True, tag="member"):
     leave_asked: str = ""  # a leave asked for while joining, and why: the join turns at the next level (SPEC 3.7)
     software: Software = Software()  # of its last incarnation, as it last said
     restart_asked: int = 0  # index of the entry that asked its daemon to be started anew (P10.3)
+    vouched_clean: int = 0  # an operator says that up to this incarnation nothing is left in its machine (P6.33)
+    by_level: bool = False  # `inside` says who knows of it; False: of a version that told every level of every node
+    inside: tuple[int, ...] = ()  # the levels that know of it: told of its join, not of its end (P3.14)
+    gone: tuple[Gone, ...] = ()  # registrations that are to be taken out of their levels (P3.15)
+    required: tuple[Count, ...] = ()  # the levels that were required as its join was opened (P3.17)
+    waits: Waits | None = None  # for required levels, before its join is opened
 
 
 class Transition(Struct, frozen=True, array_like=True, tag="transition"):
@@ -185,7 +234,7 @@ class Transition(Struct, frozen=True, array_like=True, tag="transition"):
     cause: str = ""
     barriers: int = 1  # of the level at work
     awaits: int = 0  # level that the joining node itself must register before its join goes on (SPEC 3.10)
-    late: bool = False  # not the node's join, but that of levels which it registered after it had joined (SPEC 3.10)
+    late: bool = False  # not the node's own, but that of one of its levels alone, which came or went (SPEC 3.2, 3.10)
 
     @property
     def level(self) -> int:
@@ -254,6 +303,16 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     restarts: int = 3  # in place, within the window, before the service is moved
     restart_window_ms: int = 600_000
     on_failure: tuple[str, ...] = ()  # action function in place of the failure policy (SPEC 5.4)
+    cleanup_command: tuple[str, ...] = ()  # clears what it leaves in its machine's kernel (P6.32); of version 3
+    cleanup_timeout_ms: int = 60_000
+    cleanup_retries: int = 0
+
+
+class Unclean(NamedTuple):
+    """Where a service may have left something in the machine's kernel: nothing of it runs there any more (P6.32)."""
+
+    node: int
+    incarnation: int
 
 
 class Exhausted(NamedTuple):
@@ -298,11 +357,19 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     takeovers: tuple[Takeover, ...] = ()  # the recent free transfers (SPEC 6.8)
     since: int = 0  # index of the entry that gave it its present state
     template: str = ""  # name of the service that this is an instance of, placed on one node of all (SPEC 6.2)
+    owes: bool = False  # where it is, its start was given a cleanup command, and it may have left something (P6.32)
+    cleaning: bool = False  # its present stop is that cleanup, after a start or a stop that failed
+    unclean: Unclean | None = None  # where it was lost, until that machine is known to be clean of it
 
     @property
     def name(self) -> str:
         """The name in its definition, unique in the cluster."""
         return self.definition.name
+
+    @property
+    def identity(self) -> int:
+        """What stands for it in a register (P6.33)."""
+        return identity_of(self.uid, self.definition.name)
 
 
 class Maintenance(Struct, frozen=True, array_like=True, tag="maintenance"):
@@ -367,7 +434,7 @@ class Revision(Struct, frozen=True, array_like=True, tag="revision"):
     user: str
     node: str
     what: str
-    undo: bytes = b""  # packed, see `core/revisions.py`
+    undo: bytes = b""  # packed, see `core/versions/revisions.py`
     whole: bool = True  # False: what undoes it was too large to keep, so no version below it can be shown
 
 
@@ -404,6 +471,13 @@ class Entry(Struct, frozen=True, array_like=True):
 
 
 MAXIMUM_OPERATIONS = 512
+MAXIMUM_LINEAGE = 32
+MAXIMUM_OPERATIONS_BY_BYTES = 8192  # where their bytes are counted (P9.3)
+
+
+def most_operations(cluster: Cluster) -> int:
+    """How many identities are kept at most at the active version."""
+    return MAXIMUM_OPERATIONS_BY_BYTES if cluster.active_version >= KERNELS_WORD else MAXIMUM_OPERATIONS
 
 
 class Database(Struct):
@@ -423,6 +497,7 @@ class Database(Struct):
     event_groups: dict[str, EventGroup] = field(default_factory=dict)
     audit: dict[int, Audit] = field(default_factory=dict)  # the newest ones
     revisions: dict[int, Revision] = field(default_factory=dict)  # the newest ones
+    lineage: tuple[tuple[Term, int], ...] = ()  # the newest terms that committed, each with its first index (P11.2)
 
     def apply(self, entry: Entry) -> None:
         """Apply the next committed entry. Raises `ValueError` if it is not the next one."""
@@ -430,7 +505,15 @@ class Database(Struct):
             raise ValueError(f"entry {entry.index} does not follow index {self.index}")
         for change in entry.changes:
             self._apply(change, entry.index)
+        if entry.term != self.term:
+            self.lineage = (*self.lineage, (entry.term, entry.index))[-MAXIMUM_LINEAGE:]
         self.index, self.term = entry.index, entry.term
+
+    def term_at(self, index: int) -> Term | None:
+        """The term that committed entry `index`; None where this database does not know it."""
+        if index == self.index:
+            return self.term
+        return next((term for term, first in reversed(self.lineage) if first <= index < self.index), None)
 
     def _apply(self, change: Change, index: int) -> None:
         match change:
@@ -449,7 +532,7 @@ class Database(Struct):
                 self.services[change.name] = change
             case Operation():
                 self.operations[change.identity] = change
-                while len(self.operations) > MAXIMUM_OPERATIONS:
+                while len(self.operations) > most_operations(self.cluster):
                     del self.operations[next(iter(self.operations))]
             case Maintenance():
                 self.maintenance[change.key] = change
@@ -482,6 +565,8 @@ class Database(Struct):
                 self.audit.pop(int(change.key), None)
             case "revision":
                 self.revisions.pop(int(change.key), None)
+            case "operation":
+                self.operations.pop(change.key, None)
             case "node":
                 self.nodes.pop(int(change.key), None)
                 self.members.pop(int(change.key), None)

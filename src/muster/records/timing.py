@@ -7,6 +7,10 @@ Worked timeline of a power cut at profile `fast` (docs/PROTOCOL.md, section "Tim
     +600     lease_ms: the panic bound is over, nothing of the node runs any more
     +846     an observer that first saw the last beat up to read_ms after it was written has counted lease_ms
              plus drift through an unbroken chain of reads: proof of death
+
+That is scope `shared`. Where all daemons share one kernel (scope `host`) two deadlines stand apart (P7.12). The guard's
+loop moves the first, lease_ms - panic_bound_ms after its last turn, without the store: it ends a node that hangs. The
+lease is store_stall_ms longer there: it bounds only for how long renewals may fail.
 """
 
 import re
@@ -31,6 +35,7 @@ class Profile(NamedTuple):
     restart_ms: int  # a daemon that exited has this long until its successor's first pulse
     claim_stagger_ms: int  # a candidate of rank n waits n times this long before it claims
     connect_ms: int  # interconnect: time to connect and shake hands; also the longest pause between attempts
+    store_stall_ms: int = 7000  # scope host: so much longer is the lease; a store that hangs for less ends no node
 
     def heartbeat_interval_ms(self, nodes: int) -> int:
         """Time between heartbeats on one link, in a cluster of `nodes` nodes: traffic per node stays bounded."""
@@ -39,6 +44,15 @@ class Profile(NamedTuple):
     def link_loss_ms(self, nodes: int) -> int:
         """The bound within which a silent link is named (SPEC 1.6)."""
         return self.link_loss_beats * self.heartbeat_interval_ms(nodes)
+
+    @property
+    def loop_ms(self) -> int:
+        """The guard's loop may hang so long before the deadman fires."""
+        return self.lease_ms - self.panic_bound_ms
+
+    def leased(self, *, one_machine: bool) -> "Profile":
+        """This profile with the `lease_ms` of a node's record, where all daemons share one kernel or not (P7.12)."""
+        return self._replace(lease_ms=self.lease_ms + self.store_stall_ms) if one_machine else self
 
     def proof_ms(self) -> int:
         """Longest time from a node's sudden death to its proof by an expired lease."""

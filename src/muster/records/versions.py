@@ -8,13 +8,16 @@ is no new version: older releases pass over it. A new kind of record, message or
     1   the first
     2   who did it: audit and configuration history; restarts of daemons; settings; and all kinds of record and
         operation that were added with them
+    3   nothing runs twice, nothing jams: the kernel's word of a stop, silent members, cleanups of services, and what
+        goes with them
 """
 
 from msgspec import Struct
 
-LOWEST, HIGHEST = 1, 2
+LOWEST, HIGHEST = 1, 3
 VERSIONS = (LOWEST, HIGHEST)
 KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
+KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field is gated together with them
 
 
 class Software(Struct, frozen=True, array_like=True):

@@ -12,7 +12,17 @@ from msgspec import Struct
 
 from muster.records.messages import OperationRequest
 from muster.records.registers import Claim
-from muster.records.state import Entry, Level, Member, NodeState, Operation, Service, Transition, TransitionKind
+from muster.records.state import (
+    Entry,
+    Level,
+    Member,
+    NodeState,
+    Operation,
+    Required,
+    Service,
+    Transition,
+    TransitionKind,
+)
 from muster.records.terms import Term
 
 
@@ -24,6 +34,7 @@ class ReplicaState(Struct, frozen=True):
     services: dict[str, Service]
     operations: dict[str, Operation]
     names: dict[int, str]  # node -> configured name
+    required: tuple[Required, ...] = ()  # that a node must have before it joins
 
 
 class LifeBegan(Struct, frozen=True):
@@ -41,6 +52,15 @@ class LifeEnded(Struct, frozen=True):
     node: int
     incarnation: int
     cause: str
+
+
+class Renewed(Struct, frozen=True):
+    """A guard has renewed its lease, which runs out at `ends_us` if this is the last time."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    ends_us: int
 
 
 class DaemonStarted(Struct, frozen=True):
@@ -125,6 +145,23 @@ class LevelAcknowledged(Struct, frozen=True):
     barrier: int
 
 
+class KernelHeld(Struct, frozen=True):
+    """A start has left something in the kernel of the node's machine, as an address (P6.32)."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+
+
+class KernelCleared(Struct, frozen=True):
+    """Nothing of a service is left there any more."""
+
+    at_us: int
+    node: int
+    service: str
+
+
 class ProgramCame(Struct, frozen=True):
     """A program has registered this level on `node`, which may run already."""
 
@@ -150,6 +187,17 @@ class Asked(Struct, frozen=True):
     node: int
     identity: str
     operation: OperationRequest
+
+
+class Judged(Struct, frozen=True):
+    """A subsystem that may object to planned changes has been asked about one, and has answered (P4.5)."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    level: int
+    identity: str  # of the request
+    objects: bool
 
 
 class Replied(Struct, frozen=True):
@@ -296,6 +344,7 @@ class GaveUp(Struct, frozen=True):
 Observation = (
     LifeBegan
     | LifeEnded
+    | Renewed
     | DaemonStarted
     | ClaimWritten
     | MarksWritten
@@ -304,9 +353,12 @@ Observation = (
     | Told
     | Notified
     | LevelAcknowledged
+    | KernelHeld
+    | KernelCleared
     | ProgramCame
     | ProgramWent
     | Asked
+    | Judged
     | Replied
     | CommandTaken
     | CommandEnded

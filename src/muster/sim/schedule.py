@@ -54,6 +54,35 @@ class Resume(Struct, frozen=True, tag="resume"):
     node: int
 
 
+class Stall(Struct, frozen=True, tag="stall"):
+    """The guard waits in the kernel: it renews nothing and no signal ends it before it wakes, after `for_us`.
+
+    Then init ends the node at the deadline, unless it waits `beside` (`init`, `runner`).
+    """
+
+    for_us: int
+    node: int = HERE
+    beside: tuple[str, ...] = ()
+
+
+class Reboot(Struct, frozen=True, tag="reboot"):
+    """The one machine of all nodes loses its power, and comes up with another boot id."""
+
+
+class CopyStore(Struct, frozen=True, tag="copy store"):
+    """Somebody makes a copy of the store."""
+
+
+class ReplaceStore(Struct, frozen=True, tag="replace store"):
+    """Something else is renamed over the store's path: the last `copy` of it, an `other` cluster's, or `nothing`.
+
+    `itself` puts back what was there. A copy only where every home remembers more than it holds (P11.2).
+    """
+
+    by: str
+    for_us: int = 0
+
+
 class Cut(Struct, frozen=True, tag="cut"):
     """The link carries nothing from `source` to `to`."""
 
@@ -90,6 +119,18 @@ class Weather(Struct, frozen=True, tag="weather"):
     node: int = EVERYWHERE
 
 
+class Spoil(Struct, frozen=True, tag="spoil"):
+    """Writes of a node to these places fail, each time, or never end (`hangs`): a bad block of its own area (P2.11).
+
+    `what`: `frame`, `checkpoint`, `view`, `marks`, or of the claim register `claim`, `mark` and `withdrawal`.
+    """
+
+    what: tuple[str, ...]
+    for_us: int = 0
+    node: int = HERE
+    hangs: bool = False
+
+
 class Lossy(Struct, frozen=True, tag="lossy"):
     """All links lose and repeat a share of messages and delay each by up to `jitter_us`, which reorders them."""
 
@@ -122,10 +163,26 @@ class Come(Struct, frozen=True, tag="come"):
 
 
 class Go(Struct, frozen=True, tag="go"):
-    """The program of a level on a node deregisters, if there is one; what it has not acknowledged, nobody does."""
+    """The program of a level on a node ends, if there is one; what it has not acknowledged, nobody does.
+
+    `departs`: it deregisters; else its end may be its node's (P3.18).
+    """
 
     level: int
     node: int
+    departs: bool = False
+
+
+class Drop(Struct, frozen=True, tag="drop"):
+    """The program of a level on a node loses its connection, lives, and comes back after `for_us` (P3.16).
+
+    Where it `fails` its node, that ends when the program is not back in time.
+    """
+
+    level: int
+    node: int
+    for_us: int
+    fails: bool = False
 
 
 class Mend(Struct, frozen=True, tag="mend"):
@@ -171,15 +228,21 @@ Deed = (
     | Kill
     | Pause
     | Resume
+    | Stall
+    | Reboot
+    | CopyStore
+    | ReplaceStore
     | Cut
     | Isolate
     | Blind
     | Weather
+    | Spoil
     | Lossy
     | Hang
     | Unhang
     | Come
     | Go
+    | Drop
     | Mend
     | Ask
     | Fail
@@ -188,7 +251,7 @@ Deed = (
 )
 
 
-Here = PowerCut | Kill | Pause | Isolate | Blind | Hang
+Here = PowerCut | Kill | Pause | Isolate | Blind | Hang | Spoil
 
 
 class When(Struct, frozen=True, tag="when"):

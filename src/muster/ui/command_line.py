@@ -7,40 +7,42 @@ from typing import Any
 
 import click
 
-from muster.ui.client import MusterError
-from muster.ui.connection import EXIT_INTERRUPTED, Settings, connection_options, show_error
+from muster import __version__
+from muster.client.errors import ClientError
+from muster.setup.harmless import clean_standard_streams
+from muster.ui.options import EXIT_INTERRUPTED, Settings, connection_options, show_error
 
 _COMMANDS = {
-    "init": "muster.ui.store:init",
-    "status": "muster.ui.screen:status",
-    "services": "muster.ui.services:services",
-    "why": "muster.ui.why:why",
-    "transitions": "muster.ui.screen:transitions",
-    "links": "muster.ui.links:links",
-    "timeline": "muster.ui.timeline:timeline",
-    "apply": "muster.ui.services:apply",
-    "plan": "muster.ui.planning:plan",
-    "maintenance": "muster.ui.maintenance:maintenance",
-    "config": "muster.ui.configuration:config",
-    "audit": "muster.ui.configuration:audit",
-    "upgrade": "muster.ui.upgrade:upgrade",
-    "node": "muster.ui.nodes:node",
-    "enrol": "muster.ui.enrolment:enrol",
-    "authority": "muster.ui.authority:authority",
-    "service": "muster.ui.services:service",
-    "event": "muster.ui.events:event",
-    "watcher": "muster.ui.events:watcher",
-    "subsystem": "muster.ui.subsystem:subsystem",
-    "store": "muster.ui.store:store",
-    "profile": "muster.ui.profile:profile",
-    "debug": "muster.ui.debugging:debug",
-    "dev": "muster.ui.development:dev",
-    "rehearse": "muster.ui.rehearsal:rehearse",
-    "install": "muster.ui.installing:install",
-    "uninstall": "muster.ui.installing:uninstall",
-    "man": "muster.ui.installing:man",
-    "sim": "muster.ui.simulation:sim",
-    "demo": "muster.ui.demonstration:demo",
+    "init": "muster.ui.commands.store:init",
+    "status": "muster.ui.pages.screen:status",
+    "services": "muster.ui.commands.services:services",
+    "why": "muster.ui.commands.why:why",
+    "transitions": "muster.ui.pages.screen:transitions",
+    "links": "muster.ui.commands.links:links",
+    "timeline": "muster.ui.commands.timeline:timeline",
+    "apply": "muster.ui.commands.services:apply",
+    "plan": "muster.ui.commands.planning:plan",
+    "maintenance": "muster.ui.commands.maintenance:maintenance",
+    "config": "muster.ui.commands.configuration:config",
+    "audit": "muster.ui.commands.configuration:audit",
+    "upgrade": "muster.ui.commands.upgrade:upgrade",
+    "node": "muster.ui.commands.nodes:node",
+    "enrol": "muster.ui.commands.enrolment:enrol",
+    "authority": "muster.ui.commands.authority:authority",
+    "service": "muster.ui.commands.services:service",
+    "event": "muster.ui.commands.events:event",
+    "watcher": "muster.ui.commands.events:watcher",
+    "subsystem": "muster.ui.commands.subsystem:subsystem",
+    "store": "muster.ui.commands.store:store",
+    "profile": "muster.ui.commands.profile:profile",
+    "debug": "muster.ui.commands.debugging:debug",
+    "dev": "muster.ui.commands.development:dev",
+    "rehearse": "muster.ui.commands.rehearsal:rehearse",
+    "install": "muster.ui.commands.installing:install",
+    "uninstall": "muster.ui.commands.installing:uninstall",
+    "man": "muster.ui.commands.installing:man",
+    "sim": "muster.ui.commands.simulation:sim",
+    "demo": "muster.ui.commands.demonstration:demo",
     "completion": "muster.ui.command_line:completion",
 }
 
@@ -86,7 +88,7 @@ class LateGroup(click.Group):
 
 
 @click.command(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="muster", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 @connection_options
 @click.pass_context
 def muster(context: click.Context) -> None:
@@ -142,19 +144,20 @@ def _context_of(words: list[str]) -> click.Context:
     return context
 
 
-def explained(error: click.ClickException, words: list[str]) -> MusterError:
+def explained(error: click.ClickException, words: list[str]) -> ClientError:
     """What click found wrong with the command line, as every other error: what, where, and what to do next."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     what = error.format_message().rstrip(".")
     if context is None:  # the parser of options does not say whose they are
         context = _context_of(words)
     usage = " ".join(context.get_usage().split())
-    return MusterError(what, context.command_path, f"{usage}; see `{context.command_path} --help`")
+    return ClientError(what, context.command_path, f"{usage}; see `{context.command_path} --help`")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `muster`; `arguments` are those of the process unless given."""
     _open_what_is_closed()
+    clean_standard_streams()
     try:
         # see https://no-color.org; None lets click look whether the output is a terminal
         colour = False if os.environ.get("NO_COLOR") else None

@@ -2,7 +2,7 @@
 
 import click
 
-from muster.records.toml_lines import duration_of
+from muster.records.durations import duration_of
 
 MAXIMUM_MS = 366 * 24 * 60 * 60 * 1000
 

@@ -1,4 +1,4 @@
-"""Manual pages, made from the commands themselves, so that they cannot say anything else (SPEC 8.1, 9.4).
+"""Manual pages, made from the commands themselves, so that they cannot say anything else (SPEC 8.1).
 
 A help text's paragraphs become paragraphs; what stands behind a backspace character, as examples do, keeps its lines.
 """
@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import click
 
-from muster.ui.client import MusterError
+from muster.client.errors import ClientError
+from muster.setup.installation import Page
 
 DAEMON = "musterd"
 EXIT_CODES = (
@@ -32,15 +32,8 @@ _LITERAL = "\b"
 _SEE_ALSO = f"{DAEMON}(8)"
 
 
-class Page(NamedTuple):
-    """One manual page; `file` is its name with the section, as `muster-node-leave.1`."""
-
-    file: str
-    text: str
-
-
 def pages(program: click.Command, release: str) -> list[Page]:
-    """The pages of a command and of all commands below it, and that of the daemon. Raises `MusterError`."""
+    """The pages of a command and of all commands below it, and that of the daemon. Raises `ClientError`."""
     found = [_command_page(path, context, release) for path, context in commands_of(program)]
     return [*found, _daemon_page(release)]
 
@@ -175,7 +168,7 @@ def _daemon_page(release: str) -> Page:
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise MusterError(f"{DAEMON} --help failed: {error}", DAEMON, "install Muster whole, and try again") from error
+        raise ClientError(f"{DAEMON} --help failed: {error}", DAEMON, "install Muster whole, and try again") from error
     lines = _head(DAEMON, "8", release)
     lines += [".SH NAME", f"{DAEMON} \\- run one node of a Muster cluster"]
     lines += [".SH DESCRIPTION", ".nf", *(_escaped(line) if line else "\\&" for line in text.splitlines()), ".fi"]

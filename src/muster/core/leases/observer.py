@@ -1,0 +1,304 @@
+"""What a node learns from the store: who lives, who has provably stopped, who holds the mastership (SPEC 7.1, 2.2).
+
+One lease watch a node; every read of the strip goes through `observe`, so that all judgements come from the same chain
+of reads. Beside them stands what others vouch for: the kernel, by the own guard (P7.13); a member, in a committed
+record (P7.16); fence agents and operators. What they have said of an incarnation is final: no later beat of it counts.
+"""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from muster.core.draft import counts
+from muster.core.effects import WatchLife
+from muster.core.inputs import StripRead
+from muster.core.leases.lease import Evidence, LeaseWatch
+from muster.core.links.links import Links
+from muster.records.messages import Testimony
+from muster.records.registers import ClaimFlag, Lease, LeaseState, Owed, ProofKind, Strip
+from muster.records.state import Database, NodeState
+from muster.records.terms import NO_TERM, Term
+from muster.records.timing import Profile
+from muster.records.units import US_PER_MS
+
+PREFERENCE = (
+    NodeState.JOINED,
+    NodeState.JOINING,
+    NodeState.LEAVING,
+    NodeState.INACTIVE,
+    NodeState.FORCED_LEAVING,
+)
+
+
+class Kernel(NamedTuple):
+    """The kernel that this node runs under; zeros where nobody has said."""
+
+    boot_id: bytes = bytes(16)
+    machine_id: bytes = bytes(16)
+
+
+NO_KERNEL = Kernel()
+
+
+class Observer:
+    """This node's view of all registers."""
+
+    def __init__(
+        self,
+        me: int,
+        incarnation: int,
+        profile: Profile,
+        strip: Strip,
+        *,
+        one_machine: bool,
+        kernel: Kernel = NO_KERNEL,
+    ) -> None:
+        self._me, self._incarnation = me, incarnation
+        self._kernel, self._one_machine = kernel, one_machine
+        self._asked_us: dict[tuple[int, int], int] = {}  # when the guard was last asked about an incarnation
+        self._ask_again_us = profile.lease_ms * US_PER_MS
+        self._unable: dict[int, tuple[int, str]] = {}  # node -> incarnation, and why the kernel cannot be asked here
+        self.strip = strip
+        self.read_started_us = 0  # of the read that gave `strip`
+        self.read_us = 0  # when that read ended
+        self._watches = [LeaseWatch(profile.gap_ms, timers_prove=one_machine) for _ in strip.leases]
+        self._watches[me].lease = strip.leases[me]  # what the own lease advances from
+        self._confirmed: dict[tuple[int, int], Evidence] = {}  # by the kernel, members, fence agents and operators
+        self._told: set[tuple[int, int]] = set()
+        self.last_words: dict[int, tuple[int, str]] = {}  # node -> incarnation, and why it panicked (P7.18)
+        self.heard_late: frozenset[int] = frozenset()  # by this node itself (P4.6)
+        self.hears: frozenset[int] = frozenset()  # this node itself, whenever that was
+        # From a node's end until a member that hears it has had a frame more, has written its view, and that is read.
+        self._say_us = (profile.heartbeat_interval_ms(len(strip.leases)) + 2 * profile.read_ms) * US_PER_MS
+
+    def observe(
+        self, read: StripRead, database: Database, look: Callable[[], None] = lambda: None
+    ) -> list[tuple[int, Evidence]]:
+        """Take a read in; returns the members that it is the first to prove dead.
+
+        `look` notes whom this node hears late by it, before that is judged (P4.6).
+        """
+        self.strip, self.read_started_us, self.read_us = read.strip, read.started_us, read.finished_us
+        for watch, lease in zip(self._watches, read.strip.leases, strict=True):
+            watch.observe(lease, read.started_us, read.finished_us)
+        look()
+        found = []
+        for member in database.members.values():
+            evidence = self.evidence(member.node, member.incarnation) if counts(member) else None
+            if evidence is not None and (member.node, member.incarnation) not in self._told:
+                self._told.add((member.node, member.incarnation))
+                found.append((member.node, evidence))
+        return found
+
+    def take_last_words(self, database: Database) -> list[int]:
+        """The nodes that this one has known to be dead, and of whose panic it now first reads the tombstone (P7.18)."""
+        found = []
+        for node, lease in enumerate(self.strip.leases):
+            if node == self._me or lease is None or lease.state is not LeaseState.PANICKED:
+                continue
+            words = (lease.stamp.incarnation, lease.cause)
+            if lease.stamp.incarnation == database.member(node).incarnation and self.last_words.get(node) != words:
+                self.last_words[node] = words
+                if (node, lease.stamp.incarnation) in self._told:
+                    found.append(node)
+        return found
+
+    def lose_sight(self, now_us: int) -> None:
+        """A read failed: every chain of reads is broken."""
+        for watch in self._watches:
+            watch.observe(None, now_us, now_us)
+
+    def confirm(self, node: int, evidence: Evidence) -> bool:
+        """Somebody vouches for the stop of an incarnation, for good; whether there was no proof of it before."""
+        fresh = self.evidence(node, evidence.incarnation) is None
+        self._confirmed.setdefault((node, evidence.incarnation), evidence)
+        self._told.add((node, evidence.incarnation))
+        return fresh
+
+    def follow(self, database: Database) -> None:
+        """Take over what members have testified, as it is committed (P7.16); `database` is a confirmed replica."""
+        for member in database.members.values():
+            proof = member.last_proof
+            if proof is not None and (proof.node, proof.incarnation) not in self._confirmed:
+                self._confirmed[proof.node, proof.incarnation] = Evidence(proof.kind, proof.incarnation, proof.detail)
+
+    def cannot_ask(self, node: int, incarnation: int, why: str) -> None:
+        """The own guard cannot ask the kernel about an incarnation."""
+        self._unable[node] = (incarnation, why)
+
+    def unable(self, node: int) -> str:
+        """Why this node cannot ask the kernel about the newest incarnation of another; empty where it can."""
+        lease = self._lease(node)
+        incarnation, why = self._unable.get(node, (0, ""))
+        return why if lease is not None and lease.stamp.incarnation == incarnation else ""
+
+    def to_ask(self, now_us: int) -> list[WatchLife]:
+        """Whom the guard is to ask the kernel about (P7.15): who is new, and again who has fallen silent since."""
+        found = []
+        for node, lease in enumerate(self.strip.leases):
+            if node == self._me or lease is None or lease.state is not LeaseState.LIVE or lease.life is None:
+                continue
+            key = (node, lease.stamp.incarnation)
+            if lease.boot_id != self._kernel.boot_id or key in self._confirmed:
+                continue
+            asked_us = self._asked_us.get(key)
+            if asked_us is None or (now_us - asked_us >= self._ask_again_us and not self._watches[node].is_live()):
+                self._asked_us[key] = now_us
+                found.append(WatchLife(node, key[1], lease.boot_id, lease.life))
+        return found
+
+    def testimony(self, database: Database) -> tuple[Testimony, ...]:
+        """What the kernel has said here of members, for a master that cannot ask it (P7.16)."""
+        found = []
+        for member in database.members.values():
+            evidence = self._confirmed.get((member.node, member.incarnation)) if counts(member) else None
+            if evidence is not None and evidence.kind is ProofKind.KERNELS_WORD:
+                found.append(Testimony(member.node, member.incarnation, evidence.detail))
+        return tuple(found)
+
+    def foreign(self, node: int, incarnation: int) -> bool:
+        """Whether an incarnation runs under another kernel, in a store that one kernel only may use (P7.17)."""
+        lease = self._lease(node)
+        if not self._one_machine or lease is None or lease.stamp.incarnation != incarnation:
+            return False
+        return lease.boot_id != self._kernel.boot_id and any(self._kernel.boot_id)
+
+    def _lease(self, node: int) -> Lease | None:
+        return self.strip.leases[node] if node < len(self.strip.leases) else None
+
+    def evidence(self, node: int, incarnation: int) -> Evidence | None:
+        """Proof that an incarnation has stopped (P4.2); there is never one of this node's own life."""
+        if node == self._me and incarnation >= self._incarnation:
+            return None
+        found = self._confirmed.get((node, incarnation)) or self._watches[node].evidence(incarnation)
+        if found is not None and found.kind is ProofKind.LEASE_EXPIRED and self._may_be_heard(node):
+            return None
+        return found or self._gone_with_its_kernel(node, incarnation)
+
+    def _may_be_heard(self, node: int) -> bool:
+        """Whether a node is heard late, or was heard of late by a member that has not had the time to say so (P4.6)."""
+        if self.hearers(node):
+            return True
+        heard = node in self.hears or any(
+            view is not None and node in view.heard and self.is_live(other)
+            for other, view in enumerate(self.strip.views)
+            if other not in (self._me, node)
+        )
+        return heard and self.read_started_us < self._watches[node].ran_out_us() + self._say_us
+
+    def hearers(self, node: int) -> tuple[int, ...]:
+        """The members that have heard a node after its lease had run out: as long as one does, that is no proof (P4.6).
+
+        What a node says whose own lease has run out counts for nothing.
+        """
+        told = [
+            other for other, view in enumerate(self.strip.views)
+            if view is not None and node in view.heard_late and other not in (self._me, node) and self.is_live(other)
+        ]  # fmt: skip
+        return tuple(sorted([*told, *([self._me] if node in self.heard_late else [])]))
+
+    def late(self, heard: frozenset[int], links: Links) -> frozenset[int]:
+        """Those of whom this node has heard a frame after their lease had run out, and within the link bound (P4.6)."""
+        return frozenset(
+            node
+            for node in heard
+            if node < len(self._watches)
+            and (lease := self._watches[node].lease) is not None
+            and lease.state is LeaseState.LIVE
+            and self._watches[node].ran_out(lease.stamp.incarnation)
+            and links.heard_since(node, self._watches[node].ran_out_us())
+            and links.connected.get(node) == lease.stamp.incarnation
+        )
+
+    def _gone_with_its_kernel(self, node: int, incarnation: int) -> Evidence | None:
+        """A silent record of an earlier boot of this very machine: its kernel is gone, and all with it (P7.13)."""
+        lease = self._lease(node)
+        if not self._one_machine or lease is None or lease.stamp.incarnation != incarnation or lease.life is None:
+            return None
+        mine = any(self._kernel.machine_id) and lease.life.machine_id == self._kernel.machine_id
+        if lease.state is not LeaseState.LIVE or not mine or lease.boot_id == self._kernel.boot_id:
+            return None
+        if self._watches[node].is_live():
+            return None
+        return Evidence(ProofKind.KERNELS_WORD, incarnation, "this machine has booted since, and it is silent")
+
+    def is_dead(self, node: int, incarnation: int) -> bool:
+        """Whether there is such proof."""
+        return self.evidence(node, incarnation) is not None
+
+    def ran_out(self, node: int, incarnation: int) -> bool:
+        """Whether the lease of an incarnation has run out in this node's reads (P2.12)."""
+        return node < len(self._watches) and self._watches[node].ran_out(incarnation)
+
+    def is_out(self, node: int, incarnation: int) -> bool:
+        """Whether nobody waits for a claim of this incarnation: it is proven dead, or its lease has run out (P2.2)."""
+        return self.is_dead(node, incarnation) or self.ran_out(node, incarnation)
+
+    @property
+    def may_lead(self) -> bool:
+        """Whether this node's own lease advances in its own reads: else it neither claims nor leads (P2.13)."""
+        return self._watches[self._me].advances(self._incarnation)
+
+    def silent_us(self, node: int) -> int:
+        """For how long the chain of reads has shown the same beat of the node's lease."""
+        return self._watches[node].silent_us() if node < len(self._watches) else 0
+
+    def is_live(self, node: int) -> bool:
+        """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
+        if node == self._me:
+            return True
+        if node >= len(self._watches) or not self._watches[node].is_live():
+            return False
+        lease = self._watches[node].lease
+        return lease is None or (node, lease.stamp.incarnation) not in self._confirmed
+
+    def unclean(self, node: int, incarnation: int, service: int) -> str:
+        """Why the node's machine is not known to be clean of what a service left there; empty if it is (P6.33).
+
+        `service` is its `identity_of`.
+        """
+        lease = self.strip.leases[node] if node < len(self.strip.leases) else None
+        if lease is None or lease.stamp.incarnation < incarnation:
+            return "its lease register does not show that incarnation"
+        own = lease.stamp.incarnation == incarnation
+        if lease.owed is None or incarnation < lease.owed.since or (own and lease.state is LeaseState.LIVE):
+            return "it has not said what it has left: its machine has not cleared that yet, or cannot"
+        if service in lease.owed.failed:
+            return "the cleanup failed there (its log says why)"
+        return "the cleanup has not ended there" if service in lease.owed.waiting or lease.owed.more else ""
+
+    def owed(self, node: int, incarnation: int) -> Owed | None:
+        """What this incarnation says is still to be cleared in its machine."""
+        lease = self.strip.leases[node] if node < len(self.strip.leases) else None
+        return lease.owed if lease is not None and lease.stamp.incarnation == incarnation else None
+
+    def slots(self) -> dict[int, int]:
+        """The last incarnation that ran in each slot of the store; slots whose lease is unknown are left out."""
+        return {slot: lease.stamp.incarnation for slot, lease in enumerate(self.strip.leases) if lease is not None}
+
+    def highest_term(self) -> Term:
+        """The highest term that anybody has claimed."""
+        return max((claim.stamp.term for claim in self.strip.claims if claim is not None), default=NO_TERM)
+
+    def holder(self, accepted: Term) -> Term | None:
+        """The highest mastership in force, by the store and by the term whose database this node has accepted."""
+        terms = [
+            claim.stamp.term for claim in self.strip.claims if claim is not None and claim.flag is ClaimFlag.MASTER
+        ]
+        if accepted.number:
+            claim = self.strip.claims[accepted.node]
+            withdrawn = claim is not None and claim.flag is ClaimFlag.WITHDRAWN and claim.stamp.term >= accepted
+            if not withdrawn:
+                terms.append(accepted)
+        return max(terms, default=None)
+
+    def rank(self, database: Database, unable: Collection[int] = ()) -> int:
+        """This node's place among the live candidates (P2.10). Only spares duels; safety does not need it.
+
+        `unable`: the nodes that say that they cannot lead; they come last (P2.11).
+        """
+
+        def order(node: int) -> tuple[bool, int, int]:
+            return (node in unable, PREFERENCE.index(database.member(node).state), node)
+
+        live = sorted((node for node in database.nodes if self.is_live(node)), key=order)
+        return live.index(self._me) if self._me in live else len(live)

@@ -1,0 +1,132 @@
+"""The links of this node: whom it hears, what its view register says of that, and who must go (SPEC 1.6, 7.4).
+
+A node writes its view at least every `view_ms`, and at once when it changes. The master looks at all views: a pair of
+members that do not hear each other, in views that both were written after the loss was first seen and for longer than
+the link bound, makes it compute the surviving set. Nobody else decides (P4.4).
+"""
+
+from collections.abc import Callable, Iterable
+
+from muster.core.draft import counts
+from muster.core.links.connectivity import Candidate, broken_pairs, surviving_set
+from muster.records.registers import Strip
+from muster.records.state import Database, NodeState
+from muster.records.timing import Profile
+from muster.records.units import US_PER_MS
+
+NEWER_VIEWS = 2  # the first view written after a loss may have been composed before it
+
+
+class Links:
+    """What this node hears, and what all views together mean."""
+
+    def __init__(self, me: int, profile: Profile, started_us: int, view_sequence: int) -> None:
+        self._me, self._profile, self._started_us = me, profile, started_us
+        self.connected: dict[int, int] = {}  # peer -> its incarnation
+        self.view_sequence = view_sequence
+        self.said: frozenset[int] | None = None  # the nodes heard, as last written into the own view
+        self.cut_off = False  # the own interfaces have no link
+        self.store_lost_ms: dict[int, int] = {}  # for how long each peer says that it cannot read the store
+        self._said_cut_off = False
+        self.late: frozenset[int] = frozenset()  # the nodes heard after their lease had run out (P4.6)
+        self._said_late: frozenset[int] = frozenset()
+        self._views_us: dict[int, tuple[int, int]] = {}  # each node's view: its sequence, and when that was first seen
+        self.next_view_us = started_us
+        self._heard_us: dict[int, int] = {}
+        self._broken_since: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    def hear(self, node: int, now_us: int) -> None:
+        """A frame of `node` arrived."""
+        self._heard_us[node] = now_us
+
+    def heard_since(self, node: int, since_us: int) -> bool:
+        """Whether a frame of a connected node has arrived at `since_us` or later."""
+        return node in self.connected and self._heard_us.get(node, -1) >= since_us
+
+    def frame_age_us(self, node: int, now_us: int) -> int:
+        """Time since the last frame of `node`, or since this daemon began."""
+        return now_us - self._heard_us.get(node, self._started_us)
+
+    def see_views(self, strip: Strip, now_us: int) -> None:
+        """Note which views have advanced."""
+        for node, view in enumerate(strip.views):
+            sequence = view.stamp.sequence if view else 0
+            if self._views_us.get(node, (-1, 0))[0] != sequence:
+                self._views_us[node] = (sequence, now_us)
+
+    def view_age_us(self, node: int, now_us: int) -> int:
+        """Time since the view of `node` was first seen as it is."""
+        return now_us - self._views_us.get(node, (0, self._started_us))[1]
+
+    def heard(self, nodes: int, now_us: int) -> frozenset[int]:
+        """The connected nodes whose frames arrived within the link bound, in a cluster of `nodes` nodes."""
+        bound_us = self._profile.link_loss_ms(nodes) * US_PER_MS
+        return frozenset(node for node in self.connected if now_us - self._heard_us.get(node, -bound_us) <= bound_us)
+
+    def view_due(self, nodes: int, live: Iterable[int], now_us: int, early_us: int = 0) -> frozenset[int] | None:
+        """What to write into the own view now, or None. What is due within `early_us` is due.
+
+        A daemon that has just started says nothing of links that it could not have made yet: what the view register
+        still holds from before its start is no row newer than a loss (SPEC 7.4).
+        """
+        heard = self.heard(nodes, now_us)
+        settled_us = self._started_us + self._profile.link_loss_ms(nodes) * US_PER_MS
+        if now_us < settled_us and not set(live) <= heard | {self._me}:
+            self.next_view_us = min(settled_us, now_us + self._profile.heartbeat_ms * US_PER_MS)
+            return None
+        news = heard != self.said or self.cut_off != self._said_cut_off or self.late != self._said_late
+        if now_us + early_us < self.next_view_us and not news:
+            return None
+        return heard
+
+    def view_written(self, heard: frozenset[int], now_us: int) -> None:
+        """The own view is being written with `heard`, as record `view_sequence`."""
+        self.said, self._said_cut_off, self._said_late = heard, self.cut_off, self.late
+        self.next_view_us = now_us + self._profile.view_ms * US_PER_MS
+
+    def view_refused(self, now_us: int) -> None:
+        """The store did not take the own view: what it says is not said yet, and is to be written again soon."""
+        self.next_view_us = min(self.next_view_us, now_us + self._profile.read_ms * US_PER_MS)
+
+    def candidates(
+        self, database: Database, strip: Strip, is_live: Callable[[int], bool], now_us: int
+    ) -> dict[int, Candidate]:
+        """The live members as their views describe them, the own one as it is now."""
+        work: dict[int, int] = {}
+        for service in database.services.values():
+            work[service.node] = work.get(service.node, 0) + 1
+        found = {}
+        for member in database.members.values():
+            if not counts(member) or member.eviction is not None or not is_live(member.node):
+                continue
+            view = strip.views[member.node]
+            own = self.heard(len(database.nodes), now_us) if member.node == self._me else None
+            heard = own if own is not None else view.heard if view else frozenset()
+            joined = member.state is NodeState.JOINED
+            alone = not heard and (self.cut_off if own is not None else view is not None and view.cut_off)
+            found[member.node] = Candidate(member.node, joined, work.get(member.node, 0), heard, alone)
+        return found
+
+    def judge(
+        self, candidates: dict[int, Candidate], strip: Strip, nodes: int, now_us: int
+    ) -> dict[int, frozenset[int]]:
+        """Who is outside the surviving set, and which links each of them has lost; nobody while it is not certain."""
+        broken = broken_pairs(candidates)
+        self._broken_since = {pair: since for pair, since in self._broken_since.items() if pair in broken}
+        bound_us = self._profile.link_loss_ms(nodes) * US_PER_MS
+        certain = False
+        for a, b in broken:
+            beats = self._view_beat(a, strip), self._view_beat(b, strip)
+            since_us, *seen = self._broken_since.setdefault((a, b), (now_us, *beats))
+            newer = all(beat >= before + NEWER_VIEWS for beat, before in zip(beats, seen, strict=True))
+            certain = certain or (newer and now_us - since_us >= bound_us)
+        if not certain:
+            return {}
+        outside = candidates.keys() - surviving_set(candidates)
+        return {node: frozenset(b if a == node else a for a, b in broken if node in (a, b)) for node in outside}
+
+    def _view_beat(self, node: int, strip: Strip) -> int:
+        if node == self._me:
+            return self.view_sequence
+        view = strip.views[node]
+        return view.stamp.sequence if view else 0

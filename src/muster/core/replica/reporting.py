@@ -1,0 +1,122 @@
+"""When a node tells the master what it must know: one report, whole and idempotent (P5.3).
+
+What changes closely together goes together. An acknowledgement waits for nothing where the node owes no other; that the
+replica has advanced is nothing that anybody waits for. Composing a report, and deciding upon what ended, look at every
+service: with thousands of them both are done the more seldom, so that they take a bounded share of the loop (P8.13).
+"""
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from muster.core.transitions.subsystems import Subsystems
+from muster.records.messages import Report
+from muster.records.state import Database
+
+INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
+REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
+FEW = 500  # services: up to here their number adds nothing to the pauses
+SERVICE_PAUSE_US = 5  # added to a pause for each service beyond: twenty times of what a report takes
+COMMAND_PAUSE_US = 20  # the same for each command that is told
+ROUND_PAUSE_US = 20  # the same, on a master, between two rounds about commands
+ACKNOWLEDGEMENT_PAUSE_US = 1000  # the same where a transition may wait for it, and this node still has others at work
+
+
+class Reporting:
+    """What was told last, and when the next report is due. On a master: when its own commands are counted next."""
+
+    def __init__(self, subsystems: Subsystems) -> None:
+        self._subsystems = subsystems
+        self.due_us: int | None = None  # when there is something to tell that waits for what comes closely after it
+        self.count_due_us: int | None = None  # when the master is to count what has ended since it last did
+        self._last: Report | None = None
+        self.told_us = 0  # when the last one was sent
+        self._stamp_us = 0  # that the last one bore
+        self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to tell
+        self._counted_us = 0
+        self.round_us = 0  # on a master: when its last round of decisions was
+
+    def next(self, compose: Callable[[], Report], database: Database, now_us: int, *, force: bool) -> Report | None:
+        """The report to send now; None if there is nothing to tell, or it waits until `due_us`. `force`: anyway."""
+        planned_us, self.due_us = self.due_us, None
+        if not force and now_us < self._soonest(planned_us, self.told_us + self._longest_pause_us(database)):
+            due_us = self._soonest(planned_us, self.told_us + self._pause_us(database))
+            if now_us < due_us:
+                self.due_us = due_us
+                return None
+        report = compose()
+        if not force and self._last is not None:
+            if report == self._last:
+                return None
+            if not has_news(self._last, report):
+                self._index_due_us = self._index_due_us or now_us + INDEX_PAUSE_US
+                if now_us < self._index_due_us:
+                    self.due_us = self._index_due_us
+                    return None
+        self._last, self.told_us, self._index_due_us = report, now_us, 0
+        # Later than that of every report before, also in one moment: of two, the receiver must tell the newer.
+        self._stamp_us = max(now_us, self._stamp_us + 1)
+        return replace(report, sent_us=self._stamp_us)
+
+    def drop(self) -> None:
+        """There is nobody to tell."""
+        self.due_us = None
+
+    def counts_now(self, database: Database, now_us: int) -> bool:
+        """On a master: whether the end of an own command is counted now, or at `count_due_us` with others."""
+        due_us = max(self._counted_us + REPORT_PAUSE_US, self._round_due_us(database))
+        if now_us < due_us:
+            self.count_due_us = due_us
+            return False
+        self._counted_us = now_us
+        return True
+
+    def decides_now(self, database: Database, now_us: int) -> bool:
+        """On a master: whether what a node has reported is decided upon now, or at `count_due_us` with others."""
+        due_us = self._round_due_us(database)
+        if now_us >= due_us:
+            return True
+        self.count_due_us = self._soonest(self.count_due_us, due_us)
+        return False
+
+    def _round_due_us(self, database: Database) -> int:
+        return self.round_us + ROUND_PAUSE_US * _beyond(len(database.services))
+
+    def count_is_due(self, now_us: int) -> bool:
+        """Whether what was put off is counted now."""
+        if self.count_due_us is None or now_us < self.count_due_us:
+            return False
+        self.count_due_us, self._counted_us = None, now_us
+        return True
+
+    @staticmethod
+    def _soonest(planned_us: int | None, due_us: int) -> int:
+        return due_us if planned_us is None else min(planned_us, due_us)
+
+    def _pause_us(self, database: Database) -> int:
+        """How long after the last report the next one goes: a step of a transition may wait for it, or nothing does."""
+        known = self._last.acknowledgements if self._last is not None else ()
+        if all(step in known for step in self._subsystems.acknowledged(database)):
+            return self._longest_pause_us(database)
+        return ACKNOWLEDGEMENT_PAUSE_US if self._subsystems.owes else 0
+
+    def _longest_pause_us(self, database: Database) -> int:
+        told = len(self._last.commands) if self._last is not None else 0
+        more_us = SERVICE_PAUSE_US * _beyond(len(database.services)) + COMMAND_PAUSE_US * _beyond(told)
+        return REPORT_PAUSE_US + more_us
+
+
+def _beyond(number: int) -> int:
+    return max(0, number - FEW)
+
+
+def without_acknowledgements(report: Report) -> Report:
+    """What of a report does not come and go with each step of a transition."""
+    return replace(report, index=0, sent_us=0, acknowledgements=())
+
+
+def has_news(last: Report, now: Report) -> bool:
+    """Whether a report tells more than that the replica has advanced, past what was acknowledged in `last`."""
+    if any(step not in last.acknowledgements for step in now.acknowledgements):
+        return True
+    return without_acknowledgements(now) != without_acknowledgements(last)

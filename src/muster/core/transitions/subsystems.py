@@ -1,0 +1,240 @@
+"""The node's side of transitions: whom this node must notify now, derived from its replica (SPEC 3.4).
+
+It remembers no orders: it compares the committed records with what was told already, so that lost, repeated or
+reordered messages, a restarted daemon and a new master all come to the same.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from muster.core.draft import is_silent
+from muster.core.effects import Notify, Trace
+from muster.core.freezing import is_frozen
+from muster.core.transitions import narration as history
+from muster.core.transitions.transition import EVENT_MANAGER, told_at_level
+from muster.records.messages import Acknowledgement
+from muster.records.state import Database, Level, NodeState, Transition, TransitionKind
+
+
+class Subsystems:
+    """Notifies the local subsystems, each (transition, level, barrier) once, and remembers their acknowledgements."""
+
+    def __init__(self, node: int, incarnation: int, event_manager_outside: bool = False) -> None:
+        """`event_manager_outside`: that level is notified and acknowledges as any other (a rehearsal, SPEC 8.4)."""
+        self._node, self._incarnation = node, incarnation
+        self._event_manager_outside = event_manager_outside
+        self._worked: set[Acknowledgement] = set()  # what an event manager outside has processed
+        self.levels: dict[int, Level] = {}
+        self._ended: dict[int, int] = {}  # level -> the last registration that has gone
+        self._departed: set[tuple[int, int]] = set()  # (level, registration) of those that went by their own wish
+        self._lost: set[int] = set()  # levels whose program has ended, until they are registered again
+        self._notified: set[Acknowledgement] = set()
+        self._acknowledged: set[Acknowledgement] = set()
+        # (level, node) -> the forced leave of which it was last told; nothing once it knows of that node again
+        self._ends: dict[tuple[int, int], int] = {}
+        self._narrated: tuple[set[Acknowledgement], set[Acknowledgement]] = (set(), set())  # told, acknowledged
+
+    def register(self, level: Level) -> None:
+        """A subsystem registers (SPEC 3.2).
+
+        Raises ValueError if the level is taken on this node, or the registration cannot be told from one that has
+        gone (P3.13).
+        """
+        if level.number in self.levels:
+            raise ValueError(f"level {level.number} is registered already, by {self.levels[level.number].name}")
+        if level.registration <= self._ended.get(level.number, -1):
+            last = self._ended[level.number]
+            raise ValueError(f"level {level.number} registers as {level.registration}, after {last}: take a higher one")
+        self.levels[level.number] = level
+        self._lost.discard(level.number)
+
+    def unregister(self, number: int, *, departed: bool = False, ended: bool = False) -> bool:
+        """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none.
+
+        `departed`: by its own wish (P3.15); `ended`: its program has ended (P3.18); else it was refused.
+        """
+        gone = self.levels.pop(number, None)
+        if gone is None:
+            return False
+        if departed:
+            self._departed.add(gone.identity)
+        if ended:
+            self._lost.add(number)
+        self._ended[number] = gone.registration
+        self._notified = {step for step in self._notified if step.level != number}
+        self._acknowledged = {step for step in self._acknowledged if step.level != number}
+        self._ends = {about: end for about, end in self._ends.items() if about[0] != number}
+        return True
+
+    def lost(self, required: Iterable[int]) -> int:
+        """The lowest of the `required` levels whose program has ended and is not back; 0 for none (P3.18)."""
+        return min(self._lost.intersection(required), default=0)
+
+    def departed(self, database: Database) -> tuple[tuple[int, int], ...]:
+        """Who went by its own wish and still counts: for this node's report (P3.15)."""
+        own = database.member(self._node)
+        if self._departed and own.incarnation == self._incarnation:
+            self._departed &= {level.identity for level in own.levels}
+        return tuple(sorted(self._departed))
+
+    def due(self, database: Database) -> list[Notify]:
+        """The notifications to give now; each is returned once (P3.8). Forgets what is over."""
+        current = self._current(database)
+        self._notified &= current.keys()
+        self._acknowledged &= current.keys()
+        self._worked &= current.keys()
+        notifications = []
+        vectors: dict[int, dict[int, NodeState]] = {}
+        for step, transition in current.items():
+            if step in self._notified:
+                continue
+            self._notified.add(step)
+            if step.level == EVENT_MANAGER and not self._event_manager_outside:
+                continue  # the event manager is part of the node: see `settle`
+            if step.level not in vectors:
+                vectors[step.level] = _vector(database, step.level)
+            if self._never_heard(step, transition):
+                self._acknowledged.add(step)
+                continue
+            self._remember(step, transition, vectors[step.level])
+            notifications.append(
+                Notify(
+                    step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
+                    transition.barrier, vectors[step.level], database.epoch,
+                )
+            )  # fmt: skip
+        return notifications
+
+    def _never_heard(self, step: Acknowledgement, transition: Transition) -> bool:
+        """Whether this is the end of a join that was over before this node saw it: its subsystem is told nothing.
+
+        It holds the node as inactive, and Table 1 has no way from there but a join (P3.6, P3.15).
+        """
+        last = self._ends.get((step.level, transition.node), 0)
+        return transition.kind is TransitionKind.FORCED_LEAVING and last not in (0, transition.identity)
+
+    def _remember(self, step: Acknowledgement, transition: Transition, vector: Mapping[int, NodeState]) -> None:
+        for node, state in vector.items():
+            if state in (NodeState.JOINED, NodeState.JOINING):
+                self._ends.pop((step.level, node), None)
+        if transition.kind is TransitionKind.FORCED_LEAVING:
+            self._ends[step.level, transition.node] = transition.identity
+
+    def settle(self, database: Database) -> bool:
+        """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
+        before = len(self._acknowledged)
+        if not database.transitions or EVENT_MANAGER not in self.levels:
+            return False
+        for step, transition in self._current(database, EVENT_MANAGER).items():
+            own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
+            if self._event_manager_outside and step not in self._worked:
+                continue
+            if not (own_leave and self._holds_services(database)):
+                self._acknowledged.add(step)
+        return len(self._acknowledged) != before
+
+    def acknowledge(self, step: Acknowledgement) -> bool:
+        """A subsystem has processed a notification. False if it was not asked (stale, or never notified)."""
+        if step not in self._notified:
+            return False
+        (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
+        return True
+
+    @property
+    def owes(self) -> bool:
+        """Whether a subsystem was told of something that it has not acknowledged."""
+        return not self._notified <= self._acknowledged | self._worked
+
+    def has_acknowledged(self, step: Acknowledgement) -> bool:
+        """Whether this node's subsystem has processed the step."""
+        return step in self._acknowledged
+
+    def acknowledged(self, database: Database) -> tuple[Acknowledgement, ...]:
+        """What to repeat in this node's report until the transitions have moved on (P3.3)."""
+        if not self._acknowledged:
+            return ()
+        counted = self._counted(database)
+        steps = sorted(self._acknowledged, key=_order)
+        return tuple(
+            step for step in steps if self._waits_for(database.transitions.get(step.transition), step, counted)
+        )
+
+    def narrate(self, database: Database) -> list[Trace]:
+        """What was told and what was acknowledged since the last call, for the history (SPEC 8.2)."""
+        traces: list[Trace] = []
+        told, acknowledged = self._narrated
+        if self._notified == told and self._acknowledged == acknowledged:
+            return traces
+        for fresh, event in (
+            (self._notified - told, history.told),
+            (self._acknowledged - acknowledged, history.acknowledged),
+        ):
+            for step in sorted(fresh, key=_order):
+                transition = database.transitions.get(step.transition)
+                if transition is not None:
+                    traces.append(event(database, transition))
+        self._narrated = (set(self._notified), set(self._acknowledged))
+        return traces
+
+    def _current(self, database: Database, only: int | None = None) -> dict[Acknowledgement, Transition]:
+        """The steps that wait for a subsystem of this node, or for that of level `only`.
+
+        While the record still shows the last registration of a level, they wait for that one, which is gone, and its
+        successor hears of nothing (P3.13).
+        """
+        counted = self._counted(database)
+        if only is not None:
+            counted &= {only}
+        if not counted:
+            return {}
+        return {
+            Acknowledgement(transition.identity, transition.level, transition.barrier): transition
+            for transition in database.transitions.values()
+            if transition.level in counted
+            and self._node in transition.participants
+            and not is_silent(database.member(transition.node))  # nothing more is told of it until its proof (P4.8)
+        }
+
+    def _counted(self, database: Database) -> set[int]:
+        """The levels of this node with which the record counts, and whose subsystems are here."""
+        own = database.member(self._node)
+        if own.incarnation != self._incarnation:
+            return set()
+        return {level.number for level in own.levels if is_present(self.levels, level)}
+
+    def _waits_for(self, transition: Transition | None, step: Acknowledgement, counted: set[int]) -> bool:
+        """Whether the step is the transition's present one, and waits for this node."""
+        if transition is None or (transition.level, transition.barrier) != (step.level, step.barrier):
+            return False
+        return step.level in counted and self._node in transition.participants
+
+    def _holds_services(self, database: Database) -> bool:
+        """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8).
+
+        What it handed over to a node that has fallen silent since is that one's: nobody waits for it (P4.8).
+        """
+        return any(
+            service.node == self._node
+            or (service.origin == self._node and service.intent and not is_frozen(service, database))
+            for service in database.services.values()
+        )
+
+
+def is_present(levels: Mapping[int, Level], counted: Level) -> bool:
+    """Whether the subsystem that the record counts with is the one that is registered now (P3.13)."""
+    here = levels.get(counted.number)
+    return here is not None and here.identity == counted.identity
+
+
+def _order(step: Acknowledgement) -> tuple[int, int, int]:
+    return (step.transition, step.level, step.barrier)
+
+
+def _vector(database: Database, level: int) -> dict[int, NodeState]:
+    """The state of every node as it is at this level (SPEC 3.5, P3.14)."""
+    transitions: dict[int, Transition] = {}
+    for transition in database.transitions.values():
+        if transition.node not in transitions or (transition.level == level and not transition.awaits):
+            transitions[transition.node] = transition  # of two, the one that is at work here (P3.15)
+    return {
+        member.node: told_at_level(member, transitions.get(member.node), level) for member in database.members.values()
+    }

@@ -1,0 +1,163 @@
+"""Operations on the cluster as a whole: settings, going back to an earlier configuration, versions, daemons anew.
+
+As in `operations.py`, each puts records into the draft or refuses and changes nothing (P9.1, P10.1-P10.3).
+"""
+
+import re
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from muster.core.draft import Draft
+from muster.core.refusal import Refused, configured
+from muster.core.versions import revisions, upgrade
+from muster.records import required_levels
+from muster.records.access import MAXIMUM_GROUP_CHARACTERS, Groups
+from muster.records.durations import duration_of, duration_text
+from muster.records.messages import (
+    ApplyEvents,
+    ApplyServices,
+    ConfigureCluster,
+    FinishUpgrade,
+    OperationRequest,
+    RestartDaemon,
+    RollBack,
+)
+from muster.records.state import DEFAULT_REQUIRED_WITHIN_MS, NodeState
+
+GROUPS = {
+    "observer_group": "observer",
+    "operator_group": "operator",
+    "administrator_group": "administrator",
+}
+SETTINGS = (*GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN)
+AS_THE_CLUSTER = "cluster"  # of a node's own setting: it has none
+LONGEST_WITHIN_MS = 24 * 60 * 60 * 1000
+_GROUP = re.compile(rf"[a-z_][a-z0-9_.-]{{0,{MAXIMUM_GROUP_CHARACTERS - 1}}}")
+
+Administration = RollBack | ConfigureCluster | FinishUpgrade | RestartDaemon
+
+
+def check_expected(operation: OperationRequest, draft: Draft) -> None:
+    """Compare-and-set: refuse what was made from another version of the configuration (P10.2)."""
+    expect = getattr(operation, "expect", -1)
+    newest = max(draft.revisions, default=0)
+    if expect < 0 or expect == newest:
+        return
+    there = draft.revisions.get(newest)
+    by = f", made by {there.user or 'the cluster itself'} at {there.node or 'no node'} ({there.what})" if there else ""
+    raise Refused(
+        f"the configuration is at version {newest}{by}, and you expected version {expect}: look at what has changed "
+        f"(muster config diff {expect} {newest}), then repeat it with --expect {newest}"
+    )
+
+
+def carry_out(operation: Administration, draft: Draft, do: Callable[[OperationRequest], str]) -> str:
+    """What has been done, in words; `do` carries another operation out. Raises `Refused`."""
+    match operation:
+        case RollBack(version=version):
+            return _roll_back(version, draft, do)
+        case ConfigureCluster():
+            return _configure(operation, draft)
+        case FinishUpgrade(version=version):
+            if problem := upgrade.finish_problem(operation, draft.database):
+                raise Refused(problem)
+            draft.put(replace(draft.cluster, active_version=version), f"version {version} is active")
+            return f"version {version} is active"
+        case RestartDaemon(node=name):
+            return _restart(name, draft)
+
+
+def _roll_back(version: int, draft: Draft, do: Callable[[OperationRequest], str]) -> str:
+    try:
+        plan = revisions.rollback_of(draft.database, version)
+    except revisions.UnknownVersion as error:
+        raise Refused(f"{error}; see `muster config history`") from error
+    outcomes = []
+    if plan.definitions or plan.withdraw:
+        outcomes.append("services: " + do(ApplyServices(tuple(plan.definitions), tuple(plan.withdraw))))
+    if plan.event_groups or plan.withdraw_groups:
+        outcomes.append("event groups: " + do(ApplyEvents(tuple(plan.event_groups), tuple(plan.withdraw_groups))))
+    if plan.settings is not None or plan.nodes:
+        _restore_settings(plan, draft)
+        outcomes.append("settings restored")
+    if not outcomes:
+        return f"nothing differs from version {version} that a rollback restores"
+    return f"back to version {version}: {'; '.join(outcomes)}"
+
+
+def _restore_settings(plan: revisions.Rollback, draft: Draft) -> None:
+    if (settings := plan.settings) is not None:
+        within = duration_of(settings.get(revisions.REQUIRED_WITHIN))
+        restored = replace(
+            draft.cluster,
+            groups=Groups(**settings["groups"]),
+            required_levels=required_levels.parse(settings.get(revisions.REQUIRED, "")),
+            required_within_ms=within or DEFAULT_REQUIRED_WITHIN_MS,
+        )
+        draft.put(restored, "settings restored")
+    for node, text in plan.nodes.items():
+        own = None if text is None else required_levels.parse(text)
+        draft.put(replace(draft.nodes[node], required_levels=own), f"{draft.name(node)}: settings restored")
+
+
+def _configure(operation: ConfigureCluster, draft: Draft) -> str:
+    if operation.setting not in SETTINGS:
+        raise Refused(f"there is no setting {operation.setting!r}; there are {', '.join(SETTINGS)}")
+    if operation.setting == revisions.REQUIRED:
+        return _require(operation, draft)
+    if operation.node:
+        raise Refused(f"{operation.setting} is a setting of the whole cluster: name no node")
+    if operation.setting == revisions.REQUIRED_WITHIN:
+        return _require_within(operation.value, draft)
+    return _give(operation, draft)
+
+
+def _require(operation: ConfigureCluster, draft: Draft) -> str:
+    """Name the levels that a node must have before it joins (P3.17)."""
+    try:
+        clears = bool(operation.node) and operation.value == AS_THE_CLUSTER
+        required = None if clears else required_levels.parse(operation.value)
+    except ValueError as error:
+        raise Refused(f"required_levels cannot be {operation.value!r}: {error}") from error
+    if not operation.node:
+        draft.put(replace(draft.cluster, required_levels=required or ()), f"{revisions.REQUIRED} set")
+        return f"{revisions.REQUIRED} is {required_levels.text_of(required or ())}; it binds the next join of each node"
+    config = configured(draft, operation.node)
+    draft.put(replace(config, required_levels=required), f"{config.name}: {revisions.REQUIRED} set")
+    words = "that of the cluster" if required is None else required_levels.text_of(required)
+    return f"{revisions.REQUIRED} of {config.name} is {words}; it binds its next join"
+
+
+def _require_within(value: str, draft: Draft) -> str:
+    within_ms = duration_of(value)
+    if within_ms is None or not 1 <= within_ms <= LONGEST_WITHIN_MS:
+        raise Refused(f"{revisions.REQUIRED_WITHIN} cannot be {value!r}: write a duration, as 90s or 5m, at most 24h")
+    draft.put(replace(draft.cluster, required_within_ms=within_ms), f"{revisions.REQUIRED_WITHIN} set")
+    return f"{revisions.REQUIRED_WITHIN} is {duration_text(within_ms)}"
+
+
+def _give(operation: ConfigureCluster, draft: Draft) -> str:
+    role = GROUPS[operation.setting]
+    if operation.value and not _GROUP.fullmatch(operation.value):
+        raise Refused(
+            f"{operation.value!r} cannot be the name of a Unix group: use a-z, 0-9, dot, underscore and hyphen, a "
+            f"letter or underscore first, at most {MAXIMUM_GROUP_CHARACTERS}; or nothing, for nobody"
+        )
+    groups = draft.cluster.groups._replace(**{role: operation.value})
+    if groups == draft.cluster.groups:
+        return f"{operation.setting} is {operation.value or 'nobody'} already"
+    draft.put(replace(draft.cluster, groups=groups), f"{operation.setting} set")
+    return f"{operation.setting} is {operation.value or 'nobody'}"
+
+
+def _restart(name: str, draft: Draft) -> str:
+    config = next((config for config in draft.nodes.values() if config.name == name), None)
+    if config is None:
+        known = ", ".join(config.name for config in draft.nodes.values())
+        raise Refused(f"there is no node {name!r}; configured are: {known}")
+    member = draft.member(config.node)
+    if member.state is not NodeState.JOINED:
+        raise Refused(f"{name} is {member.state}: the daemon of a joined node can be started anew; boot the node")
+    draft.put(replace(member, restart_asked=draft.index), f"{name}: its daemon is to be started anew")
+    return f"the daemon of {name} is started anew; its services go on"

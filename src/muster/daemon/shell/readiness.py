@@ -1,0 +1,35 @@
+"""Tells systemd, where it started this node, when the node is ready and what it is doing (sd_notify; SPEC 9.4)."""
+
+from muster.core.node.node import Node
+from muster.daemon.shell.daemon import Daemon
+from muster.drivers.image.systemd import notify
+from muster.records.required_levels import words_of
+from muster.records.state import NodeState
+
+
+async def keep_service_manager_informed(daemon: Daemon) -> None:
+    """Say READY now, since the control socket serves; and STATUS in words whenever that has changed."""
+    told = ""
+    with daemon.changes() as changed:
+        if not notify("READY=1", f"STATUS={status_line(daemon.node)}"):
+            return  # no service manager, or none that listens
+        while True:
+            changed.clear()
+            now = status_line(daemon.node)
+            if now != told and notify(f"STATUS={now}"):
+                told = now
+            await changed.wait()
+
+
+def status_line(node: Node) -> str:
+    """The node in one line, as `systemctl status` shows it."""
+    database = node.database
+    own = database.member(node.me)
+    state = str(own.state if own.incarnation == node.incarnation else NodeState.INACTIVE)
+    waits = next((each for each in node.required_levels() if each.node == node.me), None)
+    state += f", waits for {words_of(waits.missing)}" if waits is not None else ""
+    master = node.master
+    who = "no master" if master is None else f"master {database.name_of(master)}"
+    joined = sum(1 for number in database.nodes if database.member(number).state is NodeState.JOINED)
+    here = sum(1 for service in database.services.values() if service.node == node.me)
+    return f"{state}; {who}; {joined} of {len(database.nodes)} nodes joined; {here} services here"

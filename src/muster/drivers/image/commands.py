@@ -1,0 +1,270 @@
+"""What the runner knows of service commands: requests, runs, results, jobs (SPEC 6.6, 7.7); rules: `runner.py`.
+
+A request names its service and what the command is for:
+
+    start, stop, recovery   the service's own commands: one at a time, a newer generation replaces an older one
+    notify                  a command about a service that does not run here; it has a place of its own beside these
+    act                     an action function of an event (SPEC 5.2); each is alone, and is forgotten when it has ended
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+from muster.drivers.image.process_tree import explain_status
+from muster.drivers.image.readiness import Condition, Conditions
+
+DETAIL_CHARACTERS = 1000  # of a result, of which the tail of the output gets what the cause leaves
+OUTPUT_CHARACTERS = 2000  # of what a command wrote, for the history
+GRACE_MS = 2000  # from SIGTERM to SIGKILL where the request does not say
+MAXIMUM_NAME_CHARACTERS = 255
+MAXIMUM_RETRIES = 1000
+ACTIONS = ("start", "stop", "recovery", "notify", "act")
+APART = ("notify", "act")  # those that never touch what the service's own commands do, nor the other way round
+
+
+class Refused(ValueError):
+    """A packet from the daemon that is no valid request; the message says why."""
+
+
+class Request:
+    """A checked `run` request."""
+
+    __slots__ = (
+        "action", "command", "environment", "generation", "grace_ms", "is_program", "ready", "retries",
+        "retry_pause_ms", "service", "timeout_ms", "uid",
+    )  # fmt: skip
+
+    def __init__(self, packet: dict[str, object]) -> None:
+        """Take the request out of a packet. Raises `Refused`."""
+        self.service = text(packet, "service")
+        if len(self.service) > MAXIMUM_NAME_CHARACTERS:
+            raise Refused(f"run: a name of {len(self.service)} characters; {MAXIMUM_NAME_CHARACTERS} are allowed")
+        self.action = text(packet, "action")
+        self.uid = number(packet, "uid", 0)
+        self.generation = number(packet, "generation", 1)
+        self.timeout_ms = number(packet, "timeout_ms", 1)
+        self.grace_ms = number(packet, "grace_ms", 1, GRACE_MS)
+        self.retries = min(number(packet, "retries", 0, 0), MAXIMUM_RETRIES)
+        self.retry_pause_ms = number(packet, "retry_pause_ms", 0, 0)
+        if self.action not in ACTIONS:
+            raise Refused(f"run: action is {self.action!r}; it must be one of {', '.join(ACTIONS)}")
+        command, environment = packet.get("command"), packet.get("environment")
+        if not isinstance(environment, dict) or not all(_is_variable(*item) for item in environment.items()):
+            raise Refused(f"run {self.service}: environment must map names without '=' to texts without NUL characters")
+        self.command = words(command, f"run {self.service}: command")
+        self.environment: dict[str, str] = environment
+        self.is_program = packet.get("program") is True
+        if self.is_program and (self.action != "start" or not self.command):
+            raise Refused(f"run {self.service}: only a start can have a program, and must name it")
+        self.ready = _conditions(packet.get("ready"), self.service)
+
+    @property
+    def place(self) -> str:
+        """Where it belongs: its service, or a place of its own. Names hold no NUL characters."""
+        if self.action == "notify":
+            return f"{self.service}\0notify"
+        return f"{self.service}\0{self.generation}" if self.action == "act" else self.service
+
+
+def _conditions(packet: object, service: str) -> Conditions:
+    if packet is None:
+        return Conditions()
+    if not isinstance(packet, dict):
+        raise Refused(f"run {service}: ready must be an object")
+    command = words(packet.get("command", []), f"run {service}: ready.command")
+    port, file = number(packet, "port", 0, 0), packet.get("file", "")
+    if port > 65_535 or not isinstance(file, str) or "\0" in file:
+        raise Refused(f"run {service}: ready.port must be at most 65535, ready.file a path")
+    return Conditions(command, port, file, packet.get("notify") is True)
+
+
+def words(value: object, what: str) -> tuple[str, ...]:
+    """A command in a packet. Raises `Refused`."""
+    if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
+        raise Refused(f"{what} must be a list of texts without NUL characters")
+    return tuple(value)
+
+
+def _is_variable(name: object, value: object) -> bool:
+    texts = isinstance(name, str) and isinstance(value, str)
+    return texts and name != "" and "=" not in str(name) and "\0" not in f"{name}{value}"
+
+
+def text(packet: dict[str, object], key: str) -> str:
+    """A text in a packet. Raises `Refused`."""
+    value = packet.get(key)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise Refused(f"run: {key} is {value!r}; it must be a text")
+    return value
+
+
+def number(packet: dict[str, object], key: str, lowest: int, otherwise: int | None = None) -> int:
+    """A number in a packet, `otherwise` where there is none. Raises `Refused`."""
+    value = packet.get(key, otherwise)
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise Refused(f"{packet.get('do', 'ready')}: {key} is {value!r}; it must be a number of at least {lowest}")
+    return value
+
+
+class Run:
+    """One command and everything it started, from its keeper's fork until the keeper is reaped."""
+
+    __slots__ = (
+        "attempt", "cannot_execute", "condition", "executed_us", "generation", "has_left", "is_supervised", "keeper",
+        "launched_us", "output_fd", "status", "status_fd", "tail",
+    )  # fmt: skip
+
+    def __init__(self, generation: int, attempt: int, keeper: int, status_fd: int, output_fd: int, now_us: int) -> None:
+        self.generation, self.attempt, self.keeper = generation, attempt, keeper
+        self.status_fd, self.output_fd = status_fd, output_fd  # -1 once closed
+        self.launched_us = now_us
+        self.executed_us: int | None = None  # of a program: when it was executed
+        self.status: int | None = None  # wait status of the command itself, once it has ended
+        self.cannot_execute = 0  # errno
+        self.has_left = False  # the command has ended and left something running
+        self.tail = bytearray()
+        self.condition: Condition | None = None  # of a program: when it is ready
+        self.is_supervised = False  # a program that is ready: its end is a failure of its service
+
+    def output(self) -> str:
+        """The end of what it wrote, for the history."""
+        return self.tail.decode(errors="replace").strip()[-OUTPUT_CHARACTERS:]
+
+
+class Result:
+    """What became of one generation's command."""
+
+    __slots__ = ("action", "detail", "finished", "generation", "left", "succeeded")
+
+    def __init__(self, generation: int, action: str) -> None:
+        self.generation, self.action = generation, action
+        self.finished = self.succeeded = False
+        self.detail = ""
+        self.left = True  # something of it may run
+
+    def finish(self, succeeded: bool, detail: str) -> None:
+        """Record the end of the command."""
+        self.finished, self.succeeded, self.detail = True, succeeded, detail[:DETAIL_CHARACTERS]
+
+    def described(self, with_state: bool) -> dict[str, object]:
+        """As in a packet to the daemon."""
+        described: dict[str, object] = {"generation": self.generation, "action": self.action}
+        if with_state:
+            described["finished"] = self.finished
+        return {**described, "succeeded": self.succeeded, "detail": self.detail, "left": self.left}
+
+
+class Exited:
+    """The end of a supervised program: what the failure policy of its service is about (SPEC 5.4)."""
+
+    __slots__ = ("at_us", "generation", "output", "status")
+
+    def __init__(self, run: Run, status: str, at_us: int) -> None:
+        self.generation, self.status, self.output, self.at_us = run.generation, status, run.output(), at_us
+
+    def described(self) -> dict[str, object]:
+        """As in a packet to the daemon."""
+        return {"generation": self.generation, "status": self.status, "output": self.output, "at_us": self.at_us}
+
+
+class Job:
+    """The request that a service works on, and how far it is."""
+
+    __slots__ = (
+        "attempt", "cancelled", "deadline_us", "failure", "kill_us", "killing", "phase", "probe", "request", "run",
+        "waits_since_us", "wake_us",
+    )  # fmt: skip
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.waits_since_us = 0  # for a place among the starts; 0 while it does not
+        self.cancelled: list[Result] = []  # older requests that this one replaced, to be reported once cleared
+        self.phase = ""
+        self.attempt = 0  # number of the present one; the first is 1
+        self.run: Run | None = None
+        self.probe: Run | None = None  # the ready command of the program
+        self.failure: str | None = None  # why it will be reported as failed
+        self.deadline_us = 0  # of the attempt
+        self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
+        self.killing = False
+        self.wake_us = 0  # when to look at it again, whatever happens
+
+
+class Service:
+    """All that the runner knows of one service, or of one place beside a service."""
+
+    __slots__ = ("exited", "has_run", "job", "name", "place", "result", "runs", "strays")
+
+    def __init__(self, name: str, place: str) -> None:
+        self.name, self.place = name, place
+        self.result = Result(0, "")  # of the highest generation ever asked for
+        self.job: Job | None = None
+        self.runs: list[Run] = []
+        self.strays: set[int] = set()  # children of the runner whose keeper was killed
+        self.exited: Exited | None = None  # the supervised program of the present generation has ended
+        self.has_run = False  # a start of it has succeeded here
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether this is a place of its own beside a service."""
+        return self.place != self.name
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing is to be done."""
+        return self.job is None and not self.runs and not self.strays
+
+
+def with_tail(cause: str, run: Run) -> str:
+    """The cause of a failure and the end of the output, within `DETAIL_CHARACTERS`."""
+    found = run.tail.decode(errors="replace").strip()
+    if not found:
+        return f"{cause}; it wrote nothing"
+    room = DETAIL_CHARACTERS - len(cause) - len("; it wrote: ...")
+    return f"{cause}; it wrote: {found if len(found) <= room else '...' + found[-room:]}"
+
+
+def explain_missing(program: str, error: int) -> str:
+    """Why a command could not be executed, and what to do."""
+    advice = {
+        errno.ENOENT: "install it on this node, or correct its path (of a script also the first line's)",
+        errno.EACCES: "make it executable (chmod +x) for the user of the node",
+        errno.ENOEXEC: "begin the script with a line such as #!/bin/sh",
+        errno.E2BIG: "shorten its arguments and environment",
+    }
+    return f"cannot execute {program}: {os.strerror(error)}; {advice.get(error, 'correct the service')}"
+
+
+def failure_of(run: Run, request: Request, missing: str) -> str:
+    """Why an attempt that is over has not succeeded; nothing where it has."""
+    if run.cannot_execute:
+        return explain_missing(request.command[0], run.cannot_execute)
+    if run.status is None:
+        if run.condition is None:
+            return with_tail(f"did not end within {request.timeout_ms} ms", run)
+        return with_tail(f"was not ready within {request.timeout_ms} ms: {missing}", run) if missing else ""
+    if run.condition is not None:
+        advice = "a program given as `run` must stay in the foreground" if run.status == 0 else ""
+        return with_tail("; ".join(filter(None, (f"{explain_status(run.status)} before it was ready", advice))), run)
+    return with_tail(explain_status(run.status), run) if run.status else ""
+
+
+def inventory_of(services: Iterable[Service], limit_bytes: int) -> Iterator[dict[str, object]]:
+    """What is known of all commands, in parts of about that size; the last one says so."""
+    part: list[dict[str, object]] = []
+    highest: dict[str, int] = {}
+    size = 0
+    for service in services:
+        command = {"service": service.name, **service.result.described(with_state=True)}
+        if service.exited is not None:
+            command["exited"] = service.exited.described()
+        length = len(json.dumps(command)) + len(json.dumps(service.name)) + 32
+        if part and size + length > limit_bytes:
+            yield {"last": False, "commands": part, "highest": highest}
+            part, highest, size = [], {}, 0
+        part.append(command)
+        if not service.is_apart:
+            highest[service.name] = service.result.generation
+        size += length
+    yield {"last": True, "commands": part, "highest": highest}

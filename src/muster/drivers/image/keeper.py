@@ -1,0 +1,159 @@
+"""The keeper of one service command: its parent, and the adopter of everything that it leaves behind.
+
+Theory of operation. The runner forks a keeper for every command. The keeper is a subreaper, so whatever the command
+starts stays below it: background processes, double forks, new sessions, cleared environments. It says how the command
+itself ended, goes on reaping, and exits when the kernel tells it that it has no children left. So "nothing of the
+command runs any more" is one fact that the runner learns by reaping the keeper, and what runs is what is below it.
+
+A keeper is forked and never executes anything, so it shares nearly all of its memory with the runner.
+
+On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `X<pid>` once it has been
+executed, if that is asked for, and `S<wait status>` when it has ended; before that `L` if it has left something behind.
+First of all `F<stamp>`, how the file is that it was asked to look at (`looker.py`).
+"""
+
+import os
+import resource
+import signal
+from typing import NamedTuple, NoReturn
+
+from muster.drivers.image.deadman import Leash, adopt_orphans, boottime_us, die_with_parent, set_process_name
+from muster.drivers.image.looker import stamp_of, written
+from muster.drivers.image.process_tree import BROKEN_EXIT, close_descriptors_except, end_everything_below, fork_into
+
+_NOT_EXECUTED = 127
+_SWEEP_US = 10_000_000
+_WATCH_S = 0.1  # how often a keeper in a process tree looks at the deadline by itself
+_WAITED = frozenset((signal.SIGCHLD, signal.SIGUSR1))
+_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Launch(NamedTuple):
+    """A command to execute. `environment` is the whole of it; `open_files` the soft and hard limit that it gets."""
+
+    service: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    open_files: tuple[int, int]
+    says_executed: bool = False
+    dies_with_keeper: bool = False
+    looks_at: str = ""  # a file whose state before the command counts
+
+
+def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
+    """Fork a keeper that executes `launch`; its pid. The descriptors are ends to write to, here still to be closed."""
+    runner = os.getpid()
+    return fork_into(lambda: _keep(launch, status_fd, output_fd, leash, runner))
+
+
+def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: int) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    signal.set_wakeup_fd(-1)  # shared with the runner
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # a service that signals everything must not end its own keeper
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    leash.bind(runner)
+    adopt_orphans()
+    set_process_name("muster-keeper")
+    close_descriptors_except((status_fd, output_fd))
+    environment = {"PATH": DEFAULT_PATH, **launch.environment}
+    os.chdir("/")
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_NOFILE, launch.open_files)
+    if launch.looks_at:  # it may never return, and then nothing is executed
+        os.write(status_fd, b"F%s\n" % written(stamp_of(launch.looks_at)))
+    if leash.is_tree or launch.dies_with_keeper:
+        command = _fork_and_execute(launch, environment, status_fd, output_fd)
+    else:
+        command = _spawn(launch, environment, status_fd, output_fd)
+    os.close(output_fd)  # else its reader never sees the end
+    if launch.says_executed:
+        os.write(status_fd, b"X%d\n" % command)
+    _reap_until_alone(command, status_fd, leash)
+    os._exit(0)
+
+
+def _spawn(launch: Launch, environment: dict[str, str], status_fd: int, output_fd: int) -> int:
+    """Execute the command at once, without a copy of this process: that was half of what starting one cost."""
+    os.environ["PATH"] = environment["PATH"]  # where the command is looked for: in this process's
+    streams = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output_fd, 1),
+        (os.POSIX_SPAWN_DUP2, output_fd, 2),
+    )
+    try:
+        return os.posix_spawnp(
+            launch.command[0], launch.command, environment,
+            file_actions=streams, setsid=True, setsigmask=(), setsigdef=_SIGNALS,
+        )  # fmt: skip
+    except OSError as error:
+        os.write(status_fd, b"E%d\nS%d\n" % (error.errno or 0, _NOT_EXECUTED << 8))
+        os._exit(0)
+
+
+def _fork_and_execute(launch: Launch, environment: dict[str, str], status_fd: int, output_fd: int) -> int:
+    """The same with a signal at the death of this process, which can be asked for only between fork and exec.
+
+    In a namespace the kernel needs no help; in a tree it reaches the command even if its keeper is killed.
+    """
+    keeper = os.getpid()
+    # Closes when the command is executed, or cannot be. Nobody else waits for that: a keeper in a tree watches the
+    # deadline, also while a file system that hangs keeps a command from being executed.
+    executed = os.pipe() if launch.says_executed else ()
+    command = fork_into(lambda: _execute(launch, environment, status_fd, output_fd, keeper))
+    if executed:
+        os.close(executed[1])
+        os.read(executed[0], 1)
+        os.close(executed[0])
+    return command
+
+
+def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
+    ended: int | None = None  # wait status of the command, until it is said
+    while True:
+        if leash.is_tree:
+            caught = signal.sigtimedwait(_WAITED, _WATCH_S)
+            if leash.is_over() or (caught is not None and caught.si_signo == signal.SIGUSR1):
+                end_everything_below(boottime_us() + _SWEEP_US, boottime_us)
+                os._exit(BROKEN_EXIT)
+        else:
+            signal.sigwaitinfo(_WAITED)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                if ended is not None:
+                    os.write(status_fd, b"S%d\n" % ended)
+                return
+            if pid == 0:
+                break
+            if pid == command:
+                ended = status
+        if ended is not None:
+            os.write(status_fd, b"L\nS%d\n" % ended)
+            ended = None
+
+
+def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output_fd: int, keeper: int) -> NoReturn:
+    try:
+        os.setsid()
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(_NOT_EXECUTED)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        restore_default_signals()
+        os.execvpe(launch.command[0], launch.command, environment)
+    except OSError as error:
+        os.write(status_fd, b"E%d\n" % (error.errno or 0))
+    os._exit(_NOT_EXECUTED)
+
+
+def restore_default_signals() -> None:
+    """Give the program about to be executed the signals that it expects: none ignored, none blocked."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

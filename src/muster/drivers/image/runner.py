@@ -1,0 +1,868 @@
+"""The runner: parent of all service commands of a node; outlives the daemon (SPEC 7.3, 7.7, 6.6).
+
+Theory of operation. One small loop. Per service it knows the highest generation ever asked for, what became of it, and
+the live `Run`s: a run is one command with its keeper (see `keeper.py`), alive until nothing of the command is left. A
+request with a newer generation becomes the service's `Job`, which goes through phases:
+
+    CLEAR    end what an older generation must not leave: for stop, its command if that still runs; else everything
+    RUN      the command, until it ends or its time is over (an empty command succeeds at once); a program that is to be
+             supervised: until it is ready (see `readiness.py`)
+    AGAIN    it failed and may be retried: end what the attempt left, of a stop only the stop command's own processes
+    PAUSE    until the next attempt
+    END      unless a start succeeded: end what is left of the service, SIGTERM, grace, SIGKILL
+    done     report, and remember the result
+
+CLEAR, AGAIN and END are the same ladder. A job reports only when the ladder has found everything gone, or that
+something does not go even after SIGKILL, which is a failure. A newer request replaces the job at any phase; the
+replaced one is reported as cancelled when the new one has cleared. A supervised program goes on after its start; its
+end, at any time before the next request, is told and remembered.
+
+Channel to the daemon: SOCK_SEQPACKET, one JSON object a packet of at most `PACKET_BYTES` (both ends ask for a send
+buffer of four times that, and the kernel's default holds three). The daemon's end is kept open by init across restarts.
+
+    {"do": "run", "service", "uid", "generation", "action", "command": [...], "timeout_ms", "environment": {...},
+     and where wanted "grace_ms", "retries", "retry_pause_ms", "program": true,
+     "ready": {"command": [...], "port": N, "file", "notify": true}}
+    {"do": "cancel", "service", "generation", "action": "act", "reason"}
+    {"do": "watcher", "wanted": BOOL}   the built-in watcher process, see `watcher.py`
+    {"do": "retire"}   take nothing but stops from now on, and answer nothing else, until the node ends (P4.12)
+    {"do": "panic"}   the node must stop: end everything, whether or not guard and init do (P7.10)
+    {"do": "inventory", "request": N}
+    {"do": "output", "request": N, "service"}
+    {"say": "finished", "service", "generation", "action", "succeeded", "detail"}
+    {"say": "ended", "service", "generation", "action", "attempt", "failure", "status", "duration_ms", "output"}   one
+        attempt of a command, for the history only: left out while many packets wait
+    {"say": "exited", "service", "generation", "status", "output", "at_us"}   a supervised program; for the history
+        only, as the watcher process is told of it on a channel of its own (see `watcher_process.py`)
+    {"say": "output", "request": N, "output", "status"}   of what runs now
+    {"say": "waiting", "named": [[kind, name, taken, places, by, since_us], ...], "count": N}   what waits for a place
+        (P8.12): those that have waited longest, `count` in all; again every second, and when nothing does any more
+    {"say": "inventory", "request": N, "last": BOOL, "highest": {service: generation},
+     "commands": [{"service", "generation", "action", "finished", "succeeded", "detail", "exited": {...}}, ...]}
+        in one or more packets; `exited` of a supervised program that has ended
+    {"say": "refused", "detail"}   a packet that is no request; where it names a command, that has failed, and is told
+        as `finished` beside it
+
+The runner holds its result until the daemon's end has room; while `OUTBOX_LIMIT` results wait it reads no requests.
+"""
+
+import errno
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+from collections import deque
+from typing import NoReturn
+
+from muster.drivers.image.asking import Asked
+from muster.drivers.image.commands import (
+    APART,
+    DETAIL_CHARACTERS,
+    OUTPUT_CHARACTERS,
+    Exited,
+    Job,
+    Refused,
+    Request,
+    Result,
+    Run,
+    Service,
+    failure_of,
+    inventory_of,
+    number,
+    text,
+)
+from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
+from muster.drivers.image.keeper import Launch, spawn_keeper
+from muster.drivers.image.looker import start_looker
+from muster.drivers.image.process_tree import (
+    descendants,
+    drain,
+    end_everything_below,
+    explain_status,
+    only_wake,
+    read_name,
+    read_parents,
+    send,
+)
+from muster.drivers.image.readiness import Condition, PortTaken
+from muster.drivers.image.watcher_packets import MAXIMUM_NAMED
+from muster.drivers.image.watcher_process import WatcherProcess
+from muster.records.units import US_PER_MS
+
+PACKET_BYTES = 64 * 1024
+SEND_BUFFER_BYTES = 4 * PACKET_BYTES
+OUTBOX_LIMIT = 256
+TAIL_BYTES = 8 * 1024  # of a command's output, kept in memory
+KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
+MAXIMUM_SERVICES = 16_384
+MAXIMUM_STARTS = 32  # start commands that have just begun; the others wait for their turn, stops and recoveries never
+PLACE_MS = 1000  # how long a start has its place: one that takes longer waits for something, and holds up no other
+MAXIMUM_SLOW_STARTS = 1024  # that have lost their place, and are at work still
+WAITED_US = 1_000_000  # what has waited for a place for so long is told, and so often
+MAXIMUM_ACTS = 64  # action functions at work at once; the daemon asks for fewer
+MAXIMUM_OPEN_FILES = 65_536
+MAXIMUM_CANCELLED = 16
+_KILL_AGAIN_MS = 20
+_READ_BYTES = 64 * 1024
+_READS_A_TURN = 4
+_FINAL_READS = 64  # of what a command wrote before it ended: more than a pipe holds
+_INVENTORY_BYTES = PACKET_BYTES // 2
+_SWEEP_US = 10_000_000
+_ASKED_S = 1.0  # for what the processes of a killed keeper belong to
+_CLEAR, _RUN, _AGAIN, _PAUSE, _END = "clear", "run", "again", "pause", "end"
+
+
+class Runner:
+    """The loop. `guard` takes pulses; `daemon` is the channel of the module's text."""
+
+    def __init__(
+        self,
+        guard: socket.socket,
+        daemon: socket.socket,
+        leash: Leash,
+        pulse_ms: int,
+        base_environment: dict[str, str],
+    ) -> None:
+        self._guard, self._daemon, self._leash = guard, daemon, leash
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._pulse_us = pulse_ms * US_PER_MS
+        self._next_pulse_us = 0
+        self._starts = [0, 0]  # places taken: by first starts here; by programs, and by what has run here before
+        self._slow_starts = 0
+        self._say_waiting_us = 0  # when it may be told next
+        self._has_said_waiting = False
+        self._environment = base_environment
+        self._services: dict[str, Service] = {}
+        self._forgotten_generation = 0  # highest generation of a service that was dropped from memory
+        self._keepers: dict[int, tuple[Service, Run]] = {}
+        self._readers: dict[int, tuple[Service, Run]] = {}
+        self._lookers: set[int] = set()  # the pids of lookers and of readers, see `looker.py` and `asking.py`
+        self._working: dict[str, Service] = {}  # services with a job
+        self._outbox: deque[bytes] = deque()
+        self._watcher = WatcherProcess(leash, base_environment, self._open_files, self._exit_of)
+        self._epoll = select.epoll()
+        self._wake_read, self._wake_write = os.pipe()
+        self._parents: dict[int, int] | None = None  # of this turn of the loop
+        self._orphaned = self._retired = False
+
+    def prepare(self) -> None:
+        """Signals, descriptors and limits of this process."""
+        for descriptor in (self._wake_read, self._wake_write, self._guard.fileno(), self._daemon.fileno()):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, only_wake)
+        signal.signal(LEASH_SIGNAL, self._on_orphaned)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, LEASH_SIGNAL))
+        for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(caught, signal.SIG_IGN)  # only the guard and init decide when the runner ends
+        # Each live service has two descriptors here; its commands get the limits that the runner itself was given.
+        hard = self._open_files[1]
+        wanted = MAXIMUM_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAXIMUM_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, self._open_files[0]), hard))
+        self._daemon.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._epoll.register(self._daemon.fileno(), select.EPOLLIN)
+
+    def _on_orphaned(self, _number: int, _frame: object) -> None:
+        self._orphaned = True
+
+    def loop(self) -> NoReturn:
+        """Serve until the node ends."""
+        while True:
+            if self._leash.is_over() or self._orphaned:
+                end_everything_below(boottime_us() + _SWEEP_US, boottime_us)
+                os._exit(1)
+            self._pulse_if_due()
+            wake_us = min(
+                self._next_pulse_us,
+                self._leash.deadline_us(),
+                *(service.job.wake_us for service in self._working.values() if service.job),
+            )
+            ready = self._epoll.poll(max(0.0, (wake_us - boottime_us()) / 1e6))
+            self._parents = None
+            for descriptor, mask in ready:
+                self._serve(descriptor, mask)
+            self._reap()
+            self._parents = None
+            self._count_starts(boottime_us())
+            for service in list(self._working.values()):
+                self._advance(service, boottime_us())
+                self._pulse_if_due()  # each may fork, and there may be thousands
+            self._watcher.keep_running(boottime_us(), self._epoll)
+            self._say_waiting(boottime_us())
+            self._flush()
+
+    def _pulse_if_due(self) -> None:
+        now_us = boottime_us()
+        if now_us >= self._next_pulse_us:
+            self._pulse()
+            self._next_pulse_us = now_us + self._pulse_us
+
+    def _pulse(self) -> None:
+        try:
+            self._guard.send(b"pulse", socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # the guard is late itself; it reads what is queued before it judges
+        except OSError:
+            self._orphaned = True
+
+    def _serve(self, descriptor: int, mask: int) -> None:
+        if descriptor == self._wake_read:
+            drain(descriptor)
+        elif descriptor == self._daemon.fileno():
+            # Init keeps the other end open for as long as the node lives.
+            self._orphaned = self._orphaned or bool(mask & select.EPOLLHUP)
+            self._receive()
+        elif descriptor == self._watcher.descriptor:
+            self._watcher.serve()
+        elif descriptor in self._readers:
+            service, run = self._readers[descriptor]
+            if descriptor == run.status_fd:
+                self._read_status(run)
+                self._note_exit(service)
+                self._look_again(service)
+            elif descriptor == run.output_fd:
+                self._read_output(run, _READS_A_TURN)
+            elif run.condition is not None and descriptor == run.condition.looker_fd:
+                self._hear_looker(service, run.condition)
+            elif run.condition is not None:
+                run.condition.receive(run.keeper)
+                self._look_again(service)
+
+    def _look_again(self, service: Service) -> None:
+        """What a program's start waits for may have come."""
+        job = service.job
+        if job is not None and job.phase == _RUN and job.run is not None and job.run.condition is not None:
+            job.wake_us = 0
+
+    # --- the daemon's channel ---
+
+    def _receive(self) -> None:
+        for _ in range(OUTBOX_LIMIT):
+            if len(self._outbox) >= OUTBOX_LIMIT:
+                return
+            try:
+                data, _ancillary, flags, _address = self._daemon.recvmsg(PACKET_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            self._pulse_if_due()
+            try:
+                if flags & socket.MSG_TRUNC:
+                    raise Refused(f"a packet is longer than {PACKET_BYTES} bytes; shorten the command or environment")
+                self._handle(data)
+            except Refused as refusal:
+                self._say({"say": "refused", "detail": str(refusal)[:DETAIL_CHARACTERS]})
+
+    def _handle(self, data: bytes) -> None:
+        try:
+            packet = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"a packet is not JSON: {error}") from None
+        what = packet.get("do") if isinstance(packet, dict) else None
+        if what == "run":
+            try:
+                request = Request(packet)
+                if request.action == "stop" or not self._retired:
+                    self._accept(request)
+            except Refused as refusal:
+                self._fail_refused(packet, str(refusal))
+                raise
+        elif what == "cancel":
+            act = self._services.get(f"{text(packet, 'service')}\0{number(packet, 'generation', 1)}")
+            if act is not None and act.job is not None:
+                self._cancel(act, act.job, text(packet, "reason"))
+        elif what == "watcher":
+            self._watcher.want(packet.get("wanted") is True)
+        elif what == "retire":
+            self._retired = True
+        elif what == "panic":
+            self._orphaned = True
+        elif what == "inventory":
+            self._say_inventory(number(packet, "request", 0))
+        elif what == "output":
+            self._say_output(number(packet, "request", 0), text(packet, "service"))
+        else:
+            known = "'run', 'cancel', 'watcher', 'retire', 'panic', 'inventory' and 'output'"
+            raise Refused(f"a packet asks for {what!r}; known are {known}")
+
+    def _say(self, packet: dict[str, object]) -> None:
+        self._outbox.append(json.dumps(packet).encode())
+
+    def _say_finished(self, name: str, result: Result) -> None:
+        self._say({"say": "finished", "service": name, **result.described(with_state=False)})
+
+    def _say_ended(self, service: Service, action: str, run: Run, failure: str) -> None:
+        """For the history: nobody waits for it, so it never holds up what somebody does wait for."""
+        if len(self._outbox) < OUTBOX_LIMIT // 2:
+            status = failure or "is ready" if run.status is None else explain_status(run.status)
+            duration_ms = (boottime_us() - run.launched_us) // US_PER_MS
+            self._say(
+                {
+                    "say": "ended", "service": service.name, "generation": run.generation, "action": action,
+                    "attempt": run.attempt, "failure": failure, "status": status,
+                    "duration_ms": duration_ms, "output": run.output(),
+                }
+            )  # fmt: skip
+
+    def _say_output(self, request: int, name: str) -> None:
+        service = self._services.get(name)
+        runs = [] if service is None else [run for run in service.runs if run.status is None]
+        output = "\n".join(run.output() for run in runs)[-OUTPUT_CHARACTERS:]
+        status = next((run.condition.status for run in runs if run.condition), "")
+        self._say({"say": "output", "request": request, "output": output, "status": status})
+
+    def _say_inventory(self, request: object) -> None:
+        """Every service's result, in as many packets as it takes (SPEC 7.7)."""
+        for part in inventory_of(self._services.values(), _INVENTORY_BYTES):
+            self._say({"say": "inventory", "request": request, **part})
+
+    def _flush(self) -> None:
+        while self._outbox:
+            try:
+                self._daemon.send(self._outbox[0])
+            except BlockingIOError:
+                break
+            except OSError:
+                self._orphaned = True
+                return
+            self._outbox.popleft()
+        reading = select.EPOLLIN if len(self._outbox) < OUTBOX_LIMIT else 0
+        self._epoll.modify(self._daemon.fileno(), reading | (select.EPOLLOUT if self._outbox else 0))
+
+    # --- requests ---
+
+    def _accept(self, request: Request) -> None:
+        """Make the request its place's job, or answer from memory, or refuse it (SPEC 7.7, P6.20, P8.2, P8.3)."""
+        service = self._services.get(request.place)
+        highest = service.result.generation if service else 0 if request.action in APART else self._forgotten_generation
+        if service and request.generation == highest and request.action == service.result.action:
+            if service.result.finished:
+                self._say_finished(service.name, service.result)
+            return
+        if request.action == "notify" and (own := self._services.get(request.service)) is not None:
+            highest = max(highest, own.result.generation)  # what this node was told of the service is newer
+        if request.generation <= highest:
+            self._refuse(request, f"refused: generation {request.generation} is not newer than {highest}")
+            return
+        acts = [other for other in self._working.values() if other.result.action == "act"]
+        if request.action == "act" and len(acts) >= MAXIMUM_ACTS:
+            self._refuse(request, f"refused: {MAXIMUM_ACTS} action functions are at work on this node already")
+            return
+        if service is None:
+            self._forget()
+            service = self._services[request.place] = Service(request.service, request.place)
+        job = Job(request)
+        if service.job is not None:
+            service.result.finish(False, f"cancelled by generation {request.generation} ({request.action})")
+            job.cancelled = [*service.job.cancelled, service.result][-MAXIMUM_CANCELLED:]
+        service.result, service.exited = Result(request.generation, request.action), None
+        service.job = job
+        self._working[service.place] = service
+        self._enter_ladder(service, job, _CLEAR)
+        notice = None if service.is_apart else self._services.get(f"{service.name}\0notify")
+        if notice is not None and notice.job is not None:
+            self._cancel(notice, notice.job, f"cancelled by generation {request.generation} ({request.action})")
+
+    def _refuse(self, request: Request, detail: str) -> None:
+        self._say_failed(request.service, request.generation, request.action, detail)
+
+    def _fail_refused(self, packet: dict[str, object], detail: str) -> None:
+        """A command that is refused has failed: somebody waits for its end (P6.31)."""
+        service, generation, action = packet.get("service"), packet.get("generation"), packet.get("action")
+        if isinstance(service, str) and type(generation) is int and isinstance(action, str):
+            self._say_failed(service, generation, action, f"refused: {detail}")
+
+    def _say_failed(self, service: str, generation: int, action: str, detail: str) -> None:
+        refused = Result(generation, action)
+        refused.finish(False, detail)
+        self._say_finished(service, refused)
+
+    def _cancel(self, service: Service, job: Job, reason: str) -> None:
+        """End a job that stands apart: nothing else waits for it."""
+        if job.phase != _END:
+            job.failure = reason
+            self._enter_ladder(service, job, _END)
+
+    def _forget(self) -> None:
+        """Drop the idle service asked for longest ago when there are too many; no older command is taken afterwards."""
+        if len(self._services) < MAXIMUM_SERVICES:
+            return
+        idle = [service for service in self._services.values() if service.is_idle()]
+        if not idle:
+            raise Refused(f"run: {MAXIMUM_SERVICES} services run on this node already; no node can hold more")
+        oldest = min(idle, key=lambda service: (not service.is_apart, service.result.generation))
+        if not oldest.is_apart:
+            self._forgotten_generation = max(self._forgotten_generation, oldest.result.generation)
+        del self._services[oldest.place]
+
+    # --- jobs ---
+
+    def _enter_ladder(self, service: Service, job: Job, phase: str) -> None:
+        now_us = boottime_us()
+        request = job.request
+        grace_ms = min(request.grace_ms, request.timeout_ms) if request.action == "stop" else request.grace_ms
+        job.phase, job.killing = phase, False
+        self._parents = None
+        job.kill_us = now_us + grace_ms * US_PER_MS
+        job.wake_us = job.kill_us
+        self._signal(service, job, signal.SIGTERM)
+        self._advance(service, now_us)
+
+    def _doomed(self, service: Service, job: Job) -> tuple[list[Run], set[int]]:
+        """The runs and strays that the ladder of the job's phase must see the end of."""
+        if job.request.action == "stop" and job.phase == _CLEAR:  # the rest is its stop command's work
+            return [run for run in service.runs if run.status is None and not run.is_supervised], set()
+        if job.request.action == "stop" and job.phase == _AGAIN:
+            return [run for run in service.runs if run is job.run], set()
+        return service.runs, service.strays
+
+    def _advance(self, service: Service, now_us: int) -> None:
+        job = service.job
+        if job is None:
+            return
+        if job.phase == _RUN:
+            self._advance_command(service, job, now_us)
+        elif job.phase == _PAUSE:
+            if now_us >= job.wake_us and self._may_launch(service, job, now_us):
+                self._launch(service, job)
+        elif not any(self._doomed(service, job)):
+            if job.phase != _CLEAR or self._may_launch(service, job, now_us):
+                self._ladder_done(service, job)
+        elif now_us >= job.wake_us:
+            self._kill_again(service, job, now_us)
+
+    def _may_launch(self, service: Service, job: Job, now_us: int) -> bool:
+        """Whether there is a place for it: no start waits for one that is slow or hangs (P8.10)."""
+        is_full = self._starts[_lane(service, job.request)] >= MAXIMUM_STARTS
+        if job.request.action == "start" and (is_full or self._slow_starts >= MAXIMUM_SLOW_STARTS):
+            job.wake_us, job.waits_since_us = now_us + self._pulse_us, job.waits_since_us or now_us
+            return False
+        job.waits_since_us = 0
+        return True
+
+    def _say_waiting(self, now_us: int) -> None:
+        """Tell who has waited for a place for long, at most once a second, and when nobody does any more (P8.12)."""
+        if now_us < self._say_waiting_us or len(self._outbox) >= OUTBOX_LIMIT // 2:
+            return
+        self._say_waiting_us = now_us + WAITED_US
+        jobs = [(service, service.job) for service in self._working.values() if service.job is not None]
+        late = [(job.waits_since_us, service, job) for service, job in jobs if job.waits_since_us]
+        starts = sorted((each for each in late if each[0] <= now_us - WAITED_US), key=lambda each: each[0])
+        named = [[*self._place_awaited(service, job), since_us] for since_us, service, job in starts[:MAXIMUM_NAMED]]
+        checks, of_checks = self._watcher.waiting
+        count = len(starts) + of_checks
+        if count or self._has_said_waiting:
+            self._has_said_waiting = count > 0
+            self._say({"say": "waiting", "named": named + checks, "count": count})
+
+    def _place_awaited(self, service: Service, job: Job) -> tuple[str, str, int, int, str]:
+        """What a start waits for: its kind and name, places taken of how many, and by what."""
+        lane = _lane(service, job.request)
+        if self._slow_starts >= MAXIMUM_SLOW_STARTS:
+            return "start", service.name, self._slow_starts, MAXIMUM_SLOW_STARTS, "slow starts"
+        by = "starts of programs, and of what has run there before," if lane else "starts"
+        return "start", service.name, self._starts[lane], MAXIMUM_STARTS, by
+
+    def _count_starts(self, now_us: int) -> None:
+        """Which places are taken; a program has one until it has been executed."""
+        self._starts, self._slow_starts = [0, 0], 0
+        for service in self._working.values():
+            job = service.job
+            if job is None or job.phase != _RUN or job.request.action != "start" or job.run is None:
+                continue
+            if job.run.executed_us is not None:
+                continue
+            if now_us - job.run.launched_us < PLACE_MS * US_PER_MS:
+                self._starts[_lane(service, job.request)] += 1
+            else:
+                self._slow_starts += 1
+
+    def _kill_again(self, service: Service, job: Job, now_us: int) -> None:
+        job.killing = True
+        if now_us >= job.kill_us + KILL_BOUND_MS * US_PER_MS:
+            runs, strays = self._doomed(service, job)
+            left = self._below(runs, strays) or [run.keeper for run in runs]
+            names = ", ".join(f"{pid} ({read_name(pid)})" for pid in left[:5])
+            self._finish(service, job, False, f"still there after SIGKILL, so the kernel holds them: {names}")
+            return
+        self._signal(service, job, signal.SIGKILL)
+        job.wake_us = now_us + _KILL_AGAIN_MS * US_PER_MS
+
+    def _ladder_done(self, service: Service, job: Job) -> None:
+        for cancelled in job.cancelled:
+            self._say_finished(service.name, cancelled)
+        job.cancelled = []
+        if job.phase == _END:
+            killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
+            self._finish(service, job, job.failure is None, job.failure or killed)
+        elif job.phase == _AGAIN:
+            job.phase, job.wake_us = _PAUSE, boottime_us() + job.request.retry_pause_ms * US_PER_MS
+        elif job.request.command:
+            self._launch(service, job)
+        elif job.request.action == "stop":
+            self._enter_ladder(service, job, _END)
+        else:
+            self._finish(service, job, True, "")
+
+    def _launch(self, service: Service, job: Job) -> None:
+        """Begin an attempt."""
+        request = job.request
+        job.attempt += 1
+        job.run = job.probe = job.failure = None
+        condition: Condition | None = None
+        try:
+            condition = Condition(request.ready) if request.is_program else None
+            run = self._spawn(service, job, request.command, request.action, condition)
+        except PortTaken as taken:
+            self._attempt_failed(service, job, str(taken))
+            return
+        except OSError as error:
+            if condition is not None:
+                condition.close()
+            advice = "free processes or descriptors of the node"
+            self._attempt_failed(service, job, f"cannot start {request.command[0]}: {error.strerror}; {advice}")
+            return
+        self._starts[_lane(service, request)] += request.action == "start"
+        job.run, job.phase = run, _RUN
+        job.wake_us = job.deadline_us = run.launched_us + request.timeout_ms * US_PER_MS
+
+    def _spawn(
+        self, service: Service, job: Job, command: tuple[str, ...], action: str, condition: Condition | None = None
+    ) -> Run:
+        """Start a command below a keeper. Raises `OSError`."""
+        request = job.request
+        own = {"MUSTER_GENERATION": str(request.generation), "MUSTER_ACTION": action}
+        if request.environment.get("MUSTER_ACTION") == "cleanup":
+            own = {}  # it is about a start of before, and says so itself (P6.32)
+        elif request.action != "act":
+            own |= {"MUSTER_SERVICE": request.service, "MUSTER_UID": str(request.uid)}
+        said = condition.environment if condition else {}
+        environment = {**self._environment, **request.environment, **own, **said}
+        looks_at = condition.conditions.file if condition else ""
+        launch = Launch(
+            request.service, command, environment, self._open_files, condition is not None, looks_at=looks_at
+        )
+        opened: list[int] = []
+        try:
+            opened += os.pipe()
+            opened += os.pipe()
+            keeper = spawn_keeper(launch, opened[1], opened[3], self._leash)
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        os.close(opened[1])
+        os.close(opened[3])
+        os.set_blocking(opened[0], False)
+        os.set_blocking(opened[2], False)
+        run = Run(request.generation, job.attempt, keeper, opened[0], opened[2], boottime_us())
+        run.condition = condition
+        service.runs.append(run)
+        self._keepers[run.keeper] = (service, run)
+        heard = condition.listener.fileno() if condition and condition.listener else -1
+        for descriptor in (run.status_fd, run.output_fd, heard):
+            if descriptor >= 0:
+                self._readers[descriptor] = (service, run)
+                self._epoll.register(descriptor, select.EPOLLIN)
+        return run
+
+    def _advance_command(self, service: Service, job: Job, now_us: int) -> None:
+        run, request = job.run, job.request
+        if run is None:
+            raise AssertionError(f"{service.name}: a command runs without a run")
+        missing = ""
+        if run.status is None and now_us < job.deadline_us:
+            if run.condition is None or now_us < job.wake_us:
+                return
+            missing = self._advance_program(service, job, run, run.condition, now_us)
+            if missing:
+                return
+        elif run.condition is not None:
+            missing = run.condition.missing(run.executed_us, now_us)
+        self._read_output(run, _FINAL_READS)
+        failure = failure_of(run, request, missing)
+        self._say_ended(service, request.action, run, failure)
+        if failure:
+            self._attempt_failed(service, job, failure)
+        elif request.action == "start":
+            service.has_run = True
+            run.is_supervised = request.is_program
+            service.result.left = run.status is None or run.has_left
+            self._finish(service, job, True, "")
+        else:
+            self._enter_ladder(service, job, _END)
+
+    def _advance_program(self, service: Service, job: Job, run: Run, condition: Condition, now_us: int) -> str:
+        """What keeps the program from being ready; has its ready command run in its turn."""
+        if condition.wants_looker:
+            self._start_looker(service, run, condition)
+        probe = job.probe
+        if probe is not None and probe.status is not None:
+            failure = "cannot be executed" if probe.cannot_execute else explain_status(probe.status)
+            condition.command_ended(failure if probe.status or probe.cannot_execute else "", now_us)
+            if probe in service.runs:
+                send(self._below([probe], set()), signal.SIGKILL)  # what a ready command leaves is nothing to keep
+            job.probe = None
+        missing = condition.missing(run.executed_us, now_us)
+        job.wake_us = min(job.deadline_us, condition.next_look_us)
+        if condition.wants_command and job.probe is None and now_us >= condition.next_command_us:
+            try:
+                job.probe = self._spawn(service, job, condition.conditions.command, "ready")
+            except OSError as error:
+                condition.command_ended(f"cannot be started: {error.strerror}", now_us)
+        return missing
+
+    def _start_looker(self, service: Service, run: Run, condition: Condition) -> None:
+        """Somebody is to wait for the program's ready file; where nobody can now, the next look tries it again."""
+        try:
+            said, says = os.pipe()
+        except OSError:
+            return
+        try:
+            looker = start_looker(condition.conditions.file, condition.file_before, says)
+        except OSError:
+            os.close(said)
+        else:
+            os.set_blocking(said, False)
+            condition.looker, condition.looker_fd = looker, said
+            self._lookers.add(looker)
+            self._readers[said] = (service, run)
+            self._epoll.register(said, select.EPOLLIN)
+        finally:
+            os.close(says)
+
+    def _hear_looker(self, service: Service, condition: Condition) -> None:
+        try:
+            said = os.read(condition.looker_fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if said:
+            condition.take_look(said)
+        if not said or condition.file_has_come:
+            self._end_looker(condition)
+        self._look_again(service)
+
+    def _end_looker(self, condition: Condition) -> None:
+        if condition.looker_fd >= 0:
+            condition.looker_fd = self._close(condition.looker_fd)
+            if condition.looker in self._lookers:
+                send((condition.looker,), signal.SIGKILL)
+
+    def _attempt_failed(self, service: Service, job: Job, failure: str) -> None:
+        attempts = f"attempt {job.attempt} of {job.request.retries + 1}: " if job.request.retries else ""
+        job.failure = attempts + failure
+        self._enter_ladder(service, job, _AGAIN if job.attempt <= job.request.retries else _END)
+
+    def _finish(self, service: Service, job: Job, succeeded: bool, detail: str) -> None:
+        service.job = None
+        del self._working[service.place]
+        for cancelled in job.cancelled:
+            self._say_finished(service.name, cancelled)
+        service.result.finish(succeeded, detail)
+        self._say_finished(service.name, service.result)
+        self._note_exit(service)  # of a program that has ended just now
+        self._drop_act(service)
+
+    def _drop_act(self, service: Service) -> None:
+        if service.result.action == "act" and service.is_idle():
+            del self._services[service.place]
+
+    def _note_exit(self, service: Service) -> None:
+        """Tell and remember that the supervised program of the present generation has ended (P8.1)."""
+        if service.job is not None or service.exited is not None or not service.result.succeeded:
+            return
+        for run in service.runs:
+            if run.is_supervised and run.status is not None and run.generation == service.result.generation:
+                self._read_output(run, _FINAL_READS)
+                service.exited = Exited(run, explain_status(run.status), boottime_us())
+                self._watcher.tell(service.name)
+                self._say({"say": "exited", "service": service.name, **service.exited.described()})
+                return
+
+    def _exit_of(self, name: str) -> Exited | None:
+        """What is remembered of the end of a service's program."""
+        service = self._services.get(name)
+        return service.exited if service is not None else None
+
+    # --- processes ---
+
+    def _below(self, runs: list[Run], strays: set[int]) -> list[int]:
+        if self._parents is None:
+            self._parents = read_parents()
+        return [*strays, *descendants([*(run.keeper for run in runs), *strays], self._parents)]
+
+    def _signal(self, service: Service, job: Job, number: int) -> None:
+        """Signal everything that the job's ladder ends, but keepers only to wake them if they were stopped.
+
+        A keeper that has not come to its command, because it still looks at a file, is ended itself.
+        """
+        runs, strays = self._doomed(service, job)
+        if not runs and not strays:
+            return
+        below = self._below(runs, strays)
+        send(below, number)
+        send(below, signal.SIGCONT)  # a stopped process ends on SIGTERM only once it runs again
+        send((run.keeper for run in runs), signal.SIGCONT)
+        if number == signal.SIGKILL:
+            send((run.keeper for run in runs if run.condition and run.condition.is_looked_for), signal.SIGKILL)
+
+    def _reap(self) -> None:
+        bereaved: list[Service] = []  # whose processes may have become children of the runner
+        may_have_orphans = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid in self._lookers:
+                self._lookers.discard(pid)
+            elif self._watcher.ended(pid, boottime_us()):
+                may_have_orphans = True
+            elif pid in self._keepers:
+                service, run = self._keepers.pop(pid)
+                self._bury(service, run)
+                if status != 0:
+                    bereaved.append(service)
+            else:
+                owners = [service for service in self._services.values() if pid in service.strays]
+                for service in owners:
+                    service.strays.discard(pid)
+                bereaved += owners  # what it leaves behind has no keeper either
+                may_have_orphans = may_have_orphans or not owners
+        if bereaved:
+            self._adopt_strays(bereaved)
+        if may_have_orphans:
+            self._end_orphaned_checks()
+
+    def _bury(self, service: Service, run: Run) -> None:
+        """The keeper has gone: nothing of the run is left, unless the keeper was killed."""
+        self._read_status(run)
+        self._read_output(run, _FINAL_READS)
+        if run.status is None:
+            run.status = signal.SIGKILL  # nobody can tell any more how the command ended
+        self._note_exit(service)
+        self._close_status(run)
+        self._close_output(run)
+        if run.condition is not None:
+            self._end_looker(run.condition)
+        if run.condition is not None and run.condition.listener is not None:
+            self._close(run.condition.listener.detach())
+        service.runs.remove(run)
+        self._drop_act(service)
+
+    def _end_orphaned_checks(self) -> None:
+        """A check ends with the watcher that ran it (P8.6); what it had started comes here, as its keeper dies too."""
+        mine = self._children_of_others()
+        actions = self._ask(mine, b"MUSTER_ACTION")
+        send((pid for pid in mine if actions.get(pid) == b"check"), signal.SIGKILL)
+
+    def _children_of_others(self) -> list[int]:
+        """The children that this process did not fork: what a keeper that was killed has left."""
+        own = self._keepers.keys() | self._lookers | {self._watcher.pid}
+        return [pid for pid, parent in read_parents().items() if parent == os.getpid() and pid not in own]
+
+    def _ask(self, pids: list[int], name: bytes) -> dict[int, bytes]:
+        """What a variable of these processes is, as far as that can be told soon: the node's signs of life go on."""
+        if not pids:
+            return {}
+        asked = Asked(pids, name)
+        self._lookers.update(asked.readers)
+
+        def may_wait() -> bool:
+            self._pulse_if_due()
+            return not self._orphaned and not self._leash.is_over()
+
+        return asked.answers(_ASKED_S, may_wait)
+
+    def _adopt_strays(self, bereaved: list[Service]) -> None:
+        """Children that the runner did not fork had a killed keeper, or descend from such; find whose they are."""
+        strays = self._children_of_others()
+        names = self._ask(strays, b"MUSTER_SERVICE")
+        for pid in strays:
+            # Not only among the bereaved: of keepers that died at once, some may not have been reaped yet.
+            named = self._services.get(names.get(pid, b"").decode(errors="replace"))
+            # One without a name may be of each of them, and is theirs even if it was another's before: ended too
+            # early rather than never.
+            for service in (named,) if named else bereaved:
+                service.strays.add(pid)
+
+    def _read_status(self, run: Run) -> None:
+        while run.status_fd >= 0:
+            try:
+                data = os.read(run.status_fd, 256)
+            except BlockingIOError:
+                return
+            if not data:
+                self._close_status(run)
+                return
+            for line in data.split():
+                if line[:1] == b"E":
+                    run.cannot_execute = int(line[1:]) or errno.EIO
+                elif line[:1] == b"X":
+                    run.executed_us = boottime_us()
+                elif line[:1] == b"L":
+                    run.has_left = True
+                elif line[:1] == b"F":
+                    if run.condition is not None:
+                        run.condition.take_before(line[1:])
+                else:
+                    run.status = int(line[1:])
+
+    def _read_output(self, run: Run, reads: int) -> None:
+        """Take what the command has written; bounded work a call, bounded memory whatever it writes (SPEC 7.8)."""
+        for _ in range(reads):
+            if run.output_fd < 0:
+                return
+            try:
+                data = os.read(run.output_fd, _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self._close_output(run)
+                return
+            run.tail += data[-TAIL_BYTES:]
+            del run.tail[:-TAIL_BYTES]
+
+    def _close_status(self, run: Run) -> None:
+        run.status_fd = self._close(run.status_fd)
+
+    def _close_output(self, run: Run) -> None:
+        run.output_fd = self._close(run.output_fd)
+
+    def _close(self, descriptor: int) -> int:
+        if descriptor >= 0:
+            self._epoll.unregister(descriptor)
+            del self._readers[descriptor]
+            os.close(descriptor)
+        return -1
+
+
+def _lane(service: Service, request: Request) -> int:
+    """Which places a start takes: what has run here before, and programs, begin quickly, and wait for no others."""
+    return 1 if service.has_run or request.is_program else 0
+
+
+def run_runner(
+    guard: socket.socket,
+    daemon: socket.socket,
+    leash: Leash,
+    parent: int,
+    pulse_ms: int,
+    base_environment: dict[str, str],
+) -> NoReturn:
+    """Become the runner, in a process freshly forked by `parent`. `guard` and `daemon` are its ends of the channels."""
+    set_process_name("muster-runner")
+    adopt_orphans()
+    runner = Runner(guard, daemon, leash, pulse_ms, base_environment)
+    runner.prepare()
+    leash.bind(parent)
+    gc.freeze()
+    gc.enable()
+    runner.loop()

@@ -1,0 +1,145 @@
+"""What a latency profile means: its timeline after a death, and the bound on each kind of outage (SPEC 7.6).
+
+Everything is computed from the profile, and from the rules named beside it; the time that the store itself takes, and a
+service's own start, come on top. Docs and pictures are made from this, so they cannot disagree with the timers.
+"""
+
+from typing import NamedTuple
+
+from muster.records.timing import InconsistentProfile, Profile, check, with_drift_ms
+
+MAXIMUM_TIMER_MS = 3_600_000
+MAXIMUM_HEARTBEATS = 1000  # a second
+_VIEWS = 2  # rows of the views register newer than a loss (`core/links/links.py`)
+
+
+class Moment(NamedTuple):
+    """Something in the timeline of a death: between `from_ms` and `to_ms` after the last renewal began."""
+
+    from_ms: int
+    to_ms: int
+    what: str
+
+
+class Outage(NamedTuple):
+    """A fault: until when others may have what ran there (None: `how` says why there is no such bound), and how."""
+
+    fault: str
+    bound_ms: int | None
+    how: str
+
+
+def profile_with(base: Profile, overrides: tuple[tuple[str, int], ...]) -> Profile:
+    """A profile with some of its timers set otherwise. Raises `InconsistentProfile`: the key, or the inequality."""
+    known = [name for name in base._fields if name != "name"]
+    for key, value in overrides:
+        if key not in known:
+            raise InconsistentProfile(f"there is no timer {key!r}; there are {', '.join(known)}")
+        limit = MAXIMUM_HEARTBEATS if key == "heartbeats_per_second" else MAXIMUM_TIMER_MS
+        if not 0 < value <= limit:
+            raise InconsistentProfile(f"it must hold that 0 < {key} <= {limit}; it is {value}")
+    return check(base._replace(**dict(overrides)))  # type: ignore[arg-type]  # names and types are those checked above
+
+
+def takeover_ms(profile: Profile) -> int:
+    """Longest time from the proof of a master's death to its successor's claim: its next read, and its turn (P2.10)."""
+    return profile.read_ms + profile.claim_stagger_ms
+
+
+def eviction_ms(profile: Profile, nodes: int) -> int:
+    """Longest time from a cut link to the mark that forces the losing side out (P4.4).
+
+    Both ends stop hearing, write that into their views, and the master must see it for the link bound in views that are
+    newer than the loss.
+    """
+    loss_ms = profile.link_loss_ms(nodes)
+    return loss_ms + profile.read_ms + max(loss_ms, _VIEWS * profile.view_ms) + profile.read_ms
+
+
+def host_timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
+    """Scope `host`, a node that hangs: in ms after the start of the last renewal, which is its loop's last turn."""
+    leased = profile.leased(one_machine=True)
+    return (
+        Moment(0, profile.renew_ms, "last turn of the guard's loop, and last lease renewal; then the node hangs"),
+        Moment(0, profile.link_loss_ms(nodes), "its links fall silent and are named lost"),
+        Moment(profile.loop_ms, profile.loop_ms, "loop deadline: the deadman and init end what hangs"),
+        Moment(profile.loop_ms, profile.lease_ms, "panic bound: its last process goes, and the kernel's word says so"),
+        Moment(
+            profile.lease_ms,
+            profile.lease_ms + takeover_ms(profile),
+            "takeover of the mastership, if it was the master",
+        ),
+        Moment(leased.loop_ms, leased.loop_ms, "lease deadline: if it was only the store that failed, all this time"),
+    )
+
+
+def host_outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
+    """Scope `host`, where the kernel is asked and nobody counts leases: each fault with its bound in ms, and how."""
+    p, leased = profile, profile.leased(one_machine=True)
+    end_s = leased.loop_ms / 1000
+    kept = {outage.fault: outage for outage in outages(profile, nodes)}
+    return (
+        kept["daemon crash"],
+        kept["daemon hangs"],
+        kept["daemon gone for good"],
+        kept["node crash"],
+        Outage("guard or init killed", p.panic_bound_ms, "the kernel ends the node, and its word of that is told"),
+        Outage("guard killed, master", p.panic_bound_ms + takeover_ms(p), "the same, and the takeover"),
+        Outage("node hangs", p.lease_ms, "loop deadline, panic bound, the kernel's word"),
+        Outage("store hangs", None, f"no outage up to {p.store_stall_ms} ms: changes wait for it, services go on"),
+        Outage("store lost", None, f"until it is back: every node stops itself after {end_s:.1f} s; then all boot"),
+        kept[f"cut link, {nodes} nodes"],
+    )
+
+
+def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
+    """Scope `shared`, a power cut: what happens when, in ms after the start of the dead node's last renewal."""
+    deadman_ms = profile.lease_ms - profile.panic_bound_ms
+    proof_ms = with_drift_ms(profile.lease_ms)
+    return (
+        Moment(0, profile.renew_ms, "last lease renewal; the power goes before the next one would begin"),
+        Moment(0, profile.link_loss_ms(nodes), "its links fall silent and are named lost"),
+        Moment(deadman_ms, deadman_ms, "deadman: a node that still ran would be stopped now"),
+        Moment(deadman_ms, profile.lease_ms, "panic bound: whatever it ran is gone by the end of it"),
+        Moment(proof_ms, profile.proof_ms(), "proof of death: the others have counted the lease and the clocks' drift"),
+        Moment(
+            profile.proof_ms(),
+            profile.proof_ms() + takeover_ms(profile),
+            "takeover of the mastership, if it was the master",
+        ),
+    )
+
+
+def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
+    """Scope `shared`: every kind of fault with its bound in ms, from the fault to where its services may be started
+    elsewhere.
+    """
+    p = profile
+    stopped_ms = p.panic_bound_ms + p.read_ms  # the node empties itself, and its tombstone is read
+    cut_ms = eviction_ms(p, nodes) + p.renew_ms + stopped_ms
+    return (
+        Outage(
+            "daemon crash",
+            None,
+            f"no outage: services go on; the daemon is back, or the node panics, in {p.restart_ms} ms",
+        ),
+        Outage("daemon hangs", p.pulse_loss_ms + stopped_ms, "pulse loss, panic, tombstone read"),
+        Outage(
+            "daemon gone for good",
+            p.restart_ms + stopped_ms,
+            "restart bound, panic, tombstone read; services run until then",
+        ),
+        Outage("node crash", stopped_ms, "panic: everything is stopped, and the tombstone read"),
+        Outage("power cut", p.proof_ms(), "lease with drift, and two reads: no tombstone comes"),
+        Outage("power cut, master", p.proof_ms() + takeover_ms(p), "the same, and the takeover"),
+        Outage("pause of a node", p.proof_ms(), "as a power cut: its deadman has stopped it before the lease is over"),
+        Outage("store lost, one node", p.proof_ms(), "it stops itself before its deadman; it cannot write a tombstone"),
+        Outage(
+            "store lost, all nodes",
+            None,
+            f"until it is back: every node stops itself within {p.lease_ms - p.panic_bound_ms} ms; then all boot",
+        ),
+        Outage(
+            f"cut link, {nodes} nodes", cut_ms, "loss seen by both ends, in newer views; mark, panic, tombstone read"
+        ),
+    )

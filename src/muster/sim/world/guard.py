@@ -1,0 +1,442 @@
+"""The guard of one node in the virtual world: boot, lease, two deadlines, panic (SPEC 7.1-7.3, P7.1-P7.17).
+
+It uses `core.leases` exactly as the real guard does. The deadman is a kernel timer: it fires whatever is paused, kills
+the guard, and everything else of the incarnation dies at moments of its own within the panic bound. A guard that waits
+in the kernel is not ended by it; then init ends the node at the same deadline (P7.9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from muster.core import effects, inputs
+from muster.core.leases.lease import Evidence, LeaseKeeper, LeaseWatch, Shown, Stop, next_incarnation, replacement
+from muster.records.registers import Deadman, Lease, LeaseState, Owed, RegisterKind, Strip
+from muster.records.timing import with_drift_ms
+from muster.records.units import US_PER_MS
+from muster.sim.history import Logged, Renewed
+from muster.sim.world.bare_machine import BareMachine
+from muster.sim.world.disk import RegisterTarget, TwoCopyWrite
+from muster.sim.world.kernel import counts_in, is_of
+from muster.sim.world.life import Life, ToGuard
+from muster.sim.world.time import US_PER_S, Clock, Process
+
+TOMBSTONE_TRIES = 3
+FIRST_PAUSE_US, LONGEST_PAUSE_US = 500_000, 4_000_000  # between two requests to be handed a descriptor
+MEMORY_LOOKS = 3  # at a store that shows less than is remembered: it may be in use (P11.2)
+
+Judge = Callable[[Strip | None, int], None]  # (what the store shows, when the read began)
+
+
+class Guard:
+    """One guard process: from `boot` until its node has stopped."""
+
+    def __init__(
+        self,
+        machine: BareMachine,
+        clock: Clock,
+        *,
+        sweep: Callable[[], None],
+        begin: Callable[[Guard, int], Life],
+        ended: Callable[[Guard], None],
+        hand_over: Callable[[effects.WatchLife], bool],
+    ) -> None:
+        """Not booted yet.
+
+        `sweep` ends what earlier incarnations have left; `begin` begins the life of an incarnation; `ended` is called
+        at the end; `hand_over` asks the guard of another node for a descriptor, and says whether it gives one (P7.20).
+        """
+        self.machine, self.clock, self.world = machine, clock, machine.world
+        self._sweep, self._begin, self._ended, self._hand_over = sweep, begin, ended, hand_over
+        self.process = Process("guard")
+        self.writer = Process("lease writer")  # writes for it: a write under way lands though the guard is dead
+        self.life: Life | None = None
+        profile = self.world.profile
+        self._profile = profile.leased(one_machine=self.world.settings.kernel)  # P7.12
+        self._keeper: LeaseKeeper | None = None
+        self._watch = LeaseWatch(profile.gap_ms)
+        self._foreign: dict[int, LeaseWatch] = {}  # leases of other boots of the machine (P7.17)
+        self._first_seen: dict[int, Lease] = {}
+        self._wanted: dict[int, int] = {}  # node -> the incarnation of which a descriptor is wanted (P7.20)
+        self._handed: set[tuple[int, int]] = set()  # those of which there is one
+        self._doubts = 0  # reads in a row that showed less than the home remembers
+        self._turned_us = 0  # when the loop turned last
+        self._deadman_us: int | None = None  # world time; None until it is armed
+        self._panicking = False
+        self._stalled = False  # it waits in the kernel, where no signal ends it
+        self._dying = ""  # SIGKILL waits for it
+        self._busy = False  # a cycle is under way
+
+    def now_us(self) -> int:
+        """This machine's clock."""
+        return self.clock.local_us(self.world.loop.now_us)
+
+    # ---- boot ------------------------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Watch the own lease until the predecessor is proven to have stopped (SPEC 7.1)."""
+        self._sweep()
+        self._read(self._observe)
+
+    def _read(self, then: Judge) -> None:
+        """Read the strip; call `then(strip, started)` in this process."""
+        started_us = self.world.loop.now_us
+        self.world.loop.after(self.machine.access.latency_us(), self._read_ends, then, started_us)
+
+    def _read_ends(self, then: Judge, started_us: int) -> None:
+        access = self.machine.access
+        strip = None if access.fails() else access.sampled(started_us)
+        self.world.loop.deliver(self.process, then, strip, self.clock.local_us(started_us))
+
+    def _observe(self, strip: Strip | None, started_us: int) -> None:
+        lease = strip.leases[self.machine.node] if strip is not None else None
+        self._watch.observe(lease, started_us, self.now_us())
+        foreign = self._foreign_lives(strip, started_us)
+        wrong = self.machine.wrong_with(strip) if strip is not None else ""
+        self._doubts = self._doubts + 1 if wrong else 0
+        if lease is not None and not foreign and not wrong and self._may_begin(lease):
+            self._acquire(lease)
+            return
+        refusal = self._refusal(lease, strip)
+        if self._doubts >= MEMORY_LOOKS:
+            refusal = f"the store went back in time, or is another one: {wrong}"
+        if refusal:
+            self._log(f"boot refused: {refusal}")
+            self._ended(self)
+        else:
+            self.world.loop.deliver_after(self.world.profile.read_ms * US_PER_MS, self.process, self.boot)
+
+    def _foreign_lives(self, strip: Strip | None, started_us: int) -> bool:
+        """Whether anybody may still run under another boot of the kernel (P7.17)."""
+        alive = strip is None and bool(self._foreign)
+        for node, lease in enumerate(strip.leases if strip is not None else ()):
+            if lease is not None and self._is_foreign(lease):
+                watch = self._foreign.setdefault(node, LeaseWatch(self.world.profile.gap_ms))
+                watch.observe(lease, started_us, self.now_us())
+                alive = alive or watch.is_live()
+        return alive
+
+    def _is_foreign(self, lease: Lease) -> bool:
+        kernel = self.world.kernel if self.world.settings.kernel else None
+        return kernel is not None and lease.state is LeaseState.LIVE and lease.boot_id != kernel.boot_id
+
+    def _refusal(self, own: Lease | None, strip: Strip | None) -> str:
+        """Why this node may not start at all: somebody beats under its name, or under another kernel (P7.6, P7.17)."""
+        if own is not None and self._first_seen.setdefault(self.machine.node, own).stamp != own.stamp:
+            return "the lease beats"
+        for node, lease in enumerate(strip.leases if strip is not None else ()):
+            foreign = lease is not None and self._is_foreign(lease)
+            if lease is not None and foreign and self._first_seen.setdefault(node, lease).stamp != lease.stamp:
+                return f"n{node} beats under another kernel"
+        return ""
+
+    def _may_begin(self, lease: Lease) -> bool:
+        return lease.state is LeaseState.NEVER or self._evidence(lease) is not None or self._has_ended(lease)
+
+    def _evidence(self, lease: Lease) -> Evidence | None:
+        return self._watch.evidence(lease.stamp.incarnation)
+
+    def _has_ended(self, lease: Lease) -> bool:
+        """Whether the kernel says that the predecessor has ended (P7.6), or is another one since and that is silent."""
+        if lease.life is None:  # nothing of it has run yet; in a process tree an operator has to say so
+            bound_us = with_drift_ms(lease.lease_ms) * US_PER_MS
+            return lease.deadman is Deadman.PROCESS_TREE and self._watch.silent_us() >= bound_us
+        if lease.boot_id != self.world.kernel.boot_id:
+            return self._watch.silent_us() >= with_drift_ms(lease.lease_ms) * US_PER_MS
+        return not self.world.kernel.runs(lease.life, self.machine.namespace)
+
+    def watch(self, asked: effects.WatchLife) -> None:
+        """The daemon asks about an incarnation (P7.15)."""
+        kernel, named = self.world.kernel, asked.life
+        if asked.boot_id != kernel.boot_id:
+            self._tell(asked, given=False)
+        elif not counts_in(self.machine.namespace, named):
+            self._want(asked)
+        elif kernel.runs(named, self.machine.namespace):
+            kernel.tell_at_the_end(named, lambda: self._tell(asked, given=True))
+        else:
+            self._tell(asked, given=True)
+
+    def _want(self, asked: effects.WatchLife) -> None:
+        """The kernel cannot be asked from here: whoever holds a descriptor of that life is told by it (P7.20)."""
+        if (asked.node, asked.incarnation) in self._handed:
+            if self.world.kernel.shows_the_end(asked.life):
+                self._tell(asked, given=True)
+            return
+        self._tell(asked, given=False)
+        if asked.incarnation > self._wanted.get(asked.node, 0):
+            self._wanted[asked.node] = asked.incarnation
+            turn_us = self.world.profile.loop_ms * US_PER_MS // 3
+            self.world.loop.deliver_after(turn_us, self.process, self._request, asked, FIRST_PAUSE_US)
+
+    def _request(self, asked: effects.WatchLife, pause_us: int) -> None:
+        """Ask the guard of that node for a descriptor: now, and later if it does not answer (P7.20)."""
+        if self._wanted.get(asked.node) != asked.incarnation or self.world.kernel.boot_id != asked.boot_id:
+            return
+        if self._hand_over(asked):
+            self._handed.add((asked.node, asked.incarnation))
+            self.world.kernel.tell_at_the_end(asked.life, lambda: self._tell(asked, given=True))
+        else:
+            longer_us = min(2 * pause_us, LONGEST_PAUSE_US)
+            self.world.loop.deliver_after(pause_us, self.process, self._request, asked, longer_us)
+
+    def offers(self, asked: effects.WatchLife) -> bool:
+        """Whether this guard runs now, and what it offers is what is asked for."""
+        runs = self.process.alive and self.process.paused_at_us is None and not (self._stalled or self._panicking)
+        named = self.life.named if self.life is not None and not self.life.ended else None
+        return runs and named is not None and is_of(asked.life, named)
+
+    def _tell(self, asked: effects.WatchLife, *, given: bool) -> None:
+        """This process hears it, and a little later its daemon of then, if both still live."""
+        pause_us = int(self.world.random.random() * (20 if given else 1) * US_PER_MS)
+        self.world.loop.deliver_after(pause_us, self.process, self._told, asked, given)
+
+    def _told(self, asked: effects.WatchLife, given: bool) -> None:
+        daemon = self.life.daemon if self.life is not None else None
+        if daemon is not None:
+            detail = "its init has ended" if given else "its pids count in another PID namespace"
+            daemon.kernel_said(inputs.KernelsWord(asked.node, asked.incarnation, detail, given))
+
+    def _acquire(self, predecessor: Lease) -> None:
+        world, machine = self.world, self.machine
+        incarnation = next_incarnation(predecessor.stamp.incarnation, world.random.getrandbits(32))
+        boot_id = world.random.getrandbits(128).to_bytes(16, "little")
+        if world.settings.kernel:
+            boot_id = world.kernel.boot_id
+        deadman = Deadman.PROCESS_TREE if machine.node in world.settings.trees else Deadman.PID_NAMESPACE
+        self._keeper = LeaseKeeper(machine.node, incarnation, predecessor, self._profile, deadman, boot_id)
+        self.life = self._begin(self, incarnation)
+        self._cycle()
+
+    def owes(self, owed: Owed) -> None:
+        """What the caretaker says of earlier runs: the next renewal says it too (P6.33)."""
+        if self._keeper is not None:
+            self._keeper.owed = owed
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def _cycle(self) -> None:
+        world = self.world
+        world.loop.deliver_after(world.profile.renew_ms * US_PER_MS, self.process, self._cycle)
+        if self._panicking or self.life is None:
+            return
+        assert self._keeper is not None
+        self._turned_us = self.now_us()
+        self._move_deadline()
+        cause = "its init has ended" if self.life.ended else self.life.pulse_lost(world.loop.now_us)
+        if self._keeper.deadline_us is not None and self._turned_us >= self._keeper.deadline_us - self._margin_us():
+            cause = cause or "its lease could not be renewed"
+        if cause:
+            self.panic(cause)
+        elif not self._busy:
+            self._busy = True
+            self._read(self._judge)
+
+    def _margin_us(self) -> int:
+        """A panic that can still write its tombstone begins so long before the lease's deadline."""
+        profile = self.world.profile
+        apart = self.world.settings.kernel
+        return (profile.loop_ms if apart else min(profile.renew_ms, profile.panic_bound_ms)) * US_PER_MS
+
+    def _judge(self, strip: Strip | None, started_us: int) -> None:
+        assert self._keeper is not None
+        own = strip.leases[self.machine.node] if strip is not None else None
+        if strip is None or own is None or None in strip.marks:
+            self._busy = False  # no renewal without the marks (SPEC 7.2)
+            return
+        verdict = self._keeper.begin(started_us, own, strip.marks)
+        if isinstance(verdict, Stop):
+            self._busy = False
+            self.panic(verdict.cause)
+            return
+        self._write(verdict.lease, lambda succeeded: self._look(verdict.lease, started_us, succeeded))
+
+    def _look(self, lease: Lease, started_us: int, succeeded: bool) -> None:
+        """Open the path afresh: it must show this very beat (P11.1)."""
+        if not succeeded:
+            self._busy = False
+            return
+        delay_us = self.machine.access.latency_us()
+        self.world.loop.deliver_after(delay_us, self.process, self._looked, lease, started_us)
+
+    def _looked(self, lease: Lease, started_us: int) -> None:
+        there, shown = self.world.store, None
+        if not self.world.path_is_away and not self.machine.access.fails():
+            held = there.cells[RegisterKind.LEASE][self.machine.node].current
+            ids = there.ids[0].encode(), there.ids[1].encode()
+            shown = Shown(*ids, held if isinstance(held, Lease) else None)
+        opened = self.machine.access.store.ids
+        other = replacement((opened[0].encode(), opened[1].encode()), lease, shown)
+        if other == "":
+            self._written(lease, started_us)
+            return
+        self._busy = False
+        if other is not None:
+            self.panic(f"its store was replaced by another file or device while it ran: {other}")
+
+    def _write(self, lease: Lease, done: Callable[[bool], None]) -> None:
+        access = self.machine.access
+        cell = access.store.cells[RegisterKind.LEASE][self.machine.node]
+
+        def written(succeeded: bool) -> None:
+            self.world.loop.deliver(self.process, done, succeeded)
+
+        TwoCopyWrite(access, self.writer, "lease", RegisterTarget(access.store, cell, lease), written)
+
+    def _written(self, lease: Lease, started_us: int) -> None:
+        assert self._keeper is not None
+        assert self.life is not None
+        self._busy = False
+        first = self._keeper.deadline_us is None
+        verdict = self._keeper.renewed(lease, started_us, self.now_us())
+        if verdict is not None:
+            self.panic(verdict.cause)
+            return
+        ends_us = self.clock.world_us(started_us + self._profile.lease_ms * US_PER_MS)
+        self.world.history.append(Renewed(self.world.loop.now_us, self.machine.node, self.life.incarnation, ends_us))
+        self._turned_us = self.now_us()
+        self._move_deadline()
+        if first and self.world.settings.kernel:  # nothing is let go before a record that names it is durable (P7.14)
+            group = f"/n{self.machine.node}" if self.life.is_tree else ""
+            self._keeper.life = self.life.named = self.world.kernel.begin(self.machine.namespace, group)
+        elif self.life.daemon is None and not self.life.began:
+            self.life.began = True
+            self.life.start_daemon()
+
+    def _move_deadline(self) -> None:
+        """The earlier of the lease's deadline and of the loop's: which is counted from its last turn (P7.12)."""
+        assert self._keeper is not None
+        if self._keeper.deadline_us is None:
+            return
+        loop_us = self._turned_us + self.world.profile.loop_ms * US_PER_MS
+        unarmed = self._deadman_us is None
+        self._deadman_us = self.clock.world_us(min(self._keeper.deadline_us, loop_us))
+        if unarmed:
+            self.world.loop.at(self._deadman_us, self._deadman)
+
+    def _deadman(self) -> None:
+        """The kernel's timer, and init's own look at the same deadline: no other process takes part in it."""
+        assert self._deadman_us is not None
+        assert self.life is not None
+        if self.life.ended and not self.process.alive:
+            return
+        if self.world.loop.now_us < self._deadman_us:
+            self.world.loop.at(self._deadman_us, self._deadman)
+            return
+        if self.process.alive and not self._stalled:  # its signal waits for the waking of a guard that is stalled
+            self._log("deadman fired")
+            self.die("its lease ran out")
+        self.life.deadline_passed()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def stall(self) -> None:
+        """It waits in the kernel from now on: it does nothing, and no signal ends it."""
+        if self.process.alive and self._deadman_us is not None:
+            self._stalled = True
+            self.world.loop.pause(self.process)
+
+    def wake(self) -> None:
+        """It goes on; if its deadline is over, the deadman's signal ends it first (P7.4)."""
+        if not self._stalled:
+            return
+        self._stalled = False
+        assert self._deadman_us is not None
+        if self._dying or self.world.loop.now_us >= self._deadman_us:
+            self._log("the guard wakes after its deadline")
+            self.die(self._dying or "its lease ran out")
+        else:
+            self.world.loop.resume(self.process)
+
+    def die(self, cause: str) -> None:
+        """This guard is killed; the rest of the node dies with it, within the panic bound."""
+        if not self.process.alive:
+            return
+        if self._stalled or self._hangs_in_exit():
+            self._dying = self._dying or cause
+            return
+        self._end_process()
+        if self.life is not None:
+            self.life.stop(cause, self.life.bound_us())
+        self._ended(self)
+
+    def power_cut(self) -> None:
+        """It ends at this instant, whatever it waits for; what it runs does so by itself."""
+        for process in (self.process, self.writer):
+            process.lost_power = True
+        self._end_process()
+        self._ended(self)
+
+    def _end_process(self) -> None:
+        self.process.kill()
+        self.writer.kill()  # a write of it that is under way lands all the same
+
+    def _hangs_in_exit(self) -> bool:
+        """Now and then it cannot finish its exit: nobody is told of its death, so init ends the node (P7.9)."""
+        world = self.world
+        if (
+            not world.settings.kernel
+            or world.calm
+            or self.life is None
+            or world.random.random() >= world.settings.hangs
+        ):
+            return False
+        self.stall()
+        if self._stalled:
+            self._log("the guard hangs in its exit")
+            world.loop.after(int((0.05 + 8 * world.random.random()) * US_PER_S), self.wake)
+        return self._stalled
+
+    def hear(self, what: ToGuard) -> None:
+        """The daemon says something."""
+        match what:
+            case effects.WatchLife():
+                self.watch(what)
+            case effects.Left():
+                self.leave()
+            case effects.Panic(cause=cause):
+                self.panic(cause)
+
+    def panic(self, cause: str) -> None:
+        """Empty the node, then write the tombstone (SPEC 3.12, 7.1)."""
+        self._end_node(cause, clean=False)
+
+    def leave(self) -> None:
+        """The graceful leave is complete: empty the node, then write the clean tombstone."""
+        self._end_node("it left", clean=True)
+
+    def _end_node(self, cause: str, clean: bool) -> None:
+        if self._panicking or self.life is None:
+            return
+        self._panicking = True
+        self._log(f"the guard stops the node: {cause}")
+        within_us = self.life.bound_us() // 2 + 1
+        self.life.stop(cause, within_us, swept=True)
+        self.world.loop.deliver_after(within_us + 1, self.process, self._bury, cause, clean, TOMBSTONE_TRIES)
+        self._hangs_in_exit()
+
+    def _bury(self, cause: str, clean: bool, tries: int) -> None:
+        """Everything has ended: say so in the store, if it can be reached, and end."""
+        assert self._keeper is not None
+        assert self.life is not None
+        # What hangs in the kernel has not ended (P7.5); the writer does one thing after the other.
+        if not self.life.ended or (self._busy and not self.machine.access.waits_for_write_of(self.writer)):
+            self.world.loop.deliver_after(10 * US_PER_MS, self.process, self._bury, cause, clean, tries)
+            return
+        if tries == 0 or self._keeper.deadline_us is None or self._busy:
+            # Without a tombstone the lease simply runs out.
+            self._end_process()
+            self._ended(self)
+            return
+        tombstone = self._keeper.tombstone(clean, cause)
+        self._write(tombstone, lambda succeeded: self._buried(cause, clean, tries, succeeded))
+
+    def _buried(self, cause: str, clean: bool, tries: int, succeeded: bool) -> None:
+        if succeeded:
+            self._end_process()
+            self._ended(self)
+            return
+        self.world.loop.deliver_after(10 * US_PER_MS, self.process, self._bury, cause, clean, tries - 1)
+
+    def _log(self, what: str) -> None:
+        self.world.history.append(Logged(self.world.loop.now_us, self.machine.node, what))

@@ -1,0 +1,141 @@
+"""`muster profile`: the timers, and what they mean for every kind of outage (SPEC 7.6)."""
+
+import click
+
+from muster.client.errors import Unreachable
+from muster.records.profiles import Moment, Outage, host_outages, host_timeline, outages, profile_with, timeline
+from muster.records.timing import PROFILES, InconsistentProfile, Profile
+from muster.setup.errors import Mistaken
+from muster.setup.nodes import Document
+from muster.setup.profiles import chosen_profile, parse_overrides
+from muster.ui.options import connection_options, json_option, print_json, reporting, settings
+
+DEFAULT = "standard"
+_WIDTH = 56  # of the picture
+
+
+@click.group()
+@connection_options
+def profile() -> None:
+    """Latency profiles: how soon a dead node is known to be dead, and what that costs."""
+
+
+def _complete_profiles(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in PROFILES if name.startswith(incomplete)]
+
+
+@profile.command()
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete_profiles)
+@click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="Try another value of a timer; repeatable.")
+@click.option("--nodes", type=click.IntRange(1, 1000), metavar="N", help="How many [those of the cluster, or 3].")
+@json_option
+@connection_options
+@reporting
+def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: bool) -> None:
+    """The timeline that profile NAME gives, as a picture, and the bound on each outage, for each scope of a store.
+
+    NAME is fast, standard or virtualised; without it, the profile of the running cluster, and standard where no node
+    answers. Bounds are from the fault to where a service may be started elsewhere; the store's own latency and the
+    start itself come on top. With --set a timer is tried out, and refused with the inequality that it breaks: the same
+    check as at `muster init --set`.
+
+    \b
+    Examples:
+      muster profile show fast
+      muster profile show standard --set lease_ms=4000 --set panic_bound_ms=800
+      muster profile show --nodes 16 --json | jq '.outages[] | {fault, bound_ms}'
+    """
+    overrides = parse_overrides(words)
+    if name is not None:
+        found, source = chosen_profile(name, overrides, name), "as this release has it"
+    else:
+        base, count, source = _running()
+        nodes = nodes or count
+        try:
+            found = profile_with(base, overrides)
+        except InconsistentProfile as error:
+            raise Mistaken(str(error), "--set", "see the timers: muster profile show") from error
+    nodes = nodes or 3
+    if as_json:
+        print_json(document(found, nodes, overrides))
+        return
+    click.secho(f"profile {found.name}, {nodes} nodes", bold=True, nl=False)
+    click.echo(f"  ({source}{', with --set' if overrides else ''})")
+    _print_scope("scope shared, a power cut:", timeline(found, nodes), outages(found, nodes))
+    _print_scope("scope host, a node that hangs:", host_timeline(found, nodes), host_outages(found, nodes))
+    _print_timers(found, overrides)
+
+
+def _running() -> tuple[Profile, int, str]:
+    """The profile of the running cluster and its number of nodes."""
+    try:
+        answer = settings().connection().query("diagnostics")
+        count = len(settings().connection().query("nodes")["nodes"])
+    except Unreachable:
+        return PROFILES[DEFAULT], 3, "no node answers: this is what a new cluster gets"
+    return Profile(**answer["profile"]), count, f"of the running cluster {answer['cluster']}"
+
+
+def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...]) -> Document:
+    """Everything for JSON."""
+    return {
+        "profile": found.name,
+        "nodes": nodes,
+        "timers": {key: value for key, value in found._asdict().items() if key != "name"},
+        "overrides": dict(overrides),
+        "timeline": [moment._asdict() for moment in timeline(found, nodes)],
+        "outages": [outage._asdict() for outage in outages(found, nodes)],
+        "host": {
+            "timeline": [moment._asdict() for moment in host_timeline(found, nodes)],
+            "outages": [outage._asdict() for outage in host_outages(found, nodes)],
+        },
+    }
+
+
+def picture(moments: tuple[Moment, ...]) -> list[str]:
+    """The timeline to scale: one line a moment, a bar from its beginning to its end."""
+    end_ms = max(moment.to_ms for moment in moments)
+    unit_ms = _tick_ms(end_ms)
+    lines = ["  ms after the last renewal began", "  " + _ruler(end_ms, unit_ms)]
+    for moment in moments:
+        begin, end = (moment.from_ms * _WIDTH // end_ms, moment.to_ms * _WIDTH // end_ms)
+        bar = " " * begin + ("*" if begin == end else "|" + "=" * (end - begin - 1) + "|")
+        when = str(moment.to_ms) if moment.from_ms == moment.to_ms else f"{moment.from_ms}..{moment.to_ms}"
+        lines += [f"  {bar:<{_WIDTH + 2}} {when:>13}", f"  {'':{min(begin, _WIDTH // 2)}}{moment.what}"]
+    return lines
+
+
+def _tick_ms(end_ms: int) -> int:
+    """A round number, so that four to nine of them fill the picture."""
+    unit = 1
+    while end_ms / unit >= 10:
+        unit *= 10
+    return next(step for step in (unit // 5 or 1, unit // 2 or 1, unit) if end_ms / step < 10)
+
+
+def _ruler(end_ms: int, unit_ms: int) -> str:
+    ruler = [" "] * (_WIDTH + 12)
+    for tick_ms in range(0, end_ms + 1, unit_ms):
+        place = tick_ms * _WIDTH // end_ms
+        for offset, character in enumerate(f"'{tick_ms}"):
+            ruler[place + offset] = character
+    return "".join(ruler).rstrip()
+
+
+def _print_scope(title: str, moments: tuple[Moment, ...], faults: tuple[Outage, ...]) -> None:
+    click.secho(title, bold=True)
+    for line in picture(moments):
+        click.echo(line)
+    click.echo()
+    click.secho(f"  {'FAULT':<24} {'BOUND':>9}  HOW", bold=True)
+    for outage in faults:
+        bound = "-" if outage.bound_ms is None else f"{outage.bound_ms} ms"
+        click.echo(f"  {outage.fault:<24} {bound:>9}  {outage.how}")
+    click.echo()
+
+
+def _print_timers(found: Profile, overrides: tuple[tuple[str, int], ...]) -> None:
+    changed = dict(overrides)
+    pairs = [f"{key}={value}{'*' if key in changed else ''}" for key, value in found._asdict().items() if key != "name"]
+    for start in range(0, len(pairs), 4):
+        click.echo("  " + "  ".join(f"{pair:<26}" for pair in pairs[start : start + 4]).rstrip())

@@ -1,0 +1,334 @@
+"""Commands about services: apply a file, register, deregister, transfer, withdraw, show (SPEC 6.2, 6.8, 6.9)."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muster.client.errors import Unreachable
+from muster.setup.errors import Mistaken
+from muster.setup.nodes import Connection, Document
+from muster.ui.options import (
+    change_options,
+    complete_nodes,
+    complete_services,
+    connection_options,
+    expect_option,
+    json_option,
+    override_option,
+    overriding,
+    print_json,
+    reporting,
+    settings,
+    show_change,
+)
+
+SHOWN_COMMANDS = 6  # with everything else that is known of a service
+SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its lines
+
+
+@click.command()
+@json_option
+@connection_options
+@reporting
+def services(as_json: bool) -> None:
+    """Every service: its state, where it is, and what keeps it from being elsewhere."""
+    answer = settings().connection().query("services")
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.pages.screen import show_services
+
+    show_services(answer)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@expect_option
+@change_options
+@connection_options
+@reporting
+def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
+    """Define or change the services and event groups in FILE; others stay as they are.
+
+    Every problem in the file is named with its line, and nothing is applied before there is none.
+
+    \b
+    Example of a service file:
+      [[service]]
+      name = "web"
+      start_command = "/usr/sbin/nginx -c /srv/web.conf"
+      stop_command = "/usr/sbin/nginx -s quit"
+      start_timeout = "10s"
+      node_preferences = {ordered = ["n0", "n1"]}
+    """
+    import msgspec
+
+    from muster.files.reading import missing_programs
+
+    connection = settings().connection()
+    try:
+        current = connection.query("services")
+        nodes = tuple(connection.query("nodes")["nodes"])
+    except Unreachable:
+        read_service_file(file)  # what is wrong with the text alone can be said without any node
+        raise
+    definitions, groups = read_service_file(file, nodes, parents_of(current))
+    documents = [msgspec.to_builtins(definition) for definition in definitions]
+    changes = [_change(document, current["services"].get(document["name"])) for document in documents]
+    of_groups = _changes_of_groups(connection, groups) if groups else []
+    if dry_run:
+        warnings = missing_programs(definitions)
+        for warning in warnings:
+            click.secho(f"warning: {warning}", err=True, fg="yellow")
+        if as_json:
+            document = {"changes": changes, "event_groups": of_groups, "warnings": warnings, "index": current["index"]}
+            print_json(document)
+        else:
+            _show_changes([*changes, *of_groups])
+        return
+    expected = {} if expect is None else {"expect": expect}
+    answers = [connection.operate("apply", definitions=documents, withdraw=[], **expected)] if documents else []
+    if groups:
+        found = [msgspec.to_builtins(group) for group in groups]
+        expected = {} if answers else expected  # the services have made a version of their own
+        answers.append(connection.operate("apply_events", "groups", groups=found, withdraw=[], **expected))
+    if as_json:
+        outcome = "; ".join(answer["outcome"] for answer in answers)
+        document = answers[-1] | {"outcome": outcome}
+        show_change(document, as_json=True, changes=changes, event_groups=of_groups)
+        return
+    for answer in answers:
+        show_change(answer, as_json=False)
+
+
+def _changes_of_groups(connection: Connection, groups: tuple[Any, ...]) -> list[Document]:
+    """What applying the event groups changes, as `_change` says it of services."""
+    import msgspec
+
+    known = {group["group"]: group["definition"] for group in connection.query("events")["groups"]}
+    changes = []
+    for group in groups:
+        before = known.get(group.name)
+        after = msgspec.json.decode(msgspec.json.encode(group))
+        keys = {} if before is None else {key: [before.get(key), after[key]] for key in after}
+        keys = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+        change = "new" if before is None else "changed" if keys else "unchanged"
+        changes.append({"service": f"event group {group.name}", "change": change, "keys": keys})
+    return changes
+
+
+def read_service_file(
+    path: Path, nodes: tuple[str, ...] | None = None, cluster: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """The services and event groups in a file. Raises `Mistaken` with every problem, a line each."""
+    from muster.files.reading import read_all
+    from muster.files.service_file import ServiceFileError
+
+    try:
+        return read_all(path, nodes, cluster)
+    except ServiceFileError as error:
+        count = len(error.problems)
+        what = f"the service file has {count} problem{'s' if count > 1 else ''}; nothing was applied"
+        lines = [str(problem) for problem in error.problems[:SHOWN_PROBLEMS]]
+        if count > SHOWN_PROBLEMS:
+            lines.append(f"... and {count - SHOWN_PROBLEMS} more")
+        next_step = f"mend {'them' if count > 1 else 'it'}, and look with --dry-run first"
+        raise Mistaken(what, "\n         ".join(lines), next_step) from error
+
+
+def parents_of(answer: Document) -> dict[str, Any]:
+    """The services that the cluster has, as far as groups are concerned: what else they are is its own matter."""
+    from muster.records.state import Definition
+
+    return {
+        name: Definition(name, parent=service["definition"].get("parent", ""))
+        for name, service in answer["services"].items()
+        if not service["removed"]
+    }
+
+
+def _change(document: Document, current: Document | None) -> Document:
+    """What applying one definition changes: `change` is `new`, `changed` or `unchanged`; `keys` {key: [old, new]}."""
+    import msgspec
+
+    from muster.records.state import Definition
+
+    name = document["name"]
+    if current is None:
+        return {"service": name, "change": "new", "keys": {}}
+    # what is left out is the default, on either side
+    old, new = (msgspec.convert(each, Definition) for each in (current["definition"], document))
+    pairs = {key: [getattr(old, key), getattr(new, key)] for key in Definition.__struct_fields__}
+    keys = {key: msgspec.to_builtins(pair) for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {"service": name, "change": "changed" if keys or current.get("removed") else "unchanged", "keys": keys}
+
+
+def _show_changes(changes: list[Document]) -> None:
+    signs = {"new": ("+", "green"), "changed": ("~", "yellow"), "unchanged": ("=", None)}
+    for change in changes:
+        sign, colour = signs[change["change"]]
+        click.secho(f"{sign} {change['service']}: {change['change']}", fg=colour)
+        for key, (old, new) in change["keys"].items():
+            click.echo(f"    {key}: {old!r} -> {new!r}")
+    counts = {kind: sum(change["change"] == kind for change in changes) for kind in signs}
+    click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; nothing was changed (dry run)")
+
+
+@click.group()
+@connection_options
+def service() -> None:
+    """Register, de-register, move, withdraw or show one service."""
+
+
+_service_argument = click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+
+
+def _operate(operation: str, *, as_json: bool, **arguments: object) -> None:
+    show_change(settings().connection().operate(operation, **arguments), as_json=as_json)
+
+
+@service.command()
+@_service_argument
+@change_options
+@connection_options
+@reporting
+def register(name: str, as_json: bool) -> None:
+    """Have SERVICE run, on the best allowable node."""
+    _operate("register", as_json=as_json, service=name)
+
+
+@service.command()
+@_service_argument
+@override_option
+@change_options
+@connection_options
+@reporting
+def deregister(name: str, override: bool, as_json: bool) -> None:
+    """Stop SERVICE; it stays down until it is registered again."""
+    _operate("deregister", as_json=as_json, service=name, **overriding(override))
+
+
+@service.command()
+@_service_argument
+@click.argument("target", metavar="[NODE]", required=False, shell_complete=complete_nodes)
+@override_option
+@change_options
+@connection_options
+@reporting
+def transfer(name: str, target: str | None, override: bool, as_json: bool) -> None:
+    """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
+    if target == "":
+        raise Mistaken(
+            "the node's name is empty", "muster service transfer", "name a node, or none: the best other one"
+        )
+    _operate("transfer", as_json=as_json, service=name, target=target or "", override=override)
+
+
+@service.command()
+@_service_argument
+@change_options
+@connection_options
+@reporting
+def withdraw(name: str, as_json: bool) -> None:
+    """Stop SERVICE and forget its definition."""
+    _operate("apply", as_json=as_json, definitions=[], withdraw=[name])
+
+
+@service.command()
+@json_option
+def schema(as_json: bool) -> None:
+    """Every key of a service file: its type, its default, what it means."""
+    from muster.ui.pages.service_schema import document, pages
+
+    if as_json:
+        print_json(document())
+        return
+    from muster.ui.pages.screen import console
+
+    for page in pages():
+        console().print(page)
+
+
+@service.command()
+@_service_argument
+@click.option("--cause", default="", help="Why; given to its commands and shown in the history.")
+@change_options
+@connection_options
+@reporting
+def restart(name: str, cause: str, as_json: bool) -> None:
+    """Stop SERVICE and start it again where it is; its children stop first and start last."""
+    _operate("restart", as_json=as_json, service=name, cause=cause)
+
+
+@service.command()
+@_service_argument
+@change_options
+@connection_options
+@reporting
+def clear(name: str, as_json: bool) -> None:
+    """Forget why SERVICE is stuck and how often it failed: it is placed again if it is wanted."""
+    _operate("clear", as_json=as_json, service=name)
+
+
+@service.command("confirm-clean")
+@_service_argument
+@click.option("--cause", default="", help="How you know; shown in the history.")
+@change_options
+@connection_options
+@reporting
+def confirm_clean(name: str, cause: str, as_json: bool) -> None:
+    """You vouch that nothing of SERVICE is left in the machine where it was: it may go on elsewhere.
+
+    For a service with a cleanup_command whose node was lost and is not known to be clean of it, or whose cleanup has
+    failed. If its address or its mount is still there, two machines may have it: look at that machine first.
+    """
+    _operate("confirm_clean", as_json=as_json, service=name, cause=cause)
+
+
+@service.command()
+@_service_argument
+@json_option
+@connection_options
+@reporting
+def log(name: str, as_json: bool) -> None:
+    """What the commands of SERVICE did last on each node: how they ended, how long they took, what they wrote.
+
+    \b
+    With --json: commands [{node, at_s, action, generation, attempt, succeeded, status, duration_ms, output}], oldest
+    first, running {node: {output, status}} of what runs now, unanswered [{node, why}].
+    """
+    answer = settings().connection().query("service_log", name=name)
+    if as_json:
+        print_json(answer)
+        return
+    from muster.ui.pages.event_pages import show_log
+
+    show_log(answer)
+
+
+@service.command()
+@_service_argument
+@json_option
+@connection_options
+@reporting
+def show(name: str, as_json: bool) -> None:
+    """Everything known of SERVICE: state, cause, definition, and what its commands did last (more: `service log`).
+
+    With --json, `commands`, `running` and `unanswered` are those of `muster service log`, the newest commands only.
+    """
+    connection = settings().connection()
+    answer = connection.query("service", name=name)
+    log = connection.query("service_log", name=name)
+    log = {key: log[key] for key in ("running", "unanswered")} | {"commands": log["commands"][-SHOWN_COMMANDS:]}
+    if as_json:
+        print_json(answer | log)
+        return
+    from muster.ui.pages.event_pages import show_log
+    from muster.ui.pages.screen import show_service
+
+    show_service(answer)
+    if log["commands"]:
+        click.echo()
+        show_log(log)

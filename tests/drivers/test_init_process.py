@@ -1,0 +1,172 @@
+"""Init by itself: when it starts the daemon again (P7.7), what it waits for before (P7.14), how it ends the node."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from muster.drivers.image import init_process
+from muster.drivers.image.init_process import FIRST_DELAY_MS, STABLE_MS, InitSetup, run_init
+from muster.drivers.image.process_tree import Teller
+from muster.records.timing import FAST
+
+US_PER_MS = 1000
+
+
+def delays_ms(*lives_ms: int, asked_for: bool = False) -> list[int]:
+    """How long init waits after each of the daemon's lives."""
+    init = init_process._Init(cast("InitSetup", SimpleNamespace(profile=FAST)), cast("Any", None))
+    found, now_us = [], 1_000_000_000
+    for life_ms in lives_ms:
+        init._daemon_since_us, now_us = now_us, now_us + life_ms * US_PER_MS
+        init._schedule_daemon(now_us, asked_for=asked_for)
+        assert init._start_daemon_us is not None
+        found.append((init._start_daemon_us - now_us) // US_PER_MS)
+    for descriptor in (init._wake_read, init._wake_write):
+        os.close(descriptor)
+    for end in (init._daemon_end, init._daemons_end):
+        end.close()
+    return found
+
+
+def test_p7_7_a_daemon_that_ends_after_a_long_life_is_started_at_once() -> None:
+    assert delays_ms(STABLE_MS, STABLE_MS) == [0, 0]
+    assert delays_ms(1, 1, STABLE_MS)[-1] == 0
+
+
+def test_p7_7_one_that_keeps_crashing_is_started_ever_later_but_soon_enough() -> None:
+    pauses = delays_ms(*[1] * 20)
+    assert pauses[:3] == [0, FIRST_DELAY_MS, 2 * FIRST_DELAY_MS]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == FAST.restart_ms // 4  # the guard waits restart_ms for a sign of life
+
+
+def test_p10_3_one_that_was_asked_to_end_is_followed_at_once() -> None:
+    assert delays_ms(1, 1, 1, asked_for=True) == [0, 0, 0]
+
+
+class Ended(Exception):
+    """In place of the end of this process."""
+
+
+class Gate:
+    """The leash of an init that waits for its guard, and the guard's ends of its channels."""
+
+    def __init__(self, over_after: int = 1000) -> None:
+        self.guard, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        alive, self.alive = os.pipe()
+        self.setup = cast("InitSetup", SimpleNamespace(guard=theirs, guard_alive=alive))
+        self.looks, self._over_after = 0, over_after
+        self.go_after = 1000
+
+    def is_over(self) -> bool:
+        """Its deadline has passed; asked at each look of init's."""
+        self.looks += 1
+        if self.looks == self.go_after:
+            self.guard.send(b"go")
+        return self.looks >= self._over_after
+
+    def wait(self) -> None:
+        """As init does."""
+        let_go = threading.Timer(5, self.guard.send, (b"go",))  # only where it would wait for ever
+        let_go.start()
+        try:
+            init_process._await_go(self.setup, cast("Any", self))
+        finally:
+            let_go.cancel()
+
+    def close(self) -> None:
+        """All ends."""
+        self.guard.close()
+        self.setup.guard.close()
+        for descriptor in {self.setup.guard_alive, self.alive} - {-1}:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate; where init would end, `Ended` is raised."""
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(init_process, "_GATE_LOOK_MS", 1)
+    monkeypatch.setattr(os, "_exit", end)
+    made = Gate()
+    yield made
+    made.close()
+
+
+def test_p7_14_init_waits_until_its_guard_lets_it_go_on(gate: Gate) -> None:
+    gate.go_after = 3
+    gate.wait()
+    assert gate.looks >= 3
+
+
+@pytest.mark.parametrize("end", ["guard", "deadline"])
+def test_p7_14_init_that_is_never_let_go_on_ends_with_its_guard_or_its_deadline(end: str, gate: Gate) -> None:
+    if end == "guard":
+        os.close(gate.alive)
+        gate.alive = -1
+        gate.guard.send(b"go")  # said with its last breath
+    else:
+        gate._over_after = 3
+    with pytest.raises(Ended):
+        gate.wait()
+
+
+def test_p7_14_nothing_of_the_node_begins_before_and_all_of_it_in_its_control_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    def step(name: str) -> Any:
+        return lambda *_arguments: order.append(name)
+
+    for name in ("set_process_name", "close_descriptors_except", "adopt_orphans", "mount_own_proc"):
+        monkeypatch.setattr(init_process, name, lambda *_arguments: None)
+    monkeypatch.setattr(os, "setsid", lambda: None)
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda *_arguments: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda _descriptor: -1)
+    monkeypatch.setattr(init_process, "_await_go", step("waits"))
+    monkeypatch.setattr(init_process, "_Init", lambda *_arguments: SimpleNamespace(loop=step("begins")))
+    leash = SimpleNamespace(bind_init=step("is bound"), is_tree=True)
+    become = cast("Callable[..., None]", run_init)
+    with socket.socket() as channel:
+        group = SimpleNamespace(enter=step("enters"))
+        setup = InitSetup(
+            channel, 0, channel, channel, channel, channel, FAST, "/nowhere", 7, ("true",), cast("Any", group)
+        )
+        become(setup, leash)
+    assert order == ["enters", "is bound", "waits", "begins"]
+
+
+@pytest.mark.parametrize("is_tree", [True, False])
+def test_p7_11_init_that_ends_the_node_ends_its_control_group_and_what_is_below_it(
+    is_tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[object] = []
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(init_process, "end_everything_below", lambda *_arguments: order.append("below"))
+    monkeypatch.setattr(Teller, "say", lambda _self, _line: None)
+    group = SimpleNamespace(kill=lambda: order.append("group")) if is_tree else None
+    guard, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    setup = cast("InitSetup", SimpleNamespace(profile=FAST, guard=theirs, group=group))
+    init = init_process._Init(setup, cast("Any", SimpleNamespace(is_tree=is_tree)))
+    with pytest.raises(Ended):
+        init._end("the deadline has passed")
+    assert order == (["group", "below"] if is_tree else [])
+    assert guard.recv(512) == b"init process has ended the node: the deadline has passed"
+    for descriptor in (init._wake_read, init._wake_write):
+        os.close(descriptor)
+    for each in (init._daemon_end, init._daemons_end, guard, theirs):
+        each.close()

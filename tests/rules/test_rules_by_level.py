@@ -1,0 +1,123 @@
+"""Single steps of levels that come and go (P3.13-P3.15), on records as they may stand."""
+
+from msgspec.structs import replace
+
+from muster.core.draft import Draft, Facts
+from muster.core.transitions.registration import follow_reports
+from muster.core.transitions.subsystems import Subsystems
+from muster.core.transitions.transition import advance, open_forced_leave, take_out_the_gone
+from muster.records.messages import Acknowledgement, Report
+from muster.records.registers import ProofKind
+from muster.records.state import (
+    Barriers,
+    Cluster,
+    Database,
+    Gone,
+    Level,
+    Member,
+    NodeConfig,
+    NodeState,
+    Proof,
+    Transition,
+    TransitionKind,
+)
+from muster.records.terms import NO_TERM
+from muster.records.versions import HIGHEST
+
+FORCED, LEAVING, JOINING = TransitionKind.FORCED_LEAVING, TransitionKind.LEAVING, TransitionKind.JOINING
+
+
+def level(number: int, registration: int = 1) -> Level:
+    return Level(number, f"level{number}", Barriers(2, 1, 1), registration=registration)
+
+
+def member(node: int, *numbers: int, state: NodeState = NodeState.JOINED, gone: tuple[Gone, ...] = ()) -> Member:
+    """A member that is in the levels that it has registered, and in those that have gone and are not told of it yet."""
+    inside = tuple(sorted({*numbers, *(each.level.number for each in gone)}))
+    levels = tuple(level(number) for number in numbers)
+    return Member(node, state, 5, levels, max(inside, default=0), by_level=True, inside=inside, gone=gone)
+
+
+def draft_of(*members: Member, transitions: tuple[Transition, ...] = ()) -> Draft:
+    nodes = {each.node: NodeConfig(each.node, f"n{each.node}", (), "") for each in members}
+    cluster = Cluster("test", "0" * 32, "fast", "", active_version=HIGHEST)
+    database = Database(
+        cluster, 10, nodes=nodes, members={each.node: each for each in members},
+        transitions={each.identity: each for each in transitions},
+    )  # fmt: skip
+    return Draft(database)
+
+
+def facts_of(**reports: Report) -> Facts:
+    by_node = {int(name[1:]): report for name, report in reports.items()}
+    return Facts(0, 0, by_node, lambda _n, _i: None, lambda _n: True, {}, {}, services_open=True)
+
+
+def report(*levels: Level, steps: tuple[Acknowledgement, ...] = ()) -> Report:
+    return Report(NO_TERM, 10, 5, "", levels, steps)
+
+
+def test_p3_15_those_that_have_ended_go_bottom_up_then_those_that_deregistered_top_down() -> None:
+    gone = tuple(Gone(level(number), forced) for number, forced in ((60, False), (30, True), (50, False), (20, True)))
+    draft = draft_of(member(0, 20, 30, 50, 60), member(1, gone=gone))
+    order = []
+    while draft.member(1).gone:
+        take_out_the_gone(draft, 1)
+        (out,) = draft.transitions.values()
+        order.append((out.level, out.kind))
+        done = report(*draft.member(0).levels, steps=(Acknowledgement(out.identity, out.level, 0),))
+        advance(draft, facts_of(n0=done))
+        draft = Draft(replace(draft.database, members=dict(draft.members), transitions={}))
+    assert order == [(20, FORCED), (30, FORCED), (60, LEAVING), (50, LEAVING)]
+
+
+def test_p3_14_a_level_that_must_wait_makes_those_above_it_wait() -> None:
+    past = Transition(7, 2, 5, JOINING, (20,), 0, 1, (0,), barriers=2)  # n0's level 20 is past its first barrier
+    for transitions, taken in (((past,), [10]), ((), [10, 20])):  # 30 follows when 20 has been told
+        joining = member(2, 20, state=NodeState.JOINING)
+        draft = draft_of(member(0, 20, 30), member(1, 10), joining, transitions=transitions)
+        follow_reports(draft, facts_of(n1=report(level(10), level(20), level(30))))
+        assert [each.number for each in draft.member(1).levels] == taken
+
+
+def test_p3_15_a_level_is_not_taken_in_again_before_its_peers_have_done_with_its_last_end() -> None:
+    out = Transition(7, 1, 5, FORCED, (20,), 0, 0, (0,), late=True)
+    ended = replace(member(1, 10), inside=(10, 20))
+    draft = draft_of(member(0, 20), ended, transitions=(out,))
+    follow_reports(draft, facts_of(n1=report(level(10), level(20, 2))))
+    assert [each.number for each in draft.member(1).levels] == [10]
+    later = draft_of(member(0, 20), member(1, 10))
+    follow_reports(later, facts_of(n1=report(level(10), level(20, 2))))
+    assert [each.number for each in later.member(1).levels] == [10, 20]
+
+
+def test_p3_15_a_leave_tells_of_a_program_that_has_ended_meanwhile_before_it_goes_on() -> None:
+    leaving = Transition(7, 1, 5, LEAVING, (60, 30), 0, 0, (0,))
+    ended = replace(member(1, 60, state=NodeState.LEAVING, gone=(Gone(level(30), forced=True),)), leave_asked="")
+    draft = draft_of(member(0, 30, 60), ended, transitions=(leaving,))
+    acknowledged = report(level(30), level(60), steps=(Acknowledgement(7, 60, 0),))
+    advance(draft, facts_of(n0=acknowledged, n1=report(level(60))))
+    (out,) = draft.transitions.values()
+    assert (out.kind, out.level, out.late) == (FORCED, 30, True)
+
+
+def test_p3_14_a_subsystem_is_not_told_the_end_of_a_life_whose_join_it_never_heard_of() -> None:
+    own = Subsystems(0, 5, False)
+    own.register(level(20))
+    first = Transition(7, 1, 5, FORCED, (20,), 0, 0, (0,))
+    members = {0: member(0, 20), 1: member(1, 20, state=NodeState.FORCED_LEAVING)}
+    before = draft_of(*members.values(), transitions=(first,)).database
+    assert [each.transition for each in own.due(before)] == [7]
+    again = replace(first, identity=9, incarnation=6)  # the next life has come and gone between two looks
+    after = draft_of(*members.values(), transitions=(again,)).database
+    assert own.due(after) == []
+    assert own.has_acknowledged(Acknowledgement(9, 20, 0))
+
+
+def test_p3_5_a_forced_leave_takes_no_level_that_a_leave_of_an_older_release_had_completed() -> None:
+    leaver = replace(member(1, 10, 30, state=NodeState.LEAVING), by_level=False, inside=(), told_level=60)
+    leaving = Transition(7, 1, 5, LEAVING, (60, 30, 10), 1, 0, (0, 1))
+    draft = draft_of(member(0, 10, 30, 60), leaver, transitions=(leaving,))
+    open_forced_leave(draft, 1, Proof(ProofKind.FENCE_AGENT, 1, 5))
+    (forced,) = draft.transitions.values()
+    assert forced.levels == (10, 30)

@@ -1,0 +1,27 @@
+"""Values of definitions are shown as they would be typed (SPEC 8.1)."""
+
+import shlex
+
+import pytest
+
+from muster.ui.values import as_typed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([["A", "two words"], ["B", 'quote"inside'], ["E", ""]], "A='two words' B='quote\"inside' E=''"),
+        (["sh", "-c", "exit 1"], "sh -c 'exit 1'"),
+        ([["n1", "n2"]], "n1=n2"),
+        ([], ""),
+        (3, "3"),
+        ("a b", "a b"),
+    ],
+)
+def test_each_value_is_shown_as_it_would_be_typed(value: object, text: str) -> None:
+    assert as_typed(value) == text
+
+
+def test_a_shell_reads_an_environment_back() -> None:
+    pairs = [["A", "$HOME `id` \\ it's"], ["B", "new\nline"]]
+    assert shlex.split(as_typed(pairs)) == ["=".join(pair) for pair in pairs]
