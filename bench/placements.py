@@ -23,19 +23,12 @@ from muster.client.errors import ClientError
 from muster.core.draft import Draft, Facts
 from muster.core.services import table as service
 from muster.core.services.placement import Placement
-from muster.records.messages import Performance, Report
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    encode_entry,
-)
+from muster.records.database import Database, Entry, encode_entry
+from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
+from muster.records.members import Member
+from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, Performance, Service
 from muster.records.terms import Term
 
 EQUAL, VARIED = "equal", "varied"

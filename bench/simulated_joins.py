@@ -13,7 +13,7 @@ from bench.figures import Measurement
 from bench.scales import Scale
 from muster.client.errors import ClientError
 from muster.core.node.node import Node
-from muster.records.state import Level, NodeState
+from muster.records.levels import Level, NodeState
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

@@ -18,7 +18,10 @@ from muster.core.mastership.tenure import Outcome, Tenure, patience_of
 from muster.dev.development_cluster import create
 from muster.drivers.store.disk.store import DiskStore
 from muster.drivers.store.failures import JournalFull
-from muster.records.state import Database, Entry, Member, NodeState, Operation, encode_entry
+from muster.records.configuration import Operation
+from muster.records.database import Database, Entry, encode_entry
+from muster.records.levels import NodeState
+from muster.records.members import Member
 from muster.records.terms import NO_TERM
 from muster.records.timing import FAST
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.histories import Batch, remembering
-from muster.records.state import Operation
+from muster.records.configuration import Operation
 from muster.sim.checkers.checkers import CHECKERS
 from muster.sim.checkers.event_checkers import ActedOnOnce, FailurePolicy
 from muster.sim.checkers.loss_checker import NothingLost

@@ -24,9 +24,12 @@ from lab.judgement import Judgement
 from lab.sandbox import SCRATCH_PREFIX, missing
 from muster.daemon.history import observations as told
 from muster.drivers.image.process_tree import read_command_line, read_parents
+from muster.records.database import Entry
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import Member, Proof
 from muster.records.registers import ProofKind
-from muster.records.state import Entry, Level, Member, NodeState, Proof, Transition, TransitionKind
 from muster.records.terms import Term
+from muster.records.transitions import Transition
 from muster.setup.errors import Mistaken
 
 ROOT = Path(__file__).parents[2]

@@ -21,8 +21,10 @@ from muster.daemon.shell import leaving as leaving_module
 from muster.daemon.shell.last_stops import LastStops, may_run
 from muster.daemon.shell.leaving import MARGIN_MS, MAXIMUM_MS, Leaving, keep_extending, longest_stop_ms, time_needed_ms
 from muster.drivers.runner_client import RunnerClient
-from muster.records.messages import CommandState, LeaveNode
-from muster.records.state import Cluster, Database, Definition, NodeConfig, Service, ServiceState
+from muster.records.database import Database
+from muster.records.members import LeaveNode
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import CommandState, Definition, Service, ServiceState
 from real_runner import RealRunner, shell
 
 

@@ -12,8 +12,8 @@ from interconnect_trial import Office, Station, beat, run, running, until
 from muster.daemon.trust.trust import Credentials, Reason
 from muster.dev.development_cluster import free_addresses
 from muster.drivers.interconnect.mesh import LISTEN_AGAIN_S
-from muster.records.messages import SetAddresses
-from muster.records.state import NodeConfig, NodeState
+from muster.records.levels import NodeState
+from muster.records.nodes import NodeConfig, SetAddresses
 
 PAIRS = ((0, 1), (1, 0))  # (who moves, its peer): whichever of the two has the lower id
 

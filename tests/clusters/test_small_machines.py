@@ -15,22 +15,15 @@ from muster.core.room import SHARE_OF_A_RECORD, Room, capacity_of
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Straggler, Waiting
 from muster.drivers.store.remembered_file import all_remembered, remember
-from muster.records.messages import RegisterService, Report, Request, Response
+from muster.records.database import Database, Entry
+from muster.records.levels import Barriers, Level, TransitionKind
+from muster.records.messages import Report, Request, Response
+from muster.records.nodes import Cluster
 from muster.records.registers import Deadman, RegisterKind, blank_register
-from muster.records.state import (
-    Barriers,
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Exhausted,
-    Level,
-    Standby,
-    Transition,
-    TransitionKind,
-)
+from muster.records.services import Definition, Exhausted, RegisterService, Standby
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import FAST
+from muster.records.transitions import Transition
 
 MS, S = 1000, 1_000_000
 TERM = Term(3, 0)

@@ -23,8 +23,8 @@ from muster.client.control import ControlClient
 from muster.core.inputs import LevelRegistered
 from muster.daemon.levels.programs import MAXIMUM_UNFETCHED, Kept, Registration
 from muster.dev.node_processes import processes_of
-from muster.records.messages import LeaveNode
-from muster.records.state import Level, NodeState, TransitionKind
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode
 
 DEADLINE_S = 30.0
 NODES = ("n0", "n1", "n2")

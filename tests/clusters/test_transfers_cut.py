@@ -9,8 +9,7 @@ from random import Random
 import pytest
 
 from muster.core.effects import RunCommand
-from muster.records.messages import TransferService
-from muster.records.state import Definition
+from muster.records.services import Definition, TransferService
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

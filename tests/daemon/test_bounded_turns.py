@@ -18,22 +18,12 @@ from muster.core.room import Room
 from muster.daemon.metrics.measures import Measures
 from muster.daemon.shell.turns import TimedSelector, run_timed
 from muster.drivers.runner_client import RunnerClient
-from muster.records.messages import Append, ApplyServices, CommandState, Report, Request, Snapshot
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    ServiceState,
-    encode_entry,
-    initial_database,
-)
+from muster.records.database import Database, Entry, encode_entry, initial_database
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
+from muster.records.members import Member
+from muster.records.messages import Append, Report, Request, Snapshot
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import ApplyServices, CommandState, Definition, Service, ServiceState
 from muster.records.terms import Term
 from muster.records.timing import FAST
 from muster.records.versions import HIGHEST

@@ -23,7 +23,8 @@ from muster.daemon.log.log_file import keep_log_bounded
 from muster.daemon.shell.stimuli import described
 from muster.drivers.image.log_lines import FILE, FILE_BYTES, FORMAT, LEVEL, Log, compose, moment
 from muster.drivers.image.log_writer import rotate
-from muster.records.messages import DeregisterService, Request
+from muster.records.messages import Request
+from muster.records.services import DeregisterService
 from muster.records.terms import Term
 
 

@@ -21,8 +21,8 @@ from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
 from muster.daemon.shell.guard_channel import GuardChannel
 from muster.drivers.image import systemd as service_manager
 from muster.drivers.image.lease_account import TELL_US, LeaseAccount
-from muster.records.messages import CommandState
-from muster.records.state import TransitionKind
+from muster.records.levels import TransitionKind
+from muster.records.services import CommandState
 from muster.records.timing import FAST
 
 SERVICE = '[[service]]\nname = "sleeper"\nstart_command = "sh -c \'sleep 1000 &\'"\n'

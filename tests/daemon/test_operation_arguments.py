@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from muster.daemon.socket.operations import read_operation
-from muster.records.limits import MAXIMUM_DURATION_MS
-from muster.records.messages import SetMaintenance, SetStandby
 from muster.records.refusal import ControlRefused
+from muster.records.service_limits import MAXIMUM_DURATION_MS
+from muster.records.services import SetMaintenance, SetStandby
 
 MAINTAIN = {"kind": "service", "subject": "web"}
 

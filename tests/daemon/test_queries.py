@@ -6,28 +6,15 @@ from typing import Any
 import pytest
 
 from muster.daemon.socket.queries import NodeView, answer
+from muster.records.database import Change, Database, Entry, initial_database
+from muster.records.levels import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, NodeState, TransitionKind
+from muster.records.members import Eviction, Member, Proof
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.refusal import ControlRefused
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    MEMBERSHIP_LEVEL,
-    Change,
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Eviction,
-    Member,
-    NodeConfig,
-    NodeState,
-    Proof,
-    Service,
-    ServiceState,
-    Transition,
-    TransitionKind,
-    initial_database,
-)
+from muster.records.services import Definition, Service, ServiceState
 from muster.records.terms import Term
+from muster.records.transitions import Transition
 
 LEVELS = (MEMBERSHIP_LEVEL, EVENT_MANAGER_LEVEL)
 

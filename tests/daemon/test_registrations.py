@@ -13,9 +13,11 @@ from msgspec.structs import replace
 from muster.core.effects import AskSubsystem, Notify
 from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered, SubsystemAnswered
 from muster.daemon.levels.programs import MAXIMUM_REGISTRATIONS, MAXIMUM_UNFETCHED, Kept, Registration, Registrations
-from muster.records.messages import LeaveNode
+from muster.records.database import Database
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode, Member
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.refusal import ControlRefused
-from muster.records.state import Cluster, Database, Level, Member, NodeConfig, NodeState, TransitionKind
 from muster.records.timing import FAST
 
 

@@ -12,8 +12,10 @@ from muster.core.effects import Reply
 from muster.daemon.trust import enrolment, renewal
 from muster.daemon.trust.enrolment import EnrolmentRefused, Enrolments, Visit, issuing_authority, verifier_of
 from muster.daemon.trust.renewal import LONGEST_PAUSE_S, Certification
-from muster.records.messages import EnrolNode
-from muster.records.state import Cluster, Database, Enrolment, Member, NodeConfig, NodeState, Rotation, fingerprint
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.nodes import Cluster, Enrolment, EnrolNode, NodeConfig, Rotation, fingerprint
 from muster.records.terms import Term
 
 DAY_S = 86_400

@@ -27,10 +27,11 @@ from muster.daemon.trust.enrolment import MAXIMUM_VISITS_FROM_ONE_ADDRESS, Enrol
 from muster.drivers.interconnect.channel import VISITOR_GREETING, Channel, Phase
 from muster.records import messages
 from muster.records.access import Groups, Role
-from muster.records.limits import shown
+from muster.records.database import Database
+from muster.records.names import shown
+from muster.records.nodes import Cluster, Enrolment, NodeConfig
 from muster.records.numbers import HIGHEST_NUMBER
 from muster.records.refusal import ControlRefused
-from muster.records.state import Cluster, Database, Enrolment, NodeConfig
 
 NOBODY, ROOT, MAXIMUM = 65534, 0, 64
 TOO_LARGE = (2**62 + 1, 2**63, 2**64, 2**70, 10**5000, -(2**63))

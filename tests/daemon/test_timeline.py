@@ -27,6 +27,9 @@ from muster.daemon.history.transition_record import (
     MAXIMUM_TRANSITIONS,
     TransitionRecord,
 )
+from muster.records.database import Database, Entry, Forget, initial_database
+from muster.records.levels import NodeState, TransitionKind
+from muster.records.members import Member, Proof
 from muster.records.messages import (
     Abdicated,
     Happened,
@@ -36,22 +39,11 @@ from muster.records.messages import (
     decode_message,
     encode_message,
 )
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.refusal import ControlRefused
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    Cluster,
-    Database,
-    Entry,
-    Forget,
-    Member,
-    NodeConfig,
-    NodeState,
-    Proof,
-    Transition,
-    TransitionKind,
-    initial_database,
-)
 from muster.records.terms import Term
+from muster.records.transitions import Transition
 
 JOINING, FORCED = TransitionKind.JOINING, TransitionKind.FORCED_LEAVING
 TERM = Term(2, 0)

@@ -33,8 +33,9 @@ from muster.drivers.certificates.private_files import write_private
 from muster.drivers.certificates.signing import NewAuthority, Reissue, SignRequest, sign
 from muster.drivers.interconnect.mesh import Interconnect, Trust
 from muster.drivers.machine.own_links import OwnLinks
+from muster.records.database import Database
 from muster.records.messages import Heartbeat, KeyAnswer, KeyRequest, Message
-from muster.records.state import Cluster, Database, NodeConfig, fingerprint
+from muster.records.nodes import Cluster, NodeConfig, fingerprint
 from muster.records.terms import NO_TERM
 from muster.records.timing import FAST
 

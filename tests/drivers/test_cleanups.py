@@ -44,7 +44,11 @@ from muster.drivers.image.kept_cleanups import (
 from muster.drivers.image.lease_writer import LeaseStore
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents, send
 from muster.drivers.store.disk.lease_store import GuardStore
-from muster.records.messages import ApplyServices, CommandState, ConfirmClean, Report, Request
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.messages import Report, Request
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import (
     Claim,
     ClaimFlag,
@@ -59,13 +63,11 @@ from muster.records.registers import (
     encode_register,
     identity_of,
 )
-from muster.records.state import (
-    Cluster,
-    Database,
+from muster.records.services import (
+    ApplyServices,
+    CommandState,
+    ConfirmClean,
     Definition,
-    Member,
-    NodeConfig,
-    NodeState,
     Service,
     ServiceState,
     Unclean,

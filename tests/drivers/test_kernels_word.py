@@ -37,6 +37,10 @@ from muster.drivers.image.kernels_word import (
     start_of,
 )
 from muster.drivers.store.disk.lease_store import GuardStore
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.nodes import Cluster
 from muster.records.registers import (
     LIFE_SINCE,
     Deadman,
@@ -50,7 +54,6 @@ from muster.records.registers import (
     decode_life,
     encode_life,
 )
-from muster.records.state import Cluster, Database, Member, NodeState
 from muster.records.terms import NO_TERM, Stamp
 from muster.records.timing import FAST, with_drift_ms
 from muster.records.versions import KERNELS_WORD

@@ -8,8 +8,8 @@ import pytest
 from core_cluster import joined_cluster
 from muster.core.inputs import PerformanceMeasured
 from muster.drivers.machine.performance import SMOOTHING_S, PerformanceMeter
-from muster.records.messages import ApplyServices, Performance, Report
-from muster.records.state import Definition, ServiceState
+from muster.records.messages import Report
+from muster.records.services import ApplyServices, Definition, Performance, ServiceState
 
 MEMINFO = "MemTotal:  1000 kB\nMemFree:   10 kB\nMemAvailable: {available} kB\n"
 PRESSURE = "some avg10=0.00 avg60={share:.2f} avg300=0.00 total=1\nfull avg10=0.00 avg60=99.00 avg300=0.00 total=1\n"

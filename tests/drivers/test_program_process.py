@@ -19,8 +19,8 @@ from muster.daemon.levels.programs import Registrations
 from muster.drivers.image.kernels_word import start_of
 from muster.drivers.machine import program_process
 from muster.drivers.machine.program_process import Peer, Program, found_again
+from muster.records.levels import Required
 from muster.records.refusal import ControlRefused
-from muster.records.state import Required
 
 CONNECTS = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1); sys.stdin.read()"
 

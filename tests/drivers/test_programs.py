@@ -14,7 +14,7 @@ import pytest
 from muster.core.effects import Readiness, RunCommand
 from muster.drivers.image.process_tree import read_parents
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
-from muster.records.messages import CommandState
+from muster.records.services import CommandState
 from real_node import DEADLINE_S, wait_for
 from real_runner import RealRunner, shell
 

@@ -19,7 +19,7 @@ from muster.drivers.image.commands import DETAIL_CHARACTERS, MAXIMUM_NAME_CHARAC
 from muster.drivers.image.process_tree import read_parents, send
 from muster.drivers.image.runner import OUTBOX_LIMIT, PACKET_BYTES
 from muster.drivers.runner_client import RunnerClient, RunnerLost
-from muster.records.messages import CommandState
+from muster.records.services import CommandState
 from real_node import DEADLINE_S, wait_for
 from real_runner import RealRunner, shell
 

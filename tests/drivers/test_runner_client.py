@@ -12,7 +12,7 @@ from muster.core.effects import RunCommand
 from muster.drivers import runner_client
 from muster.drivers.image.runner import PACKET_BYTES
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient, RunnerLost
-from muster.records.messages import CommandState
+from muster.records.services import CommandState
 
 
 class Desk:

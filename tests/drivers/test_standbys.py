@@ -13,7 +13,8 @@ import pytest
 from muster.daemon.socket.queries import NodeView, status
 from muster.drivers.image import standby
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents, send
-from muster.records.state import Cluster, Database, NodeConfig
+from muster.records.database import Database
+from muster.records.nodes import Cluster, NodeConfig
 from real_node import RealNode, make_store, wait_for
 
 

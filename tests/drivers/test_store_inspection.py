@@ -17,20 +17,12 @@ from muster.drivers.store.disk.inspection import Finding, check, describe, what_
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.sectors import Record, RecordKind, encode_record
 from muster.drivers.store.disk.store import DiskStore, create_store, open_header
+from muster.records.database import Entry, encode_database, encode_entry, initial_database
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import Claim, ClaimFlag, Lease, LeaseState, Mark, Marks, RegisterKind, View
-from muster.records.state import (
-    Cluster,
-    Definition,
-    Entry,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    ServiceState,
-    encode_database,
-    encode_entry,
-    initial_database,
-)
+from muster.records.services import Definition, Service, ServiceState
 from muster.records.terms import Stamp, Term
 
 CLUSTER = Cluster("trial", "ab" * 16, "fast", "PEM")

@@ -14,8 +14,8 @@ from muster.files.service_file import ServiceFileError, parse, services_of
 from muster.files.service_keys import KEYS, Key, Wrong, duration_ms
 from muster.files.toml_lines import key_lines
 from muster.records.durations import duration_text
-from muster.records.limits import problem_of
-from muster.records.state import Definition
+from muster.records.service_limits import problem_of
+from muster.records.services import Definition
 
 NODES = ("n0", "n1", "n2")
 

@@ -8,7 +8,7 @@ import pytest
 
 from muster.files.service_file import parse
 from muster.files.service_keys import INNER_KEYS, KEYS
-from muster.records.state import Definition
+from muster.records.services import Definition
 from muster.ui.pages.service_schema import document, markdown, tables
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "SERVICES.md").read_text()

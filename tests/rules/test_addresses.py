@@ -3,7 +3,7 @@
 import pytest
 
 from muster.records.addresses import Address, address_of, same_address
-from muster.records.limits import address_problem, addresses_problem
+from muster.records.names import address_problem, addresses_problem
 
 SAME = [
     ("[::1]:7700", "[0:0:0:0:0:0:0:1]:07700"),

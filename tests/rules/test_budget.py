@@ -14,40 +14,26 @@ from muster.core.operations.operations import carry_out
 from muster.core.operations.shedding import excess_of, shed
 from muster.core.room import Room, capacity_of, fullness
 from muster.records.access import ITSELF, Author
-from muster.records.events import EventDefinition, GroupDefinition
-from muster.records.messages import (
-    ApplyEvents,
-    ApplyServices,
-    DeregisterService,
-    FailService,
-    OperationRequest,
-    RegisterService,
-    Report,
-    Request,
-    SetMaintenance,
-    SetStandby,
-)
+from muster.records.configuration import Audit, Operation, Revision
+from muster.records.database import Database, Entry, encode_database, encode_entry, initial_database
+from muster.records.events import ApplyEvents, EventDefinition, GroupDefinition
+from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
+from muster.records.members import Eviction, Member, Proof
+from muster.records.messages import Report, Request
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.operations import OperationRequest
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Audit,
-    Cluster,
-    Database,
+from muster.records.services import (
+    ApplyServices,
     Definition,
-    Entry,
-    Eviction,
+    DeregisterService,
     Exhausted,
-    Member,
-    NodeConfig,
-    NodeState,
-    Operation,
-    Proof,
-    Revision,
+    FailService,
+    RegisterService,
     Service,
     ServiceState,
-    encode_database,
-    encode_entry,
-    initial_database,
+    SetMaintenance,
+    SetStandby,
 )
 from muster.records.terms import Term
 from muster.records.texts import LEAST_TEXT_BYTES, MAXIMUM_TEXT_BYTES, clipped

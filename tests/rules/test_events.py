@@ -32,19 +32,13 @@ from muster.core.events.manager import (
 )
 from muster.files.event_file import parse_groups
 from muster.files.service_file import parse
+from muster.records.database import Database
 from muster.records.event_limits import problem_of_event, problem_of_group
-from muster.records.events import EventDefinition, EventGroup, GroupDefinition, window_of
-from muster.records.messages import ApplyEvents, EnableEvents, FailService, RestartService
-from muster.records.state import (
-    Cluster,
-    Database,
-    Definition,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    ServiceState,
-)
+from muster.records.events import ApplyEvents, EnableEvents, EventDefinition, EventGroup, GroupDefinition, window_of
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, FailService, RestartService, Service, ServiceState
 from rounds import Rounds
 
 MS = 1000

@@ -6,16 +6,18 @@ from msgspec.structs import replace
 from muster.core.services.explanation import explain_past, unexplained
 from muster.core.services.placement import Rule
 from muster.daemon.history.placement_record import MAXIMUM_DECISIONS, MAXIMUM_TOLD, PlacementRecord
-from muster.records.messages import (
+from muster.records.nodes import NodeConfig
+from muster.records.placements import Decision, PlacedTogether, Snapshot, Wish
+from muster.records.services import (
     ClearService,
+    Definition,
     DeregisterService,
     FailService,
+    ServiceState,
     SetMaintenance,
     SetStandby,
     TransferService,
 )
-from muster.records.placements import Decision, PlacedTogether, Snapshot, Wish
-from muster.records.state import Definition, NodeConfig, ServiceState
 from muster.records.terms import NO_NODE, Term
 from rounds import Rounds
 

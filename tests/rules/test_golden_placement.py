@@ -16,8 +16,8 @@ from muster.core.services.placement import Placement
 from muster.files.service_file import services_of
 from muster.files.service_keys import Key, Wrong
 from muster.files.toml_lines import key_lines
-from muster.records.messages import Performance
-from muster.records.state import Definition, NodeConfig
+from muster.records.nodes import NodeConfig
+from muster.records.services import Definition, Performance
 from muster.records.terms import NO_NODE
 
 DIRECTORY = Path(__file__).parents[1] / "golden" / "placement"

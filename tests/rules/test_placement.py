@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from muster.core.services import placement
 from muster.core.services.grades import GRADES, described, grade_of, is_news
 from muster.core.services.placement import Placement, Rule, Verdict, is_allowable, load_of
-from muster.records.messages import Performance
-from muster.records.state import Cluster, Database, Definition, NodeConfig, Service, ServiceState
+from muster.records.database import Database
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, Performance, Service, ServiceState
 from muster.records.terms import NO_NODE
 
 NODES = {node: NodeConfig(node, f"n{node}", (), "") for node in range(6)}

@@ -26,9 +26,12 @@ from muster.drivers.image import watcher
 from muster.drivers.image.runner import MAXIMUM_STARTS
 from muster.drivers.image.watcher import BuiltIn, Check, Subject
 from muster.drivers.runner_client import PlacesOfRunner
+from muster.records.database import Database
 from muster.records.events import EventDefinition, EventGroup, GroupDefinition
+from muster.records.levels import NodeState
+from muster.records.members import Member
 from muster.records.messages import Heartbeat, PlaceAwaited, Report
-from muster.records.state import Cluster, Database, Member, NodeConfig, NodeState
+from muster.records.nodes import Cluster, NodeConfig
 from muster.ui.pages.screen import _timeless
 from real_runner import RealRunner
 

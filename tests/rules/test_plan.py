@@ -5,8 +5,9 @@ from msgspec.structs import replace
 
 from muster.core.operations.plan import NodeChange, Outlook, Plan, PlanRefused
 from muster.core.room import Room
-from muster.records.messages import ApplyServices, DeregisterService, OperationRequest, SetMaintenance, TransferService
-from muster.records.state import Definition, encode_database
+from muster.records.database import encode_database
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices, Definition, DeregisterService, SetMaintenance, TransferService
 from rounds import Rounds
 
 WEB = Definition("web", start_command=("/bin/start",), stop_command=("/bin/stop",))

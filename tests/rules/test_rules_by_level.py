@@ -6,22 +6,14 @@ from muster.core.draft import Draft, Facts
 from muster.core.transitions.registration import follow_reports
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import advance, open_forced_leave, take_out_the_gone
-from muster.records.messages import Acknowledgement, Report
+from muster.records.database import Database
+from muster.records.levels import Barriers, Gone, Level, NodeState, TransitionKind
+from muster.records.members import Member, Proof
+from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    Barriers,
-    Cluster,
-    Database,
-    Gone,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Proof,
-    Transition,
-    TransitionKind,
-)
 from muster.records.terms import NO_TERM
+from muster.records.transitions import Acknowledgement, Transition
 from muster.records.versions import HIGHEST
 
 FORCED, LEAVING, JOINING = TransitionKind.FORCED_LEAVING, TransitionKind.LEAVING, TransitionKind.JOINING

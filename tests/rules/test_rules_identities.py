@@ -11,18 +11,12 @@ from muster.core.draft import Draft, Facts
 from muster.core.operations.operations import carry_out
 from muster.core.services.table import advance
 from muster.daemon import main
-from muster.records.messages import FailService, RegisterService, Report, Request
-from muster.records.state import (
-    Cluster,
-    Database,
-    Definition,
-    Eviction,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    ServiceState,
-)
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import Eviction, Member
+from muster.records.messages import Report, Request
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, FailService, RegisterService, Service, ServiceState
 from muster.records.terms import Term
 from muster.records.versions import HIGHEST
 

@@ -5,18 +5,19 @@ from msgspec.structs import replace
 
 from muster.core.services.commands import Executor
 from muster.core.services.conditions import MAXIMUM_TAKEOVERS
-from muster.records.messages import (
+from muster.records.services import (
     ApplyServices,
     ClearService,
+    Definition,
     DeregisterService,
     FailService,
     RegisterService,
     RestartService,
+    ServiceState,
     SetMaintenance,
     SetStandby,
     TransferService,
 )
-from muster.records.state import Definition, ServiceState
 from muster.records.terms import NO_NODE
 from rounds import Rounds
 

@@ -4,9 +4,11 @@ import pytest
 
 from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, Step, joined_cluster
 from muster.core.transitions.subsystems import Subsystems
-from muster.records.messages import EvictNode, FinishUpgrade, LeaveNode, Report
+from muster.records.configuration import FinishUpgrade
+from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.members import EvictNode, LeaveNode
+from muster.records.messages import Report
 from muster.records.registers import ProofKind
-from muster.records.state import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
 
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING
 THREE_LEVELS = (LOCKS, VOLUMES, FILES)

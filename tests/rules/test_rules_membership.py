@@ -21,28 +21,19 @@ from muster.core.leases.lease import Evidence
 from muster.core.leases.observer import Observer
 from muster.core.membership.membership import admit, condemned, force_out_the_dead
 from muster.records.access import ITSELF, Author
-from muster.records.messages import (
+from muster.records.database import Database
+from muster.records.levels import Barriers, Level, NodeState, TransitionKind
+from muster.records.members import Eviction, EvictNode, LeaveNode, Member
+from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.registers import ClaimFlag, Deadman, Lease, LeaseState, Marks, ProofKind, Strip, View
+from muster.records.services import (
     ApplyServices,
+    Definition,
     DeregisterService,
-    EvictNode,
     FailService,
-    LeaveNode,
-    Report,
     SetStandby,
     TransferService,
-)
-from muster.records.registers import ClaimFlag, Deadman, Lease, LeaseState, Marks, ProofKind, Strip, View
-from muster.records.state import (
-    Barriers,
-    Cluster,
-    Database,
-    Definition,
-    Eviction,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    TransitionKind,
 )
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST

@@ -22,6 +22,8 @@ from muster.drivers.store.disk.registers import OwnRegister
 from muster.drivers.store.disk.store import create_store
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.remembered_file import FILE, MAXIMUM_CLUSTERS, all_remembered, remember, remembered_of
+from muster.records.database import Database, Entry, encode_database, initial_database
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import (
     NO_MARK,
     Claim,
@@ -34,7 +36,6 @@ from muster.records.registers import (
     Strip,
     View,
 )
-from muster.records.state import Cluster, Database, Entry, NodeConfig, encode_database, initial_database
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST
 

@@ -8,21 +8,25 @@ from muster.core.effects import Panic
 from muster.core.inputs import KeysHeld
 from muster.core.nodes import requests as configuration
 from muster.core.refusal import Refused
-from muster.records.messages import (
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import EvictNode, LeaveNode
+from muster.records.nodes import (
     AbandonRotation,
     AddNode,
-    ApplyServices,
     Certified,
     CertifyNodes,
+    Cluster,
     EnrolNode,
-    EvictNode,
     IssueToken,
-    LeaveNode,
-    OperationRequest,
+    NodeConfig,
     RemoveNode,
     RotateAuthority,
+    Rotation,
+    fingerprint,
 )
-from muster.records.state import Cluster, Database, Definition, NodeConfig, NodeState, Rotation, fingerprint
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices, Definition
 
 VERIFIER = "ab" * 32
 OTHER = "cd" * 32

@@ -7,7 +7,11 @@ from muster.core.leases.observer import Kernel, Observer
 from muster.core.links.links import Links
 from muster.core.membership.membership import admit
 from muster.core.operations.clients import Clients
-from muster.records.messages import LeaveNode, Report, Response
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import LeaveNode, Member, Proof
+from muster.records.messages import Report, Response
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import (
     Deadman,
     Lease,
@@ -18,7 +22,6 @@ from muster.records.registers import (
     Strip,
     blank_register,
 )
-from muster.records.state import Cluster, Database, Member, NodeConfig, NodeState, Proof
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST, with_drift_ms
 

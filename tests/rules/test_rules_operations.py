@@ -10,22 +10,22 @@ from muster.core.effects import AppendFrame
 from muster.core.operations.clients import MAXIMUM_PENDING
 from muster.core.operations.operations import digest_of
 from muster.records.access import ITSELF, Author
-from muster.records.messages import (
-    Append,
+from muster.records.configuration import Operation, RollBack
+from muster.records.database import Entry, decode_entry
+from muster.records.members import EvictNode, LeaveNode
+from muster.records.messages import Append, Request, Response
+from muster.records.nodes import RotateAuthority
+from muster.records.operations import OperationRequest
+from muster.records.services import (
     ApplyServices,
+    Definition,
     DeregisterService,
-    EvictNode,
     FailService,
-    LeaveNode,
-    OperationRequest,
     RegisterService,
-    Request,
-    Response,
-    RollBack,
-    RotateAuthority,
+    Service,
+    ServiceState,
     TransferService,
 )
-from muster.records.state import Definition, Entry, Operation, Service, ServiceState, decode_entry
 
 WEB = Definition("web", ordered=("n1",), start_command=("/bin/start",), stop_command=("/bin/stop",))
 IDLE = Definition("idle", auto_register=False)

@@ -8,26 +8,12 @@ from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
 from muster.core.decisions.followers import Followers
 from muster.core.effects import Notify, Panic, RunCommand
 from muster.core.node.node import accepts
-from muster.records.messages import (
-    Append,
-    ApplyServices,
-    DeregisterService,
-    Heartbeat,
-    RegisterService,
-    Report,
-    Snapshot,
-)
-from muster.records.state import (
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Member,
-    NodeState,
-    ServiceState,
-    TransitionKind,
-    decode_entry,
-)
+from muster.records.database import Database, Entry, decode_entry
+from muster.records.levels import NodeState, TransitionKind
+from muster.records.members import Member
+from muster.records.messages import Append, Heartbeat, Report, Snapshot
+from muster.records.nodes import Cluster
+from muster.records.services import ApplyServices, Definition, DeregisterService, RegisterService, ServiceState
 from muster.records.terms import Term
 from muster.records.timing import FAST
 

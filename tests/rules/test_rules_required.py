@@ -12,18 +12,11 @@ from muster.core.room import Room
 from muster.core.transitions import narration as history
 from muster.daemon.shell.readiness import status_line
 from muster.records.access import Author, Role
-from muster.records.messages import ConfigureCluster, LeaveNode, Report, RollBack
+from muster.records.configuration import ConfigureCluster, RollBack
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, Missing, NodeState, Required, TransitionKind
+from muster.records.members import LeaveNode, Member, Waits
+from muster.records.messages import Report
 from muster.records.required_levels import MAXIMUM_REQUIRED, parse, text_of
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Level,
-    Member,
-    Missing,
-    NodeState,
-    Required,
-    TransitionKind,
-    Waits,
-)
 from muster.records.terms import NO_TERM
 from muster.records.versions import KERNELS_WORD
 

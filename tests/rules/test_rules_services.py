@@ -13,33 +13,23 @@ from muster.core.draft import Draft, Facts
 from muster.core.effects import RunCommand
 from muster.core.services.commands import Executor, is_newer
 from muster.core.services.table import ACTION_OF, RULES, Event, advance, is_lost
-from muster.records.messages import (
-    Append,
+from muster.records.database import Database
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState, TransitionKind
+from muster.records.members import Eviction, EvictNode, LeaveNode, Member
+from muster.records.messages import Append, Report
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import (
     ApplyServices,
     CommandState,
-    DeregisterService,
-    EvictNode,
-    LeaveNode,
-    Report,
-    TransferService,
-)
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Cluster,
-    Database,
     Definition,
-    Eviction,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
+    DeregisterService,
     Service,
     ServiceState,
-    Transition,
-    TransitionKind,
+    TransferService,
 )
 from muster.records.terms import NO_NODE, Term
 from muster.records.timing import FAST
+from muster.records.transitions import Transition
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
 START, STOP, RECOVERY = ("/bin/start",), ("/bin/stop",), ("/bin/recover",)

@@ -21,24 +21,14 @@ from muster.core.transitions.transition import (
     open_leave,
     step_of,
 )
-from muster.records.messages import Acknowledgement, Append, LeaveNode, Report
+from muster.records.database import Database, Entry, decode_entry
+from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode, Member, Proof
+from muster.records.messages import Append, Report
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Barriers,
-    Cluster,
-    Database,
-    Entry,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Proof,
-    Transition,
-    TransitionKind,
-    decode_entry,
-)
 from muster.records.terms import Term
+from muster.records.transitions import Acknowledgement, Transition
 
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING
 THREE_LEVELS = (LOCKS, VOLUMES, FILES)

@@ -10,17 +10,13 @@ from muster.core.versions import revisions
 from muster.core.versions.revisions import MAXIMUM_REVISIONS, MAXIMUM_UNDO_BYTES, UnknownVersion
 from muster.daemon.main import version_problem
 from muster.records.access import Author, Groups, Role
-from muster.records.messages import (
-    ApplyServices,
-    ConfigureCluster,
-    DeregisterService,
-    FinishUpgrade,
-    OperationRequest,
-    RegisterService,
-    RestartDaemon,
-    RollBack,
-)
-from muster.records.state import Cluster, Database, Definition, NodeState
+from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import RestartDaemon
+from muster.records.nodes import Cluster
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices, Definition, DeregisterService, RegisterService
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, LOWEST, Software
 
 OLD = Software(LOWEST, LOWEST)

@@ -25,39 +25,26 @@ from muster.core.services.round import Round
 from muster.core.services.table import advance as advance_services
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import advance, barrier_conflict, is_past_first_barrier, told_at_level
-from muster.records.messages import (
-    Acknowledgement,
-    Append,
-    ApplyServices,
-    DeregisterService,
-    EvictNode,
-    FailService,
-    LeaveNode,
-    RegisterService,
-    Report,
-    Response,
-    TransferService,
-)
+from muster.records.database import Database
+from muster.records.levels import Barriers, Level, NodeState, TransitionKind
+from muster.records.members import Eviction, EvictNode, LeaveNode, Member
+from muster.records.messages import Append, Report, Response
+from muster.records.nodes import Cluster, NodeConfig, Rotation
 from muster.records.registers import ClaimFlag, Deadman, Lease, LeaseState
-from muster.records.state import (
-    Barriers,
-    Cluster,
-    Database,
+from muster.records.services import (
+    ApplyServices,
     Definition,
-    Eviction,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Rotation,
+    DeregisterService,
+    FailService,
+    RegisterService,
     Service,
     ServiceState,
     Takeover,
-    Transition,
-    TransitionKind,
+    TransferService,
 )
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST, with_drift_ms
+from muster.records.transitions import Acknowledgement, Transition
 from muster.records.versions import HIGHEST, KERNELS_WORD
 
 MS = 1000

@@ -19,20 +19,14 @@ from muster.core.effects import Notify
 from muster.core.leases.lease import Evidence
 from muster.core.transitions import transition
 from muster.core.transitions.subsystems import Subsystems
-from muster.records.messages import Acknowledgement, LeaveNode, Report, Request
+from muster.records.database import Entry, initial_database
+from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode
+from muster.records.messages import Report, Request
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Barriers,
-    Cluster,
-    Entry,
-    Level,
-    NodeConfig,
-    NodeState,
-    TransitionKind,
-    initial_database,
-)
 from muster.records.terms import Term
+from muster.records.transitions import Acknowledgement
 from muster.records.versions import HIGHEST
 
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING

@@ -9,9 +9,9 @@ from muster.core.effects import AppendFrame, WriteClaim
 from muster.core.inputs import StoreRefused
 from muster.core.mastership.inability import LONGEST_PAUSE_MS, Inability
 from muster.core.mastership.tenure import GaveWay, Patience, Tenure, patience_of
-from muster.records.messages import ApplyServices, EvictNode, RegisterService
+from muster.records.members import EvictNode
 from muster.records.registers import Claim, ClaimFlag, Mark, Strip
-from muster.records.state import Definition
+from muster.records.services import ApplyServices, Definition, RegisterService
 from muster.records.terms import Stamp, Term
 from muster.records.timing import FAST, PROFILES
 from muster.records.units import US_PER_MS

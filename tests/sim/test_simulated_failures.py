@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
-from muster.records.messages import ApplyServices, ClearService, RestartDaemon
-from muster.records.state import Definition, Service, ServiceState
+from muster.records.members import RestartDaemon
+from muster.records.services import ApplyServices, ClearService, Definition, Service, ServiceState
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from muster.core.effects import Panic, WatchLife
-from muster.records.messages import ApplyServices
+from muster.records.levels import Barriers, Level, NodeState
 from muster.records.registers import LeaseState, ProofKind
-from muster.records.state import Barriers, Definition, Level, NodeState, ServiceState
+from muster.records.services import ApplyServices, Definition, ServiceState
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

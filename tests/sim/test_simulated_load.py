@@ -4,8 +4,8 @@ from random import Random
 
 from muster.core.effects import RunCommand
 from muster.core.mastership.tenure import JOURNAL_FULL
-from muster.records.messages import ApplyServices
-from muster.records.state import Barriers, Definition, Level, NodeState, ServiceState, TransitionKind
+from muster.records.levels import Barriers, Level, NodeState, TransitionKind
+from muster.records.services import ApplyServices, Definition, ServiceState
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from muster.records.messages import ApplyServices, TransferService
-from muster.records.state import Barriers, Definition, Level
+from muster.records.levels import Barriers, Level
+from muster.records.services import ApplyServices, Definition, TransferService
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

@@ -9,26 +9,23 @@ import pytest
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
-from muster.records.messages import ApplyServices, CommandState, DeregisterService, EvictNode, LeaveNode, RestartService
+from muster.records.configuration import Operation
+from muster.records.database import Entry
+from muster.records.levels import Barriers, Level, NodeState, Required, TransitionKind
+from muster.records.members import Eviction, EvictNode, LeaveNode, Member, Proof
 from muster.records.registers import Claim, ClaimFlag, Lease, LeaseState, Mark, ProofKind, RegisterKind, blank_register
-from muster.records.state import (
-    Barriers,
+from muster.records.services import (
+    ApplyServices,
+    CommandState,
     Definition,
-    Entry,
-    Eviction,
-    Level,
-    Member,
-    NodeState,
-    Operation,
-    Proof,
-    Required,
+    DeregisterService,
+    RestartService,
     Service,
     ServiceState,
-    Transition,
-    TransitionKind,
 )
 from muster.records.terms import Stamp, Term
 from muster.records.timing import FAST
+from muster.records.transitions import Transition
 from muster.records.units import US_PER_MS
 from muster.sim import schedule
 from muster.sim.checkers.checkers import Progress, judge

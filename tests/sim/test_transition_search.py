@@ -13,20 +13,11 @@ from msgspec.structs import replace
 from muster.core.draft import Draft, Facts
 from muster.core.membership import membership
 from muster.core.transitions import registration, subsystems, transition
-from muster.records.messages import Acknowledgement, LeaveNode
+from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, Required, TransitionKind
+from muster.records.members import LeaveNode, Member, Proof
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Barriers,
-    Level,
-    Member,
-    NodeState,
-    Proof,
-    Required,
-    Transition,
-    TransitionKind,
-)
 from muster.records.timing import FAST
+from muster.records.transitions import Acknowledgement, Transition
 from muster.records.units import US_PER_MS
 from muster.sim import schedule
 from muster.sim.checkers.checkers import judge

@@ -61,7 +61,12 @@ from muster.core.node.node import Node, Setup
 from muster.core.services.explanation import unexplained
 from muster.records import registers
 from muster.records.access import NOBODY, Author
-from muster.records.messages import CommandState, Message, OperationRequest, decode_message, encode_message
+from muster.records.database import Database, encode_database, initial_database
+from muster.records.levels import Barriers, Level, NodeState, TransitionKind
+from muster.records.members import Member
+from muster.records.messages import Message, decode_message, encode_message
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.operations import OperationRequest
 from muster.records.registers import (
     Claim,
     Deadman,
@@ -73,21 +78,9 @@ from muster.records.registers import (
     View,
     blank_register,
 )
-from muster.records.state import (
-    Barriers,
-    Cluster,
-    Database,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    Transition,
-    TransitionKind,
-    encode_database,
-    initial_database,
-)
+from muster.records.services import CommandState, Service
 from muster.records.timing import FAST, Profile
+from muster.records.transitions import Transition
 from muster.records.versions import HIGHEST, LOWEST, Software
 
 US_PER_MS = 1000

@@ -22,8 +22,9 @@ from muster.drivers.image.process_tree import read_command_line, read_environmen
 from muster.drivers.store.disk.geometry import Scope, new_header
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.store import create_store
+from muster.records.database import encode_database, initial_database
+from muster.records.nodes import Cluster
 from muster.records.registers import Lease
-from muster.records.state import Cluster, encode_database, initial_database
 from muster.records.timing import Profile
 from muster.records.versions import HIGHEST
 

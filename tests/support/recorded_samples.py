@@ -10,7 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from muster.drivers.store.disk import geometry, sectors
-from muster.records import messages, registers, state
+from muster.records import database, messages, operations, registers
 from muster.records.terms import Stamp, Term
 
 CLUSTER_ID = bytes(range(16))
@@ -70,9 +70,9 @@ def decode(name: str, data: bytes) -> Any:
     if kind in ("message", "operation"):
         return messages.decode_message(data)
     if kind == "entry":
-        return state.decode_entry(data)
+        return database.decode_entry(data)
     if kind == "database":
-        return state.decode_database(data)
+        return database.decode_database(data)
     if kind == "header":
         return geometry.decode_header(data, 0)
     assert kind == "register"
@@ -88,9 +88,9 @@ def encode(name: str, value: Any) -> bytes:
     if kind in ("message", "operation"):
         return messages.encode_message(value)
     if kind == "entry":
-        return state.encode_entry(value)
+        return database.encode_entry(value)
     if kind == "database":
-        return state.encode_database(value)
+        return database.encode_database(value)
     if kind == "header":
         return geometry.encode_header(value, 0)
     number = sectors.RecordKind[name.split("-")[1].upper()]
@@ -103,12 +103,12 @@ def samples() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in members(messages.Message):
         found[f"message-{kind.__name__}"] = sample(kind)
-    for kind in members(messages.OperationRequest):
+    for kind in members(operations.OperationRequest):
         request = sample(messages.Request)
         found[f"operation-{kind.__name__}"] = msgspec.structs.replace(request, operation=sample(kind))
-    for kind in members(state.Change):
-        found[f"entry-{kind.__name__}"] = state.Entry(_NUMBER, Term(3, 1), _TEXT, (sample(kind),))
-    found["database"] = sample(state.Database)
+    for kind in members(database.Change):
+        found[f"entry-{kind.__name__}"] = database.Entry(_NUMBER, Term(3, 1), _TEXT, (sample(kind),))
+    found["database"] = sample(database.Database)
     found["header"] = geometry.Header(CLUSTER_ID, "test", geometry.Scope.SHARED, 512, 16, 1 << 20, complete=True)
     stamp = Stamp(1, 5, Term(3, 1), 9)
     found["register-lease"] = registers.Lease(

@@ -9,21 +9,15 @@ from muster.core.operations.operations import carry_out
 from muster.core.services.explanation import Explanation, explain, unexplained
 from muster.core.services.round import Round
 from muster.core.services.table import ACTION_OF, advance
-from muster.records.messages import CommandState, OperationRequest, Report, Request
+from muster.records.configuration import Operation
+from muster.records.database import Database, Entry
+from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
+from muster.records.members import Member
+from muster.records.messages import Report, Request
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Cluster,
-    Database,
-    Definition,
-    Entry,
-    Member,
-    NodeConfig,
-    NodeState,
-    Operation,
-    Service,
-    ServiceState,
-)
+from muster.records.services import CommandState, Definition, Service, ServiceState
 from muster.records.terms import Term
 
 MAXIMUM_ROUNDS = 200

@@ -23,18 +23,11 @@ from muster.client.control import ControlClient
 from muster.client.errors import ClientError
 from muster.drivers.store.disk.geometry import Scope, new_header
 from muster.drivers.store.disk.store import create_store
-from muster.records.state import (
-    Cluster,
-    Definition,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    Service,
-    ServiceState,
-    encode_database,
-    initial_database,
-)
+from muster.records.database import encode_database, initial_database
+from muster.records.levels import Level, NodeState
+from muster.records.members import Member
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, Service, ServiceState
 from muster.ui import options as connection
 
 FORGED = "muster: FORGED"

@@ -11,28 +11,16 @@ import msgspec
 from msgspec.structs import replace
 
 from muster.core.room import TEXTS, Room
+from muster.records.configuration import Audit, Operation, Revision
+from muster.records.database import Change, Database, Forget
 from muster.records.events import EventGroup
+from muster.records.levels import NodeState
+from muster.records.members import Eviction, Member, Proof
 from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.placements import PlacedTogether
 from muster.records.registers import Owed, ProofKind
-from muster.records.state import (
-    Audit,
-    Change,
-    Cluster,
-    Database,
-    Eviction,
-    Forget,
-    Maintenance,
-    Member,
-    NodeConfig,
-    NodeState,
-    Operation,
-    Proof,
-    Revision,
-    Service,
-    Standby,
-    Transition,
-)
+from muster.records.services import Maintenance, Service, Standby
 from muster.records.texts import (
     ENTRY_CAUSE_BYTES,
     LEAST_TEXT_BYTES,
@@ -41,6 +29,7 @@ from muster.records.texts import (
     OUTCOME_BYTES,
     clipped,
 )
+from muster.records.transitions import Transition
 
 Record = (
     Cluster

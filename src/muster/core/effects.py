@@ -8,10 +8,11 @@ lost; a local notification or command may not.
 
 from msgspec import Struct
 
-from muster.records.messages import Message, OperationRequest
+from muster.records.levels import NodeState, TransitionKind
+from muster.records.messages import Message
+from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
 from muster.records.registers import Claim, Life, Mark, Marks, View
-from muster.records.state import NodeState, TransitionKind
 
 
 class ReadStrip(Struct, frozen=True):

@@ -3,8 +3,9 @@
 from typing import Protocol
 
 from muster.core.draft import is_silent
-from muster.records.limits import MAXIMUM_GENERATIONS
-from muster.records.state import Member, Service
+from muster.records.members import Member
+from muster.records.service_limits import MAXIMUM_GENERATIONS
+from muster.records.services import Service
 from muster.records.terms import NO_NODE
 
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.records.access import NOBODY, Author
-from muster.records.messages import CommandState, Message, OperationRequest, Performance, PlaceAwaited
+from muster.records.levels import Level
+from muster.records.messages import Message, PlaceAwaited
+from muster.records.operations import OperationRequest
 from muster.records.registers import Claim, Strip
-from muster.records.state import Level
+from muster.records.services import CommandState, Performance
 
 
 class AwaitedHere(NamedTuple):

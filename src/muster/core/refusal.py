@@ -1,7 +1,8 @@
 """Refusing an operation, and finding what it names (SPEC 7.8)."""
 
 from muster.core.draft import Draft
-from muster.records.state import Member, NodeConfig
+from muster.records.members import Member
+from muster.records.nodes import NodeConfig
 
 
 class Refused(Exception):

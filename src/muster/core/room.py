@@ -18,8 +18,11 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from muster.records.database import Database
 from muster.records.events import EventGroup
-from muster.records.state import Cluster, Database, Definition, Maintenance, Member, NodeConfig, Service, Standby
+from muster.records.members import Member
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.services import Definition, Maintenance, Service, Standby
 from muster.records.texts import LEAST_TEXT_BYTES
 
 DATABASE_PERCENT = 70

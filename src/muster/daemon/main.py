@@ -36,9 +36,10 @@ from muster.drivers.store.disk.inspection import StoreRecord, newest_database, n
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.remembered_file import remembered_of
+from muster.records.database import Database
 from muster.records.durations import duration_of
+from muster.records.nodes import NodeConfig
 from muster.records.profiles import profile_with
-from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, InconsistentProfile
 from muster.records.versions import HIGHEST, LOWEST
 

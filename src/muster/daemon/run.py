@@ -52,9 +52,10 @@ from muster.drivers.store.disk.inspection import StoreRecord, newest_database
 from muster.drivers.store.disk.store import DiskStore
 from muster.drivers.store.failures import JournalUnreadable, StoreFailed
 from muster.drivers.store.remembered_file import remembered_of
+from muster.records.database import Database
+from muster.records.nodes import NodeConfig
 from muster.records.profiles import profile_with
 from muster.records.registers import Strip
-from muster.records.state import Database, NodeConfig
 from muster.records.timing import PROFILES, Profile
 from muster.records.versions import HIGHEST, LOWEST, Software
 

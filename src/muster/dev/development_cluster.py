@@ -25,7 +25,7 @@ from typing import Any
 
 from muster.client.errors import ClientError, Unreachable
 from muster.dev import node_processes
-from muster.records.state import DEFAULT_CERTIFICATE_LIFETIME_S
+from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S
 from muster.setup.errors import Mistaken
 from muster.setup.initialisation import ClusterPlan, NodePlan, initialise
 from muster.setup.log_end import is_log_file, last_lines

@@ -19,7 +19,8 @@ from msgspec import structs
 from muster.core.effects import RunCommand
 from muster.core.inputs import AwaitedHere
 from muster.drivers.image.runner import PACKET_BYTES, SEND_BUFFER_BYTES
-from muster.records.messages import CommandState, PlaceAwaited
+from muster.records.messages import PlaceAwaited
+from muster.records.services import CommandState
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
 MAXIMUM_EARLY = 1024

@@ -23,7 +23,7 @@ from muster.files.toml_lines import Place, Problem, document_of, key_lines
 from muster.records.durations import duration_of
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
 from muster.records.events import EventDefinition, GroupDefinition
-from muster.records.limits import shown
+from muster.records.names import shown
 
 TABLES = "event_group"
 _RATE = re.compile(r"(\d+)\s*/\s*(.+)")

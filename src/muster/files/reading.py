@@ -9,8 +9,8 @@ from muster.files.service_file import Definitions, ServiceFileError, parse
 from muster.files.service_keys import Nodes
 from muster.files.toml_lines import Problem
 from muster.records.events import GroupDefinition
-from muster.records.limits import COMMANDS
-from muster.records.state import Definition
+from muster.records.service_limits import COMMANDS
+from muster.records.services import Definition
 
 MAXIMUM_FILE_BYTES = 4 * 1024 * 1024
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from muster.files.service_keys import KEYS, Key, Nodes, Wrong, nearest
 from muster.files.toml_lines import Place, Problem, document_of, key_lines
-from muster.records.limits import MAXIMUM_SERVICES, contradictions, group_problems
-from muster.records.state import Definition
+from muster.records.service_limits import MAXIMUM_SERVICES, contradictions, group_problems
+from muster.records.services import Definition
 
 _NO_KEYS: Mapping[str, Key] = MappingProxyType({})
 TABLES = "service"

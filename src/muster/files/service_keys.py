@@ -12,18 +12,16 @@ from typing import Any, NamedTuple
 
 from muster.files.toml_lines import Place
 from muster.records.durations import duration_of
-from muster.records.limits import (
+from muster.records.names import NAME, NAME_RULE, shown
+from muster.records.service_limits import (
     ANY_NODE,
     MAXIMUM_CHECKS,
     MAXIMUM_COUNT,
     MAXIMUM_PORT,
     MAXIMUM_TIMEOUT_MS,
-    NAME,
-    NAME_RULE,
     command_problem,
     environment_problem,
     file_problem,
-    shown,
 )
 
 Nodes = Collection[str] | None
@@ -86,7 +84,7 @@ def words_of(key: str, value: object) -> tuple[str, ...]:
 
 
 def _refuse(problem: str) -> None:
-    """Raise `Wrong` for a problem of `records/limits.py`: what is wrong, a colon, what is allowed."""
+    """Raise `Wrong` for a problem of `records/service_limits.py`: what is wrong, a colon, what is allowed."""
     if problem:
         what, _, allowed = problem.partition(": ")
         raise Wrong(what, allowed)

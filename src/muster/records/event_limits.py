@@ -13,7 +13,8 @@ from muster.records.events import (
     GroupDefinition,
     window_of,
 )
-from muster.records.limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, NAME, NAME_RULE, command_problem, shown
+from muster.records.names import NAME, NAME_RULE, shown
+from muster.records.service_limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, command_problem
 
 MAXIMUM_GROUPS = 256  # in the cluster
 MAXIMUM_EVENTS = 64  # in a group

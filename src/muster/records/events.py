@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from muster.records.numbers import CountOrNone
+
 MINUTES_A_DAY = 24 * 60
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 REFERENCE = re.compile(r"\{(in|out)\.([a-z][a-z0-9_]*)\}")
@@ -72,6 +74,24 @@ class EventGroup(Struct, frozen=True, array_like=True, tag="event_group"):
     def name(self) -> str:
         """The name in its definition, unique in the cluster."""
         return self.definition.name
+
+
+class ApplyEvents(Struct, frozen=True, array_like=True, tag="events"):
+    """Define or change event groups; `withdraw` names groups whose definition goes (SPEC 5.3).
+
+    `expect`: the version of the configuration that it was made from; -1: whatever it is.
+    """
+
+    groups: tuple[GroupDefinition, ...]
+    withdraw: tuple[str, ...] = ()
+    expect: CountOrNone = -1
+
+
+class EnableEvents(Struct, frozen=True, array_like=True, tag="enable"):
+    """Enable a group by hand, or disable it; it stays so until told otherwise."""
+
+    group: str
+    enabled: bool
 
 
 class Window(NamedTuple):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from muster.records.messages import Performance
-from muster.records.state import Definition, NodeConfig
+from muster.records.nodes import NodeConfig
+from muster.records.services import Definition, Performance
 from muster.records.terms import NO_NODE
 
 

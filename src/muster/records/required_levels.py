@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from itertools import pairwise
 
-from muster.records.limits import MAXIMUM_LEVEL, NAME, NAME_RULE, shown
-from muster.records.state import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, Missing, Required
+from muster.records.levels import EVENT_MANAGER_LEVEL, MAXIMUM_LEVEL, MEMBERSHIP_LEVEL, Missing, Required
+from muster.records.names import NAME, NAME_RULE, shown
 
 MAXIMUM_REQUIRED = 16
 NONE = "none"

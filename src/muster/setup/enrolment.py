@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from muster.client.errors import ClientError
-from muster.records.state import Database, NodeConfig, NodeState
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.nodes import NodeConfig
 from muster.setup.errors import Mistaken
 
 KEY_FILE, CERTIFICATE_FILE, DRAFT_FILE = "key.pem", "certificate.pem", "enrolling-key.pem"

@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from muster.client.errors import ClientError
 from muster.drivers.store.disk.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
 from muster.records.addresses import Address, address_of
-from muster.records.limits import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
+from muster.records.database import encode_database, initial_database
+from muster.records.names import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
+from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S, Cluster, NodeConfig, fingerprint
 from muster.records.registers import MAXIMUM_SLOTS
-from muster.records.state import (
-    DEFAULT_CERTIFICATE_LIFETIME_S,
-    Cluster,
-    NodeConfig,
-    encode_database,
-    fingerprint,
-    initial_database,
-)
 from muster.records.versions import HIGHEST, LOWEST
 from muster.setup.errors import Mistaken
 from muster.setup.profiles import chosen_profile

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import muster
 from muster.client.errors import ClientError
-from muster.records.limits import NAME, NAME_RULE
+from muster.records.names import NAME, NAME_RULE
 from muster.setup.errors import Mistaken
 from muster.setup.nodes import Document
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from muster.client.control import PART, ControlClient
 from muster.client.errors import ClientError, Unreachable
-from muster.records.limits import NAME, shown
+from muster.records.names import NAME, shown
 from muster.setup.errors import Mistaken
 from muster.setup.harmless import harmless_document
 

@@ -10,20 +10,15 @@ import zlib
 import msgspec
 from msgspec import Struct
 
-from muster.records.messages import OperationRequest
+from muster.records.configuration import Operation
+from muster.records.database import Entry
+from muster.records.levels import Level, NodeState, Required, TransitionKind
+from muster.records.members import Member
+from muster.records.operations import OperationRequest
 from muster.records.registers import Claim
-from muster.records.state import (
-    Entry,
-    Level,
-    Member,
-    NodeState,
-    Operation,
-    Required,
-    Service,
-    Transition,
-    TransitionKind,
-)
+from muster.records.services import Service
 from muster.records.terms import Term
+from muster.records.transitions import Transition
 
 
 class ReplicaState(Struct, frozen=True):

@@ -7,8 +7,8 @@ node means, inside `When`, the node at which the condition came true; elsewhere 
 import msgspec
 from msgspec import Struct
 
-from muster.records.messages import OperationRequest
-from muster.records.state import Level
+from muster.records.levels import Level
+from muster.records.operations import OperationRequest
 
 HERE = -1
 EVERYWHERE = -1

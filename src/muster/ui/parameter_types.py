@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from muster.records.limits import NAME, NAME_RULE, shown
+from muster.records.names import NAME, NAME_RULE, shown
 
 
 class Identity(click.ParamType[str]):

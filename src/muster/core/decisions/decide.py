@@ -12,8 +12,10 @@ from muster.core.operations import operations, shedding
 from muster.core.services import table as service
 from muster.core.transitions import registration, transition
 from muster.core.versions import upgrade
+from muster.records.configuration import Operation
+from muster.records.database import Database
+from muster.records.levels import NodeState
 from muster.records.messages import Request
-from muster.records.state import Database, NodeState, Operation
 
 
 def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[Draft, list[Operation | None]]:

@@ -7,8 +7,8 @@ at most once per half heartbeat, until its report shows that it has got it.
 from collections import deque
 
 from muster.core.replica.ages import Ages
+from muster.records.database import Database, Entry, encode_database
 from muster.records.messages import Append, Report, Snapshot
-from muster.records.state import Database, Entry, encode_database
 from muster.records.terms import Term
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS

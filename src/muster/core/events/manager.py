@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from muster.core.inputs import AwaitedHere
+from muster.records.database import Database
 from muster.records.events import (
     BUILT_IN_WATCHER,
     MEMBERSHIP_WATCHER,
@@ -36,16 +37,18 @@ from muster.records.events import (
     Window,
     window_of,
 )
-from muster.records.messages import (
+from muster.records.levels import NodeState
+from muster.records.messages import PlaceAwaited
+from muster.records.operations import OperationRequest
+from muster.records.services import (
+    Definition,
     DeregisterService,
     FailService,
-    OperationRequest,
-    PlaceAwaited,
     RegisterService,
     RestartService,
+    ServiceState,
     TransferService,
 )
-from muster.records.state import Database, Definition, NodeState, ServiceState
 from muster.records.units import NEVER_US, US_PER_MS
 
 CAPACITY = 1024  # occurrences that a node remembers

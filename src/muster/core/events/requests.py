@@ -7,8 +7,7 @@ from msgspec.structs import replace
 from muster.core.draft import Draft
 from muster.core.refusal import Refused
 from muster.records.event_limits import MAXIMUM_GROUPS
-from muster.records.events import EventGroup, GroupDefinition
-from muster.records.messages import ApplyEvents, EnableEvents
+from muster.records.events import ApplyEvents, EnableEvents, EventGroup, GroupDefinition
 
 
 def apply(operation: ApplyEvents, draft: Draft) -> str:

@@ -10,8 +10,8 @@ on with. What was only read from a journal may never have been committed, and is
 from msgspec import Struct, field
 
 from muster.core.inputs import StripRead
+from muster.records.database import Database
 from muster.records.registers import Claim, Strip
-from muster.records.state import Database
 from muster.records.terms import NO_TERM, Term
 
 

@@ -13,9 +13,10 @@ from muster.core.effects import WatchLife
 from muster.core.inputs import StripRead
 from muster.core.leases.lease import Evidence, LeaseWatch
 from muster.core.links.links import Links
+from muster.records.database import Database
+from muster.records.levels import NodeState
 from muster.records.messages import Testimony
 from muster.records.registers import ClaimFlag, Lease, LeaseState, Owed, ProofKind, Strip
-from muster.records.state import Database, NodeState
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS

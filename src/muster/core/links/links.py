@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 from muster.core.draft import counts
 from muster.core.links.connectivity import Candidate, broken_pairs, surviving_set
+from muster.records.database import Database
+from muster.records.levels import NodeState
 from muster.records.registers import Strip
-from muster.records.state import Database, NodeState
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 

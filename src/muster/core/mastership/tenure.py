@@ -16,8 +16,8 @@ from muster.core.inputs import JournalRead, StoreRefused
 from muster.core.leases.memory import holds
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.machine import Became, Compact, Decided, Halt, IsOut, Phase, Withdrawn
+from muster.records.database import Database, decode_database, decode_entry, encode_database
 from muster.records.registers import Claim, ClaimFlag, Mark, Strip
-from muster.records.state import Database, decode_database, decode_entry, encode_database
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS

@@ -20,9 +20,10 @@ from muster.core.transitions.transition import (
     open_forced_leave,
     open_joins,
 )
+from muster.records.levels import NodeState
+from muster.records.members import Eviction, Member, Proof, Waits
 from muster.records.messages import Report
 from muster.records.required_levels import words_of
-from muster.records.state import Eviction, Member, NodeState, Proof, Waits
 from muster.records.versions import KERNELS_WORD
 
 SILENCE = "its lease has run out, and nothing proves that it has stopped"

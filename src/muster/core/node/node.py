@@ -91,39 +91,30 @@ from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Straggler, Waiting, acknowledged_by, missing
 from muster.core.versions import upgrade
 from muster.records.access import ITSELF, Author
+from muster.records.configuration import Operation
+from muster.records.database import Database, Entry, decode_database, encode_entry
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
+from muster.records.members import EvictNode, Member
 from muster.records.messages import (
     Abdicated,
-    Acknowledgement,
     Append,
     Ask,
-    CommandState,
-    EvictNode,
     Heartbeat,
     Message,
-    OperationRequest,
-    Performance,
     Report,
     Request,
     Response,
     Snapshot,
     Verdict,
 )
+from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
 from muster.records.registers import Marks, ProofKind, Strip, View
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Database,
-    Entry,
-    Level,
-    Member,
-    NodeState,
-    Operation,
-    decode_database,
-    encode_entry,
-)
+from muster.records.services import CommandState, Performance
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.timing import Profile
+from muster.records.transitions import Acknowledgement
 from muster.records.units import NEVER_US, US_PER_MS
 from muster.records.versions import HIGHEST, KERNELS_WORD, LOWEST, Software
 

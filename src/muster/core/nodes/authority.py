@@ -20,8 +20,9 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, takes_part
 from muster.core.refusal import Refused
-from muster.records.messages import AbandonRotation, Report, RotateAuthority
-from muster.records.state import Cluster, Member, NodeConfig, Rotation, fingerprint
+from muster.records.members import Member
+from muster.records.messages import Report
+from muster.records.nodes import AbandonRotation, Cluster, NodeConfig, RotateAuthority, Rotation, fingerprint
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 

@@ -12,18 +12,23 @@ from msgspec.structs import replace
 from muster.core.draft import Draft, Facts, counts
 from muster.core.refusal import Refused, configured
 from muster.records.addresses import same_address
-from muster.records.limits import addresses_problem, node_name_problem
-from muster.records.messages import AddNode, Certified, CertifyNodes, EnrolNode, IssueToken, RemoveNode, SetAddresses
-from muster.records.state import (
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.names import addresses_problem, node_name_problem
+from muster.records.nodes import (
+    AddNode,
+    Certified,
+    CertifyNodes,
     Enrolment,
-    Member,
+    EnrolNode,
+    IssueToken,
     NodeConfig,
-    NodeState,
+    RemoveNode,
     Rotation,
-    Service,
-    ServiceState,
+    SetAddresses,
     fingerprint,
 )
+from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 
 VERIFIER_CHARACTERS = 64  # SHA-256, hexadecimal

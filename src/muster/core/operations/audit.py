@@ -7,8 +7,10 @@ from msgspec.structs import asdict
 
 from muster.core.draft import Draft
 from muster.core.room import Room
-from muster.records.messages import ApplyServices, OperationRequest, Request
-from muster.records.state import Audit
+from muster.records.configuration import Audit
+from muster.records.messages import Request
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices
 from muster.records.texts import USER_BYTES, clipped
 from muster.records.versions import KEEPS_HISTORY
 

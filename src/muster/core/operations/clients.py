@@ -7,7 +7,8 @@ overtaken by one which was asked since counts for nothing: that one may have car
 
 from muster.core.effects import Reply
 from muster.records.access import ITSELF, NOBODY, Author
-from muster.records.messages import OperationRequest, Request, Response
+from muster.records.messages import Request, Response
+from muster.records.operations import OperationRequest
 from muster.records.terms import NO_TERM, Term
 
 MAXIMUM_PENDING = 256  # operations of one node's clients that wait for an answer

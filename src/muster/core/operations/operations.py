@@ -20,35 +20,34 @@ from muster.core.services import requests as service_operations
 from muster.core.transitions.transition import open_forced_leave, open_leave
 from muster.core.versions import requests as administration
 from muster.core.versions import revisions
-from muster.records.messages import (
+from muster.records.configuration import ConfigureCluster, FinishUpgrade, Operation, RollBack
+from muster.records.events import ApplyEvents, EnableEvents
+from muster.records.levels import NodeState
+from muster.records.members import EvictNode, LeaveNode, Member, Proof, RestartDaemon
+from muster.records.messages import Request
+from muster.records.nodes import (
     AbandonRotation,
     AddNode,
-    ApplyEvents,
     CertifyNodes,
-    ClearService,
-    ConfigureCluster,
-    ConfirmClean,
-    DeregisterService,
-    EnableEvents,
     EnrolNode,
-    EvictNode,
-    FailService,
-    FinishUpgrade,
     IssueToken,
-    LeaveNode,
-    OperationRequest,
     RemoveNode,
-    Request,
-    RestartDaemon,
-    RestartService,
-    RollBack,
     RotateAuthority,
     SetAddresses,
+)
+from muster.records.operations import OperationRequest
+from muster.records.registers import ProofKind
+from muster.records.services import (
+    ClearService,
+    ConfirmClean,
+    DeregisterService,
+    FailService,
+    Maintenance,
+    RestartService,
     SetMaintenance,
     SetStandby,
+    Standby,
 )
-from muster.records.registers import ProofKind
-from muster.records.state import Maintenance, Member, NodeState, Operation, Proof, Standby
 from muster.records.versions import KERNELS_WORD
 
 # What a repeated request cannot say as the first did: the version that it was made from, and an authority made for it.

@@ -14,18 +14,12 @@ from muster.core.draft import Draft, Facts
 from muster.core.operations.operations import carry_out
 from muster.core.room import Room
 from muster.core.services.table import ACTION_OF, advance
-from muster.records.messages import CommandState, OperationRequest, Performance, Report, Request
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Database,
-    Entry,
-    Member,
-    NodeState,
-    Service,
-    ServiceState,
-    decode_database,
-    encode_database,
-)
+from muster.records.database import Database, Entry, decode_database, encode_database
+from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
+from muster.records.members import Member
+from muster.records.messages import Report, Request
+from muster.records.operations import OperationRequest
+from muster.records.services import CommandState, Performance, Service, ServiceState
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
 

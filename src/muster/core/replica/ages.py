@@ -7,7 +7,7 @@ one told it; what it cannot know it counts from when it first saw it, which only
 
 from collections import deque
 
-from muster.records.state import Database
+from muster.records.database import Database
 from muster.records.units import US_PER_MS
 
 HORIZON_STEP_US = 2_000_000

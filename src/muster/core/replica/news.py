@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from muster.core.replica.reporting import without_acknowledgements
 from muster.core.transitions.transition import step_of
-from muster.records.messages import Acknowledgement, Report
-from muster.records.state import Database, TransitionKind
+from muster.records.database import Database
+from muster.records.levels import TransitionKind
+from muster.records.messages import Report
+from muster.records.transitions import Acknowledgement
 
 HasAcknowledged = Callable[[int, Acknowledgement], bool]  # node, step
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from muster.core.transitions.subsystems import Subsystems
+from muster.records.database import Database
 from muster.records.messages import Report
-from muster.records.state import Database
 
 INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
 REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from muster.core.effects import Cleanup, Readiness, RunCommand
 from muster.core.services.placement import choosing_of, is_allowable
-from muster.records.messages import CommandState
-from muster.records.state import Database, Definition, NodeState, Service, ServiceState
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.services import CommandState, Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from muster.core.freezing import is_frozen, silent_node_of
 from muster.core.services.placement import is_allowable, rank
 from muster.core.services.round import Round
-from muster.records.state import Definition, Member, Service, ServiceState, Takeover
+from muster.records.members import Member
+from muster.records.services import Definition, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)

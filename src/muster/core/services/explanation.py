@@ -25,8 +25,9 @@ from muster.core.services.conditions import (
 )
 from muster.core.services.placement import Placement, Rule, Verdict
 from muster.core.services.round import Round
+from muster.records.nodes import NodeConfig
 from muster.records.placements import PlacedTogether, Wish
-from muster.records.state import NodeConfig, Service, ServiceState
+from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 
 GROUP = "group"  # the rule about the nodes of a child: it goes where its parent is

@@ -5,7 +5,7 @@ measurement only when its grade has changed, and has changed for good: a worse g
 before a better one is told. So noise at a bound neither moves services nor makes traffic (P5.3).
 """
 
-from muster.records.messages import Performance
+from muster.records.services import Performance
 
 GRADES = ("idle", "light", "moderate", "busy", "overloaded")
 MARGIN = 50  # thousandths by which every value must be below a bound before the better grade is told

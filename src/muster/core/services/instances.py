@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from muster.core.services.conditions import has_maturity, immaturity
 from muster.core.services.placement import is_allowable
 from muster.core.services.round import Round
-from muster.records.state import Database, Definition, Service, ServiceState
+from muster.records.database import Database
+from muster.records.services import Definition, Service, ServiceState
 
 SEPARATOR = "@"  # in no name that an administrator may give
 

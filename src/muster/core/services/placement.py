@@ -28,10 +28,11 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.core.services.grades import described, grade_of
-from muster.records.limits import MAXIMUM_GENERATIONS
-from muster.records.messages import Performance
+from muster.records.database import Database
+from muster.records.nodes import NodeConfig
 from muster.records.placements import Snapshot
-from muster.records.state import Database, Definition, NodeConfig, Service
+from muster.records.service_limits import MAXIMUM_GENERATIONS
+from muster.records.services import Definition, Performance, Service
 from muster.records.terms import NO_NODE
 
 WILDCARD = "*"

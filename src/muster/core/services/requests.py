@@ -10,19 +10,21 @@ from muster.core.refusal import Refused, member_named
 from muster.core.services import instances
 from muster.core.services.conditions import with_none_by
 from muster.core.services.placement import WILDCARD, is_allowable
-from muster.records.limits import MAXIMUM_GENERATIONS, contradictions, group_problems
-from muster.records.messages import (
+from muster.records.operations import OperationRequest
+from muster.records.service_limits import MAXIMUM_GENERATIONS, contradictions, group_problems
+from muster.records.services import (
     ApplyServices,
     ClearService,
     ConfirmClean,
+    Definition,
     DeregisterService,
     FailService,
-    OperationRequest,
     RegisterService,
     RestartService,
+    Service,
+    ServiceState,
     TransferService,
 )
-from muster.records.state import Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
 
 

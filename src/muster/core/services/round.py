@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, is_up
 from muster.core.services.placement import Placement, load_of
-from muster.records.limits import MAXIMUM_GENERATIONS
-from muster.records.messages import CommandState, Report
+from muster.records.levels import NodeState
+from muster.records.messages import Report
 from muster.records.placements import Decision, PlacedTogether, Wish
 from muster.records.required_levels import words_of
-from muster.records.state import Definition, NodeState, Service, ServiceState
+from muster.records.service_limits import MAXIMUM_GENERATIONS
+from muster.records.services import CommandState, Definition, Service, ServiceState
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
 

@@ -34,8 +34,8 @@ from muster.core.services.conditions import (
 from muster.core.services.round import Round
 from muster.core.transitions.transition import EVENT_MANAGER, reached
 from muster.records.durations import duration_text
-from muster.records.messages import CommandState
-from muster.records.state import Exhausted, NodeState, Service, ServiceState, Takeover, Unclean
+from muster.records.levels import NodeState
+from muster.records.services import CommandState, Exhausted, Service, ServiceState, Takeover, Unclean
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
 

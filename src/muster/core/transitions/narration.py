@@ -6,9 +6,13 @@ hears of others. `daemon/history/timeline.py` merges the records of all nodes in
 
 from muster.core.effects import Trace
 from muster.core.transitions.transition import step_of
+from muster.records.database import Database, Entry, Forget
+from muster.records.levels import NodeState
+from muster.records.members import Member
 from muster.records.messages import Report
 from muster.records.required_levels import words_of
-from muster.records.state import Database, Entry, Forget, Member, NodeState, Service, Transition
+from muster.records.services import Service
+from muster.records.transitions import Transition
 
 OPENED = "transition opened"
 STEP_BEGUN = "step begun"

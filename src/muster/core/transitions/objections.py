@@ -13,16 +13,11 @@ from msgspec import Struct
 from muster.core.draft import counts
 from muster.core.effects import AskSubsystem
 from muster.records.access import ITSELF
-from muster.records.messages import (
-    Ask,
-    DeregisterService,
-    LeaveNode,
-    Request,
-    SetStandby,
-    TransferService,
-    Verdict,
-)
-from muster.records.state import Database, Level
+from muster.records.database import Database
+from muster.records.levels import Level
+from muster.records.members import LeaveNode
+from muster.records.messages import Ask, Request, Verdict
+from muster.records.services import DeregisterService, SetStandby, TransferService
 from muster.records.units import US_PER_MS
 from muster.records.versions import KERNELS_WORD
 

@@ -28,17 +28,10 @@ from muster.core.transitions.transition import (
     take_out_the_gone,
     take_part,
 )
+from muster.records.database import Database
+from muster.records.levels import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, Gone, Level, NodeState, TransitionKind
+from muster.records.members import Member
 from muster.records.messages import Report
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    MEMBERSHIP_LEVEL,
-    Database,
-    Gone,
-    Level,
-    Member,
-    NodeState,
-    TransitionKind,
-)
 from muster.records.versions import KERNELS_WORD
 
 

@@ -12,9 +12,12 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
+from muster.records.database import Database
+from muster.records.levels import Level, Missing, NodeState, Required
+from muster.records.members import Member, Waits
 from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.required_levels import words_of
-from muster.records.state import Cluster, Database, Level, Member, Missing, NodeConfig, NodeState, Required, Waits
 
 Waited = Mapping[int, tuple[tuple[int, ...], int]]  # transition -> who is waited for, for how long (us)
 

@@ -11,8 +11,9 @@ from muster.core.effects import Notify, Trace
 from muster.core.freezing import is_frozen
 from muster.core.transitions import narration as history
 from muster.core.transitions.transition import EVENT_MANAGER, told_at_level
-from muster.records.messages import Acknowledgement
-from muster.records.state import Database, Level, NodeState, Transition, TransitionKind
+from muster.records.database import Database
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.transitions import Acknowledgement, Transition
 
 
 class Subsystems:

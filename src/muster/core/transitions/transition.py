@@ -21,17 +21,9 @@ for members of that time, every level is told of every node (`by_level` is False
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts, is_silent, takes_part
-from muster.records.messages import Acknowledgement
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Gone,
-    Level,
-    Member,
-    NodeState,
-    Proof,
-    Transition,
-    TransitionKind,
-)
+from muster.records.levels import EVENT_MANAGER_LEVEL, Gone, Level, NodeState, TransitionKind
+from muster.records.members import Member, Proof
+from muster.records.transitions import Acknowledgement, Transition
 from muster.records.versions import KERNELS_WORD
 
 # SPEC 3.6, Table 1: what may be sent to a subsystem that has been sent (or holds) something about a node, and what it

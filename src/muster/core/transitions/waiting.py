@@ -10,8 +10,10 @@ from msgspec import Struct
 
 from muster.core.draft import takes_part
 from muster.core.transitions.transition import step_of
-from muster.records.messages import Acknowledgement, Report
-from muster.records.state import Database, Level, Transition
+from muster.records.database import Database
+from muster.records.levels import Level
+from muster.records.messages import Report
+from muster.records.transitions import Acknowledgement, Transition
 from muster.records.units import US_PER_MS
 
 

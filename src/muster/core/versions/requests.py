@@ -13,17 +13,14 @@ from muster.core.refusal import Refused, configured
 from muster.core.versions import revisions, upgrade
 from muster.records import required_levels
 from muster.records.access import MAXIMUM_GROUP_CHARACTERS, Groups
+from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.durations import duration_of, duration_text
-from muster.records.messages import (
-    ApplyEvents,
-    ApplyServices,
-    ConfigureCluster,
-    FinishUpgrade,
-    OperationRequest,
-    RestartDaemon,
-    RollBack,
-)
-from muster.records.state import DEFAULT_REQUIRED_WITHIN_MS, NodeState
+from muster.records.events import ApplyEvents
+from muster.records.levels import NodeState
+from muster.records.members import RestartDaemon
+from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices
 
 GROUPS = {
     "observer_group": "observer",

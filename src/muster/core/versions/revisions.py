@@ -17,19 +17,13 @@ import msgspec
 from muster.core.draft import Draft
 from muster.core.room import Capacity
 from muster.records.access import Author
+from muster.records.configuration import Revision
+from muster.records.database import Change, Database
 from muster.records.durations import duration_text
 from muster.records.events import EventGroup, GroupDefinition
+from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS, Cluster, NodeConfig
 from muster.records.required_levels import text_of
-from muster.records.state import (
-    DEFAULT_REQUIRED_WITHIN_MS,
-    Change,
-    Cluster,
-    Database,
-    Definition,
-    NodeConfig,
-    Revision,
-    Service,
-)
+from muster.records.services import Definition, Service
 from muster.records.texts import USER_BYTES, clipped
 from muster.records.versions import KEEPS_HISTORY
 

@@ -11,20 +11,12 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
-from muster.records.messages import (
-    ApplyServices,
-    ConfigureCluster,
-    ConfirmClean,
-    DeregisterService,
-    EvictNode,
-    FinishUpgrade,
-    LeaveNode,
-    OperationRequest,
-    RegisterService,
-    SetAddresses,
-    TransferService,
-)
-from muster.records.state import Database, Member, NodeConfig
+from muster.records.configuration import ConfigureCluster, FinishUpgrade
+from muster.records.database import Database
+from muster.records.members import EvictNode, LeaveNode, Member
+from muster.records.nodes import NodeConfig, SetAddresses
+from muster.records.operations import OperationRequest
+from muster.records.services import ApplyServices, ConfirmClean, DeregisterService, RegisterService, TransferService
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, Software
 
 _OF_VERSION_1 = (ApplyServices, RegisterService, DeregisterService, TransferService, LeaveNode, EvictNode)

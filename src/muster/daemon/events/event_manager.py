@@ -43,9 +43,10 @@ from muster.daemon.events.event_history import EventHistory
 from muster.daemon.events.kept_history import KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.events import BUILT_IN_WATCHER, PROCESS_WATCHERS, EventDefinition
-from muster.records.limits import shown
-from muster.records.messages import CommandState, OperationRequest
+from muster.records.names import shown
+from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
+from muster.records.services import CommandState
 from muster.records.units import NEVER_US
 
 MAXIMUM_WATCHERS = 24

@@ -21,20 +21,15 @@ from msgspec import Struct
 from muster.core.effects import Committed, Effect, Elected, Notify, Reply, Send, WriteClaim, WriteMarks
 from muster.core.inputs import Acknowledged, AcknowledgedTogether, Input, LevelGone, LevelRegistered
 from muster.core.node.node import Node
+from muster.records.configuration import Operation
+from muster.records.database import Database, Entry
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import Member
 from muster.records.messages import Append
 from muster.records.registers import Claim
-from muster.records.state import (
-    Database,
-    Entry,
-    Level,
-    Member,
-    NodeState,
-    Operation,
-    Service,
-    Transition,
-    TransitionKind,
-)
+from muster.records.services import Service
 from muster.records.terms import Term
+from muster.records.transitions import Transition
 
 DIRECTORY = "MUSTER_OBSERVATIONS"
 MAXIMUM_BYTES = 1 << 30  # of one file

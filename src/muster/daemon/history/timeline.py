@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from muster.core.transitions import narration as history
+from muster.records.database import Database
+from muster.records.levels import TransitionKind
 from muster.records.messages import Happened
-from muster.records.state import Database, TransitionKind
 from muster.records.terms import Term
 from muster.records.units import US_PER_MS
 

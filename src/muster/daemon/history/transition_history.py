@@ -13,8 +13,8 @@ from muster.core.node.node import Node
 from muster.daemon.history import timeline
 from muster.daemon.history.timeline import Statement
 from muster.daemon.history.transition_record import MAXIMUM_EVENTS_OF_ONE, TransitionRecord
-from muster.records.limits import shown
 from muster.records.messages import HistoryAnswer, HistoryRequest, Message
+from muster.records.names import shown
 from muster.records.refusal import ControlRefused
 
 GATHER_S = 1.0

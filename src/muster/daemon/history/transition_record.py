@@ -10,8 +10,8 @@ from collections import deque
 from msgspec.structs import replace
 
 from muster.core.transitions import narration as history
+from muster.records.levels import TransitionKind
 from muster.records.messages import Happened
-from muster.records.state import TransitionKind
 
 MAXIMUM_TRANSITIONS = 128
 MAXIMUM_EVENTS = 16_384  # of all transitions together

@@ -18,9 +18,9 @@ from muster.core.services.placement import Verdict
 from muster.core.services.places import AwaitedThere, summary, words_about
 from muster.daemon.history.gathering import Gathering
 from muster.daemon.history.placement_record import MAXIMUM_TOLD, PastDecision, PlacementRecord
-from muster.records.limits import shown
+from muster.records.names import shown
 from muster.records.refusal import ControlRefused
-from muster.records.state import ServiceState
+from muster.records.services import ServiceState
 from muster.records.terms import NO_NODE, Term
 
 QUESTION = "why"

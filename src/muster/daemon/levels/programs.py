@@ -55,10 +55,12 @@ from muster.core.inputs import (
 from muster.core.node.node import Node
 from muster.daemon.levels.conversation import Conversation
 from muster.drivers.machine.program_process import Noted, Peer, Program, found_again
-from muster.records.limits import MAXIMUM_LEVEL, NAME, NAME_RULE, shown
-from muster.records.messages import DeregisterService, LeaveNode, OperationRequest, SetStandby, TransferService
+from muster.records.levels import MAXIMUM_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode
+from muster.records.names import NAME, NAME_RULE, shown
+from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
-from muster.records.state import Barriers, Level, NodeState, TransitionKind
+from muster.records.services import DeregisterService, SetStandby, TransferService
 
 MAXIMUM_REGISTRATIONS = 32  # half of the control socket's connections
 MAXIMUM_UNFETCHED = 256  # notifications; each node has one transition at a time

@@ -9,8 +9,8 @@ from typing import Any
 
 from muster.core.effects import RunCommand, Trace
 from muster.core.transitions import narration as history
-from muster.records.messages import CommandState
-from muster.records.state import TransitionKind
+from muster.records.levels import TransitionKind
+from muster.records.services import CommandState
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 MAXIMUM_OPEN = 4096  # transitions and commands whose beginning is remembered; beyond, durations are not measured

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from muster.core.draft import is_silent
 from muster.core.node.node import Node
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
-from muster.records.state import NodeState, ServiceState
+from muster.records.levels import NodeState
+from muster.records.services import ServiceState
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily

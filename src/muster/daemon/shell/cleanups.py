@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from muster.core.effects import RunCommand
 from muster.core.services.commands import cleanup_of
 from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, keep, lock_kept
-from muster.records.messages import CommandState
+from muster.records.services import CommandState
 
 DISK_S = 20.0  # for the home's disk to take a cleanup, and for an earlier one to end
 _HELD_S = 10.0

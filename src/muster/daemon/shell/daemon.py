@@ -83,9 +83,11 @@ from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store.engine import Store, StoreOutcome
 from muster.drivers.store.failures import ForeignWrite, JournalFull, JournalImage, JournalUnreadable, StoreFailed
 from muster.records.access import ITSELF, NOBODY, Author
-from muster.records.messages import CommandState, Message, OperationRequest
+from muster.records.levels import NodeState
+from muster.records.messages import Message
+from muster.records.operations import OperationRequest
 from muster.records.registers import Strip
-from muster.records.state import NodeState
+from muster.records.services import CommandState
 
 US_PER_S = 1_000_000
 MEASUREMENT_S = 5.0  # between two measurements of how busy this machine is

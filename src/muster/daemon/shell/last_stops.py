@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from muster.core.services.commands import last_stop
 from muster.drivers.runner_client import RunnerClient, RunnerLost
-from muster.records.messages import CommandState
-from muster.records.state import Database, Definition
+from muster.records.database import Database
+from muster.records.services import CommandState, Definition
 
 
 def may_run(command: CommandState) -> bool:

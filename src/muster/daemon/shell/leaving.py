@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from muster.core.effects import Reply
 from muster.drivers.image.systemd import notify
+from muster.records.database import Database
 from muster.records.durations import duration_of
-from muster.records.messages import LeaveNode
-from muster.records.state import Database
+from muster.records.members import LeaveNode
 
 ASKS_AGAIN_S = 3.0
 ANSWER_S = 10.0  # for one question to the master

@@ -3,8 +3,8 @@
 from muster.core.node.node import Node
 from muster.daemon.shell.daemon import Daemon
 from muster.drivers.image.systemd import notify
+from muster.records.levels import NodeState
 from muster.records.required_levels import words_of
-from muster.records.state import NodeState
 
 
 async def keep_service_manager_informed(daemon: Daemon) -> None:

@@ -6,8 +6,8 @@ from muster.core.draft import counts
 from muster.core.leases.diagnosis import WELL, Diagnosis, Signs, diagnose
 from muster.core.links.connectivity import Reason, broken_pairs, reasons
 from muster.daemon.shell.daemon import Daemon, boottime_us
+from muster.records.levels import NodeState
 from muster.records.registers import LeaseState
-from muster.records.state import NodeState
 from muster.records.units import US_PER_MS
 
 Document = dict[str, Any]

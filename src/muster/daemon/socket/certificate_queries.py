@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from muster.drivers.certificates.fields import NoCertificate, Validity, split, validity
+from muster.records.database import Database
+from muster.records.nodes import NodeConfig, Rotation, fingerprint
 from muster.records.numbers import LATEST_S
-from muster.records.state import Database, NodeConfig, Rotation, fingerprint
 
 WARNING_SHARE = (
     4  # a node's certificate is renewed with a third left: with a quarter left, something keeps it from that

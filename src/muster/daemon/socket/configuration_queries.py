@@ -16,8 +16,9 @@ from muster.core.versions import revisions, upgrade
 from muster.core.versions.revisions import Configuration
 from muster.daemon.socket.queries import Document, NodeView
 from muster.records.access import Role
+from muster.records.configuration import Audit, Revision
+from muster.records.database import Database
 from muster.records.refusal import ControlRefused
-from muster.records.state import Audit, Database, Revision
 from muster.records.versions import HIGHEST, LOWEST
 
 Query = Callable[..., Document]

@@ -20,8 +20,9 @@ from muster.daemon.socket.operations import read_operation
 from muster.daemon.socket.shared_answers import SharedAnswers
 from muster.drivers.certificates.certificates import CertificateRefused
 from muster.records.access import Author
-from muster.records.limits import shown
-from muster.records.messages import OperationRequest, RotateAuthority
+from muster.records.names import shown
+from muster.records.nodes import RotateAuthority
+from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
 
 SUBSYSTEM_OPERATIONS = ("acknowledge", "answer", "deregister_level")

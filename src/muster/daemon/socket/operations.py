@@ -8,35 +8,27 @@ from typing import Any
 
 import msgspec
 
+from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
-from muster.records.limits import MAXIMUM_DURATION_MS, MAXIMUM_SERVICES, problem_of, shown
-from muster.records.messages import (
-    AbandonRotation,
-    AddNode,
-    ApplyEvents,
+from muster.records.events import ApplyEvents, EnableEvents
+from muster.records.members import EvictNode, LeaveNode, RestartDaemon
+from muster.records.names import shown
+from muster.records.nodes import AbandonRotation, AddNode, IssueToken, RemoveNode, SetAddresses
+from muster.records.operations import OperationRequest
+from muster.records.refusal import ControlRefused
+from muster.records.service_limits import MAXIMUM_DURATION_MS, MAXIMUM_SERVICES, problem_of
+from muster.records.services import (
     ApplyServices,
     ClearService,
-    ConfigureCluster,
     ConfirmClean,
     DeregisterService,
-    EnableEvents,
-    EvictNode,
     FailService,
-    FinishUpgrade,
-    IssueToken,
-    LeaveNode,
-    OperationRequest,
     RegisterService,
-    RemoveNode,
-    RestartDaemon,
     RestartService,
-    RollBack,
-    SetAddresses,
     SetMaintenance,
     SetStandby,
     TransferService,
 )
-from muster.records.refusal import ControlRefused
 
 OPERATIONS: dict[str, type[OperationRequest]] = {
     "apply": ApplyServices,

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 from muster.core.operations.plan import NodeChange, Plan, PlanRefused
 from muster.daemon.socket.operations import read_operation
-from muster.records.limits import shown
-from muster.records.messages import LeaveNode, OperationRequest
+from muster.records.members import LeaveNode
+from muster.records.names import shown
+from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
 from muster.records.terms import NO_NODE
 

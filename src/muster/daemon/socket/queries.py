@@ -23,9 +23,13 @@ from muster.core.services.instances import instances_of, is_template
 from muster.core.services.places import AwaitedThere, summary, words, words_about
 from muster.core.transitions.required import Waiting
 from muster.daemon.socket.certificate_queries import describe_authority, describe_node, warnings
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.members import Member
 from muster.records.refusal import ControlRefused
-from muster.records.state import Database, Maintenance, Member, NodeState, Service, ServiceState, Standby, Transition
+from muster.records.services import Maintenance, Service, ServiceState, Standby
 from muster.records.terms import NO_NODE, NO_TERM, Term
+from muster.records.transitions import Transition
 
 Document = dict[str, Any]
 Query = tuple[Callable[..., Document], tuple[str, ...]]  # the function, and the names of its arguments, all texts

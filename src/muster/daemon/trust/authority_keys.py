@@ -13,7 +13,7 @@ from muster.drivers.certificates.certificates import CertificateRefused, check_p
 from muster.drivers.certificates.fields import split
 from muster.drivers.certificates.private_files import write_private
 from muster.records.messages import KeyAnswer, KeyRequest, Message
-from muster.records.state import Cluster, fingerprint
+from muster.records.nodes import Cluster, fingerprint
 
 FOLDER = "authority-keys"
 MAXIMUM_KEY_BYTES = 16 * 1024

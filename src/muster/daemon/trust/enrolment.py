@@ -32,9 +32,10 @@ from muster.drivers.certificates.signing import SignRequest, sign
 from muster.drivers.interconnect.channel import VISITOR_GREETING, Cause
 from muster.drivers.interconnect.mesh import TroubleTable
 from muster.records.access import NOBODY, Author
-from muster.records.limits import shown
-from muster.records.messages import EnrolNode, OperationRequest
-from muster.records.state import Cluster, NodeConfig, NodeState, Rotation, fingerprint
+from muster.records.levels import NodeState
+from muster.records.names import shown
+from muster.records.nodes import Cluster, EnrolNode, NodeConfig, Rotation, fingerprint
+from muster.records.operations import OperationRequest
 
 MAXIMUM_VISITS = 8
 MAXIMUM_VISITS_FROM_ONE_ADDRESS = 4

@@ -18,8 +18,7 @@ from muster.daemon.trust.trust import authority_end_s, expected_end_s
 from muster.drivers.certificates.certificates import CertificateRefused, Subject
 from muster.drivers.certificates.signing import NewAuthority, Reissue, sign
 from muster.records.access import NOBODY, Author
-from muster.records.messages import Certified, CertifyNodes, RotateAuthority
-from muster.records.state import NodeConfig, Rotation, fingerprint
+from muster.records.nodes import Certified, CertifyNodes, NodeConfig, RotateAuthority, Rotation, fingerprint
 
 RENEWAL_SHARE = 3  # a certificate is renewed when one part in so many of its lifetime is left
 BATCH = 16  # certificates in one entry

@@ -11,7 +11,8 @@ from muster.drivers.certificates.fields import NoCertificate, key_pin, split, va
 from muster.drivers.interconnect.mesh import Interconnect, Trust
 from muster.drivers.store.disk.inspection import newest_record
 from muster.drivers.store.failures import StoreFailed
-from muster.records.state import Database, NodeConfig
+from muster.records.database import Database
+from muster.records.nodes import NodeConfig
 
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.pem"

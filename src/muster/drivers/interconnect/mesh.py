@@ -49,7 +49,6 @@ from muster.drivers.certificates.certificates import (
 )
 from muster.drivers.interconnect.channel import Cause, Channel, Phase
 from muster.records.addresses import host_to_use
-from muster.records.limits import MAXIMUM_LINKS
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
     WIRE_VERSIONS,
@@ -59,6 +58,7 @@ from muster.records.messages import (
     encode_message,
     version_of,
 )
+from muster.records.names import MAXIMUM_LINKS
 from muster.records.timing import Profile
 
 MAXIMUM_HALF_OPEN = 128  # accepted connections that have not said Hello

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from muster.records.messages import Performance
+from muster.records.services import Performance
 
 SMOOTHING_S = 60.0  # after this long, about two thirds of a measurement are of what has happened since
 WHOLE = 1000

@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from muster.records.messages import DeregisterService, LeaveNode, OperationRequest, SetStandby, TransferService
+from muster.records.database import Entry
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode, Member
+from muster.records.operations import OperationRequest
 from muster.records.registers import Claim
-from muster.records.state import Entry, Level, Member, NodeState, Service, ServiceState, Transition, TransitionKind
+from muster.records.services import DeregisterService, Service, ServiceState, SetStandby, TransferService
 from muster.records.terms import NO_NODE, NO_TERM, Term
+from muster.records.transitions import Transition
 from muster.sim.checkers.event_checkers import (
     ActedOnOnce,
     FailurePolicy,

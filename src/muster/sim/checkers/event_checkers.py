@@ -3,8 +3,16 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from muster.records.messages import ApplyServices, ClearService, RegisterService, RestartService, TransferService
-from muster.records.state import NodeState, Service, ServiceState
+from muster.records.levels import NodeState
+from muster.records.services import (
+    ApplyServices,
+    ClearService,
+    RegisterService,
+    RestartService,
+    Service,
+    ServiceState,
+    TransferService,
+)
 from muster.records.units import US_PER_MS
 from muster.sim.history import (
     Applied,

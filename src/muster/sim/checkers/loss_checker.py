@@ -6,17 +6,17 @@ index that the answer names: there everything must be as was asked. So an answer
 
 from collections.abc import Iterator
 
-from muster.records.messages import (
+from muster.records.levels import NodeState
+from muster.records.members import EvictNode, LeaveNode, Member
+from muster.records.operations import OperationRequest
+from muster.records.services import (
     ApplyServices,
     DeregisterService,
-    EvictNode,
-    LeaveNode,
-    OperationRequest,
     RegisterService,
     RestartService,
+    Service,
     TransferService,
 )
-from muster.records.state import Member, NodeState, Service
 from muster.sim.history import Applied, Asked, Elected, Observation, ReplicaState, Replied
 
 GONE = (NodeState.INACTIVE, NodeState.FORCED_LEAVING)

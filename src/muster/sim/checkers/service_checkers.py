@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from muster.records.state import Member, NodeState, Service, ServiceState
+from muster.records.levels import NodeState
+from muster.records.members import Member
+from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 from muster.sim.history import Applied, CommandTaken, KernelCleared, KernelHeld, Observation, ReplicaState
 

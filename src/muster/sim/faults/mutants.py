@@ -36,21 +36,14 @@ from muster.core.services import (
 from muster.core.services.round import Round
 from muster.core.transitions import objections as veto
 from muster.core.transitions import subsystems, transition
-from muster.records.messages import FailService, Verdict
+from muster.records.levels import Level, NodeState
+from muster.records.members import Member, Proof
+from muster.records.messages import Verdict
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Lease, Mark, Owed, ProofKind, Strip
 from muster.records.registers import Life as Named
-from muster.records.state import (
-    Definition,
-    Level,
-    Member,
-    NodeState,
-    Proof,
-    Service,
-    ServiceState,
-    Transition,
-    Unclean,
-)
+from muster.records.services import Definition, FailService, Service, ServiceState, Unclean
 from muster.records.terms import NO_TERM, Stamp, Term
+from muster.records.transitions import Transition
 from muster.sim.world import bare_machine, guard
 
 

@@ -10,18 +10,18 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from muster.records.messages import (
+from muster.records.configuration import ConfigureCluster
+from muster.records.levels import Barriers, Level
+from muster.records.members import EvictNode, LeaveNode
+from muster.records.operations import OperationRequest
+from muster.records.services import (
     ApplyServices,
-    ConfigureCluster,
+    Definition,
     DeregisterService,
-    EvictNode,
-    LeaveNode,
-    OperationRequest,
     RegisterService,
     SetStandby,
     TransferService,
 )
-from muster.records.state import Barriers, Definition, Level
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule

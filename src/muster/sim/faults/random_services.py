@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from muster.records.messages import (
+from muster.records.operations import OperationRequest
+from muster.records.services import (
     ClearService,
-    OperationRequest,
+    Definition,
     RestartService,
     SetMaintenance,
     SetStandby,
     TransferService,
 )
-from muster.records.state import Definition
 
 TIMEOUT_MS = 1500
 LONGEST_HOLD_MS = 2500  # of maintenance and standby: they end by themselves, long before progress is demanded

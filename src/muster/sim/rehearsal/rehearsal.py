@@ -14,18 +14,14 @@ from typing import Any, NamedTuple
 from muster.core.effects import RunCommand
 from muster.core.services.instances import SEPARATOR
 from muster.core.transitions.transition import EVENT_MANAGER, SETTLED_STATE
-from muster.records.messages import (
-    DeregisterService,
-    FailService,
-    LeaveNode,
-    OperationRequest,
-    RegisterService,
-    TransferService,
-)
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import LeaveNode, Member
+from muster.records.operations import OperationRequest
 from muster.records.registers import ClaimFlag
-from muster.records.state import Level, Member, NodeState, ServiceState, Transition, TransitionKind
+from muster.records.services import DeregisterService, FailService, RegisterService, ServiceState, TransferService
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import FAST
+from muster.records.transitions import Transition
 from muster.records.units import US_PER_MS
 from muster.sim import schedule
 from muster.sim.checkers.checkers import judge

@@ -16,8 +16,9 @@ from muster.files.service_file import services_of
 from muster.files.service_keys import Key, Wrong
 from muster.files.toml_lines import Place, Problem
 from muster.records.durations import duration_of, duration_text
-from muster.records.limits import shown
-from muster.records.state import Definition, NodeState, Service, ServiceState
+from muster.records.levels import NodeState
+from muster.records.names import shown
+from muster.records.services import Definition, Service, ServiceState
 from muster.records.units import US_PER_MS
 from muster.sim.history import Applied, CommandEnded, LifeEnded, Observation
 from muster.sim.world.surroundings import Outcome

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from muster.files.toml_lines import Place, Problem, document_of, key_lines
 from muster.records.durations import duration_of
-from muster.records.limits import NAME, NAME_RULE, shown
-from muster.records.state import Barriers
+from muster.records.levels import Barriers
+from muster.records.names import NAME, NAME_RULE, shown
 from muster.sim.rehearsal.rehearsed_services import RehearsedService, read_services
 
 MAXIMUM_FILE_BYTES = 1024 * 1024

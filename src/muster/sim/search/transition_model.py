@@ -32,19 +32,16 @@ from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
 from muster.core.leases.lease import Evidence
 from muster.core.node.node import Setup
 from muster.core.transitions.subsystems import Subsystems
-from muster.records.messages import Acknowledgement, ConfigureCluster, EvictNode, LeaveNode, OperationRequest, Request
+from muster.records.configuration import ConfigureCluster
+from muster.records.database import Database, initial_database
+from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import EvictNode, LeaveNode, Member
+from muster.records.messages import Request
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.operations import OperationRequest
 from muster.records.registers import ProofKind
-from muster.records.state import (
-    Cluster,
-    Database,
-    Level,
-    Member,
-    NodeConfig,
-    NodeState,
-    TransitionKind,
-    initial_database,
-)
 from muster.records.timing import FAST
+from muster.records.transitions import Acknowledgement
 from muster.records.versions import HIGHEST
 from muster.sim.search.transition_rules import (
     AcknowledgedBy,

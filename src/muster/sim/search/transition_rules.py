@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from muster.core.effects import Notify
-from muster.records.messages import Acknowledgement
-from muster.records.state import EVENT_MANAGER_LEVEL, Database, Level, Member, NodeState, Transition, TransitionKind
+from muster.records.database import Database
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState, TransitionKind
+from muster.records.members import Member
+from muster.records.transitions import Acknowledgement, Transition
 
 WAITED_FOR = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
-from muster.records.state import Barriers, Level, Required
+from muster.records.levels import Barriers, Level, Required
 from muster.sim.search.transition_model import Model, State, Step
 from muster.sim.search.transition_rules import Broken
 from muster.sim.search.transition_seats import Budget, World

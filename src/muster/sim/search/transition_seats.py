@@ -11,24 +11,15 @@ from muster.core.inputs import Input, StoreDone
 from muster.core.node.node import Node, Setup
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import IDENTITIES_PER_ENTRY
-from muster.records.messages import Acknowledgement, Report
+from muster.records.database import Change, Database, Entry, Forget
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level, Required, TransitionKind
+from muster.records.members import Eviction, Member
+from muster.records.messages import Report
+from muster.records.nodes import Cluster
 from muster.records.registers import RegisterKind, Strip, blank_register
 from muster.records.required_levels import text_of
-from muster.records.state import (
-    EVENT_MANAGER_LEVEL,
-    Change,
-    Cluster,
-    Database,
-    Entry,
-    Eviction,
-    Forget,
-    Level,
-    Member,
-    Required,
-    Transition,
-    TransitionKind,
-)
 from muster.records.terms import Term
+from muster.records.transitions import Acknowledgement, Transition
 from muster.sim.search.transition_rules import Held, require
 
 NOBODY = -1

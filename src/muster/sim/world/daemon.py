@@ -19,9 +19,11 @@ from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.node.node import Node, Setup
 from muster.core.services import commands as executor
 from muster.core.services.explanation import unexplained
-from muster.records.messages import Append, CommandState, Message
+from muster.records.database import Database
+from muster.records.levels import Level
+from muster.records.messages import Append, Message
 from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
-from muster.records.state import Database, Level
+from muster.records.services import CommandState
 from muster.records.terms import Term
 from muster.records.units import US_PER_MS
 from muster.sim.history import (

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from muster.core import effects, inputs
 from muster.core.events import manager as events
-from muster.records.messages import CommandState
+from muster.records.levels import Level
 from muster.records.registers import Life as Named
-from muster.records.state import Level
+from muster.records.services import CommandState
 from muster.records.units import US_PER_MS
 from muster.sim.history import LifeBegan, LifeEnded, ProgramCame, ProgramWent
 from muster.sim.world.bare_machine import BareMachine

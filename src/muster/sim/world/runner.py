@@ -9,7 +9,7 @@ from random import Random
 
 from muster.core.effects import RunCommand
 from muster.core.services import commands as executor
-from muster.records.messages import CommandState
+from muster.records.services import CommandState
 from muster.records.units import US_PER_MS
 from muster.sim.history import (
     ActionBegan,

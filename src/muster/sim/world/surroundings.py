@@ -9,7 +9,8 @@ from random import Random
 from typing import NamedTuple
 
 from muster.core.effects import RunCommand
-from muster.records.state import Definition, Level
+from muster.records.levels import Level
+from muster.records.services import Definition
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 from muster.sim.history import History

@@ -12,8 +12,11 @@ import msgspec
 from muster.core.effects import WatchLife
 from muster.core.inputs import OperationRequested
 from muster.core.services.instances import SEPARATOR
+from muster.records.database import encode_database, initial_database
+from muster.records.levels import Required
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import Claim, ClaimFlag, Mark, RegisterKind
-from muster.records.state import Cluster, NodeConfig, Required, Service, encode_database, initial_database
+from muster.records.services import Service
 from muster.records.terms import Stamp, Term
 from muster.records.units import US_PER_MS
 from muster.records.versions import HIGHEST

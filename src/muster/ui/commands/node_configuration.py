@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import click
 
 from muster.client.errors import ClientError
-from muster.records.limits import addresses_problem, node_name_problem
+from muster.records.names import addresses_problem, node_name_problem
 from muster.setup.errors import Mistaken
 from muster.setup.joining import new_token, remove_node
 from muster.setup.nodes import Connection, Document

@@ -140,7 +140,7 @@ def read_service_file(
 
 def parents_of(answer: Document) -> dict[str, Any]:
     """The services that the cluster has, as far as groups are concerned: what else they are is its own matter."""
-    from muster.records.state import Definition
+    from muster.records.services import Definition
 
     return {
         name: Definition(name, parent=service["definition"].get("parent", ""))
@@ -153,7 +153,7 @@ def _change(document: Document, current: Document | None) -> Document:
     """What applying one definition changes: `change` is `new`, `changed` or `unchanged`; `keys` {key: [old, new]}."""
     import msgspec
 
-    from muster.records.state import Definition
+    from muster.records.services import Definition
 
     name = document["name"]
     if current is None:

@@ -22,8 +22,8 @@ from muster.drivers.store.disk.inspection import StoreRecord, read_registers, re
 from muster.drivers.store.disk.journal import OwnJournal
 from muster.drivers.store.disk.registers import OwnRegister
 from muster.drivers.store.failures import StoreFailed
+from muster.records.database import MAXIMUM_LINEAGE, Database, encode_database
 from muster.records.registers import Claim, ClaimFlag, Lease, LeaseState, Mark, RegisterKind, Strip
-from muster.records.state import MAXIMUM_LINEAGE, Database, encode_database
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import with_drift_ms
 from muster.records.units import US_PER_MS

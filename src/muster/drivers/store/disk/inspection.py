@@ -27,6 +27,7 @@ from muster.drivers.store.disk.journal import Damage, JournalScan, scan_journal
 from muster.drivers.store.disk.registers import RegisterReader, judge
 from muster.drivers.store.disk.sectors import Choice, Problem
 from muster.drivers.store.failures import JournalUnreadable, StoreFailed
+from muster.records.database import Database
 from muster.records.registers import (
     NO_MARK,
     Claim,
@@ -40,7 +41,6 @@ from muster.records.registers import (
     Strip,
     View,
 )
-from muster.records.state import Database
 from muster.records.terms import NO_NODE, NO_TERM
 
 ROUNDS = 5  # how often what looks wrong is read again

@@ -383,7 +383,7 @@ def plan_header(
 
 
 def create_store(path: str, header: Header, database: bytes, *, overwrite: bool = False) -> None:
-    """Create a store at `path` with `database` (an encoded `records.state.Database`) as its first checkpoint.
+    """Create a store at `path` with `database` (an encoded `records.database.Database`) as its first checkpoint.
 
     The header is written first as incomplete and last as complete, so that an interrupted creation is recognised.
     A file that this call created is removed if it fails. Without `overwrite` anything but a missing, empty or blank

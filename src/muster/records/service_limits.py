@@ -5,12 +5,11 @@ another way, and what no key can know alone: contradictions within a definition 
 group (`group_problems`). Keys in messages are those of a service file.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from muster.records.addresses import NoAddress, address_of
-from muster.records.state import Definition
+from muster.records.names import NAME, NAME_RULE, RESERVED, VARIABLE, shown
+from muster.records.services import Definition
 
 MAXIMUM_SERVICES = 10_000  # in one operation
 MAXIMUM_COMMAND_BYTES = 32 * 1024
@@ -22,19 +21,8 @@ MAXIMUM_CHECKS = 100  # of which the failures are counted
 MAXIMUM_PORT = 65_535
 MAXIMUM_VARIABLES = 256
 MAXIMUM_PATH_BYTES = 4095
-MAXIMUM_LEVEL = 65_535
 MAXIMUM_GENERATIONS = 16  # of a group, the eldest parent included
 ANY_NODE = "*"
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
-NAME_RULE = "1 to 64 characters of a-z, A-Z, 0-9, dot, underscore and hyphen, a letter or digit first"
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-RESERVED = "MUSTER_"  # the beginning of the variables that Muster itself gives to every command
-
-MAXIMUM_LINKS = 8  # addresses of one node
-RESERVED_NAMES = frozenset({"authority"})  # of nodes: the folder of the authority's keys has that name
-
-_SHOWN_CHARACTERS = 60
-
 # Each field that is a command, a duration, a number or a word, and what it may be.
 COMMANDS = (
     "start_command", "stop_command", "notify_command", "recovery_command",
@@ -56,7 +44,6 @@ _BOUNDS: dict[str, tuple[int, int]] = {
 }
 _WORDS = {"child_failure": ("alone", "group"), "stop_failure": ("block", "evict")}
 _NODE_LISTS = ("allowable_nodes", "disallowable_nodes", "ordered", "unordered")
-
 # The parameters that only a service without a parent has: a child goes where its parent goes (SPEC 6.5).
 _CHOOSING: tuple[tuple[str, Callable[[Definition], bool]], ...] = (
     ("allowable_nodes", lambda definition: definition.allowable_nodes != (ANY_NODE,)),
@@ -74,15 +61,6 @@ class Contradiction(NamedTuple):
     key: str
     what: str
     allowed: str
-
-
-def shown(value: object) -> str:
-    """A value for a message, in short."""
-    try:
-        text = str(value).lower() if isinstance(value, bool) else repr(value)
-    except ValueError:  # Python does not write out a number of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def problem_of(definition: Definition) -> str:
@@ -112,35 +90,6 @@ def problem_of(definition: Definition) -> str:
             return f"{key} {problem}"
     for found in contradictions(definition):
         return f"{found.what}: {found.allowed}"
-    return ""
-
-
-def address_problem(text: str) -> str:
-    """What is wrong with an address of the interconnect; empty where nothing is."""
-    try:
-        address_of(text)
-    except NoAddress as error:
-        return f"{shown(text)} is no address: {error}"
-    return ""
-
-
-def node_name_problem(name: str) -> str:
-    """What is wrong with a node's name; empty where nothing is."""
-    if not NAME.fullmatch(name):
-        return f"a node cannot be called {shown(name)}: a name has {NAME_RULE}"
-    if name in RESERVED_NAMES:
-        return f"a node cannot be called {name!r}: the authority's keys have that name"
-    return ""
-
-
-def addresses_problem(addresses: tuple[str, ...]) -> str:
-    """What is wrong with the addresses of one node; empty where nothing is."""
-    if not 0 < len(addresses) <= MAXIMUM_LINKS:
-        return f"it has {len(addresses)} addresses: give it 1 to {MAXIMUM_LINKS}"
-    if problem := next(filter(None, map(address_problem, addresses)), ""):
-        return problem
-    if len(set(map(address_of, addresses))) < len(addresses):
-        return "an address is given twice: name each once"
     return ""
 
 
