@@ -7,14 +7,17 @@ A test that needs root or a package skips with a reason that says so; `MUSTER_FO
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from dev_cluster import SOURCE, CommandLine, DevCluster
 
+_LINES_OF_A_LOG = 60
+
 _skipped: list[str] = []
+_has_failed = pytest.StashKey[bool]()
 
 # A shell that runs a command in the background has it ignore SIGINT, and so all that it starts: some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,6 +36,14 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
     """A whole file may be skipped as it is collected."""
     if report.skipped:
         _note_skip(report.nodeid, report.longrepr)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test has failed, for what its fixtures print then."""
+    report = yield
+    item.stash[_has_failed] = item.stash.get(_has_failed, False) or report.failed
+    return report
 
 
 def _note_skip(name: str, representation: object) -> None:
@@ -61,8 +72,11 @@ def muster() -> CommandLine:
 
 
 @pytest.fixture
-def dev_clusters() -> Iterator[Callable[[], DevCluster]]:
-    """Makes development clusters, not yet up; all are ended and removed after the test, whatever became of it."""
+def dev_clusters(request: pytest.FixtureRequest) -> Iterator[Callable[[], DevCluster]]:
+    """Makes development clusters, not yet up; all are ended and removed after the test, whatever became of it.
+
+    The ends of their nodes' logs are in the report of a test that fails.
+    """
     with tempfile.TemporaryDirectory(prefix="muster-test-", ignore_cleanup_errors=True) as base:
         clusters: list[DevCluster] = []
 
@@ -74,6 +88,9 @@ def dev_clusters() -> Iterator[Callable[[], DevCluster]]:
             yield make
         finally:
             failures = []
+            if request.node.stash.get(_has_failed, False):
+                for cluster in clusters:
+                    print(cluster.ends_of_logs(_LINES_OF_A_LOG))
             for cluster in clusters:
                 if (cluster.directory / "cluster.json").exists():
                     ended = cluster.run("dev", "down")

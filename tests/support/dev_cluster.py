@@ -55,6 +55,12 @@ class DevCluster(CommandLine):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    def ends_of_logs(self, lines: int) -> str:
+        """The last lines of what each node has logged, for the report of a test that failed."""
+        logs = sorted(self.directory.glob("nodes/*/log"))
+        ends = [log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:] for log in logs]
+        return "\n".join(f"--- {log}\n" + "\n".join(end) for log, end in zip(logs, ends, strict=True))
+
     def run(self, *arguments: str, timeout_s: float = 90.0, **environment: str) -> subprocess.CompletedProcess[str]:
         """As `CommandLine.run`, about this cluster."""
         return super().run(*arguments, timeout_s=timeout_s, MUSTER_DIR=str(self.directory), **environment)
