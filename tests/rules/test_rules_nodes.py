@@ -171,7 +171,7 @@ def test_p1_3_a_removed_node_that_reads_of_it_stops() -> None:
     core._confirmed = True
     core._replica_changed()
     assert database is core.database
-    (panic,) = [effect for effect in core._flush() if isinstance(effect, Panic)]
+    (panic,) = [effect for effect in core._out.drain() if isinstance(effect, Panic)]
     assert "removed" in panic.cause
 
 

@@ -21,14 +21,11 @@ from muster.core.effects import (
     Committed,
     Effect,
     Elected,
-    Left,
     LevelRefused,
-    Panic,
     Placed,
     ReadStrip,
     Reply,
     Restart,
-    Send,
     Trace,
     WriteMarks,
     WriteView,
@@ -75,6 +72,7 @@ from muster.core.operations.clients import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clie
 from muster.core.operations.identities import RETRY_WINDOW_MS
 from muster.core.operations.plan import Plan
 from muster.core.operations.unchanged import Unchanged
+from muster.core.outbox import Outbox
 from muster.core.replica import news
 from muster.core.replica.ages import Ages
 from muster.core.replica.reporting import Reporting
@@ -175,13 +173,12 @@ class Node:
         self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
         self._subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
-        self._effects: list[Effect] = []
         self._now_us = now_us
         self._started_us = now_us
-        self._ended = False
         self.trouble = ""  # what keeps this node from following the cluster, in words
         view = strip.views[self.me]
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
+        self._out = Outbox(self._links.connected)
         self._clients = Clients()
         self._waiting = Waiting()
         self._ages = Ages()
@@ -268,7 +265,7 @@ class Node:
     @property
     def deadline_us(self) -> int:
         """When the next `Tick` is due; never, once the node has ended."""
-        if self._ended:
+        if self._out.has_ended:
             return NEVER_US
         times = [self._next_heartbeat_us, self._links.next_view_us]
         if not self._periodic_read:
@@ -359,25 +356,21 @@ class Node:
         self._tenure.start(now_us)
         self._settle_tenure()
         self._timers()
-        return self._flush()
+        return self._out.drain()
 
     def step(self, happened: Input, now_us: int) -> list[Effect]:
         """Take one input in; return what is to be done, in order."""
-        if self._ended:
+        if self._out.has_ended:
             return []
         self._now_us = max(self._now_us, now_us)
         self._may_decide_anew = True
         self._take(happened)
-        if not self._ended:
+        if not self._out.has_ended:
             self._timers()
             if self._may_decide_anew or self._requests:
                 self._decide()
-        self._effects.extend(self._subsystems.narrate(self.database))
-        return self._flush()
-
-    def _flush(self) -> list[Effect]:
-        effects, self._effects = self._effects, []
-        return effects
+        self._out.extend(self._subsystems.narrate(self.database))
+        return self._out.drain()
 
     def _take(self, happened: Input) -> None:
         match happened:
@@ -444,7 +437,7 @@ class Node:
     def _take_evidence(self, node: int, evidence: Evidence) -> None:
         if self._observer.confirm(node, evidence):
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
-            self._trace("proof of death", detail, about=node)
+            self._out.trace("proof of death", detail, about=node)
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -463,17 +456,17 @@ class Node:
                 self._send_report(force=True)
             case PeerLost(node=node, cause=cause):
                 if self._links.connected.pop(node, None) is not None:
-                    self._trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
+                    self._out.trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
             case OwnLinksChanged(cut_off=cut_off):
                 self._links.cut_off = cut_off
-                self._trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
+                self._out.trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
 
     # ---- the store -----------------------------------------------------------------------------------------------
 
     def _store_answered(self, answer: StripRead | StripUnread | StoreDone | StoreRefused | JournalRead) -> None:
         match answer:
             case StripRead() if another := self._another_store(answer):
-                self._panic(f"its store went back in time, or is another one: {another}")
+                self._out.panic(f"its store went back in time, or is another one: {another}")
             case StripRead(read=read) if self._tenure.awaits_read(read):
                 self._observe(answer)
                 self._tenure.read(answer.strip, self._observer.is_out, self._now_us, may_lead=self._observer.may_lead)
@@ -510,7 +503,7 @@ class Node:
         may_lead = self._observer.may_lead
         if self._tenure.observe(read.strip, self._now_us, may_lead=may_lead):
             why = "a higher term was claimed" if may_lead else "its own lease has run out"
-            self._trace("superseded", why)
+            self._out.trace("superseded", why)
         self._answer_unchanged(read)
         self._watch_links()
         self._consider_claim()
@@ -526,13 +519,13 @@ class Node:
     def _observe(self, read: StripRead) -> None:
         for node, evidence in self._observer.observe(read, self.database, self._note_late):
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
-            self._trace("proof of death", detail, about=node)
+            self._out.trace("proof of death", detail, about=node)
         for node in self._observer.take_last_words(self.database):
-            self._trace("last words", f"{self.database.name_of(node)}: {self.last_words(node)}", about=node)
+            self._out.trace("last words", f"{self.database.name_of(node)}: {self.last_words(node)}", about=node)
         for marks in read.strip.marks:  # the guard obeys them too, unless it hangs (P7.10)
             if marks is not None and (self.me, self.setup.incarnation) in marks.condemned:
-                self._panic(f"node {marks.stamp.owner} forced it out")
-        self._effects.extend(self._observer.to_ask(self._now_us))
+                self._out.panic(f"node {marks.stamp.owner} forced it out")
+        self._out.extend(self._observer.to_ask(self._now_us))
 
     def _store_done(self, operation: int, claims: Claims) -> None:
         if self._tenure.awaits(operation):
@@ -546,7 +539,7 @@ class Node:
 
     def _store_refused(self, refused: StoreRefused) -> None:
         if refused.kind == "foreign":
-            self._panic(refused.error)
+            self._out.panic(refused.error)
         elif self._tenure.awaits(refused.operation):
             self._tenure.refused(refused, self._now_us)
         else:
@@ -565,7 +558,7 @@ class Node:
         if kind and self._inability.refused(kind, self._now_us):
             self._found_unable(f"its {kind} register cannot be written: {refused.error}")
             if kind == "marks" and self.is_master:
-                self._trace("gives way", "it cannot publish its marks")
+                self._out.trace("gives way", "it cannot publish its marks")
                 self._tenure.abdicate(self._now_us)
                 self._settle_tenure()
 
@@ -575,8 +568,8 @@ class Node:
         """Take over what the mastership machine wants done and what has become of it."""
         while True:
             effects, outcomes = self._tenure.drain()
-            self._effects.extend(effects)
-            if not outcomes or self._ended:
+            self._out.extend(effects)
+            if not outcomes or self._out.has_ended:
                 return
             for outcome in outcomes:
                 self._tenure_outcome(outcome)
@@ -592,15 +585,15 @@ class Node:
             case Compact():
                 self._tenure.compact(self.database, self._now_us)
             case Halt(cause=cause):
-                self._panic(cause)
+                self._out.panic(cause)
             case Trouble(event=event, detail=detail):
-                self._trace(event, detail)
+                self._out.trace(event, detail)
                 if event == JOURNAL_FULL:
                     self._entry_bytes = max(MINIMUM_ENTRY_BYTES, self._entry_bytes // 2)
                 self._claimable_since_us = None
                 self._claim_not_before_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
             case GaveWay(detail=detail):
-                self._trace("gives way", f"{detail}; another node may lead")
+                self._out.trace("gives way", f"{detail}; another node may lead")
                 self._found_unable(detail)
 
     def _found_unable(self, why: str) -> None:
@@ -612,7 +605,7 @@ class Node:
         """A claim that this node can neither act on nor withdraw keeps all others waiting: end with it (P2.11)."""
         why = self._tenure.hopeless(self._observer.strip, self._now_us)
         if why:
-            self._panic(f"{why}; the others wait for its claim")
+            self._out.panic(f"{why}; the others wait for its claim")
 
     def _consider_claim(self) -> None:
         """Claim mastership if no predecessor may lead any more and no better candidate claims (P2.2, P2.10, P2.13)."""
@@ -632,7 +625,7 @@ class Node:
         if waited_us < turn_us or not self._may_lead():
             return
         self._claimable_since_us = None
-        self._trace("claiming", f"above term {self._observer.highest_term()}")
+        self._out.trace("claiming", f"above term {self._observer.highest_term()}")
         self._tenure.claim(self._observer.strip, self._now_us)
 
     def _may_lead(self) -> bool:
@@ -646,13 +639,13 @@ class Node:
         self._begin_term(term)
         self._inability.over()
         self._sheds = True
-        self._effects.extend(history.skipped(self.database, adopted))
+        self._out.extend(history.skipped(self.database, adopted))
         self.database = adopted
         self._ages.adopted(adopted, (), self._now_us)
         self._accepted, self._confirmed = term, True
         self._marks_written = ()
-        self._effects.append(Elected(term.number, term.node))
-        self._trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
+        self._out.put(Elected(term.number, term.node))
+        self._out.trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
         self._publish_marks()
         self._abdicate_if_due()
         self._replica_changed()
@@ -665,9 +658,9 @@ class Node:
         self._entry_bytes = min(2 * self._entry_bytes, self._room.capacity.entry)
         self._apply(entry)
         if self._placed is not None:
-            self._effects.append(Placed(entry.index, self._placed))
+            self._out.put(Placed(entry.index, self._placed))
         for node, append in self._followers.committed(entry, length, self._now_us).items():
-            self._send(node, append)
+            self._out.send(node, append)
         for sender, response in responses:
             self._respond(sender, response)
         self._publish_marks()
@@ -676,12 +669,12 @@ class Node:
 
     def _withdrawn(self) -> None:
         for node in self._links.connected:
-            self._send(node, Abdicated(self._tenure.state.term))
+            self._out.send(node, Abdicated(self._tenure.state.term))
         self._begin_term(NO_TERM)
         if self._leave_done:
             self._finish_leave()
         elif self._restarting:
-            self._effects.append(Restart())
+            self._out.put(Restart())
 
     def _abdicate_if_due(self) -> None:
         """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
@@ -693,7 +686,7 @@ class Node:
         for member in self.database.members.values():
             report = self._followers.reports.get(member.node)
             if is_up(member) and report is not None and report.incarnation == member.incarnation:
-                self._trace("abdicating", "it leaves the cluster")
+                self._out.trace("abdicating", "it leaves the cluster")
                 self._tenure.abdicate(self._now_us)
                 return
 
@@ -710,7 +703,7 @@ class Node:
         outside = self._links.judge(self._link_candidates(), self._observer.strip, nodes, self._now_us)
         self._unreachable = {}
         if self.me in outside:
-            self._trace("abdicating", "its links failed; the surviving set goes on without it")
+            self._out.trace("abdicating", "its links failed; the surviving set goes on without it")
             self._tenure.abdicate(self._now_us)
             return
         for node, lost in outside.items():
@@ -729,19 +722,19 @@ class Node:
         for node in sorted((self._links.said or frozenset()) - heard):
             if node in self._links.connected:
                 detail = f"{self.database.name_of(node)}: nothing heard within the bound"
-                self._trace("link lost", detail, about=node)
+                self._out.trace("link lost", detail, about=node)
         self._links.view_sequence += 1
         self._links.view_written(heard, self._now_us)
         late = self._links.late if self.database.cluster.active_version >= KERNELS_WORD else frozenset()
         view = View(self._stamp(self._links.view_sequence), heard, self._links.cut_off, late)
-        self._effects.append(WriteView(self._begin_write("view"), view))
+        self._out.put(WriteView(self._begin_write("view"), view))
 
     def _note_late(self) -> None:
         """Note who is heard though its lease has run out; who is so for the first time is shown (P4.6)."""
         late = self._observer.late(self.heard(), self._links)
         for node in sorted(late - self._links.late):
             detail = f"{self.database.name_of(node)}: its lease has run out, and it is still heard: no proof by expiry"
-            self._trace("heard late", detail, about=node)
+            self._out.trace("heard late", detail, about=node)
         self._links.late = self._observer.heard_late = late
         self._observer.hears = self.heard()
 
@@ -753,7 +746,7 @@ class Node:
         self._marks_written = wanted
         self._marks_sequence += 1
         marks = Marks(self._stamp(self._marks_sequence), wanted)
-        self._effects.append(WriteMarks(self._begin_write("marks"), marks))
+        self._out.put(WriteMarks(self._begin_write("marks"), marks))
 
     def _begin_write(self, kind: str) -> int:
         operation = next(self._numbers)
@@ -807,7 +800,7 @@ class Node:
         except msgspec.DecodeError as error:
             trouble = f"the master's database is of a release that this one cannot read: {error}; upgrade this node"
             if trouble != self.trouble:
-                self._trace("snapshot refused", trouble)
+                self._out.trace("snapshot refused", trouble)
             self.trouble = trouble
             return
         if not accepts(self._accepted, self._confirmed, self.database.index, snapshot.term, database.index):
@@ -815,13 +808,13 @@ class Node:
                 self._send_report(force=True)  # the master repeats it because our last report was lost
             return
         if self._confirmed and not holds(database, self.database.index, self.database.term):
-            self._panic(f"term {snapshot.term} has lost committed entries: it is at index {database.index}")
+            self._out.panic(f"term {snapshot.term} has lost committed entries: it is at index {database.index}")
             return
-        self._effects.extend(history.skipped(self.database, database))
+        self._out.extend(history.skipped(self.database, database))
         self.database, self._accepted, self._confirmed = database, snapshot.term, True
         self._ages.adopted(database, snapshot.ages, self._now_us)
         self.trouble = ""
-        self._effects.append(Committed(database.index))
+        self._out.put(Committed(database.index))
         self._replica_changed()
         self._send_report(force=True)
 
@@ -850,24 +843,24 @@ class Node:
         for word in report.words:
             detail = f"{self.database.name_of(sender)} has asked: {word.detail}"
             self._take_evidence(word.node, Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail))
-        self._effects.extend(history.heard(self.database, sender, before, now))
+        self._out.extend(history.heard(self.database, sender, before, now))
         self._repeat(sender)
 
     def _repeat(self, node: int) -> None:
         message = self._followers.repeat(node, self.database, self._ages, self._now_us)
         if message is not None:
-            self._send(node, message)
+            self._out.send(node, message)
 
     def _requested(self, identity: str, operation: OperationRequest, author: Author) -> None:
         if identity not in self.database.operations and (refusal := upgrade.refusal(operation, self.database)):
-            self._effects.append(Reply(identity, True, refusal, self.database.index))
+            self._out.put(Reply(identity, True, refusal, self.database.index))
             return
         if isinstance(operation, EvictNode) and operation.confirmed_dead:
             self._believe(operation)
         request = self._clients.add(identity, operation, author)
         if request is None:
             text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
-            self._effects.append(Reply(identity, True, text, self.database.index))
+            self._out.put(Reply(identity, True, text, self.database.index))
         else:
             self._forward(request)
 
@@ -887,7 +880,7 @@ class Node:
             self._request(self.me, request)
         elif holder is not None:
             self._clients.asked(request.identity, holder)
-            self._send(holder.node, request)
+            self._out.send(holder.node, request)
 
     def _request(self, sender: int, request: Request) -> None:
         if not self.is_master:
@@ -909,7 +902,7 @@ class Node:
             if node == self.me:
                 self._asked(node, ask)
             else:
-                self._send(node, ask)
+                self._out.send(node, ask)
 
     def _decide_polls(self) -> None:
         for poll in self._polls.decided(self.database, self._now_us):
@@ -920,13 +913,13 @@ class Node:
                 self._request(poll.sender, poll.request)
 
     def _asked(self, asker: int, ask: Ask) -> None:
-        self._effects.extend(self._questions.ask(asker, ask, self._subsystems.levels.values()))
+        self._out.extend(self._questions.ask(asker, ask, self._subsystems.levels.values()))
         self._tell_verdicts()
 
     def _tell_verdicts(self) -> None:
         for asker, verdict in self._questions.over():
             if asker != self.me:
-                self._send(asker, verdict)
+                self._out.send(asker, verdict)
             elif self.is_master:
                 self._polls.answered(self.me, verdict)
                 self._decide_polls()
@@ -942,10 +935,10 @@ class Node:
             self._clients.answered(response)
             self._answer()
         else:
-            self._send(sender, response)
+            self._out.send(sender, response)
 
     def _answer(self) -> None:
-        self._effects.extend(self._clients.due(self.database.index))
+        self._out.extend(self._clients.due(self.database.index))
 
     def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -958,44 +951,41 @@ class Node:
             *self._places.own(self._now_us),
         )  # fmt: skip
         for node in nodes:
-            self._send(node, heartbeat)
-
-    def _send(self, node: int, message: Message) -> None:
-        if node in self._links.connected:
-            self._effects.append(Send(node, message))
+            self._out.send(node, heartbeat)
 
     # ---- the replica and what follows from it --------------------------------------------------------------------
 
     def _apply(self, entry: Entry) -> None:
         told = history.narrate(self.database, entry)
-        self._effects.extend(told[:MAXIMUM_TOLD])
+        self._out.extend(told[:MAXIMUM_TOLD])
         if len(told) > MAXIMUM_TOLD:
-            self._trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
+            self._out.trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
         self.database.apply(entry)
         self._ages.applied(entry.index, self.database, self._now_us)
-        self._effects.append(Committed(entry.index))
+        self._out.put(Committed(entry.index))
 
     def _replica_changed(self) -> None:
         """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
-        if not self._confirmed or self._ended:
+        if not self._confirmed or self._out.has_ended:
             return
         config = self.database.nodes.get(self.me)
         if config is None or config.name != self.setup.name or config.generation != self._generation:
-            self._panic("this node was removed from the cluster")  # P1.3
+            self._out.panic("this node was removed from the cluster")  # P1.3
             return
         own = self.database.member(self.me)
         if own.incarnation == self.setup.incarnation:
             if own.state is NodeState.FORCED_LEAVING:
-                self._panic("the others have forced this node out")
+                self._out.panic("the others have forced this node out")
                 return
             if is_silent(own):
-                self._panic("its lease has run out, and the others have gone on without it")  # P4.7
+                self._out.panic("its lease has run out, and the others have gone on without it")  # P4.7
                 return
             if own.state is NodeState.INACTIVE:
                 self._leave()
                 return
             if lost := self._subsystems.lost(own.required):
-                self._panic(f"the program of level {lost} has ended, and its node has joined by that level")  # P3.18
+                cause = f"the program of level {lost} has ended, and its node has joined by that level"  # P3.18
+                self._out.panic(cause)
                 return
             if own.restart_asked > self._software.started_index:
                 self._restart_unless_held()
@@ -1003,9 +993,9 @@ class Node:
         self._waiting.follow(self.database, self._now_us)
         self._refuse_conflicting_levels()
         self._begin_second_step()
-        self._effects.extend(self._subsystems.due(self.database))
+        self._out.extend(self._subsystems.due(self.database))
         self._subsystems.settle(self.database)
-        self._effects.extend(self._executor.due(self.database))
+        self._out.extend(self._executor.due(self.database))
         self._answer()
 
     def _register(self, level: Level) -> None:
@@ -1013,11 +1003,11 @@ class Node:
         database = self.database if self._confirmed else None
         reason = registration.refusal(level, self._subsystems.levels, database, self.me, self.setup.incarnation)
         if reason:
-            self._effects.append(LevelRefused(level.number, reason))
+            self._out.put(LevelRefused(level.number, reason))
             return
         self._subsystems.register(level)
         if self._confirmed:
-            self._effects.extend(self._subsystems.due(self.database))
+            self._out.extend(self._subsystems.due(self.database))
         self._send_report()
 
     def _level_gone(self, number: int, *, departed: bool) -> None:
@@ -1029,7 +1019,7 @@ class Node:
         if not self._subsystems.unregister(number, departed=departed, ended=not departed):
             return
         if fails and level is not None:
-            self._panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
+            self._out.panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
         else:
             self._send_report()
 
@@ -1055,21 +1045,22 @@ class Node:
             life = (waiting.node, waiting.incarnation)
             if waiting.is_overdue and life not in self._alarmed:
                 self._alarmed.add(life)
-                self._trace(history.OVERDUE, f"{self.database.name_of(waiting.node)}: {waiting.words}", waiting.node)
+                name = self.database.name_of(waiting.node)
+                self._out.trace(history.OVERDUE, f"{name}: {waiting.words}", waiting.node)
 
     def _refuse_conflicting_levels(self) -> None:
         """Give up what was registered here while another node registered it differently (P3.4)."""
         found = registration.conflicts(self._subsystems.levels, self.database, self.me, self.setup.incarnation)
         for number, reason in found.items():
             self._subsystems.unregister(number)
-            self._effects.append(LevelRefused(number, reason))
+            self._out.put(LevelRefused(number, reason))
 
     def _leave(self) -> None:
         """The own leave is complete: give up what is left of a mastership, then end (SPEC 3.11)."""
         if self._leave_done:
             return
         if _forced(self.database, self.me, self.setup.incarnation):
-            self._panic("the others have forced this node out")
+            self._out.panic("the others have forced this node out")
             return
         self._leave_done = True
         self._answer()
@@ -1085,25 +1076,24 @@ class Node:
             self._restart()
         elif self._told_held != self._restart_held and not self._restarting:
             self._told_held = self._restart_held
-            self._trace("daemon restart waits", self._restart_held)
+            self._out.trace("daemon restart waits", self._restart_held)
 
     def _restart(self) -> None:
         """A committed record wants this daemon started anew: hand a mastership over first (P10.3)."""
         if self._restarting:
             return
         self._restarting = True
-        self._trace("daemon restarts", "it was asked to; the services go on")
+        self._out.trace("daemon restarts", "it was asked to; the services go on")
         self._answer()
         if self._tenure.is_idle:
-            self._effects.append(Restart())
+            self._out.put(Restart())
         else:
             self._tenure.abdicate(self._now_us)
             self._settle_tenure()
 
     def _finish_leave(self) -> None:
-        self._trace("left", f"{self.setup.name} has left the cluster")
-        self._effects.append(Left())
-        self._ended = True
+        self._out.trace("left", f"{self.setup.name} has left the cluster")
+        self._out.left()
 
     def _own_report(self) -> Report:
         own = self.database.member(self.me)
@@ -1151,7 +1141,7 @@ class Node:
         self._subsystems.settle(self.database)
         report = self._reporting.next(self._own_report, self.database, self._now_us, force=force)
         if report is not None:
-            self._send(receiver, report)
+            self._out.send(receiver, report)
 
     def _has_something_pending(self) -> bool:
         report = self._own_report()
@@ -1174,7 +1164,7 @@ class Node:
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self._tenure.is_free and not self._ended and not self._leave_done and not self._restarting:
+        while self._tenure.is_free and not self._out.has_ended and not self._leave_done and not self._restarting:
             asked = list(self._requests.values())
             self._requests = {}
             self._reporting.round_us = self._now_us
@@ -1248,7 +1238,7 @@ class Node:
         for hung in self._waiting.newly_hung(stragglers):
             about = self.database.transitions[hung.transition].node
             at = (hung.transition, hung.level.number, hung.barrier)
-            self._effects.append(Trace(history.HUNG, self._describe(hung), *at, about, nodes=(hung.node,)))
+            self._out.put(Trace(history.HUNG, self._describe(hung), *at, about, nodes=(hung.node,)))
         return {hung.node: self._describe(hung) for hung in stragglers if hung.is_hung and hung.level.evicts}
 
     def _describe(self, straggler: Straggler) -> str:
@@ -1299,7 +1289,7 @@ class Node:
         early_us = 0
         if self._reads_now():
             self._periodic_read = next(self._numbers)
-            self._effects.append(ReadStrip(self._periodic_read))
+            self._out.put(ReadStrip(self._periodic_read))
             early_us = self._profile.read_ms * US_PER_MS // 2  # what is due soon goes along: one waking, not two
         if self._now_us + early_us >= self._next_heartbeat_us:
             self._beat()
@@ -1331,13 +1321,6 @@ class Node:
         for node in self._links.connected:
             if node in self._followers.reports or counts(self.database.member(node)):
                 self._repeat(node)
-
-    def _panic(self, cause: str) -> None:
-        self._effects.append(Panic(cause))
-        self._ended = True
-
-    def _trace(self, event: str, detail: str, about: int = -1) -> None:
-        self._effects.append(Trace(event, detail, about=about))
 
 
 def _has_deadlines(database: Database) -> bool:

@@ -139,7 +139,7 @@ class Resident(Node):
             self._replica_changed()
         else:
             self._take(happened)
-        effects = self._flush()
+        effects = self._out.drain()
         return effects, self._subsystems, self.report()
 
     def report(self) -> Report:
