@@ -226,7 +226,7 @@ def verdict(record: Lease | None, incarnation: int, uid: int = 3) -> str:
     claim = Claim(Stamp(0, 0, NO_TERM, 0), ClaimFlag.WITHDRAWN, Mark(NO_TERM, 1, 0))
     strip = Strip((record, None), (claim, claim), (None, None), (None, None))
     observer = Observer(1, 1, FAST, strip, one_machine=True)
-    observer.observe(StripRead(1, strip, 0, 1), Database(Cluster("test", "0" * 32, "fast", "")))
+    observer.see(StripRead(1, strip, 0, 1))
     return observer.unclean(0, incarnation, uid)
 
 

@@ -521,7 +521,8 @@ def observer_that_reads(lease: Lease, kernel: Kernel) -> Observer:
     observer = Observer(0, next_incarnation(0, 1), FAST, strip, one_machine=True, kernel=kernel)
     database = Database(Cluster("test", "0" * 32, "fast", ""), 1)
     for started_ms in range(0, with_drift_ms(FAST.lease_ms) + 200, 100):
-        observer.observe(StripRead(1, strip, started_ms * MS, (started_ms + 1) * MS), database)
+        observer.see(StripRead(1, strip, started_ms * MS, (started_ms + 1) * MS))
+        observer.newly_dead(database)
     return observer
 
 
@@ -541,7 +542,7 @@ def test_p7_13_a_silent_record_of_an_earlier_boot_of_this_machine_is_the_word_an
     assert evidence(Kernel(bytes(16), bytes(16))) is None  # another machine, or one without an id
     early = observer_that_reads(lease, Kernel(bytes(16), machine))
     early.lose_sight(10_000_000)
-    early.observe(StripRead(1, early.strip, 11_000_000, 11_000_001), Database(Cluster("test", "0" * 32, "fast", ""), 1))
+    early.see(StripRead(1, early.strip, 11_000_000, 11_000_001))
     assert early.evidence(1, incarnation) is None  # not silent for long enough
 
 
@@ -561,7 +562,8 @@ def test_p7_18_why_a_node_panicked_is_told_once_when_its_tombstone_comes_after_t
     assert observer.take_last_words(database) == []
     tombstone = alive._replace(state=LeaseState.PANICKED, cause="its runner was killed by SIGKILL")
     strip = observer.strip._replace(leases=(observer.strip.leases[0], tombstone))
-    observer.observe(StripRead(1, strip, 11_000_000, 11_000_001), database)
+    observer.see(StripRead(1, strip, 11_000_000, 11_000_001))
+    observer.newly_dead(database)
     assert observer.take_last_words(database) == [1]
     assert observer.last_words == {1: (5, "its runner was killed by SIGKILL")}
     assert observer.take_last_words(database) == []

@@ -583,7 +583,8 @@ def observes(
     database = Database(Cluster("test", "0" * 32, "fast", ""), 1)
     for beat in range(13):
         started_us = beat * 100_000
-        observer.observe(StripRead(1, strip(beat), started_us, started_us + 1), database)
+        observer.see(StripRead(1, strip(beat), started_us, started_us + 1))
+        observer.newly_dead(database)
     return observer
 
 
@@ -604,7 +605,7 @@ def test_p4_6_who_heard_it_before_has_time_to_hear_it_again_and_to_say_so() -> N
     longer = observes(life_of_1=99, hears=True)
     for beat in range(13, 20):
         read = StripRead(1, longer.strip, beat * 100_000, beat * 100_000 + 1)
-        longer.observe(read, Database(Cluster("test", "0" * 32, "fast", ""), 1))
+        longer.see(read)
     assert longer.is_dead(2, 7)
 
 

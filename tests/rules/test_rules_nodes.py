@@ -168,7 +168,7 @@ def test_p1_3_a_removed_node_that_reads_of_it_stops() -> None:
     core = cluster.core(2)
     database = core.database
     core.database.nodes.pop(2)
-    core._confirmed = True
+    core._replica.confirmed = True
     core._replica_changed()
     assert database is core.database
     (panic,) = [effect for effect in core._out.drain() if isinstance(effect, Panic)]

@@ -12,16 +12,7 @@ from muster.records.levels import NodeState
 from muster.records.members import LeaveNode, Member, Proof
 from muster.records.messages import Report, Response
 from muster.records.nodes import Cluster, NodeConfig
-from muster.records.registers import (
-    Deadman,
-    Lease,
-    LeaseState,
-    Life,
-    ProofKind,
-    RegisterKind,
-    Strip,
-    blank_register,
-)
+from muster.records.registers import Deadman, Lease, LeaseState, Life, ProofKind, RegisterKind, Strip, blank_register
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST, with_drift_ms
 
@@ -63,7 +54,8 @@ class _Reader:
         until_ms = self.now_ms + for_ms
         while self.now_ms < until_ms:
             read = StripRead(1, self._strip(lease), self.now_ms * MS, (self.now_ms + 1) * MS)
-            self.observer.observe(read, _database())
+            self.observer.see(read)
+            self.observer.newly_dead(_database())
             self.now_ms += 100
         return self.observer
 

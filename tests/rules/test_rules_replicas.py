@@ -7,7 +7,7 @@ import pytest
 from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
 from muster.core.decisions.followers import Followers
 from muster.core.effects import Notify, Panic, RunCommand
-from muster.core.node.node import accepts
+from muster.core.replica.replica import accepts
 from muster.records.database import Database, Entry, decode_entry
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.members import Member

@@ -1,11 +1,11 @@
 """What a node learns from the store: who lives, who has provably stopped, who holds the mastership (SPEC 7.1, 2.2).
 
-One lease watch a node; every read of the strip goes through `observe`, so that all judgements come from the same chain
+One lease watch a node; every read of the strip goes through `see`, so that all judgements come from the same chain
 of reads. Beside them stands what others vouch for: the kernel, by the own guard (P7.13); a member, in a committed
 record (P7.16); fence agents and operators. What they have said of an incarnation is final: no later beat of it counts.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 from muster.core.draft import counts
@@ -71,17 +71,14 @@ class Observer:
         # From a node's end until a member that hears it has had a frame more, has written its view, and that is read.
         self._say_us = (profile.heartbeat_interval_ms(len(strip.leases)) + 2 * profile.read_ms) * US_PER_MS
 
-    def observe(
-        self, read: StripRead, database: Database, look: Callable[[], None] = lambda: None
-    ) -> list[tuple[int, Evidence]]:
-        """Take a read in; returns the members that it is the first to prove dead.
-
-        `look` notes whom this node hears late by it, before that is judged (P4.6).
-        """
+    def see(self, read: StripRead) -> None:
+        """Take a read in. Whom this node hears late by it is to be noted before it is judged (P4.6)."""
         self.strip, self.read_started_us, self.read_us = read.strip, read.started_us, read.finished_us
         for watch, lease in zip(self._watches, read.strip.leases, strict=True):
             watch.observe(lease, read.started_us, read.finished_us)
-        look()
+
+    def newly_dead(self, database: Database) -> list[tuple[int, Evidence]]:
+        """The members that the last read is the first to prove dead."""
         found = []
         for member in database.members.values():
             evidence = self.evidence(member.node, member.incarnation) if counts(member) else None
@@ -89,6 +86,10 @@ class Observer:
                 self._told.add((member.node, member.incarnation))
                 found.append((member.node, evidence))
         return found
+
+    def note_heard(self, heard: frozenset[int], late: frozenset[int]) -> None:
+        """Whom this node hears now, and whom of them `late` (P4.6)."""
+        self.hears, self.heard_late = heard, late
 
     def take_last_words(self, database: Database) -> list[int]:
         """The nodes that this one has known to be dead, and of whose panic it now first reads the tombstone (P7.18)."""

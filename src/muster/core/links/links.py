@@ -36,6 +36,15 @@ class Links:
         self._heard_us: dict[int, int] = {}
         self._broken_since: dict[tuple[int, int], tuple[int, int, int]] = {}
 
+    def connect(self, node: int, incarnation: int, now_us: int) -> None:
+        """A peer is connected."""
+        self.connected[node] = incarnation
+        self.hear(node, now_us)
+
+    def lose(self, node: int) -> bool:
+        """A peer's connection has ended; whether it was connected."""
+        return self.connected.pop(node, None) is not None
+
     def hear(self, node: int, now_us: int) -> None:
         """A frame of `node` arrived."""
         self._heard_us[node] = now_us
@@ -80,10 +89,21 @@ class Links:
             return None
         return heard
 
-    def view_written(self, heard: frozenset[int], now_us: int) -> None:
-        """The own view is being written with `heard`, as record `view_sequence`."""
+    def view_written(self, heard: frozenset[int], now_us: int) -> int:
+        """The own view is being written with `heard`: as which record of its register."""
+        self.view_sequence += 1
         self.said, self._said_cut_off, self._said_late = heard, self.cut_off, self.late
         self.next_view_us = now_us + self._profile.view_ms * US_PER_MS
+        return self.view_sequence
+
+    def view_waits(self, now_us: int) -> None:
+        """The last view is still being written: the next one comes a little later."""
+        self.next_view_us = now_us + self._profile.read_ms * US_PER_MS
+
+    def note_late(self, late: frozenset[int]) -> frozenset[int]:
+        """Who is heard though its lease has run out; returns those who were not before (P4.6)."""
+        fresh, self.late = late - self.late, late
+        return fresh
 
     def view_refused(self, now_us: int) -> None:
         """The store did not take the own view: what it says is not said yet, and is to be written again soon."""

@@ -16,19 +16,15 @@ import msgspec
 
 from muster.core.decisions.decide import all_have_reported, decide
 from muster.core.decisions.followers import Followers
-from muster.core.draft import Draft, Facts, counts, is_silent, is_up
+from muster.core.draft import Draft, Facts, counts
 from muster.core.effects import (
-    Committed,
     Effect,
     Elected,
     LevelRefused,
     Placed,
     ReadStrip,
     Reply,
-    Restart,
     Trace,
-    WriteMarks,
-    WriteView,
 )
 from muster.core.inputs import (
     Acknowledged,
@@ -57,15 +53,18 @@ from muster.core.inputs import (
     Tick,
 )
 from muster.core.leases.lease import Evidence
-from muster.core.leases.memory import Memory, Remembered, holds
+from muster.core.leases.memory import Memory, Remembered
 from muster.core.leases.observer import Kernel, Observer
+from muster.core.leases.reads import Reads
 from muster.core.links.connectivity import Candidate, surviving_set
 from muster.core.links.links import Links
 from muster.core.mastership import machine as mastership
+from muster.core.mastership.candidacy import Candidacy, has_successor
 from muster.core.mastership.inability import Inability
 from muster.core.mastership.machine import Became, Compact, Decided, Halt, Withdrawn
 from muster.core.mastership.tenure import JOURNAL_FULL, Claims, GaveWay, Outcome, Tenure, Trouble, patience_of
-from muster.core.membership import membership
+from muster.core.membership.own_registers import OwnRegisters
+from muster.core.membership.presence import Asked, Presence
 from muster.core.nodes import authority
 from muster.core.operations import shedding
 from muster.core.operations.clients import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
@@ -74,7 +73,7 @@ from muster.core.operations.plan import Plan
 from muster.core.operations.unchanged import Unchanged
 from muster.core.outbox import Outbox
 from muster.core.replica import news
-from muster.core.replica.ages import Ages
+from muster.core.replica.replica import Replica, Taken
 from muster.core.replica.reporting import Reporting
 from muster.core.room import Fullness, Room, fullness
 from muster.core.services.commands import Executor
@@ -82,6 +81,7 @@ from muster.core.services.explanation import Explanation, explain
 from muster.core.services.grades import is_news
 from muster.core.services.places import AwaitedThere, Places
 from muster.core.services.round import Round
+from muster.core.this_node import ThisNode
 from muster.core.transitions import narration as history
 from muster.core.transitions import registration, required
 from muster.core.transitions.objections import Polls, Questions
@@ -90,7 +90,7 @@ from muster.core.transitions.waiting import Straggler, Waiting, acknowledged_by,
 from muster.core.versions import upgrade
 from muster.records.access import ITSELF, Author
 from muster.records.configuration import Operation
-from muster.records.database import Database, Entry, decode_database, encode_entry
+from muster.records.database import Database, Entry, encode_entry
 from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
 from muster.records.members import EvictNode, Member
 from muster.records.messages import (
@@ -107,17 +107,16 @@ from muster.records.messages import (
 )
 from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
-from muster.records.registers import Marks, ProofKind, Strip, View
+from muster.records.registers import ProofKind, Strip
 from muster.records.services import CommandState, Performance
-from muster.records.terms import NO_TERM, Stamp, Term
+from muster.records.terms import NO_TERM, Term
 from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.timing import Profile
 from muster.records.transitions import Acknowledgement
 from muster.records.units import NEVER_US, US_PER_MS
-from muster.records.versions import HIGHEST, KERNELS_WORD, LOWEST, Software
+from muster.records.versions import HIGHEST, LOWEST, Software
 
 MINIMUM_ENTRY_BYTES = 4096  # to try, where the journal refuses larger entries
-MAXIMUM_TOLD = 200  # events of one entry that are logged: an entry may start a thousand services
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -135,23 +134,15 @@ class Setup(msgspec.Struct, frozen=True):
     remembered: Remembered | None = None  # what this node's home holds of the store that it has booted on (P11.2)
 
 
-def accepts(accepted: Term, confirmed: bool, index: int, offered: Term, offered_index: int) -> bool:
-    """Whether a snapshot replaces this replica: a higher term, or newer in the same one (P5.1, SPEC 2.5)."""
-    if not confirmed:
-        return offered >= accepted
-    return offered > accepted or (offered == accepted and offered_index > index)
-
-
 class Node:
     """One node of the cluster: give it inputs, carry out its effects."""
 
     def __init__(
         self, setup: Setup, database: Database, strip: Strip, commands: tuple[CommandState, ...], now_us: int
     ) -> None:
-        self.setup, self.database = setup, database
+        self.setup = setup
         self.me = setup.node
-        own_config = database.nodes.get(self.me)
-        self._generation = own_config.generation if own_config is not None else 0
+        me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
         self._profile = setup.profile
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
@@ -166,36 +157,31 @@ class Node:
         )
         remembered = setup.remembered or Remembered("", "")
         self._memory = Memory(remembered.terms)
-        self._known = remembered.index, remembered.term  # an entry that every journal to be adopted holds (P11.4)
         self._room = Room(setup.region_bytes)
         self._entry_bytes = self._room.capacity.entry  # less while the journal refuses even smaller ones (P9.5)
-        self._accepted = mastership.newest_mark(strip)[1].term  # highest term known to have been in force
-        self._confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self._executor = Executor(self.me, setup.incarnation, commands)
         self._subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
         self._now_us = now_us
         self._started_us = now_us
-        self.trouble = ""  # what keeps this node from following the cluster, in words
         view = strip.views[self.me]
         self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._out = Outbox(self._links.connected)
+        accepted, known = mastership.newest_mark(strip)[1].term, (remembered.index, remembered.term)
+        self._replica = Replica(me, database, accepted, known, self._out)
         self._clients = Clients()
         self._waiting = Waiting()
-        self._ages = Ages()
         self._questions = Questions()
         self._performance: Performance | None = None  # as it was last told
         self._keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
         self._reporting = Reporting(self._subsystems)
-        self._claimable_since_us: int | None = None
-        self._claim_not_before_us = 0
-        self._leave_done = False
-        self._restarting = False
-        self._restart_held = ""  # why the daemon is not started anew, though that may be asked for
-        self._told_held = ""
+        config = database.nodes.get(self.me)
+        generation = config.generation if config is not None else 0
+        self._candidacy = Candidacy(me)
+        self._presence = Presence(me, generation, database.index, self._out)
+        self._own = OwnRegisters(me, strip, self._numbers, self._out)
+        self._reads = Reads(setup.profile, now_us)
         self._software = msgspec.structs.replace(setup.software, started_index=database.index)
         self._begin_term(NO_TERM)
-        self._begin_store(strip)
-        self._next_read_us = now_us
         self._next_heartbeat_us = now_us
         self._may_decide_anew = True  # false while an input is taken in that can change no decision
         self._look_at_links = True  # something has happened that may change whom this node hears
@@ -214,19 +200,22 @@ class Node:
         self._next_service = ""  # before which the last round had to stop
         self._polls = Polls()
 
-    def _begin_store(self, strip: Strip) -> None:
-        self._periodic_read = 0
-        marks = strip.marks[self.me]
-        self._marks_sequence = marks.stamp.sequence if marks else 0
-        self._marks_written: tuple[tuple[int, int], ...] = ()
-        self._writing: dict[int, str] = {}  # operation -> view or marks
-
     # ---- the interface of the drivers ---------------------------------------------------------------------------
 
     @property
     def is_master(self) -> bool:
         """Whether this node acts as master now."""
         return self._tenure.is_master
+
+    @property
+    def database(self) -> Database:
+        """This node's replica of the database."""
+        return self._replica.database
+
+    @property
+    def trouble(self) -> str:
+        """What keeps this node from following the cluster, in words."""
+        return self._replica.trouble
 
     @property
     def master(self) -> int | None:
@@ -239,18 +228,16 @@ class Node:
     @property
     def term(self) -> Term:
         """The highest term that this node knows to have been in force."""
-        return self._accepted
+        return self._replica.accepted
 
     @property
     def confirmed(self) -> bool:
         """Whether all that the replica holds is known to be committed (P5.1)."""
-        return self._confirmed
+        return self._replica.confirmed
 
     def remembered(self) -> tuple[int, Term, dict[int, int]]:
         """What this node knows for certain, for its home: an index, its entry's term, durable terms (P11.2)."""
-        if self._confirmed:
-            self._known = self.database.index, self.database.term
-        return *self._known, self._memory.terms
+        return *self._replica.known, self._memory.terms
 
     @property
     def incarnation(self) -> int:
@@ -268,9 +255,7 @@ class Node:
         if self._out.has_ended:
             return NEVER_US
         times = [self._next_heartbeat_us, self._links.next_view_us]
-        if not self._periodic_read:
-            times.append(self._next_read_us)
-        others = (self._reporting.due_us, self._reporting.count_due_us, self._tenure.retry_us)
+        others = (self._reads.due_us, self._reporting.due_us, self._reporting.count_due_us, self._tenure.retry_us)
         return min(*times, *(due_us for due_us in others if due_us is not None))
 
     def heard(self) -> frozenset[int]:
@@ -329,13 +314,13 @@ class Node:
 
     def age_ms(self, index: int) -> int:
         """How long ago entry `index` was committed, as far as this node knows."""
-        return self._ages.age_us(index, self._now_us) // US_PER_MS
+        return self._replica.ages.age_us(index, self._now_us) // US_PER_MS
 
     def plan(self) -> Plan:
         """A copy of what this node knows, to try a change on; on the master with how busy the nodes are."""
         reports = self._reports() if self.is_master else {}
         performance = {node: report.performance for node, report in reports.items()}
-        return Plan(self.database, dict(self._ages.told(self.database, self._now_us)), performance, self._room)
+        return Plan(self.database, dict(self._replica.ages.told(self.database, self._now_us)), performance, self._room)
 
     def behind_rotation(self) -> tuple[int, ...]:
         """On the master: the members that the present step of a rotation waits for (P1.7); nobody on others."""
@@ -408,7 +393,7 @@ class Node:
             case FenceConfirmed() | KernelsWord():
                 self._vouched_for(happened)
             case RestartHeld(cause=cause):
-                self._restart_held = cause
+                self._presence.hold_restart(cause)
                 self._may_decide_anew = False
                 self._replica_changed()
             case PlacesAwaited(waiting=waiting, count=count):
@@ -416,7 +401,9 @@ class Node:
                 self._may_decide_anew = False
             case Tick():
                 self._look_at_links = True
-                self._may_decide_anew = not self._reads_now()  # the answer to a read is decided upon, and comes at once
+                self._may_decide_anew = not self._reads.is_due(
+                    self._now_us
+                )  # the answer to a read is decided upon, and comes at once
 
     def _hold_keys(self, authorities: tuple[str, ...]) -> None:
         self._may_decide_anew = authorities != self._keys
@@ -450,12 +437,11 @@ class Node:
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
         match change:
             case PeerConnected(node=node, incarnation=incarnation):
-                self._links.connected[node] = incarnation
-                self._links.hear(node, self._now_us)
+                self._links.connect(node, incarnation, self._now_us)
                 self._heartbeat((node,))
                 self._send_report(force=True)
             case PeerLost(node=node, cause=cause):
-                if self._links.connected.pop(node, None) is not None:
+                if self._links.lose(node):
                     self._out.trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
             case OwnLinksChanged(cut_off=cut_off):
                 self._links.cut_off = cut_off
@@ -470,13 +456,12 @@ class Node:
             case StripRead(read=read) if self._tenure.awaits_read(read):
                 self._observe(answer)
                 self._tenure.read(answer.strip, self._observer.is_out, self._now_us, may_lead=self._observer.may_lead)
-            case StripRead(read=read) if read == self._periodic_read:
+            case StripRead(read=read) if self._reads.awaits(read):
                 self._strip_read(answer)
             case StripUnread(read=read) if self._tenure.awaits_read(read):
                 self._tenure.unread(self._now_us)
-            case StripUnread(read=read) if read == self._periodic_read:
-                self._periodic_read = 0
-                self._next_read_us = self._now_us + self._profile.read_ms * US_PER_MS
+            case StripUnread(read=read) if self._reads.awaits(read):
+                self._reads.failed(self._now_us)
                 self._observer.lose_sight(self._now_us)
             case JournalRead(operation=operation) if self._tenure.awaits(operation):
                 index, term, _terms = self.remembered()
@@ -491,13 +476,12 @@ class Node:
     def _answer_unchanged(self, read: StripRead) -> None:
         """A read of all claims has shown no higher term: answer what changed nothing (P9.4)."""
         known = None not in read.strip.claims
-        if known and self.is_master and self._observer.highest_term() <= self._accepted and self._observer.may_lead:
+        if known and self.is_master and self._observer.highest_term() <= self.term and self._observer.may_lead:
             for sender, response in self._unchanged.confirmed(read.started_us):
                 self._respond(sender, response)
 
     def _strip_read(self, read: StripRead) -> None:
-        self._periodic_read = 0
-        self._next_read_us = max(self._now_us, read.started_us + self._profile.read_ms * US_PER_MS)
+        self._reads.done(read.started_us, self._now_us)
         self._observe(read)
         self._links.see_views(read.strip, self._now_us)
         may_lead = self._observer.may_lead
@@ -517,7 +501,9 @@ class Node:
         return self._memory.judge(read)
 
     def _observe(self, read: StripRead) -> None:
-        for node, evidence in self._observer.observe(read, self.database, self._note_late):
+        self._observer.see(read)
+        self._note_late()
+        for node, evidence in self._observer.newly_dead(self.database):
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
             self._out.trace("proof of death", detail, about=node)
         for node in self._observer.take_last_words(self.database):
@@ -532,7 +518,7 @@ class Node:
             observer = self._observer
             self._tenure.done(self._now_us, claims, observer.is_out, may_lead=observer.may_lead)
         else:
-            kind = self._writing.pop(operation, "")
+            kind = self._own.ended(operation)
             self._inability.written(kind)
             if kind == "marks":
                 self._publish_marks()
@@ -543,7 +529,7 @@ class Node:
         elif self._tenure.awaits(refused.operation):
             self._tenure.refused(refused, self._now_us)
         else:
-            self._register_refused(self._writing.pop(refused.operation, ""), refused)
+            self._register_refused(self._own.ended(refused.operation), refused)
 
     def _register_refused(self, kind: str, refused: StoreRefused) -> None:
         """The view or the marks could not be written: again soon; a master without marks gives way (P2.11).
@@ -552,7 +538,7 @@ class Node:
         at all of them, so whoever cannot write its own is no good candidate.
         """
         if kind == "marks":
-            self._marks_written = ()  # written again at the next publication
+            self._own.publish_anew()
         elif kind == "view":
             self._links.view_refused(self._now_us)
         if kind and self._inability.refused(kind, self._now_us):
@@ -590,16 +576,14 @@ class Node:
                 self._out.trace(event, detail)
                 if event == JOURNAL_FULL:
                     self._entry_bytes = max(MINIMUM_ENTRY_BYTES, self._entry_bytes // 2)
-                self._claimable_since_us = None
-                self._claim_not_before_us = self._now_us + 10 * self._profile.read_ms * US_PER_MS
+                self._candidacy.after_trouble(self._now_us)
             case GaveWay(detail=detail):
                 self._out.trace("gives way", f"{detail}; another node may lead")
                 self._found_unable(detail)
 
     def _found_unable(self, why: str) -> None:
         """This node could not do what leading takes: all others go first from now on (P2.11)."""
-        self._claimable_since_us = None
-        self._claim_not_before_us = self._now_us + self._inability.found(why)
+        self._candidacy.put_off(self._now_us + self._inability.found(why))
 
     def _end_if_hopeless(self) -> None:
         """A claim that this node can neither act on nor withdraw keeps all others waiting: end with it (P2.11)."""
@@ -609,22 +593,14 @@ class Node:
 
     def _consider_claim(self) -> None:
         """Claim mastership if no predecessor may lead any more and no better candidate claims (P2.2, P2.10, P2.13)."""
-        if not self._tenure.is_idle or self._leave_done or self._restarting or self._now_us < self._claim_not_before_us:
-            return
-        if not self._tenure.may_judge(self._observer.read_started_us):
-            return
-        free = mastership.may_claim(self._observer.strip, self.me, self._observer.is_out)
-        if not free or not self._observer.may_lead:
-            self._claimable_since_us = None
-            return
-        if self._claimable_since_us is None:
-            self._claimable_since_us = self._now_us
-        waited_us = self._now_us - self._claimable_since_us
         unable = self.unable_to_lead().keys()
-        turn_us = self._observer.rank(self.database, unable) * self._profile.claim_stagger_ms * US_PER_MS
-        if waited_us < turn_us or not self._may_lead():
+        if self._presence.is_going or not self._candidacy.has_its_turn(
+            self._tenure, self._observer, self.database, unable, self._now_us
+        ):
             return
-        self._claimable_since_us = None
+        if not self._may_lead():
+            return
+        self._candidacy.claimed()
         self._out.trace("claiming", f"above term {self._observer.highest_term()}")
         self._tenure.claim(self._observer.strip, self._now_us)
 
@@ -639,11 +615,8 @@ class Node:
         self._begin_term(term)
         self._inability.over()
         self._sheds = True
-        self._out.extend(history.skipped(self.database, adopted))
-        self.database = adopted
-        self._ages.adopted(adopted, (), self._now_us)
-        self._accepted, self._confirmed = term, True
-        self._marks_written = ()
+        self._replica.adopt(adopted, term, self._now_us)
+        self._own.publish_anew()
         self._out.put(Elected(term.number, term.node))
         self._out.trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
         self._publish_marks()
@@ -656,7 +629,7 @@ class Node:
         entry, length, responses = self._in_flight
         self._in_flight = None
         self._entry_bytes = min(2 * self._entry_bytes, self._room.capacity.entry)
-        self._apply(entry)
+        self._replica.apply(entry, self._now_us)
         if self._placed is not None:
             self._out.put(Placed(entry.index, self._placed))
         for node, append in self._followers.committed(entry, length, self._now_us).items():
@@ -671,24 +644,16 @@ class Node:
         for node in self._links.connected:
             self._out.send(node, Abdicated(self._tenure.state.term))
         self._begin_term(NO_TERM)
-        if self._leave_done:
-            self._finish_leave()
-        elif self._restarting:
-            self._out.put(Restart())
+        self._presence.finish()
 
     def _abdicate_if_due(self) -> None:
         """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
         if self._tenure.state.abdicating and self._tenure.is_free:
             self._tenure.abdicate(self._now_us)
             return
-        if not self._tenure.is_free or self.database.member(self.me).state is not NodeState.LEAVING:
-            return
-        for member in self.database.members.values():
-            report = self._followers.reports.get(member.node)
-            if is_up(member) and report is not None and report.incarnation == member.incarnation:
-                self._out.trace("abdicating", "it leaves the cluster")
-                self._tenure.abdicate(self._now_us)
-                return
+        if self._tenure.is_free and has_successor(self.database, self.me, self._followers.reports):
+            self._out.trace("abdicating", "it leaves the cluster")
+            self._tenure.abdicate(self._now_us)
 
     # ---- the links -----------------------------------------------------------------------------------------------
 
@@ -714,47 +679,22 @@ class Node:
         live = [node for node in self.database.nodes if self.is_live(node)]
         self._note_late()
         heard = self._links.view_due(len(self.database.nodes), live, self._now_us, early_us)
-        if heard is None:
-            return
-        if "view" in self._writing.values():
-            self._links.next_view_us = self._now_us + self._profile.read_ms * US_PER_MS
-            return
-        for node in sorted((self._links.said or frozenset()) - heard):
-            if node in self._links.connected:
-                detail = f"{self.database.name_of(node)}: nothing heard within the bound"
-                self._out.trace("link lost", detail, about=node)
-        self._links.view_sequence += 1
-        self._links.view_written(heard, self._now_us)
-        late = self._links.late if self.database.cluster.active_version >= KERNELS_WORD else frozenset()
-        view = View(self._stamp(self._links.view_sequence), heard, self._links.cut_off, late)
-        self._out.put(WriteView(self._begin_write("view"), view))
+        if heard is not None:
+            self._own.write_view(self._links, self.database, heard, self._tenure.state.term, self._now_us)
 
     def _note_late(self) -> None:
         """Note who is heard though its lease has run out; who is so for the first time is shown (P4.6)."""
-        late = self._observer.late(self.heard(), self._links)
-        for node in sorted(late - self._links.late):
+        heard = self.heard()
+        late = self._observer.late(heard, self._links)
+        for node in sorted(self._links.note_late(late)):
             detail = f"{self.database.name_of(node)}: its lease has run out, and it is still heard: no proof by expiry"
             self._out.trace("heard late", detail, about=node)
-        self._links.late = self._observer.heard_late = late
-        self._observer.hears = self.heard()
+        self._observer.note_heard(heard, late)
 
     def _publish_marks(self) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
-        wanted = membership.condemned(self.database.members)
-        if not self.is_master or wanted == self._marks_written or "marks" in self._writing.values():
-            return
-        self._marks_written = wanted
-        self._marks_sequence += 1
-        marks = Marks(self._stamp(self._marks_sequence), wanted)
-        self._out.put(WriteMarks(self._begin_write("marks"), marks))
-
-    def _begin_write(self, kind: str) -> int:
-        operation = next(self._numbers)
-        self._writing[operation] = kind
-        return operation
-
-    def _stamp(self, sequence: int) -> Stamp:
-        return Stamp(self.me, self.setup.incarnation, self._tenure.state.term, sequence)
+        if self.is_master:
+            self._own.publish_marks(self.database, self._tenure.state.term)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
@@ -768,11 +708,11 @@ class Node:
                 self._places.heard(sender, message)
                 self._may_decide_anew = False
                 self._followers.is_at(sender, term, index)
-                if term == self._accepted and term.node == sender:
+                if term == self.term and term.node == sender:
                     self._waiting.told = dict(message.waiting)
             case Snapshot():
                 self._snapshot(message)
-            case Append():
+            case Append() if not self.is_master:
                 self._append(sender, message)
             case Report():
                 self._reported(sender, message)
@@ -782,8 +722,8 @@ class Node:
                 self._clients.answered(message)
                 self._answer()
             case Abdicated():
-                self._next_read_us = self._now_us
-            case Ask() if sender == self._accepted.node:
+                self._reads.soon(self._now_us)
+            case Ask() if sender == self.term.node:
                 self._asked(sender, message)
             case Verdict() if self.is_master:
                 self._polls.answered(sender, message)
@@ -793,42 +733,21 @@ class Node:
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         if self.is_master:
-            self._next_read_us = self._now_us  # only the store says whether this node is superseded
+            self._reads.soon(self._now_us)  # only the store says whether this node is superseded
             return
-        try:
-            database = decode_database(snapshot.database)
-        except msgspec.DecodeError as error:
-            trouble = f"the master's database is of a release that this one cannot read: {error}; upgrade this node"
-            if trouble != self.trouble:
-                self._out.trace("snapshot refused", trouble)
-            self.trouble = trouble
-            return
-        if not accepts(self._accepted, self._confirmed, self.database.index, snapshot.term, database.index):
-            if snapshot.term == self._accepted:
-                self._send_report(force=True)  # the master repeats it because our last report was lost
-            return
-        if self._confirmed and not holds(database, self.database.index, self.database.term):
-            self._out.panic(f"term {snapshot.term} has lost committed entries: it is at index {database.index}")
-            return
-        self._out.extend(history.skipped(self.database, database))
-        self.database, self._accepted, self._confirmed = database, snapshot.term, True
-        self._ages.adopted(database, snapshot.ages, self._now_us)
-        self.trouble = ""
-        self._out.put(Committed(database.index))
-        self._replica_changed()
-        self._send_report(force=True)
+        taken = self._replica.take_snapshot(snapshot, self._now_us)
+        if taken is Taken.ADVANCED:
+            self._replica_changed()
+        if taken is not Taken.NOTHING:
+            self._send_report(force=True)  # the master repeats it until it has heard of it
 
     def _append(self, sender: int, append: Append) -> None:
-        if append.term != self._accepted or not self._confirmed or self.is_master:
-            if append.term > self._accepted:
-                self._send_report(force=True, to=sender)  # asks for this term's snapshot
-            return
-        for entry in append.entries:
-            if entry.index == self.database.index + 1:
-                self._apply(entry)
-        last = append.entries[-1].index if append.entries else 0
-        self._replica_changed()
-        self._send_report(force=last > self.database.index)  # a gap: the master repeats what is missing
+        taken = self._replica.take_entries(append, self._now_us)
+        if taken is Taken.HIGHER_TERM:
+            self._send_report(force=True, to=sender)  # asks for this term's snapshot
+        elif taken is not Taken.NOTHING:
+            self._replica_changed()
+            self._send_report(force=taken is Taken.GAP)
 
     def _reported(self, sender: int, report: Report) -> None:
         if not self.is_master:
@@ -847,7 +766,7 @@ class Node:
         self._repeat(sender)
 
     def _repeat(self, node: int) -> None:
-        message = self._followers.repeat(node, self.database, self._ages, self._now_us)
+        message = self._followers.repeat(node, self.database, self._replica.ages, self._now_us)
         if message is not None:
             self._out.send(node, message)
 
@@ -876,7 +795,7 @@ class Node:
     def _forward(self, request: Request) -> None:
         holder = self._holder()
         if self.is_master:
-            self._clients.asked(request.identity, self._accepted)
+            self._clients.asked(request.identity, self.term)
             self._request(self.me, request)
         elif holder is not None:
             self._clients.asked(request.identity, holder)
@@ -887,7 +806,7 @@ class Node:
             return
         done = self.database.operations.get(request.identity)
         if done is not None:
-            self._respond(sender, Response(done.identity, self._accepted, done.index, done.refused, done.outcome))
+            self._respond(sender, Response(done.identity, self.term, done.index, done.refused, done.outcome))
         elif (unchanged := self._unchanged.answered(request)) is not None:
             self._respond(sender, unchanged)
         elif len(self._requests) < MAXIMUM_QUEUED and not self._is_in_flight(request):
@@ -908,7 +827,7 @@ class Node:
         for poll in self._polls.decided(self.database, self._now_us):
             if poll.objections:
                 text = "; ".join(poll.objections) + "; to do it all the same, repeat it with --override"
-                self._respond(poll.sender, Response(poll.request.identity, self._accepted, 0, True, text))
+                self._respond(poll.sender, Response(poll.request.identity, self.term, 0, True, text))
             else:
                 self._request(poll.sender, poll.request)
 
@@ -947,7 +866,7 @@ class Node:
             waiting = tuple((t.identity, missing(t, acknowledged)) for t in self.database.transitions.values())
         lost_ms = self.store_lost_ms()
         heartbeat = Heartbeat(
-            self.setup.incarnation, self._accepted, self.database.index, waiting, lost_ms, self._inability.own,
+            self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self._inability.own,
             *self._places.own(self._now_us),
         )  # fmt: skip
         for node in nodes:
@@ -955,40 +874,16 @@ class Node:
 
     # ---- the replica and what follows from it --------------------------------------------------------------------
 
-    def _apply(self, entry: Entry) -> None:
-        told = history.narrate(self.database, entry)
-        self._out.extend(told[:MAXIMUM_TOLD])
-        if len(told) > MAXIMUM_TOLD:
-            self._out.trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
-        self.database.apply(entry)
-        self._ages.applied(entry.index, self.database, self._now_us)
-        self._out.put(Committed(entry.index))
-
     def _replica_changed(self) -> None:
         """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
-        if not self._confirmed or self._out.has_ended:
+        if not self.confirmed or self._out.has_ended:
             return
-        config = self.database.nodes.get(self.me)
-        if config is None or config.name != self.setup.name or config.generation != self._generation:
-            self._out.panic("this node was removed from the cluster")  # P1.3
+        asked = self._presence.look(self.database, self._subsystems.lost(self._replica.own.required))
+        if asked in (Asked.TO_LEAVE, Asked.TO_RESTART):
+            self._answer()
+            self._hand_over()
+        if asked in (Asked.TO_LEAVE, Asked.TO_END):
             return
-        own = self.database.member(self.me)
-        if own.incarnation == self.setup.incarnation:
-            if own.state is NodeState.FORCED_LEAVING:
-                self._out.panic("the others have forced this node out")
-                return
-            if is_silent(own):
-                self._out.panic("its lease has run out, and the others have gone on without it")  # P4.7
-                return
-            if own.state is NodeState.INACTIVE:
-                self._leave()
-                return
-            if lost := self._subsystems.lost(own.required):
-                cause = f"the program of level {lost} has ended, and its node has joined by that level"  # P3.18
-                self._out.panic(cause)
-                return
-            if own.restart_asked > self._software.started_index:
-                self._restart_unless_held()
         self._observer.follow(self.database)
         self._waiting.follow(self.database, self._now_us)
         self._refuse_conflicting_levels()
@@ -1000,13 +895,13 @@ class Node:
 
     def _register(self, level: Level) -> None:
         """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
-        database = self.database if self._confirmed else None
+        database = self.database if self.confirmed else None
         reason = registration.refusal(level, self._subsystems.levels, database, self.me, self.setup.incarnation)
         if reason:
             self._out.put(LevelRefused(level.number, reason))
             return
         self._subsystems.register(level)
-        if self._confirmed:
+        if self.confirmed:
             self._out.extend(self._subsystems.due(self.database))
         self._send_report()
 
@@ -1025,8 +920,8 @@ class Node:
 
     def _why_loss_fails(self, number: int) -> str:
         own = self.database.member(self.me)
-        known = self._confirmed and own.incarnation == self.setup.incarnation
-        return registration.why_loss_fails(number, self._subsystems.levels, own if known else None)
+        known = own if self._replica.is_of_this_life else None
+        return registration.why_loss_fails(number, self._subsystems.levels, known)
 
     def why_not_deregistered(self, number: int) -> str:
         """Why the end of a program that registers this level could not be its level's alone, in words (P3.18)."""
@@ -1055,51 +950,18 @@ class Node:
             self._subsystems.unregister(number)
             self._out.put(LevelRefused(number, reason))
 
-    def _leave(self) -> None:
-        """The own leave is complete: give up what is left of a mastership, then end (SPEC 3.11)."""
-        if self._leave_done:
-            return
-        if _forced(self.database, self.me, self.setup.incarnation):
-            self._out.panic("the others have forced this node out")
-            return
-        self._leave_done = True
-        self._answer()
+    def _hand_over(self) -> None:
+        """Give up what is left of a mastership; then this node goes (SPEC 3.11, P10.3)."""
         if self._tenure.is_idle:
-            self._finish_leave()
+            self._presence.finish()
         else:
             self._tenure.abdicate(self._now_us)
             self._settle_tenure()
-
-    def _restart_unless_held(self) -> None:
-        """Go on, mastership and all, while the successor could not do what this daemon does (P10.3)."""
-        if not self._restart_held:
-            self._restart()
-        elif self._told_held != self._restart_held and not self._restarting:
-            self._told_held = self._restart_held
-            self._out.trace("daemon restart waits", self._restart_held)
-
-    def _restart(self) -> None:
-        """A committed record wants this daemon started anew: hand a mastership over first (P10.3)."""
-        if self._restarting:
-            return
-        self._restarting = True
-        self._out.trace("daemon restarts", "it was asked to; the services go on")
-        self._answer()
-        if self._tenure.is_idle:
-            self._out.put(Restart())
-        else:
-            self._tenure.abdicate(self._now_us)
-            self._settle_tenure()
-
-    def _finish_leave(self) -> None:
-        self._out.trace("left", f"{self.setup.name} has left the cluster")
-        self._out.left()
 
     def _own_report(self) -> Report:
-        own = self.database.member(self.me)
-        wish = "" if self._confirmed and own.incarnation == self.setup.incarnation else "join"
+        wish = "" if self._replica.is_of_this_life else "join"
         return Report(
-            self._accepted if self._confirmed else NO_TERM,
+            self._replica.followed,
             self.database.index,
             self.setup.incarnation,
             wish,
@@ -1122,8 +984,7 @@ class Node:
         levels = self._subsystems.levels
         if EVENT_MANAGER_LEVEL.number in levels:
             return
-        own = self.database.member(self.me)
-        mine = self._confirmed and own.incarnation == self.setup.incarnation
+        own, mine = self._replica.own, self._replica.is_of_this_life
         join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
         parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
         nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
@@ -1150,21 +1011,21 @@ class Node:
         return bool(pending) or report.term != self._claimed_term()
 
     def _holder(self) -> Term | None:
-        return self._observer.holder(self._accepted if self._confirmed else NO_TERM)
+        return self._observer.holder(self._replica.followed)
 
     def _claimed_term(self) -> Term:
         return self._holder() or NO_TERM
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
-        if not self.is_master and self._claimed_term() > (self._accepted if self._confirmed else NO_TERM):
+        if not self.is_master and self._claimed_term() > (self._replica.followed):
             self._send_report()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self._tenure.is_free and not self._out.has_ended and not self._leave_done and not self._restarting:
+        while self._tenure.is_free and not self._out.has_ended and not self._presence.is_going:
             asked = list(self._requests.values())
             self._requests = {}
             self._reporting.round_us = self._now_us
@@ -1175,7 +1036,7 @@ class Node:
             self._next_service = draft.stopped_at
             if not changes:
                 return
-            entry = Entry(draft.index, self._accepted, clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES), changes)
+            entry = Entry(draft.index, self.term, clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES), changes)
             frame = encode_entry(entry)
             self._in_flight, self._placed = (entry, len(frame), responses), draft.placed
             self._tenure.propose(frame, self._now_us)
@@ -1193,11 +1054,11 @@ class Node:
         facts = Facts(
             self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
             self._find_hung(reports), self._services_open,
-            lambda index: self._ages.age_us(index, self._now_us),
+            lambda index: self._replica.ages.age_us(index, self._now_us),
             self._observer.slots(), self._observer.ran_out, self._observer.unclean, self._observer.owed,
             self._observer.foreign,
             room=self._room, entry_bytes=self._entry_bytes, sheds=self._sheds, after=self._next_service,
-            aged_index=self._ages.index_before(RETRY_WINDOW_MS * US_PER_MS, self._now_us),
+            aged_index=self._replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, self._now_us),
         )  # fmt: skip
         if not self._services_open:
             self._services_open = facts.services_open = all_have_reported(self.database, facts)
@@ -1206,7 +1067,7 @@ class Node:
     def _reports(self) -> dict[int, Report]:
         """On the master: the reports of this term, the own one included."""
         self._subsystems.settle(self.database)
-        own = msgspec.structs.replace(self._own_report(), term=self._accepted)
+        own = msgspec.structs.replace(self._own_report(), term=self.term)
         return {**self._followers.reports, self.me: own}
 
     def explain(self, name: str) -> Explanation | None:
@@ -1221,11 +1082,11 @@ class Node:
             reports = self._reports()
         else:
             members = self.database.members.values()
-            reports = {m.node: Report(self._accepted, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
+            reports = {m.node: Report(self.term, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
         facts = Facts(
             self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable, {},
             self._services_open or not self.is_master,
-            lambda index: self._ages.age_us(index, self._now_us),
+            lambda index: self._replica.ages.age_us(index, self._now_us),
             unclean=self._observer.unclean,
         )  # fmt: skip
         return explain(service, Round(Draft(self.database), facts))
@@ -1264,13 +1125,13 @@ class Node:
                 self._requests[request.identity] = (sender, request)
                 continue
             stands_at = done.index if done.index == index else min(done.index, self.database.index)
-            response = Response(done.identity, self._accepted, stands_at, done.refused, done.outcome)
+            response = Response(done.identity, self.term, stands_at, done.refused, done.outcome)
             if done.refused:
                 self._respond(sender, response)
             elif done.index != index:
                 self._unchanged.judged(sender, request, response, self._now_us)
                 if request.author.user != ITSELF:
-                    self._next_read_us = self._now_us  # a person waits for it
+                    self._reads.soon(self._now_us)  # a person waits for it
             else:
                 waiting.append((sender, response))
         return waiting
@@ -1287,20 +1148,16 @@ class Node:
         self._settle_tenure()
         self._end_if_hopeless()
         early_us = 0
-        if self._reads_now():
-            self._periodic_read = next(self._numbers)
-            self._out.put(ReadStrip(self._periodic_read))
-            early_us = self._profile.read_ms * US_PER_MS // 2  # what is due soon goes along: one waking, not two
+        if self._reads.is_due(self._now_us):
+            number = next(self._numbers)
+            self._reads.begin(number)
+            self._out.put(ReadStrip(number))
+            early_us = self._reads.early_us
         if self._now_us + early_us >= self._next_heartbeat_us:
             self._beat()
         if self._look_at_links or self._now_us + early_us >= self._links.next_view_us:
             self._look_at_links = False
             self._write_view_if_due(early_us)
-
-    def _reads_now(self) -> bool:
-        """Whether the strip is to be read: one that is due in a moment is, so that one waking serves all."""
-        slack_us = self._profile.read_ms * US_PER_MS // 8
-        return not self._periodic_read and self._now_us + slack_us >= self._next_read_us
 
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
@@ -1325,9 +1182,3 @@ class Node:
 
 def _has_deadlines(database: Database) -> bool:
     return any(level.deadline_ms for member in database.members.values() for level in member.levels)
-
-
-def _forced(database: Database, node: int, incarnation: int) -> bool:
-    """Whether this incarnation ended by a forced leave: a live node that reads that of itself must stop."""
-    proof = database.member(node).last_proof
-    return proof is not None and proof.incarnation == incarnation

@@ -131,7 +131,7 @@ class Resident(Node):
         for effect in self.start(0):
             self.step(StoreDone(getattr(effect, "operation", 0)), 0)
         self._subsystems = _copy_of(subsystems)
-        self._confirmed, self._accepted = confirmed, TERM
+        self._replica.confirmed, self._replica.accepted = confirmed, TERM
 
     def given(self, happened: Input | None) -> tuple[list[Effect], Subsystems, Report]:
         """Take an input in, or look at the replica; the effects, the subsystems, and the report that follows."""
