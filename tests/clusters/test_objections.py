@@ -9,21 +9,27 @@ from collections.abc import Callable, Iterator
 
 from dev_cluster import DevCluster
 from muster.client import Planned, register
-from real_node import wait_for
+from real_node import DEADLINE_S, wait_for
 
 
 @contextlib.contextmanager
 def registered(cluster: DevCluster, name: str, node: str, judge: Callable[[Planned], str]) -> Iterator[None]:
-    """A program at level 60 that acknowledges whatever it is told, and judges planned changes."""
+    """A program at level 60 that acknowledges whatever it is told, and judges planned changes.
+
+    It is asked from its first notification on, which is that of its own join (P3.14).
+    """
+    is_joined = threading.Event()
     with register(name, 60, judge=judge, directory=cluster.directory, node=node) as program:
 
         def work() -> None:
             for told in program:
                 told.acknowledge()
+                is_joined.set()
 
         worker = threading.Thread(target=work)
         worker.start()
         try:
+            assert is_joined.wait(DEADLINE_S), "it is not told of its own join"
             yield
         finally:
             program.deregister()

@@ -321,9 +321,10 @@ async def register_async(
 
     `deadline_s`: not to acknowledge for so long is to be hung (0: never); `on_hang` then lets all wait and names it, or
     forces the node out. `judge` is asked, in a thread, before every graceful leave and transfer, and may object with a
-    reason; who asked may override it. `on_loss`: what the death of this program means, a level that goes or a node
-    that fails. Where its level is required, or a program above it is registered on the node, its node fails in any
-    case, and "deregister" is refused; without `on_loss` it is taken for "deregister" everywhere else.
+    reason; who asked may override it. It is asked once the cluster has recorded the registration: from the first
+    notification on, at the latest. `on_loss`: what the death of this program means, a level that goes or a node that
+    fails. Where its level is required, or a program above it is registered on the node, its node fails in any case,
+    and "deregister" is refused; without `on_loss` it is taken for "deregister" everywhere else.
 
     `directory` and `node` name a node of a development cluster; `socket` the control socket of any.
     `timeout_s` bounds the registration; `reconnect_s` how long a daemon that is gone is waited for.
