@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from bad_input import COUNTER, DEADLINE_S, Running, clear, refused, until
-from dev_cluster import CommandLine, DevCluster
+from dev_cluster import PATIENT, CommandLine, DevCluster
 from muster.client.errors import ClientError
 from muster.dev import node_processes
 from muster.dev.development_cluster import open_cluster
@@ -46,7 +46,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         'node_preferences = { ordered = ["n1", "n0"] }\nallowable_nodes = ["n0", "n1"]\n'
     )
     try:
-        cluster.up(3, "--services", str(file))
+        cluster.up(3, *PATIENT, "--services", str(file))
         registered = "registered"
         cluster.wait_for("the service", lambda status: status["services"]["counter"]["state"] == registered)
         until("its first number", cluster.counter.exists)

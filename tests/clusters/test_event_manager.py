@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, DevCluster
 from muster.client import ClientError, Refused, watch, watch_async
 from muster.client.control import ControlClient
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents
@@ -66,7 +66,7 @@ def nodes() -> Iterator[DevCluster]:
     with tempfile.TemporaryDirectory(prefix="muster-test-", ignore_cleanup_errors=True) as base:
         dev = DevCluster(Path(base) / "cluster")
         try:
-            dev.up(3, "--profile", "virtualised")
+            dev.up(3, *PATIENT)
             yield dev
         finally:
             if (dev.directory / "cluster.json").exists():

@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, DevCluster
 from muster.dev.development_cluster import free_addresses, open_cluster
 from muster.dev.node_processes import COOKIE
 from muster.drivers.certificates.certificates import create_authority, issue
 from muster.drivers.interconnect.channel import VISITOR_GREETING
 
-PATIENT = ("--profile", "standard")  # nothing here is about how fast it is noticed
 SERVICE = """
 [[service]]
 name = "web"

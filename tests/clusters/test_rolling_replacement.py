@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dev_cluster import SOURCE, DevCluster
+from dev_cluster import PATIENT, SOURCE, DevCluster
 from lab import exclusive_service
 
 NODES = ("n0", "n1", "n2")
@@ -95,8 +95,7 @@ def test_p10_3_all_daemons_are_replaced_one_after_the_other_and_no_service_notic
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ["PYTHONPATH"]]))
     (folder / "services.toml").write_text(definitions(folder))
     cluster = dev_clusters()
-    # on a busy machine a start takes longer than `fast` allows
-    cluster.succeed("dev", "up", "--nodes", "3", "--profile", "standard", "--services", str(folder / "services.toml"))
+    cluster.succeed("dev", "up", "--nodes", "3", *PATIENT, "--services", str(folder / "services.toml"))
     cluster.wait_for(
         "all services",
         lambda status: all(status["services"][f"on-{node}"]["state"] == "registered" for node in NODES),

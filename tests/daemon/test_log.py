@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bad_input import until
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, DevCluster
 from muster.core.effects import Trace
 from muster.core.inputs import MessageReceived, OperationRequested, Tick
 from muster.daemon.history.flight_recorder import FlightRecorder, level_of
@@ -230,7 +230,7 @@ def test_every_process_of_a_node_writes_whole_json_lines_and_the_file_stays_boun
 ) -> None:
     for name, value in ((FORMAT, "json"), (LEVEL, "debug"), (FILE_BYTES, "65536")):
         monkeypatch.setenv(name, value)
-    dev_cluster.up(1)
+    dev_cluster.up(1, *PATIENT)
     log = dev_cluster.directory / "nodes" / "n0" / "log"
     seen = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"elected", "transition opened", "service starting"} & {each["event"] for each in seen}

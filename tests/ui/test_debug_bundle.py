@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bad_input import clear
-from dev_cluster import CommandLine, DevCluster
+from dev_cluster import PATIENT, CommandLine, DevCluster
 from muster.setup import redaction
 
 SECRETS = {
@@ -56,7 +56,7 @@ recovery_command = ["sh", "-c", "echo http://user:{SECRETS["url"]}@host/ 'Author
 
 
 def test_a_bundle_of_a_running_cluster_has_everything_and_no_secret(dev_cluster: DevCluster, tmp_path: Path) -> None:
-    dev_cluster.up(2, "--services", str(service_file(tmp_path)), "--profile", "virtualised")
+    dev_cluster.up(2, "--services", str(service_file(tmp_path)), *PATIENT)
     dev_cluster.wait_for("the service", lambda status: status["services"]["web"]["state"] == "registered")
     homes = dev_cluster.directory / "nodes"
     with (homes / "n0" / "log").open("a") as log:

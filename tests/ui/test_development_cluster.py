@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bad_input import until
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, DevCluster
 from muster.dev import node_processes
 from muster.dev.development_cluster import DevelopmentCluster
 
@@ -116,7 +116,7 @@ def test_a_node_that_hangs_or_is_killed_does_not_pass_for_one_that_left(
 ) -> None:
     slow = tmp_path / "slow.toml"
     slow.write_text('[[service]]\nname = "slow"\nstart_command = "true"\nstop_command = "sleep 60"\n')
-    dev_cluster.up(1, "--profile", "virtualised", "--services", str(slow))
+    dev_cluster.up(1, *PATIENT, "--services", str(slow))
     dev_cluster.succeed("dev", "hang", "n0")
     hung = dev_cluster.run("dev", "leave", "n0")
     assert (hung.returncode, "n0 hangs, so it cannot leave" in hung.stderr) == (1, True)
