@@ -18,8 +18,7 @@ import msgspec
 
 from lab.exclusive_record import Line, parse_line
 from muster.daemon.history import observations as told
-from muster.records.configuration import Operation
-from muster.records.database import MAXIMUM_OPERATIONS
+from muster.records.configuration import MAXIMUM_OPERATIONS, Operation
 from muster.records.levels import Level, TransitionKind
 from muster.sim.history import (
     Applied,

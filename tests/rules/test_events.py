@@ -49,7 +49,7 @@ DISK = EventDefinition(
 
 def database(*groups: GroupDefinition, state: NodeState = NodeState.JOINED, enabled: bool = True) -> Database:
     """Two nodes; n0 is the one whose machine is looked at."""
-    found = Database(cluster=Cluster("test", "0" * 32, "fast", ""))
+    found = Database(cluster=Cluster("test", "0" * 32, "fast", "", active_version=2))
     for node in (0, 1):
         found.nodes[node] = NodeConfig(node, f"n{node}", (), "")
         found.members[node] = Member(node, state if node == 0 else NodeState.JOINED, 7)

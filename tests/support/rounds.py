@@ -29,7 +29,7 @@ class Rounds:
 
     def __init__(self, nodes: int = 3, up: Iterable[int] | None = None) -> None:
         configs = {node: NodeConfig(node, f"n{node}", (), "") for node in range(nodes)}
-        self.database = Database(Cluster("test", "0" * 32, "fast", ""), 1, TERM, nodes=configs)
+        self.database = Database(Cluster("test", "0" * 32, "fast", "", active_version=2), 1, TERM, nodes=configs)
         self.now_ms = 0
         self.taken_ms: dict[int, int] = {}  # entry -> when it was committed
         self.failing: set[tuple[str, str, int]] = set()  # (service, action, node) that fails

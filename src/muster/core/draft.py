@@ -4,7 +4,7 @@ The master's rules (membership, transition, service) all work on one draft, one 
 entry. So a decision never mixes two snapshots, and the entry's index is known while it is made (SPEC 2.7, 7.7).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -14,8 +14,9 @@ from muster.core.room import TEXTS, Room
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Change, Database, Forget
 from muster.records.events import EventGroup
+from muster.records.kinds import KINDS, Kind, Record, check_tables, kind_named, kind_of
 from muster.records.levels import NodeState
-from muster.records.members import Eviction, Member, Proof
+from muster.records.members import Member
 from muster.records.messages import Report
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.placements import PlacedTogether
@@ -26,30 +27,15 @@ from muster.records.texts import (
     LEAST_TEXT_BYTES,
     MAXIMUM_TEXT_BYTES,
     NODE_TEXT_BYTES,
-    OUTCOME_BYTES,
     clipped,
 )
 from muster.records.transitions import Transition
-
-Record = (
-    Cluster
-    | NodeConfig
-    | Member
-    | Transition
-    | Service
-    | Operation
-    | Maintenance
-    | Standby
-    | EventGroup
-    | Audit
-    | Revision
-)
-
 
 UNBOUNDED_BYTES = 1 << 28  # of a region, where nobody has said how large one is
 ENTRY_HEAD_BYTES = 64 + ENTRY_CAUSE_BYTES
 CHANGE_HEAD_BYTES = 2
 MAXIMUM_CHANGES = 2000  # of an entry, from which on what follows goes into the next one: each takes its time to apply
+_MEMBER_TEXTS = {"refusal": NODE_TEXT_BYTES, "leave_asked": NODE_TEXT_BYTES}
 _encoder = msgspec.msgpack.Encoder()
 _NOTHING = object()
 
@@ -113,6 +99,18 @@ class Facts(msgspec.Struct):
 class Draft:
     """Reads through to the database; collects whole new records."""
 
+    cluster: Cluster
+    nodes: dict[int, NodeConfig]
+    members: dict[int, Member]
+    transitions: dict[int, Transition]
+    services: dict[str, Service]
+    operations: dict[str, Operation]  # those of this round only: there are thousands in the database
+    maintenance: dict[str, Maintenance]
+    standby: dict[int, Standby]
+    event_groups: dict[str, EventGroup]
+    audit: dict[int, Audit]
+    revisions: dict[int, Revision]
+
     def __init__(self, database: Database, room: Room | None = None, entry_bytes: int = 0) -> None:
         """`room` bounds texts, and `entry_bytes` the entry; without them they are not bounded."""
         self.database = database
@@ -125,16 +123,9 @@ class Draft:
         self.causes: list[str] = []
         self._said: set[str] = set()  # the same, to be asked quickly: an entry may have thousands
         self.cluster = database.cluster
-        self.nodes = dict(database.nodes)
-        self.members = dict(database.members)
-        self.transitions = dict(database.transitions)
-        self.services = dict(database.services)
-        self.operations: dict[str, Operation] = {}
-        self.maintenance = dict(database.maintenance)
-        self.standby = dict(database.standby)
-        self.event_groups = dict(database.event_groups)
-        self.audit = dict(database.audit)
-        self.revisions = dict(database.revisions)
+        for kind in KINDS:
+            if kind.key is not None:
+                setattr(self, kind.table, dict(getattr(database, kind.table)) if kind.is_copied else {})
         self._registered: dict[int, frozenset[int]] | None = None  # by level, gathered when asked for
         self.placed: PlacedTogether | None = None  # where services go by it, and why
         self._changed: dict[tuple[str, str], Change] = {}
@@ -168,7 +159,7 @@ class Draft:
             if before is change:
                 continue
             if before is _NOTHING:
-                before = _committed(self.database, key)
+                before = committed(self.database, key)
                 if before is None and isinstance(change, Forget):
                     continue
             if before != change:
@@ -206,23 +197,15 @@ class Draft:
                 return self._fitted_service(record)
             case Member():
                 return _fitted_member(record)
-            case Transition():
-                return _with_texts(record, NODE_TEXT_BYTES, "cause")
-            case Maintenance():
-                return _with_texts(record, NODE_TEXT_BYTES, "cause")
-            case Standby():
-                return _with_texts(record, NODE_TEXT_BYTES, "cause")
-            case Operation():
-                return _with_texts(record, OUTCOME_BYTES, "outcome")
             case _:
-                return record
+                return _with_texts(record, kind_of(record).texts)
 
     def _fitted_service(self, record: Service) -> Service:
         """Longer texts where there is room to spare; what is accepted later finds that they have taken it."""
         lengths = [len(getattr(record, key)) for key in TEXTS]
         if max(lengths) * 4 <= LEAST_TEXT_BYTES:
             return record
-        whole = _with_texts(record, MAXIMUM_TEXT_BYTES, *TEXTS)
+        whole = _with_texts(record, dict.fromkeys(TEXTS, MAXIMUM_TEXT_BYTES))
         before = self.services.get(record.name)
         wanted = _longer_texts(whole) - (_longer_texts(before) if before is not None else 0)
         if self._room is None or wanted <= 0:
@@ -230,7 +213,7 @@ class Draft:
         if self._spare is None:
             self._spare = self._room.capacity.growth - self._room.used(self)
         if wanted > self._spare:
-            return _with_texts(record, LEAST_TEXT_BYTES, *TEXTS)
+            return _with_texts(record, dict.fromkeys(TEXTS, LEAST_TEXT_BYTES))
         self._spare -= wanted
         return whole
 
@@ -240,72 +223,34 @@ class Draft:
 
     def put(self, record: Record, cause: str = "") -> None:
         """Replace a record. `cause` goes into the entry's cause."""
-        record = self._fitted(record)
-        match record:
-            case Cluster():
-                self.cluster = record
-                key = ("cluster", "")
-            case NodeConfig():
-                self._set(self.nodes, record.node, record)
-                key = ("node", str(record.node))
-            case Audit():
-                self._set(self.audit, record.number, record)
-                key = ("audit", str(record.number))
-            case Revision():
-                self._set(self.revisions, record.version, record)
-                key = ("revision", str(record.version))
-            case Member():
-                self._set(self.members, record.node, record)
-                self._registered = None
-                key = ("member", str(record.node))
-            case Transition():
-                self._set(self.transitions, record.identity, record)
-                key = ("transition", str(record.identity))
-            case Service():
-                self._set(self.services, record.name, record)
-                key = ("service", record.name)
-            case Maintenance():
-                self._set(self.maintenance, record.key, record)
-                key = ("maintenance", record.key)
-            case Standby():
-                self._set(self.standby, record.node, record)
-                key = ("standby", str(record.node))
-            case EventGroup():
-                self._set(self.event_groups, record.name, record)
-                key = ("event_group", record.name)
-            case _:
-                self._set(self.operations, record.identity, record)
-                key = ("operation", record.identity)
-        self._count(key, record)
+        kind, record = kind_of(record), self._fitted(record)
+        assert kind.since <= self.cluster.active_version, f"{kind.name} is of version {kind.since}, not active yet"
+        key = kind.key_of(record)
+        if kind.key is None:
+            setattr(self, kind.table, record)
+        else:
+            self._set(getattr(self, kind.table), key, record)
+        if kind.struct is Member:
+            self._registered = None
+        self._count((kind.name, str(key)), record)
         self._because(cause)
 
     def forget(self, kind: str, key: str, cause: str = "") -> None:
         """Remove a record of any kind; that of a node goes with its member record."""
-        match kind:
-            case "transition":
-                self._set(self.transitions, int(key), None)
-            case "service":
-                self._set(self.services, key, None)
-            case "event_group":
-                self._set(self.event_groups, key, None)
-            case "maintenance":
-                self._set(self.maintenance, key, None)
-            case "node":
-                self._set(self.nodes, int(key), None)
-                self._set(self.members, int(key), None)
-                self._registered = None
-                self._changed.pop(("member", key), None)
-                self.bytes -= self._sizes.pop(("member", key), 0)
-            case "audit":
-                self._set(self.audit, int(key), None)
-            case "revision":
-                self._set(self.revisions, int(key), None)
-            case "operation":
-                pass  # the identities of the database are not in the draft
-            case _:
-                self._set(self.standby, int(key), None)
+        row = kind_named(kind)
+        self._remove(row, key)
+        if row.takes_along:
+            self._remove(kind_named(row.takes_along), key)
+            self._changed.pop((row.takes_along, key), None)
+            self.bytes -= self._sizes.pop((row.takes_along, key), 0)
         self._count((kind, key), Forget(kind, key))
         self._because(cause)
+
+    def _remove(self, kind: Kind, key: str) -> None:
+        if kind.is_copied:
+            self._set(getattr(self, kind.table), kind.key_in(key), None)
+        if kind.struct is Member:
+            self._registered = None
 
     def _because(self, cause: str) -> None:
         if cause and cause not in self._said:
@@ -324,7 +269,7 @@ class Draft:
         return tuple(
             change
             for key, change in self._changed.items()
-            if change != (before := _committed(database, key)) and not (before is None and isinstance(change, Forget))
+            if change != (before := committed(database, key)) and not (before is None and isinstance(change, Forget))
         )
 
     def name(self, node: int) -> str:
@@ -352,21 +297,22 @@ class Draft:
         return self._registered
 
 
-TextRecord = TypeVar("TextRecord", Service, Transition, Maintenance, Standby, Operation, Member, Eviction, Proof)
+check_tables(Draft)
+TextRecord = TypeVar("TextRecord", bound=msgspec.Struct)
 
 
-def _with_texts(record: TextRecord, limit: int, *keys: str) -> TextRecord:
+def _with_texts(record: TextRecord, limits: Mapping[str, int]) -> TextRecord:
     """The record with each of these texts in at most so many bytes."""
-    cut = {key: clipped(text, limit) for key in keys if len(text := getattr(record, key)) * 4 > limit}
+    cut = {key: clipped(text, most) for key, most in limits.items() if len(text := getattr(record, key)) * 4 > most}
     return replace(record, **cut) if cut else record
 
 
 def _fitted_member(member: Member) -> Member:
-    fitted = _with_texts(member, NODE_TEXT_BYTES, "refusal", "leave_asked")
+    fitted = _with_texts(member, _MEMBER_TEXTS)
     if member.eviction is not None:
-        fitted = replace(fitted, eviction=_with_texts(member.eviction, NODE_TEXT_BYTES, "cause"))
+        fitted = replace(fitted, eviction=_with_texts(member.eviction, {"cause": NODE_TEXT_BYTES}))
     if member.last_proof is not None:
-        fitted = replace(fitted, last_proof=_with_texts(member.last_proof, NODE_TEXT_BYTES, "detail"))
+        fitted = replace(fitted, last_proof=_with_texts(member.last_proof, {"detail": NODE_TEXT_BYTES}))
     return fitted
 
 
@@ -375,23 +321,12 @@ def _longer_texts(service: Service) -> int:
     return sum(max(0, len(getattr(service, key).encode()) - LEAST_TEXT_BYTES) for key in TEXTS)
 
 
-def _committed(database: Database, key: tuple[str, str]) -> Change | None:
+def committed(database: Database, key: tuple[str, str]) -> Change | None:
     """The committed record of this kind and key, if there is one."""
-    kind, name = key
-    tables: dict[str, dict[Any, Any]] = {
-        "node": database.nodes, "member": database.members, "transition": database.transitions,
-        "service": database.services, "operation": database.operations, "maintenance": database.maintenance,
-        "standby": database.standby, "event_group": database.event_groups, "audit": database.audit,
-        "revision": database.revisions,
-    }  # fmt: skip
-    if kind == "cluster":
-        return database.cluster
-    table = tables[kind]
-    found: Change | None = table.get(name) if kind in _NAMED else table.get(int(name))
+    kind = kind_named(key[0])
+    table = getattr(database, kind.table)
+    found: Change | None = table if kind.key is None else table.get(kind.key_in(key[1]))
     return found
-
-
-_NAMED = ("service", "operation", "maintenance", "event_group")
 
 
 def counts(member: Member) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from muster.records.database import Database
-from muster.records.events import EventGroup
+from muster.records.kinds import KINDS
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, Maintenance, Service, Standby
@@ -48,10 +48,11 @@ INDEX_BYTES = 9
 GIVEN_UP_BYTES = 14  # on one node: failed there, exhausted there
 TAKEOVER_BYTES = 24
 RECENT_TAKEOVERS = 6  # as `core/services/conditions.py` keeps, and one a node that is not to take it over
-GROUP_BYTES = 32
+HEAD_BYTES = 32  # of a record that is counted as large as it is
 SHARE_OF_A_RECORD = 10  # one service's record may take one part in so many of an entry: it never goes alone
 SHARE_OF_INSTANCES = 2  # those of one template change together
 
+_COUNTED = tuple(kind for kind in KINDS if kind.is_counted)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -96,7 +97,6 @@ class Contents(Protocol):
     services: dict[str, Service]
     maintenance: dict[str, Maintenance]
     standby: dict[int, Standby]
-    event_groups: dict[str, EventGroup]
 
 
 class Room:
@@ -114,7 +114,9 @@ class Room:
         total += sum(self._node(contents, config) for config in contents.nodes.values())
         for service in contents.services.values():
             total += self.of_service(service, nodes, contents.services)
-        total += sum(GROUP_BYTES + self._size("group", name, each) for name, each in contents.event_groups.items())
+        for kind in _COUNTED:
+            records = getattr(contents, kind.table)
+            total += sum(HEAD_BYTES + self._size(kind.name, key, each) for key, each in records.items())
         for key, each in contents.maintenance.items():
             if each.kind == "service":  # that of nodes and of the cluster has its room in those
                 total += self._size("maintenance", key, each)

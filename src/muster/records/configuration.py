@@ -2,7 +2,17 @@
 
 from msgspec import Struct
 
+from muster.records.nodes import Cluster
 from muster.records.numbers import CountOrNone
+from muster.records.versions import KERNELS_WORD
+
+MAXIMUM_OPERATIONS = 512
+MAXIMUM_OPERATIONS_BY_BYTES = 8192  # where their bytes are counted (P9.3)
+
+
+def most_operations(cluster: Cluster) -> int:
+    """How many identities are kept at most at the active version."""
+    return MAXIMUM_OPERATIONS_BY_BYTES if cluster.active_version >= KERNELS_WORD else MAXIMUM_OPERATIONS
 
 
 class Operation(Struct, frozen=True, array_like=True, tag="operation"):

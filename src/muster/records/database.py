@@ -10,12 +10,12 @@ from msgspec import Struct, field
 
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.events import EventGroup
+from muster.records.kinds import Kind, Record, check_tables, kind_named, kind_of
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Maintenance, Service, Standby
 from muster.records.terms import NO_TERM, Term
 from muster.records.transitions import Transition
-from muster.records.versions import KERNELS_WORD
 
 
 class Forget(Struct, frozen=True, array_like=True, tag="forget"):
@@ -25,20 +25,7 @@ class Forget(Struct, frozen=True, array_like=True, tag="forget"):
     key: str
 
 
-Change = (
-    Cluster
-    | NodeConfig
-    | Member
-    | Transition
-    | Service
-    | Operation
-    | Forget
-    | Maintenance
-    | Standby
-    | EventGroup
-    | Audit
-    | Revision
-)
+Change = Record | Forget
 
 
 class Entry(Struct, frozen=True, array_like=True):
@@ -50,14 +37,7 @@ class Entry(Struct, frozen=True, array_like=True):
     changes: tuple[Change, ...]
 
 
-MAXIMUM_OPERATIONS = 512
 MAXIMUM_LINEAGE = 32
-MAXIMUM_OPERATIONS_BY_BYTES = 8192  # where their bytes are counted (P9.3)
-
-
-def most_operations(cluster: Cluster) -> int:
-    """How many identities are kept at most at the active version."""
-    return MAXIMUM_OPERATIONS_BY_BYTES if cluster.active_version >= KERNELS_WORD else MAXIMUM_OPERATIONS
 
 
 class Database(Struct):
@@ -96,62 +76,25 @@ class Database(Struct):
         return next((term for term, first in reversed(self.lineage) if first <= index < self.index), None)
 
     def _apply(self, change: Change, index: int) -> None:
-        match change:
-            case Cluster():
-                self.cluster = change
-            case NodeConfig():
-                self.nodes[change.node] = change
-            case Member():
-                before = self.members.get(change.node)
-                if before is None or (before.state, before.incarnation) != (change.state, change.incarnation):
-                    self.epoch = index
-                self.members[change.node] = change
-            case Transition():
-                self.transitions[change.identity] = change
-            case Service():
-                self.services[change.name] = change
-            case Operation():
-                self.operations[change.identity] = change
-                while len(self.operations) > most_operations(self.cluster):
-                    del self.operations[next(iter(self.operations))]
-            case Maintenance():
-                self.maintenance[change.key] = change
-            case Standby():
-                self.standby[change.node] = change
-            case EventGroup():
-                self.event_groups[change.name] = change
-            case Audit():
-                self.audit[change.number] = change
-            case Revision():
-                self.revisions[change.version] = change
-            case Forget():
-                self._forget(change)
-            case _:
-                raise ValueError(f"nothing known about {change}")
+        if isinstance(change, Forget):
+            self._forget(change)
+            return
+        kind = kind_of(change)
+        if kind.key is None:
+            setattr(self, kind.table, change)
+            return
+        table, key = getattr(self, kind.table), kind.key_of(change)
+        if kind.is_epoch is not None and kind.is_epoch(table.get(key), change):
+            self.epoch = index
+        table[key] = change
+        while kind.most is not None and len(table) > kind.most(self.cluster):
+            del table[next(iter(table))]
 
     def _forget(self, change: Forget) -> None:
-        match change.kind:
-            case "event_group":
-                self.event_groups.pop(change.key, None)
-            case "transition":
-                self.transitions.pop(int(change.key), None)
-            case "service":
-                self.services.pop(change.key, None)
-            case "maintenance":
-                self.maintenance.pop(change.key, None)
-            case "standby":
-                self.standby.pop(int(change.key), None)
-            case "audit":
-                self.audit.pop(int(change.key), None)
-            case "revision":
-                self.revisions.pop(int(change.key), None)
-            case "operation":
-                self.operations.pop(change.key, None)
-            case "node":
-                self.nodes.pop(int(change.key), None)
-                self.members.pop(int(change.key), None)
-            case _:
-                raise ValueError(f"nothing known about {change}")
+        kind: Kind | None = kind_named(change.kind)
+        while kind is not None:
+            getattr(self, kind.table).pop(kind.key_in(change.key), None)
+            kind = kind_named(kind.takes_along) if kind.takes_along else None
 
     def name_of(self, node: int) -> str:
         """The configured name of `node`, or its number in words."""
@@ -171,6 +114,8 @@ class Database(Struct):
         """The membership state of `node`; an inactive one where none is recorded."""
         return self.members.get(node) or Member(node)
 
+
+check_tables(Database)
 
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
 _database_decoder = msgspec.msgpack.Decoder(Database)

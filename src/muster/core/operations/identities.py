@@ -7,8 +7,7 @@ given up: an operation for which there is no room is refused, and may be asked f
 from muster.core.draft import Draft, Facts
 from muster.core.refusal import Refused
 from muster.records.access import ITSELF, Author
-from muster.records.configuration import Operation
-from muster.records.database import most_operations
+from muster.records.configuration import Operation, most_operations
 from muster.records.versions import KERNELS_WORD
 
 RETRY_WINDOW_MS = 60_000  # how long a client may repeat a request: twice as long as a node waits for its answer

@@ -14,6 +14,7 @@ from muster.core.draft import Draft, Facts
 from muster.core.operations.operations import carry_out
 from muster.core.room import Room
 from muster.core.services.table import ACTION_OF, advance
+from muster.core.versions import upgrade
 from muster.records.database import Database, Entry, decode_database, encode_database
 from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
 from muster.records.members import Member
@@ -81,6 +82,8 @@ class Plan:
         return Outlook(tuple(self._steps), before, _placed(self._database), causes, outcomes)
 
     def _operate(self, number: int, operation: OperationRequest) -> str:
+        if problem := upgrade.refusal(operation, self._database):
+            raise PlanRefused(problem)
         draft = Draft(self._database)
         done = carry_out(Request(f"plan-{self._index}-{number}", operation), draft, self._facts())
         assert done is not None, "nothing else is in its entry"

@@ -4,14 +4,22 @@ Every node narrates the entries that it applies, what its own subsystems are tol
 hears of others. `daemon/history/timeline.py` merges the records of all nodes into one account of a transition.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from muster.core.effects import Trace
 from muster.core.transitions.transition import step_of
+from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Database, Entry, Forget
+from muster.records.events import EventGroup
+from muster.records.kinds import KINDS, kind_named
 from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.messages import Report
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.required_levels import words_of
-from muster.records.services import Service
+from muster.records.services import Maintenance, Service, Standby
+from muster.records.tables import check_rows
 from muster.records.transitions import Transition
 
 OPENED = "transition opened"
@@ -40,26 +48,23 @@ def narrate(before: Database, entry: Entry) -> list[Trace]:
     """The events of `entry`, which is about to be applied to `before`."""
     traces: list[Trace] = []
     for change in entry.changes:
-        match change:
-            case Transition():
-                traces += _transition(before, entry, change)
-            case Forget(kind="transition", key=key):
-                traces += _over(before, entry, int(key))
-            case Service():
-                traces += _service(before, change)
-            case Member(eviction=eviction) if eviction is not None:
-                detail = f"{before.name_of(change.node)}: {eviction.cause}"
-                traces.append(Trace("node condemned", detail, about=change.node, index=entry.index))
-            case Member(state=NodeState.FORCED_LEAVING, last_proof=proof) if proof is not None:
-                detail = f"{before.name_of(change.node)} on proof: {proof.kind.words}"
-                opened = _opened(before, entry, change.node)
-                identity, kind = (opened.identity, opened.kind.value) if opened else (0, 0)
-                traces.append(Trace(FORCED_OUT, detail, identity, about=change.node, kind=kind, index=entry.index))
-            case Member():
-                traces += _kept_out(before, change)
-            case _:
-                pass
+        if isinstance(change, Forget):
+            traces += _NARRATORS[kind_named(change.kind).struct].forgotten(before, entry, change.key)
+        else:
+            traces += _NARRATORS[type(change)].put(before, entry, change)
     return traces
+
+
+def _member(before: Database, entry: Entry, now: Member) -> list[Trace]:
+    name = before.name_of(now.node)
+    if now.eviction is not None:
+        return [Trace("node condemned", f"{name}: {now.eviction.cause}", about=now.node, index=entry.index)]
+    if now.state is NodeState.FORCED_LEAVING and now.last_proof is not None:
+        detail = f"{name} on proof: {now.last_proof.kind.words}"
+        opened = _opened(before, entry, now.node)
+        identity, kind = (opened.identity, opened.kind.value) if opened else (0, 0)
+        return [Trace(FORCED_OUT, detail, identity, about=now.node, kind=kind, index=entry.index)]
+    return _kept_out(before, now)
 
 
 def _kept_out(before: Database, now: Member) -> list[Trace]:
@@ -150,9 +155,9 @@ def _participants_changed(before: Database, entry: Entry, was: Transition, now: 
     ]
 
 
-def _over(before: Database, entry: Entry, identity: int) -> list[Trace]:
+def _over(before: Database, entry: Entry, key: str) -> list[Trace]:
     """The transition is complete, or another one of its node takes its place (SPEC 3.7, 3.9)."""
-    over = before.transitions.get(identity)
+    over = before.transitions.get(int(key))
     if over is None:
         return []
     name = before.name_of(over.node)
@@ -196,7 +201,7 @@ def _names(database: Database, nodes: tuple[int, ...]) -> str:
     return ", ".join(database.name_of(node) for node in nodes) or "nobody"
 
 
-def _service(before: Database, now: Service) -> list[Trace]:
+def _service(before: Database, _entry: Entry, now: Service) -> list[Trace]:
     was = before.services.get(now.name)
     traces = []
     if was is None or was.state is not now.state or was.node != now.node:
@@ -205,3 +210,25 @@ def _service(before: Database, now: Service) -> list[Trace]:
     if now.cause and (was is None or was.cause != now.cause):
         traces.append(Trace("service stuck", f"{now.name}: {now.cause}"))
     return traces
+
+
+def _silent(_before: Database, _entry: Entry, _what: object) -> list[Trace]:
+    """Nothing for the timeline."""
+    return []
+
+
+class _Narrator(NamedTuple):
+    """What is told where a record of one kind is put, and where it is forgotten."""
+
+    put: Callable[[Database, Entry, Any], list[Trace]]
+    forgotten: Callable[[Database, Entry, str], list[Trace]] = _silent
+
+
+_NARRATORS: dict[type, _Narrator] = {
+    Transition: _Narrator(_transition, _over),
+    Service: _Narrator(_service),
+    Member: _Narrator(_member),
+    **dict.fromkeys((Cluster, NodeConfig, Maintenance, Standby, EventGroup), _Narrator(_silent)),
+    **dict.fromkeys((Operation, Audit, Revision), _Narrator(_silent)),
+}
+check_rows("core/transitions/narration.py", _NARRATORS, (kind.struct for kind in KINDS))

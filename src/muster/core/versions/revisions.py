@@ -10,20 +10,23 @@ What is shown and kept of a record is a document of plain values, never a certif
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
-from muster.core.draft import Draft
+from muster.core.draft import Draft, committed
 from muster.core.room import Capacity
 from muster.records.access import Author
 from muster.records.configuration import Revision
 from muster.records.database import Change, Database
 from muster.records.durations import duration_text
 from muster.records.events import EventGroup, GroupDefinition
+from muster.records.kinds import KINDS, kind_named
 from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS, Cluster, NodeConfig
 from muster.records.required_levels import text_of
 from muster.records.services import Definition, Service
+from muster.records.tables import check_rows
 from muster.records.texts import USER_BYTES, clipped
 from muster.records.versions import KEEPS_HISTORY
 
@@ -38,9 +41,7 @@ _CLUSTER_SETTINGS = ("name", "profile", "timers", "active_version", "groups")
 REQUIRED, REQUIRED_WITHIN = "required_levels", "required_levels_within"
 _RESTORED = frozenset({"groups", REQUIRED, REQUIRED_WITHIN})  # of the cluster's settings, by a rollback
 
-_KINDS = ("service", "event_group", "node", "cluster")
-
-Key = tuple[str, str]  # kind, one of these, and key of a record
+Key = tuple[str, str]  # kind and key of a record of the configuration
 Document = dict[str, Any]
 Configuration = dict[Key, Document]
 
@@ -51,18 +52,36 @@ class UnknownVersion(ValueError):
 
 def document_of(record: Change | None) -> Document | None:
     """A configuration record as plain values; nothing where it is none or is gone."""
-    match record:
-        case Service(removed=False, template="", definition=definition) | EventGroup(definition=definition):
-            document: Document = msgspec.to_builtins(definition)
-            return document
-        case NodeConfig(name=name, addresses=addresses):
-            own = record.required_levels
-            return {"name": name, "addresses": list(addresses)} | ({} if own is None else {REQUIRED: text_of(own)})
-        case Cluster():
-            found = {setting: getattr(record, setting) for setting in _CLUSTER_SETTINGS}
-            return {**found, "groups": record.groups._asdict(), **_required(record)}
-        case _:
-            return None
+    found = _DOCUMENTS.get(type(record))
+    return found(record) if found is not None else None
+
+
+def _of_service(service: Service) -> Document | None:
+    return None if service.removed or service.template else _of_definition(service)
+
+
+def _of_definition(record: Service | EventGroup) -> Document:
+    document: Document = msgspec.to_builtins(record.definition)
+    return document
+
+
+def _of_node(config: NodeConfig) -> Document:
+    own = {} if config.required_levels is None else {REQUIRED: text_of(config.required_levels)}
+    return {"name": config.name, "addresses": list(config.addresses), **own}
+
+
+def _of_cluster(cluster: Cluster) -> Document:
+    found = {setting: getattr(cluster, setting) for setting in _CLUSTER_SETTINGS}
+    return {**found, "groups": cluster.groups._asdict(), **_required(cluster)}
+
+
+_DOCUMENTS: dict[type, Callable[[Any], Document | None]] = {  # what is shown and kept of each kind
+    Cluster: _of_cluster,
+    NodeConfig: _of_node,
+    Service: _of_service,
+    EventGroup: _of_definition,
+}
+check_rows("core/versions/revisions.py", _DOCUMENTS, (kind.struct for kind in KINDS if kind.is_configuration))
 
 
 def _required(cluster: Cluster) -> Document:
@@ -78,10 +97,12 @@ def _required(cluster: Cluster) -> Document:
 def configuration(database: Database) -> Configuration:
     """The configuration as it is."""
     found: Configuration = {}
-    records: list[tuple[Key, Change]] = [(("cluster", ""), database.cluster)]
-    records += [(("node", str(node)), config) for node, config in database.nodes.items()]
-    records += [(("event_group", name), group) for name, group in database.event_groups.items()]
-    records += [(("service", name), service) for name, service in database.services.items()]
+    records: list[tuple[Key, Change]] = []
+    for kind in KINDS:
+        if kind.is_configuration:
+            held = getattr(database, kind.table)
+            table = {"": held} if kind.key is None else held
+            records += [((kind.name, str(key)), record) for key, record in table.items()]
     for key, record in records:
         document = document_of(record)
         if document is not None:
@@ -198,9 +219,9 @@ def record(draft: Draft, before: dict[Key, Change], author: Author, what: str, c
         return
     undo = []
     for key, changed in draft.changed.items():
-        if key[0] not in _KINDS or before.get(key) is changed:
+        if not kind_named(key[0]).is_configuration or before.get(key) is changed:
             continue
-        former = before.get(key) or _committed(draft.database, key)
+        former = before.get(key) or committed(draft.database, key)
         if not _is_same(former, changed):
             undo.append((key, document_of(former)))
     if not undo:
@@ -215,18 +236,6 @@ def record(draft: Draft, before: dict[Key, Change], author: Author, what: str, c
         )
     )  # fmt: skip
     _drop_oldest(draft, capacity)
-
-
-def _committed(database: Database, key: Key) -> Change | None:
-    match key[0]:
-        case "service":
-            return database.services.get(key[1])
-        case "event_group":
-            return database.event_groups.get(key[1])
-        case "node":
-            return database.nodes.get(int(key[1]))
-        case _:
-            return database.cluster
 
 
 def _is_same(former: Change | None, changed: Change) -> bool:

@@ -18,6 +18,7 @@ from muster.daemon.socket.queries import Document, NodeView
 from muster.records.access import Role
 from muster.records.configuration import Audit, Revision
 from muster.records.database import Database
+from muster.records.kinds import KINDS, kind_named
 from muster.records.refusal import ControlRefused
 from muster.records.versions import HIGHEST, LOWEST
 
@@ -39,12 +40,14 @@ def config_show(database: Database, _view: NodeView, version: str) -> Document:
     number = _number(database, version)
     made = database.revisions.get(number)
     found = _at(database, number)
-    documents: dict[str, Document] = {"settings": {}, "nodes": {}, "services": {}, "event_groups": {}}
+    kinds = [kind for kind in KINDS if kind.is_configuration and kind.key is not None]
+    documents: dict[str, Document] = {"settings": {}, **{kind.table: {} for kind in kinds}}
     for (kind, key), document in sorted(found.items()):
-        if kind == "cluster":
+        row = kind_named(kind)
+        if row.key is None:
             documents["settings"] = document
         else:
-            documents[kind + "s"][revisions.name_of((kind, key), document)] = document
+            documents[row.table][revisions.name_of((kind, key), document)] = document
     return {"version": number, "made": made and _revision(made), **documents}
 
 
