@@ -67,6 +67,14 @@ def test_p4_8_beside_a_node_that_nothing_proves_dead_the_others_go_on_and_what_i
     cluster.wait_for("it is on n0", lambda seen: running_on(seen)[f"on-{dead}"] == ("registered", "n0"))
     assert not kill_all(cluster.directory / "nodes" / "n0", 10, with_bystanders=True)  # a power cut
     seen = cluster.wait_for("it counts as silent", lambda seen: "--confirmed-dead" in seen["nodes"]["n0"]["cause"])
+    why_not = cluster.wait_for("it needs a person", lambda seen: any(n["kind"] == "unproven" for n in seen["needs"]))
+    (need,) = [need for need in why_not["needs"] if need["kind"] == "unproven"]  # P10.12
+    assert (need["next"], need["affects"]) == ("muster node evict n0 --confirmed-dead", [f"on-{dead}"])
+    assert cluster.run("status", "--check").returncode == 1
+    for subject in (f"on-{dead}", "n0"):
+        assert cluster.json("why", subject)["next_step"] == need["next"]
+    chosen = [each["node"] for each in cluster.json("why", f"on-{dead}")["nodes"] if each["possible"]]
+    assert "n0" not in chosen, "nobody recommends a node that is silent"
     (tmp_path / f"broken-{master}").touch()  # a healthy node's service fails
     moved = ("registered", dead)
     cluster.wait_for("it is moved", lambda seen: running_on(seen)[f"on-{master}"] == moved)

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from muster.daemon.socket.queries import NodeView, status
+from muster.core.needs.machine import Needs
+from muster.core.needs.need import Seen
 from muster.drivers.image import standby
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents, send
 from muster.records.database import Database
@@ -87,11 +88,16 @@ def test_p7_19_where_both_are_killed_the_daemon_is_told(node: RealNode) -> None:
 
 def test_p7_19_status_warns_of_what_is_lost_and_says_what_that_means() -> None:
     database = Database(Cluster("test", "0" * 32, "fast", ""), 40, nodes={0: NodeConfig(0, "n0", (), "")})
-    assert status(database, NodeView(0, 5))["warnings"] == []
-    first, second = status(database, NodeView(0, 5, lacking="log writer, caretaker"))["warnings"]
+
+    def told(lacking: str) -> list[str]:
+        seen = Seen(0, 5, master=0, live=frozenset({0}), lacking=lacking)
+        return [need.line for need in Needs().look(database, seen, 1_000_000)]
+
+    assert told("") == []
+    first, second = told("log writer, caretaker")
     assert first == (
         "the log writer of n0 has ended, with its standby: nothing that it says is logged, until n0 has left and "
-        "booted again"
+        "booted again; next: muster node leave n0"
     )
     assert "the caretaker of n0" in second and "at its next boot only" in second
 

@@ -34,6 +34,7 @@ from muster.daemon.shell.leaving import NO_MASTER_S
 from muster.daemon.shell.readiness import keep_service_manager_informed
 from muster.daemon.shell.releases import release
 from muster.daemon.shell.turns import TimedSelector, run_timed
+from muster.daemon.signs.needs_watch import NeedsWatch
 from muster.daemon.signs.signs import SignsWatch
 from muster.daemon.socket.desk import Requests
 from muster.daemon.socket.server import ControlServer, SocketRefused
@@ -212,6 +213,7 @@ async def _serve(
         permit=requests.gate.permit, introduce=requests.gate.introduce,
     )  # fmt: skip
     daemon.start(interconnect, runner)
+    needs = NeedsWatch(daemon)
     if early:
         daemon.on_term(early[0])
     early.clear()
@@ -241,6 +243,7 @@ async def _serve(
         if daemon.memory is not None:
             daemon.memory.keep()
         signs.look()
+        needs.look()
         daemon.places.look(boottime_us())
 
     daemon.on_tick, daemon.on_input = on_tick, pulse.go_along
@@ -312,7 +315,7 @@ async def _serve_metrics(daemon: Daemon) -> Endpoint | None:
         return None
     from muster.daemon.metrics.metrics import Collector
 
-    collector = Collector(daemon.node, daemon.measures, release())
+    collector = Collector(daemon.node, daemon.measures, release(), daemon.needs)
     endpoint = Endpoint(where, collector.page)
     try:
         await endpoint.start()

@@ -7,6 +7,7 @@ from muster.records.events import (
     ACTIONS,
     BUILT_IN,
     BUILT_IN_WATCHER,
+    NEEDS_WATCHER,
     PROGRAM_WATCHER,
     REFERENCE,
     EventDefinition,
@@ -95,7 +96,7 @@ def _problem_of_parameters(event: EventDefinition, given: list[str]) -> str:
         return ""
     takes, fills = BUILT_IN[event.watcher]
     unknown = [key for key in given if key not in takes]
-    if event.watcher == "membership" and unknown:
+    if event.watcher in ("membership", NEEDS_WATCHER) and unknown:
         return f"watcher {event.watcher} takes no parameter {unknown[0]!r}: allowed are {', '.join(takes)}"
     durations = [value for key, value in event.parameters if key in ("interval", "timeout")]
     if any((duration_of(value) or 0) <= 0 for value in durations):

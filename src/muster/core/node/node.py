@@ -11,6 +11,7 @@ Durations are microseconds inside; `now_us` comes from a clock that runs through
 """
 
 import itertools
+from collections.abc import Callable
 
 import msgspec
 
@@ -1071,13 +1072,27 @@ class Node:
         return {**self._followers.reports, self.me: own}
 
     def explain(self, name: str) -> Explanation | None:
-        """Why the service is where it is, or is not anywhere, as this node knows it; None if there is no such service.
+        """Why the service is where it is, or is not anywhere, as this node knows it; None if there is none such."""
+        return self.explainer()(name)
+
+    def explainer(self) -> Callable[[str], Explanation | None]:
+        """Explains services as they are now, several of them from one snapshot.
 
         Only the master has the nodes' reports: another node takes every joined member for one that has reported.
         """
-        service = self.database.services.get(name)
-        if service is None:
-            return None
+        rounds: list[Round] = []
+
+        def explained(name: str) -> Explanation | None:
+            service = self.database.services.get(name)
+            if service is None:
+                return None
+            if not rounds:
+                rounds.append(self._round_of_now())
+            return explain(service, rounds[0])
+
+        return explained
+
+    def _round_of_now(self) -> Round:
         if self.is_master:
             reports = self._reports()
         else:
@@ -1089,7 +1104,7 @@ class Node:
             lambda index: self._replica.ages.age_us(index, self._now_us),
             unclean=self._observer.unclean,
         )  # fmt: skip
-        return explain(service, Round(Draft(self.database), facts))
+        return Round(Draft(self.database), facts)
 
     def _find_hung(self, reports: dict[int, Report]) -> dict[int, str]:
         """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""

@@ -36,13 +36,14 @@ from muster.client.watching import UNKNOWN_WATCHER
 from muster.core.effects import Reply, RunCommand
 from muster.core.events import manager as events
 from muster.core.inputs import AwaitedHere
+from muster.core.needs.need import Need
 from muster.core.node.node import Node
 from muster.daemon.events import command_log, event_history
 from muster.daemon.events.command_log import CommandLog
 from muster.daemon.events.event_history import EventHistory
 from muster.daemon.events.kept_history import KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
-from muster.records.events import BUILT_IN_WATCHER, PROCESS_WATCHERS, EventDefinition
+from muster.records.events import BUILT_IN_WATCHER, NEEDS_WATCHER, PROCESS_WATCHERS, EventDefinition
 from muster.records.names import shown
 from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
@@ -56,6 +57,7 @@ OPERATION_TIMEOUT_S = 10.0
 SHOWN_OCCURRENCES = 256  # of a node, in an answer
 SHOWN_COMMANDS = 64
 WHERE = "query watcher"
+NEEDS = 0  # the number of the daemon itself among the watchers: it detects what needs a person
 US_PER_S = 1_000_000
 LINGER_S = 10.0  # of the built-in watcher process when nothing needs it any more
 
@@ -101,6 +103,8 @@ class EventManager:
         self._lingering: asyncio.TimerHandle | None = None  # until it is ended
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._needs: tuple[Need, ...] = ()
+        self._asked_of_needs: dict[str, tuple[events.Values, set[tuple[str, str]]]] = {}  # event -> asked for, told
         self._history = EventHistory(self._kept(home / event_history.FILE_NAME), node.incarnation)
         self.commands = CommandLog(self._kept(home / command_log.FILE_NAME))
 
@@ -125,6 +129,7 @@ class EventManager:
         )
         past = self._history.read(self._clock_us())
         self._step(events.Remembered(past, frozenset(runner.acts_at_work), acts))
+        self._step(events.WatcherCame(NEEDS, NEEDS_WATCHER))
         self.replica_advanced()
 
     def stop(self) -> None:
@@ -144,6 +149,23 @@ class EventManager:
         if not self._is_scheduled and not self._stopped:
             self._is_scheduled = True
             self._loop.call_soon(self._look)
+
+    def needs_changed(self, needs: tuple[Need, ...]) -> None:
+        """What needs a person has changed (P10.12): each new need is an occurrence of the events that ask for it."""
+        self._needs = needs
+        for event in list(self._asked_of_needs):
+            self._tell_needs(event)
+
+    def _tell_needs(self, event: str) -> None:
+        parameters, told = self._asked_of_needs.get(event, ((), set()))
+        told &= {need.key for need in self._needs}
+        for need in self._needs:
+            values = {"kind": need.kind, "subject": need.subject, "severity": need.severity}
+            wanted = all(values.get(key, value) == value for key, value in parameters)
+            if wanted and need.key not in told and event in self._asked_of_needs:
+                told.add(need.key)
+                out = _texts(values | {"words": need.words, "next": need.next_step})
+                self._step(events.Occurred(NEEDS, event, out, parameters))
 
     def program_exited(self, exited: ProgramExited) -> None:
         """The runner tells of the end of a supervised program, for the history: the watcher tells of the event."""
@@ -330,6 +352,11 @@ class EventManager:
             self._machine.changed.clear()
         for effect in effects:
             match effect:
+                case events.Watch(watcher=watcher, event=event) if watcher == NEEDS:
+                    self._asked_of_needs[event] = (effect.parameters, set())
+                    self._loop.call_soon(self._tell_needs, event)
+                case events.Unwatch(watcher=watcher, event=event) if watcher == NEEDS:
+                    self._asked_of_needs.pop(event, None)
                 case events.Watch(watcher=watcher, event=event):
                     line = {"watch": event, "in": dict(effect.parameters), "environment": dict(effect.environment)}
                     self._offer(watcher, line)
@@ -402,7 +429,7 @@ def _checked(arguments: Document) -> tuple[str, list[str], int, int | None]:
         raise ControlRefused(f"unknown argument {shown(unknown[0])}", WHERE, "use name, events, process, members")
     if not isinstance(name, str) or len(name) > 64:
         raise ControlRefused("`name` must be a text of at most 64 characters", WHERE, "shorten it")
-    if name in PROCESS_WATCHERS:
+    if name in (*PROCESS_WATCHERS, NEEDS_WATCHER):
         raise ControlRefused(f"watcher {name!r} is a built-in one", WHERE, "choose another name")
     if not isinstance(named, list) or not all(isinstance(each, str) and 0 < len(each) <= 255 for each in named):
         raise ControlRefused("`events` must be a list of names", WHERE, "name events that exist: muster event list")

@@ -23,7 +23,7 @@ from muster.records.terms import Term
 
 CAPACITY = 4096
 _LEVELS = {
-    **dict.fromkeys(("panic", "cannot run"), "error"),
+    **dict.fromkeys(("panic", "cannot run", "needs you"), "error"),
     **dict.fromkeys(
         (
             *(

@@ -82,7 +82,11 @@ class Why:
         if not isinstance(name, str) or name not in database.services:
             close = get_close_matches(str(name), list(database.services), n=1)
             next_step = f"did you mean {close[0]!r}?" if close else "see `muster services` for those that are defined"
-            raise ControlRefused(f"there is no service {shown(name)}", f"cluster {database.cluster.name}", next_step)
+            raise ControlRefused(
+                f"there is no service {shown(name)}, and no node of that name",
+                f"cluster {database.cluster.name}",
+                next_step,
+            )
         known = sorted(config.name for config in database.nodes.values())
         if only and only not in known:
             what, next_step = f"there is no node {shown(only)}", f"configured are {', '.join(known)}"

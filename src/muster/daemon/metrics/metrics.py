@@ -4,11 +4,12 @@ The library is imported when a page is made: a node whose metrics nobody wants d
 """
 
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muster.core.draft import is_silent
+from muster.core.needs.machine import NOTHING, Told
 from muster.core.node.node import Node
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
 from muster.records.levels import NodeState
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 class Collector:
     """Turns the measures and the present state of a node into families of metrics."""
 
-    def __init__(self, node: Node, measures: Measures, version: str) -> None:
-        self._node, self._measures, self._version = node, measures, version
+    def __init__(
+        self, node: Node, measures: Measures, version: str, needs: Callable[[], Told] = lambda: NOTHING
+    ) -> None:
+        self._node, self._measures, self._version, self._needs = node, measures, version, needs
 
     def page(self) -> bytes:
         """What a scraper reads."""
@@ -37,6 +40,7 @@ class Collector:
     def collect(self) -> Iterator["Family"]:
         """What one scrape shows."""
         yield from self._state()
+        yield from self._people()
         yield from self._counters()
         yield from self._durations()
         yield from self._process()
@@ -92,6 +96,32 @@ class Collector:
         if self._measures.margin_s is not None:
             text = "Least time that a renewal of the own lease left before its deadman, in the last second."
             yield self._gauge("lease_margin_seconds", text, [((), self._measures.margin_s)], ())
+
+    def _people(self) -> Iterator["Family"]:
+        """What needs a person (P10.12), and each service and node by its name."""
+        database, told = self._node.database, self._needs()
+        text = "1 for each thing that needs a person: `muster status` says what to do."
+        needs = {need.key: 1.0 for need in told.needs}
+        yield self._gauge("needs_you", text, needs.items(), ("kind", "subject"))
+        count = float(len(told.needs) + told.beyond)
+        yield self._gauge("needs", "How many things need a person.", [((), count)], ())
+        unproven = {need.subject for need in told.needs if need.kind in ("unproven", "former life")}
+        names = [database.name_of(number) for number in database.nodes]
+        found = {(name,): float(f"node/{name}" in unproven) for name in names}
+        text = "1 if the node is silent or condemned, and nothing proves that it has stopped."
+        yield self._gauge("node_unproven", text, found.items(), ("node",))
+        joined = {(database.name_of(n),): float(database.member(n).state is NodeState.JOINED) for n in database.nodes}
+        yield self._gauge("node_joined", "1 if the node is joined.", joined.items(), ("node",))
+        text = "1 if the service is registered; `node` is where it is, empty where it is nowhere."
+        up = {
+            (name, "" if service.node < 0 else database.name_of(service.node)): float(
+                service.state is ServiceState.REGISTERED
+            )
+            for name, service in database.services.items()
+        }
+        yield self._gauge("service_registered", text, up.items(), ("service", "node"))
+        wanted = {(name,): float(service.wanted) for name, service in database.services.items()}
+        yield self._gauge("service_wanted", "1 if the service is to run.", wanted.items(), ("service",))
 
     def _counters(self) -> Iterator["Family"]:
         from prometheus_client.core import CounterMetricFamily

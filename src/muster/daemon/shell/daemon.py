@@ -55,6 +55,7 @@ from muster.core.inputs import (
     Tick,
 )
 from muster.core.leases.diagnosis import Diagnosis
+from muster.core.needs.machine import NOTHING, Told
 from muster.core.node.node import Node
 from muster.daemon.events.event_manager import EventManager
 from muster.daemon.history.flight_recorder import FlightRecorder
@@ -121,7 +122,7 @@ class Daemon:
         self.events = EventManager(node, self.operate, self.note, boottime_us, home)
         self.places = PlacesHere(self.feed, self.events.waiting, self.events.service_of)
         self.credentials = Credentials(node.me, home, self.note)
-        self.keys = AuthorityKeys(home, self._send, self.note, self._tell_of_change)
+        self.keys = AuthorityKeys(home, self._send, self.note, self.tell_of_change)
         self.certification = Certification(
             node, self.keys, self.operate, self.changes, self.note, lambda held: self.feed(KeysHeld(held))
         )
@@ -145,6 +146,8 @@ class Daemon:
         self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
         self.memory: HomeMemory | None = None  # what its home remembers of the store
         self.lacking = ""  # processes of the node that have ended for good
+        self.needs: Callable[[], Told] = lambda: NOTHING  # what needs a person (P10.12)
+        self.on_replica: Callable[[], None] = lambda: None  # after each change of the replica
         self._told_to_end = False
         self._took_over = took_over
         self._last_stops: LastStops | None = None  # of a node that ends without a master
@@ -426,9 +429,11 @@ class Daemon:
         self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
         self.events.replica_advanced()
-        self._tell_of_change()
+        self.on_replica()
+        self.tell_of_change()
 
-    def _tell_of_change(self) -> None:
+    def tell_of_change(self) -> None:
+        """Wake all who look at what `changes` gave them."""
         for event in self._changed:
             event.set()
 

@@ -1,7 +1,6 @@
 """What this node's control socket answers: queries from the replica, operations through the core (SPEC 8.1)."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +17,8 @@ from muster.daemon.socket import planning, queries
 from muster.daemon.socket.access import Gate
 from muster.daemon.socket.operations import read_operation
 from muster.daemon.socket.shared_answers import SharedAnswers
+from muster.daemon.socket.times_of_entries import TimesOfEntries
+from muster.daemon.socket.why_node import why_node
 from muster.drivers.certificates.certificates import CertificateRefused
 from muster.records.access import Author
 from muster.records.names import shown
@@ -41,6 +42,7 @@ class Requests:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._planning = asyncio.Lock()
+        self._times = TimesOfEntries(daemon.node)
         self._shared = SharedAnswers(lambda name: self._answer(name, {}))
         node = daemon.node
         self.gate = Gate(node.setup.name, lambda: node.database.cluster.groups, daemon.note)
@@ -87,7 +89,7 @@ class Requests:
         if name == "plan":
             return await self._plan(arguments)
         if name == "why":
-            return queries.head(self._daemon.node.database, self._view()) | await self._daemon.why.answer(arguments)
+            return await self._why(arguments)
         if name == "transition_history":
             return queries.head(self._daemon.node.database, self._view()) | await self._daemon.history.answer(arguments)
         if name in ABOUT_ALL and not arguments:
@@ -103,6 +105,23 @@ class Requests:
             raise ControlRefused("it takes no arguments", f"query {name}", "send none")
         answers, unanswered = await self._daemon.gathering.ask(name, str(subject))
         return event_pages.merged(name, answers) | {"unanswered": unanswered}
+
+    async def _why(self, arguments: Document) -> Document:
+        """Why a service or a node is as it is, with what needs a person about it (P10.12)."""
+        database, subject = self._daemon.node.database, str(arguments.get("service", ""))
+        name = subject.removeprefix("node/")
+        if subject not in database.services and database.node_named(name) is not None:
+            view = self._view()
+            return queries.head(database, view) | why_node(database, view, name)
+        answered = await self._daemon.why.answer(arguments)
+        view = self._view()
+        need = view.needs.about(f"service/{subject}")
+        if need is not None:
+            needs = [each for each in queries.needs(database, view)["needs"] if each["subject"] == need.subject]
+            answered |= {"next_step": need.next_step, "needs": needs}
+        else:
+            answered["needs"] = []
+        return queries.head(self._daemon.node.database, view) | answered
 
     async def _plan(self, arguments: Document) -> Document:
         """What a change would do; computed beside the daemon's work, one at a time."""
@@ -172,10 +191,10 @@ class Requests:
             refused=tuple(self.gate.refused),
             waiting={each.node: each for each in node.required_levels()},
             unable=node.unable_to_lead(),
-            lacking=self._daemon.lacking,
             awaited=node.places_awaited(),
             fullness=node.fullness(),
-            now_s=time.time(),
+            needs=self._daemon.needs(),
+            at_s=self._times.at_s,
             holds_key=self._daemon.keys.holds_all(node.database.cluster),
             behind_rotation=node.behind_rotation(),
         )

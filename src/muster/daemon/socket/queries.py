@@ -18,11 +18,15 @@ from msgspec import Struct, field
 
 from muster.core.draft import is_silent
 from muster.core.freezing import is_frozen
+from muster.core.needs.machine import NOTHING, Told
+from muster.core.needs.need import Need
+from muster.core.needs.of_cluster import maintenance_words
+from muster.core.needs.of_nodes import confirm_dead, setting_of_levels
 from muster.core.room import Fullness
 from muster.core.services.instances import instances_of, is_template
 from muster.core.services.places import AwaitedThere, summary, words, words_about
 from muster.core.transitions.required import Waiting
-from muster.daemon.socket.certificate_queries import describe_authority, describe_node, warnings
+from muster.daemon.socket.certificate_queries import describe_authority, describe_node
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member
@@ -51,8 +55,9 @@ class NodeView(Struct, frozen=True):
     """node -> its condition (`core/leases/diagnosis.py`) and the evidence, in words"""
     last_words: Callable[[int], str] = lambda _node: ""  # why a node panicked, as its tombstone says
     age_ms: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed
-    now_s: float = 0.0  # seconds since 1970, for what certificates say
     holds_key: bool = True  # the authority's, in its home
+    needs: Told = NOTHING  # what needs a person (P10.12)
+    at_s: Callable[[int], int | None] = lambda _index: None  # when an entry was committed, by the clock of people
     behind_rotation: tuple[int, ...] = ()  # on the master: whom a rotation of the authority waits for
     waited_for: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     """transition -> nodes that have not acknowledged its present step, and how long that is at work (us)"""
@@ -61,7 +66,6 @@ class NodeView(Struct, frozen=True):
     fullness: Fullness = Fullness(0, 1)  # of the store
     waiting: dict[int, Waiting] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
     unable: dict[int, str] = field(default_factory=dict)  # nodes that say that they cannot lead, and why (P2.11)
-    lacking: str = ""  # processes of this node that have ended and that nobody replaces (P7.19)
     awaited: dict[int, AwaitedThere] = field(default_factory=dict)  # what waits for a place, by node (P8.12)
 
 
@@ -106,13 +110,31 @@ def status(database: Database, view: NodeView) -> Document:
             "limit_bytes": view.fullness.growth_bytes,
             "percent": view.fullness.percent,
         },
-        "warnings": [
-            *filter(None, (view.fullness.words,)),
-            *_overdue(database, view),
-            *warnings(database, view.now_s, view.node, holds_key=view.holds_key),
-            *_warnings_of_processes(database, view),
-        ],
+        **needs(database, view),
     }
+
+
+def needs(database: Database, view: NodeView) -> Document:
+    """What needs a person, trouble first, as documents and as lines; how many services and nodes are well (P10.12)."""
+    told = view.needs
+    lines = [need.line for need in told.needs]
+    if told.beyond:
+        lines.append(f"{told.beyond} more things need you; next: muster why SERVICE")
+    if database.cluster.incoming:
+        lines.append(f"the authority is being replaced ({database.cluster.rotation}): muster authority show")
+    return {
+        "needs": [_need(need) for need in told.needs],
+        "needs_beyond": told.beyond,
+        "well": told.well._asdict(),
+        "warnings": lines,
+    }
+
+
+def _need(need: Need) -> Document:
+    return {
+        "kind": need.kind, "subject": need.subject, "severity": need.severity, "words": need.words,
+        "next": need.next_step, "since_s": need.since_s, "affects": list(need.affects),
+    }  # fmt: skip
 
 
 def services(database: Database, view: NodeView) -> Document:
@@ -131,7 +153,9 @@ def service(database: Database, view: NodeView, name: str) -> Document:
         close = get_close_matches(name, list(database.services), n=1)
         next_step = f"did you mean {close[0]!r}?" if close else "see `muster services` for those that are defined"
         raise ControlRefused(f"there is no service {name!r}", f"cluster {database.cluster.name}", next_step)
-    return {"service": {"name": name, **_service_in_full(database, view, found), "runs_here": name in view.running}}
+    need = view.needs.about(f"service/{name}")
+    document = {"name": name, **_service_in_full(database, view, found), "runs_here": name in view.running}
+    return {"service": document, "needs": [_need(need)] if need is not None else []}
 
 
 def transitions(database: Database, view: NodeView) -> Document:
@@ -190,21 +214,6 @@ def _by_name(database: Database) -> list[tuple[str, int]]:
     return [(database.nodes[node].name, node) for node in sorted(database.nodes)]
 
 
-_LOSES = {
-    "log writer": "nothing that it says is logged",
-    "caretaker": "what its services leave in its machine is cleared at its next boot only",
-}
-
-
-def _warnings_of_processes(database: Database, view: NodeView) -> list[str]:
-    name = database.name_of(view.node)
-    return [
-        f"the {lost} of {name} has ended, with its standby: {_LOSES.get(lost, 'it is not replaced')}, until {name} has "
-        "left and booted again"
-        for lost in filter(None, view.lacking.split(", "))
-    ]
-
-
 def _name(database: Database, node: int) -> str | None:
     return None if node == NO_NODE else database.name_of(node)
 
@@ -226,10 +235,22 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         "condition": view.conditions.get(node, ("unknown", ""))[0],
         "evidence": view.conditions.get(node, ("unknown", ""))[1],
         "cause": _node_cause(database, view, member),
+        "held": _node_held(database, node),
         **_required(view, node),
         "unable_to_lead": view.unable.get(node, ""),
         "waiting_for_places": _waiting_for_places(database, view, node),
     }
+
+
+def _node_held(database: Database, node: int) -> str:
+    """What an operator has taken out of Muster's hands there, in words."""
+    standby, maintained = database.standby.get(node), database.maintenance.get(f"node/{database.name_of(node)}")
+    words = [f"on standby{_said(standby)}"] if standby else []
+    return ", ".join(words + ([f"in maintenance{_said(maintained)}"] if maintained else []))
+
+
+def _said(record: Maintenance | Standby) -> str:
+    return f" ({record.cause})" if record.cause else ""
 
 
 def _required(view: NodeView, node: int) -> Document:
@@ -246,14 +267,7 @@ def _waits(database: Database, view: NodeView, node: int) -> str:
     waiting = view.waiting.get(node)
     if waiting is None:
         return ""
-    own = database.nodes[node].required_levels is not None
-    setting = f"muster config set required_levels ...{f' --of-node {database.name_of(node)}' if own else ''}"
-    return f"{waiting.words}, and does not join before; start it there, or: {setting}"
-
-
-def _overdue(database: Database, view: NodeView) -> list[str]:
-    found = sorted(view.waiting.items())
-    return [f"{database.name_of(node)}: {_waits(database, view, node)}" for node, each in found if each.is_overdue]
+    return f"{waiting.words}, and does not join before; start it there, or: {setting_of_levels(database, node)}"
 
 
 def _node_cause(database: Database, view: NodeView, member: Member) -> str:
@@ -261,12 +275,12 @@ def _node_cause(database: Database, view: NodeView, member: Member) -> str:
         name = database.name_of(member.node)
         return (
             f"silent: {member.eviction.cause}; nobody waits for it, and what it held stays as it is; "
-            f"once you are sure that it is down: muster node evict {name} --confirmed-dead"
+            f"once you are sure that it is down: {confirm_dead(name)}"
         )
     if member.eviction is not None:
         return f"to be forced out: {member.eviction.cause}; waiting for proof that it has stopped"
     if member.state in HOLDING and member.node not in {*view.live, view.node}:
-        advice = f"if it is down for sure: muster node evict {database.name_of(member.node)} --confirmed-dead"
+        advice = f"if it is down for sure: {confirm_dead(database.name_of(member.node))}"
         return f"silent, and not proven to have stopped; {advice}"
     if member.node in view.barred:
         return f"refused on the interconnect: {view.barred[member.node]}"
@@ -342,7 +356,52 @@ def _service(database: Database, view: NodeView, service: Service) -> Document:
         "nodes": {name: states.get(node) for name, node in _by_name(database)},
         "wanted": service.wanted,
         "cause": service.cause or _why_held(database, view, service),
+        "held": maintenance_words(database, service),
+        "down": _why_down(database, service),
+        "since_s": view.at_s(service.since) if service.since else None,
+        "failures": _failures(database, view, service),
     }
+
+
+def _failures(database: Database, view: NodeView, service: Service) -> Document | None:
+    """How often it has failed within its window, and where it was given up; null where it has not (SPEC 5.4)."""
+    if not service.failures and not service.exhausted:
+        return None
+    window_s = service.definition.restart_window_ms / 1000
+    first_s, last_s = (view.at_s(index) if service.failures else None for index in (
+        min(service.failures, default=0), max(service.failures, default=0)))  # fmt: skip
+    return {
+        "count": len(service.failures),
+        "restarts": service.definition.restarts,
+        "since_s": first_s,
+        "until_s": None if last_s is None else round(last_s + window_s),
+        "given_up": [
+            {"node": database.name_of(found.node), "until_s": _plus(view.at_s(found.entry), window_s)}
+            for found in service.exhausted
+        ],
+    }
+
+
+def _plus(at_s: int | None, more_s: float) -> int | None:
+    return None if at_s is None else round(at_s + more_s)
+
+
+def _why_down(database: Database, service: Service) -> str:
+    """What a de-registered service is, in words: stopped by a person, failed, waiting, or never started."""
+    if service.state is not ServiceState.DEREGISTERED:
+        return ""
+    parent = database.services.get(service.definition.parent) if service.definition.parent else None
+    if service.removed:
+        return "withdrawn"
+    if not service.wanted:
+        return "stopped by an operator" if service.generation or service.previous != NO_NODE else "never started"
+    if service.cause:
+        return "failed"
+    if is_frozen(service, database):
+        return "waits for proof that its node has stopped"
+    if parent is not None and parent.state is not ServiceState.REGISTERED:
+        return f"waits for its parent {parent.name}"
+    return "waits for its first start" if service.previous == NO_NODE else "waits to be started again"
 
 
 def _why_held(database: Database, view: NodeView, service: Service) -> str:

@@ -17,7 +17,7 @@ from muster.ui.options import (
 
 
 @click.command()
-@click.argument("name", metavar="SERVICE", shell_complete=complete_services)
+@click.argument("name", metavar="SERVICE|NODE", shell_complete=complete_services)
 @click.argument("target", metavar="[NODE]", required=False, default="", shell_complete=complete_nodes)
 @click.option("--past", is_flag=True, help="Show the recent decisions about where it goes.")
 @click.option("--at", type=click.IntRange(min=1), metavar="INDEX", help="Show the decision in force at this index.")
@@ -27,6 +27,9 @@ from muster.ui.options import (
 def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> None:
     """Why SERVICE is where it is, or is not running: the verdict of each rule, for each node or for NODE alone.
 
+    With a node in place of SERVICE: why that is a member or not, what each sign says of it, what it holds, what to do.
+    A service that is called as a node is meant first: node/NAME is the node.
+
     What holds now is the master's word. A decision of the past is shown as it was made, with what was known then; it is
     kept in the memory of the node that made it as master, until that node ends.
 
@@ -34,6 +37,7 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
     Examples:
       muster why web                    why it is there, where it would go now, what to do if it is not running
       muster why web n2                 what is said for and against n2
+      muster why n2                     what ails n2, what it holds, and what to do about it
       muster why web --past             the recent decisions, newest first
       muster why web --at 118           the decision in force when entry 118 was committed
 
@@ -47,6 +51,8 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
       past                  the recent decisions, newest first, as `decision`; node is null where none was left
       answered_by           whose word that is; is_master: whether it is the master's; as_of: its commit index
       unanswered            [{node, why}] whose memory of the past is not in it
+      needs                 what needs a person about it, as in `muster status --json`
+    Of a node: summary, next_step, needs, rules, subject {kind, name, state, condition}, services [{service, words}].
     """
     if past and at is not None:
         raise Mistaken("both --past and --at are given", "muster why", "give one of them")
@@ -54,14 +60,17 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
     if at is not None:
         arguments["at"] = at
     answer = settings().connection().query("why", **arguments)
-    if at is not None and not answer["past"]:
+    if at is not None and "subject" not in answer and not answer["past"]:
         raise _not_recorded(answer, at)
     if as_json:
         print_json(answer)
         return
     from muster.ui.pages.screen import console
-    from muster.ui.pages.why_page import decision_page, past_page, present_page
+    from muster.ui.pages.why_page import decision_page, node_page, past_page, present_page
 
+    if "subject" in answer:
+        console().print(node_page(answer))
+        return
     if at is not None:
         page = decision_page(answer, answer["past"][0])
     else:

@@ -16,9 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from muster.client.errors import Unreachable
+from muster.setup.errors import Mistaken
 from muster.setup.harmless import harmless
 from muster.setup.nodes import Document
-from muster.ui.options import connection_options, json_option, print_json, reporting, settings
+from muster.ui.options import EXIT_REFUSED, connection_options, json_option, print_json, reporting, settings
+from muster.ui.pages.needs_page import clock, failures_words, need_block, needs_page
 from muster.ui.values import as_typed
 
 _STYLES = {
@@ -45,17 +47,42 @@ _watch_option = click.option("--watch", is_flag=True, help="Stay, and show every
 @click.command()
 @json_option
 @_watch_option
+@click.option("--check", is_flag=True, help="Only what needs a person: exit status 1 if anything does, for monitoring.")
 @connection_options
 @reporting
-def status(as_json: bool, watch: bool) -> None:
-    """The whole cluster: master, nodes, services, transitions.
+def status(as_json: bool, watch: bool, check: bool) -> None:
+    """The whole cluster: what needs you, then master, nodes, services, transitions.
+
+    What needs a person comes first, with the next command: the same sentences are in the log, in `warnings` of --json,
+    in metrics, in the status line of systemd, in events of the watcher `needs`, and in `muster why`.
 
     \b
     Examples:
       muster status --dir /tmp/try --watch
-      muster status --json | jq .master
+      muster status --check              exit status: 0 all is well, 1 something needs you, 3 no node answers
+      muster status --json | jq .needs
     """
+    if check:
+        if watch:
+            raise Mistaken("both --check and --watch are given", "muster status", "give one of them")
+        _check(as_json=as_json)
+        return
     _show("status", status_page, as_json=as_json, watch=watch)
+
+
+def _check(*, as_json: bool) -> None:
+    """Print what needs a person, and end with 1 if anything does."""
+    answer = settings().connection().query("status")
+    is_old = answer["node_state"] != "joined"
+    if as_json:
+        print_json(answer)
+    else:
+        screen = console()
+        screen.print(needs_page(answer, screen.width, None))
+        if is_old:
+            screen.print(_plain(f"{answer['node']} is {answer['node_state']}: what it shows may be old"))
+    if answer["needs"] or is_old:
+        sys.exit(EXIT_REFUSED)
 
 
 @click.command()
@@ -214,9 +241,14 @@ def _heading(answer: Document) -> Text:
 
 def status_page(answer: Document) -> RenderableType:
     """The page of `muster status`."""
-    parts: list[RenderableType] = [_heading(answer), Text(), nodes_table(answer)]
-    for warning in answer.get("warnings", ()):
-        parts.insert(1, Text(f"warning: {_plain(warning)}", style="yellow"))
+    parts: list[RenderableType] = [_heading(answer)]
+    if "needs" in answer:  # a node of an earlier release does not say it
+        screen = console()
+        parts.append(needs_page(answer, screen.width, screen.height if screen.is_terminal else None))
+    known = {f"{need['words']}; next: {need['next']}" for need in answer.get("needs", ())}
+    others = (warning for warning in answer.get("warnings", ()) if warning not in known)
+    parts += [Text(f"warning: {_plain(warning)}", style="yellow") for warning in others]
+    parts += [Text(), nodes_table(answer)]
     if answer["services"]:
         parts += [Text(), services_table(answer)]
     if answer["transitions"]:
@@ -240,7 +272,7 @@ def _why(node: Document) -> str:
     """What ails a node and the evidence; then what waits for it. Of one that is well only the latter."""
     condition, evidence = node.get("condition", "well"), node.get("evidence", "")
     ails = f"{condition}: {evidence}" if evidence and condition != "never ran" else ""
-    return "; ".join(filter(None, (ails, node["cause"])))
+    return "; ".join(filter(None, (node.get("held", ""), ails, node["cause"])))
 
 
 def _why_down(name: str, service: Document) -> str:
@@ -248,17 +280,32 @@ def _why_down(name: str, service: Document) -> str:
     if service["state"] != "de-registered":
         return ""
     if not service["wanted"]:
-        return f"not wanted: muster service register {name.partition('@')[0]}"
-    words = "awaits maturity" if "M" in service["flags"] else "waits"
+        words = service.get("down") or "not wanted"
+        return f"{words}: muster service register {name.partition('@')[0]}"
+    words = "awaits maturity" if "M" in service["flags"] else service.get("down") or "waits"
     return f"{words}: muster why {name}"
 
 
+_FLAGS = {
+    "T": "T: it moves to another node",
+    "M": "M: it waits for more nodes before its first start",
+    "N": "N: each node that joins is told where it is",
+}
+
+
 def services_table(answer: Document) -> Table:
-    """One row a service."""
+    """One row a service, and what the flags mean that stand there."""
     table = _table("SERVICE", "STATE", "FLAGS", "NODE", "CAUSE")
+    shown: set[str] = set()
     for name, service in answer["services"].items():
-        cause = _in_short(service["cause"] or _why_down(name, service))
-        table.add_row(_plain(name), _state(service["state"]), ",".join(service["flags"]), service["node"], cause)
+        about = service["cause"] or _why_down(name, service)
+        words = filter(None, (service.get("held", ""), about, failures_words(service.get("failures"))))
+        shown.update(service["flags"])
+        flags = ",".join(service["flags"])
+        table.add_row(_plain(name), _state(service["state"]), flags, service["node"], _in_short("; ".join(words)))
+    meaning = [words for flag, words in _FLAGS.items() if flag in shown]
+    if meaning:
+        table.caption, table.caption_justify = Text("; ".join(meaning), style="dim"), "left"
     return table
 
 
@@ -310,8 +357,8 @@ def show_node(name: str, node: Document) -> None:
     """The page of `muster node show`."""
     table = _pairs()
     certificate = node["certificate"] or {}
-    for key in ("id", "generation", "state", "incarnation", "live", "link", "addresses", "services", "cause"):
-        _row(table, key, node[key])
+    for key in ("id", "generation", "state", "incarnation", "live", "link", "addresses", "services", "cause", "held"):
+        _row(table, key, node.get(key))
     _row(table, "levels", ", ".join(f"{level['level']} {level['name']}" for level in node["levels"]))
     _row(table, "certificate ends", certificate.get("ends", "not enrolled"))
     _row(table, "certificate", certificate.get("fingerprint", ""))
@@ -368,8 +415,13 @@ def show_service(answer: Document) -> None:
     """The page of `muster service show`."""
     found = answer["service"]
     table = _pairs()
+    for need in answer.get("needs", ()):
+        console().print(need_block(need))
     for key in ("state", "node", "wanted", "cause", "reason", "flags", "origin", "target", "previous", "failed", "uid"):
         _row(table, key, found[key])
+    _row(table, "since", clock(found["since_s"]) if found.get("since_s") else "")
+    _row(table, "held", found.get("held", ""))
+    _row(table, "failures", failures_words(found.get("failures")))
     for key, value in found["definition"].items():
         _row(table, key, value)
     console().print(Text(found["name"], style="bold"))

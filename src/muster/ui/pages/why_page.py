@@ -6,11 +6,12 @@ from rich.text import Text
 
 from muster.setup.harmless import one_line
 from muster.setup.nodes import Document
+from muster.ui.pages.needs_page import indented, need_block
 
 
 def present_page(answer: Document, *, whole: bool) -> Group:
     """Why the service is where it is now, or why it is not running, and what to do. `whole`: not of one node alone."""
-    parts: list[RenderableType] = [_plain(answer["summary"], "bold")]
+    parts: list[RenderableType] = [_plain(answer["summary"], "bold"), *_needs(answer)]
     if not answer["is_master"]:
         warning = f"no master answers: this is what {answer['answered_by']} knows, as of entry {answer['as_of']}"
         parts.append(_plain(warning, "yellow"))
@@ -27,7 +28,26 @@ def present_page(answer: Document, *, whole: bool) -> Group:
     if answer["rules"] and whole:
         parts += [Text(), _rules(answer["rules"])]
     if answer["next_step"]:
-        parts += [Text(), _plain(f"next: {answer['next_step']}")]
+        parts += [Text(), indented(("next: ", _plain(answer["next_step"])))]
+    return Group(*parts)
+
+
+def _needs(answer: Document) -> list[RenderableType]:
+    """What needs a person about it, unless the summary says that already."""
+    others = [need for need in answer.get("needs", ()) if need["words"] != answer["summary"]]
+    return [need_block(need) for need in others]
+
+
+def node_page(answer: Document) -> Group:
+    """Why a node is as it is, what it holds, and what to do."""
+    parts: list[RenderableType] = [_plain(answer["summary"], "bold"), *_needs(answer), Text(), _rules(answer["rules"])]
+    if answer["services"]:
+        table = _table("SERVICE", "HERE")
+        for each in answer["services"]:
+            table.add_row(_plain(each["service"]), _plain(each["words"]))
+        parts += [Text(), table]
+    if answer["next_step"]:
+        parts += [Text(), indented(("next: ", _plain(answer["next_step"])))]
     return Group(*parts)
 
 

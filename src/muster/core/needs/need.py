@@ -1,0 +1,120 @@
+"""What needs a person: one form for every instrument, and what a node has to see for it (P10.12)."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from muster.core.room import Fullness
+from muster.core.services.explanation import Explanation
+from muster.core.transitions.required import Waiting
+from muster.records.terms import NO_NODE
+
+TROUBLE, NOTICE = "trouble", "notice"  # it is not as it should be; a person has made it so, or it may pass
+US_PER_S = 1_000_000
+
+# Each kind, and for how long (us) it must hold before it is told: what passes by itself within that is no trouble.
+HOLDS_US = {
+    "no master": 10 * US_PER_S,
+    "not following": US_PER_S,
+    "unproven": US_PER_S,
+    "former life": US_PER_S,
+    "unwell": US_PER_S,
+    "blocked": 0,
+    "failed": 0,
+    "unclean": US_PER_S,
+    "nowhere": US_PER_S,
+    "overdue level": 0,
+    "store": 0,
+    "lost": US_PER_S,
+    "link": US_PER_S,
+    "refused": US_PER_S,
+    "cannot lead": 0,
+    "processes lost": 0,
+    "certificate": 0,
+    "level": US_PER_S,
+    "maintenance": 0,
+    "standby": 0,
+}
+KINDS = tuple(HOLDS_US)  # the order in which needs of one severity are told: causes before what follows from them
+
+
+class Need(Struct, frozen=True):
+    """One thing that needs a person.
+
+    `words` is a sentence without running times, so that it stays the same for as long as the need holds. `next_step` is
+    the next command, or what to do where there is no command for it. `since_us` is by the clock of the machine.
+    """
+
+    kind: str  # one of KINDS
+    subject: str  # `node/NAME`, `service/NAME`, `link/NAME`, `level/NUMBER` or `cluster`
+    words: str
+    next_step: str
+    severity: str = TROUBLE
+    affects: tuple[str, ...] = ()  # services that are not as wanted because of it
+    since_us: int = 0
+    since_s: int = 0  # the same by the clock of people, in seconds since 1970; 0 where nobody has looked at that
+
+    @property
+    def line(self) -> str:
+        """The sentence and the next step, as the log, warnings and the service manager have them."""
+        return f"{self.words}; next: {self.next_step}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from the others."""
+        return self.kind, self.subject
+
+
+class Suspicion(NamedTuple):
+    """What may become a need once it has held for long enough; `tell` makes its words, or finds that it is none."""
+
+    kind: str
+    subject: str
+    tell: Callable[[], Need | None]
+    age_ms: int = 0  # for how long it has held, where a record says so
+
+
+def certain(need: Need, of: str = "", age_ms: int = 0) -> Suspicion:
+    """A suspicion whose words are known. `of` tells it from others of the same kind about the same subject."""
+    return Suspicion(need.kind, f"{need.subject} {of}".rstrip(), lambda: need, age_ms)
+
+
+class Path(NamedTuple):
+    """One path of the link with a peer: `up`, `silent` or `down`."""
+
+    peer: int
+    address: str
+    state: str
+
+
+class Straggler(NamedTuple):
+    """A registered level that has not acknowledged a step of a transition; `hung`: its deadline is over."""
+
+    node: int
+    level: int
+    name: str
+    about: int  # the node whose transition it is
+    kind: str
+    is_hung: bool
+
+
+class Seen(Struct, frozen=True):
+    """What a node sees beside the database. Everything in it is what `muster status` shows of it."""
+
+    node: int  # its own id
+    incarnation: int
+    master: int = NO_NODE
+    trouble: str = ""  # what keeps the node from following the cluster
+    live: frozenset[int] = frozenset()  # nodes whose lease is being renewed
+    conditions: Mapping[int, str] = field(default_factory=dict)  # node -> one of `diagnosis.CONDITIONS`
+    waiting: Mapping[int, Waiting] = field(default_factory=dict)
+    unable: Mapping[int, str] = field(default_factory=dict)
+    barred: Mapping[int, str] = field(default_factory=dict)
+    lacking: str = ""
+    fullness: Fullness = Fullness(0, 1)
+    paths: tuple[Path, ...] = ()
+    stragglers: tuple[Straggler, ...] = ()
+    certificates: tuple[tuple[str, str], ...] = ()  # sentence and next step
+    age_ms: Callable[[int], int] = lambda _index: 0
+    explain: Callable[[str], Explanation | None] = lambda _name: None

@@ -1,0 +1,64 @@
+"""The services that need a person: what is stuck, and what runs nowhere though it is wanted (P10.12).
+
+The words and the next step are those of `muster why`: both come from `core/services/explanation.py`.
+"""
+
+from collections.abc import Callable, Iterator
+
+from muster.core.freezing import is_frozen
+from muster.core.needs.need import Need, Seen, Suspicion
+from muster.core.services import instances
+from muster.core.services.explanation import Explanation
+from muster.records.database import Database
+from muster.records.services import Service, ServiceState
+from muster.records.terms import NO_NODE
+
+# Rules that keep a service down for a reason that is told elsewhere (a silent node, a maintenance, its parent), that
+# passes by itself, or that a person wanted so.
+_TOLD_ELSEWHERE = ("inventory", "definition", "wanted", "silence", "policy", "maintenance")
+
+
+def of_services(database: Database, seen: Seen) -> Iterator[Suspicion]:
+    """What may be wrong with each service."""
+    for name, service in database.services.items():
+        if not may_need(service) or instances.is_template(service) or is_frozen(service, database):
+            continue
+        yield Suspicion(_kind_of(service), f"service/{name}", _teller(database, seen, service))
+
+
+def may_need(service: Service) -> bool:
+    """Whether it is worth being explained: a service that is well is told from others at once."""
+    if service.state is ServiceState.DEREGISTERED:
+        return service.wanted and not service.removed
+    return bool(service.cause) or (service.state is ServiceState.RECOVERING and service.node == NO_NODE)
+
+
+def _kind_of(service: Service) -> str:
+    if service.cause:
+        return "failed" if service.state is ServiceState.DEREGISTERED else "blocked"
+    return "unclean" if service.unclean is not None else "nowhere"
+
+
+def _teller(database: Database, seen: Seen, service: Service) -> Callable[[], Need | None]:
+    def tell() -> Need | None:
+        explanation = seen.explain(service.name)
+        if explanation is None or _passes(database, service, explanation):
+            return None
+        words, next_step = explanation.summary, explanation.next_step or f"muster why {service.name}"
+        return Need(_kind_of(service), f"service/{service.name}", words, next_step, affects=(service.name,))
+
+    return tell
+
+
+def _passes(database: Database, service: Service, explanation: Explanation) -> bool:
+    """Whether it is no trouble of its own: it is about to start, or what keeps it down is told elsewhere."""
+    if service.state is not ServiceState.DEREGISTERED:
+        return False
+    first = next((finding for finding in explanation.findings if not finding.holds), None)
+    if first is None:
+        return any(verdict.chosen for verdict in explanation.verdicts)
+    if first.rule == "group":
+        return service.definition.parent in database.services
+    if first.rule == "maturity":
+        return bool(service.definition.maturity_time_ms)
+    return first.rule in _TOLD_ELSEWHERE

@@ -1,0 +1,134 @@
+"""Looks what needs a person, and tells those who do not ask: the log, events, the service manager (P10.12).
+
+Queries and metrics ask for the same list. It has no timer of its own: the daemon calls `look` after each of its ticks
+and when its replica has changed.
+"""
+
+import asyncio
+import time
+
+from msgspec.structs import replace
+
+from muster.core.needs.machine import Needs, Told, well
+from muster.core.needs.need import Need, Path, Seen, Straggler
+from muster.daemon.shell.daemon import Daemon, boottime_us
+from muster.daemon.signs.evidence import conditions
+from muster.daemon.trust.certificate_ends import certificates_that_end
+from muster.records.database import Database
+from muster.records.terms import NO_NODE
+
+PAUSE_US = 250_000  # between two looks while the replica stays the same
+FRESH_US = 20_000  # what is so old is good enough for whoever asks
+US_PER_S = 1_000_000
+NEEDED, OVER = "needs you", "need over"  # in the log
+
+
+class NeedsWatch:
+    """The needs of one daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon, self._machine = daemon, Needs()
+        self._told = Told()
+        self._looked_us, self._index = 0, -1
+        self._known: dict[tuple[str, str], Need] = {}
+        self._is_scheduled = False
+        daemon.needs = self.now
+        daemon.on_replica = self.schedule
+
+    def now(self) -> Told:
+        """What needs a person now."""
+        now_us, index = boottime_us(), self._daemon.node.database.index
+        if index != self._index or now_us - self._looked_us >= FRESH_US:
+            self._looked_us, self._index = now_us, index
+            self._look(now_us)
+        return self._told
+
+    def look(self) -> None:
+        """Look, unless that was done a moment ago."""
+        if boottime_us() - self._looked_us >= PAUSE_US:
+            self.now()
+
+    def schedule(self) -> None:
+        """The replica has changed: look at it once, after all that comes with it."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._scheduled)
+
+    def _scheduled(self) -> None:
+        self._is_scheduled = False
+        self.now()
+
+    def _look(self, now_us: int) -> None:
+        node = self._daemon.node
+        seen = seen_by(self._daemon)
+        found = self._machine.look(node.database, seen, now_us)
+        offset_s = time.time() - now_us / US_PER_S
+        needs = tuple(self._dated(need, offset_s) for need in found)
+        self._told = Told(needs, self._machine.beyond, well(node.database, seen, needs))
+        self._tell({need.key: need for need in needs})
+
+    def _dated(self, need: Need, offset_s: float) -> Need:
+        before = self._known.get(need.key)
+        same = before is not None and before.since_us == need.since_us
+        at_s = before.since_s if before is not None and same else round(offset_s + need.since_us / US_PER_S)
+        return replace(need, since_s=at_s)
+
+    def _tell(self, needs: dict[tuple[str, str], Need]) -> None:
+        before, self._known = self._known, needs
+        if before == needs:
+            return
+        for key, need in needs.items():
+            was = before.get(key)
+            if was is None or was.words != need.words:
+                self._daemon.note(NEEDED, need.line)
+        for key, need in before.items():
+            if key not in needs:
+                self._daemon.note(OVER, need.words)
+        self._daemon.events.needs_changed(tuple(needs.values()))
+        self._daemon.tell_of_change()
+
+
+def seen_by(daemon: Daemon) -> Seen:
+    """What the daemon's node sees beside its replica."""
+    node, database = daemon.node, daemon.node.database
+    master = node.master
+    return Seen(
+        node=node.me,
+        incarnation=node.incarnation if node.confirmed else database.member(node.me).incarnation,
+        master=NO_NODE if master is None else master,
+        trouble=node.trouble,
+        live=frozenset(each for each in database.nodes if node.is_live(each)),
+        conditions={other: found[0] for other, found in conditions(daemon).items()},
+        waiting={each.node: each for each in node.required_levels()},
+        unable=node.unable_to_lead(),
+        barred=daemon.barred(),
+        lacking=daemon.lacking,
+        fullness=node.fullness(),
+        paths=_paths(daemon, database),
+        stragglers=_stragglers(daemon, database),
+        certificates=tuple(
+            certificates_that_end(database, time.time(), node.me, holds_key=daemon.keys.holds_all(database.cluster))
+        ),
+        age_ms=node.age_ms,
+        explain=node.explainer(),
+    )
+
+
+def _paths(daemon: Daemon, database: Database) -> tuple[Path, ...]:
+    others = [other for other in database.nodes if other != daemon.node.me and len(database.nodes[other].addresses) > 1]
+    return tuple(
+        Path(other, str(path["address"]), str(path["state"])) for other in others for path in daemon.paths(other)
+    )
+
+
+def _stragglers(daemon: Daemon, database: Database) -> tuple[Straggler, ...]:
+    found = []
+    for identity, (waiting, elapsed_us) in daemon.node.waited_for().items():
+        transition = database.transitions.get(identity)
+        for node in waiting if transition is not None else ():
+            assert transition is not None
+            level = next((each for each in database.member(node).levels if each.number == transition.level), None)
+            if level is not None and not transition.awaits:
+                hung = 0 < level.deadline_ms * 1000 < elapsed_us
+                found.append(Straggler(node, level.number, level.name, transition.node, str(transition.kind), hung))
+    return tuple(found)

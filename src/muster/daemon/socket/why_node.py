@@ -1,0 +1,77 @@
+"""Why a node is as it is: what each sign and record says of it, for people (P10.12, SPEC 8.2)."""
+
+from typing import Any
+
+from muster.core.draft import is_silent
+from muster.core.freezing import is_frozen
+from muster.core.transitions.required import required_of
+from muster.daemon.socket import queries
+from muster.daemon.socket.queries import NodeView
+from muster.records.database import Database
+from muster.records.levels import NodeState
+from muster.records.required_levels import words_of
+from muster.records.services import Service, ServiceState
+
+Document = dict[str, Any]
+
+
+def why_node(database: Database, view: NodeView, name: str) -> Document:
+    """The account of one node: `summary`, `next_step`, `rules`, `services`, `needs`."""
+    node = database.node_named(name)
+    assert node is not None, "whoever asks has looked"
+    found = queries.nodes(database, view)["nodes"][name]
+    need = view.needs.about(f"node/{name}")
+    held = [service for service in database.services.values() if service.node == node]
+    summary = need.words if need is not None else _summary(name, found)
+    return {
+        "subject": {"kind": "node", "name": name, "state": found["state"], "condition": found["condition"]},
+        "summary": summary,
+        "next_step": need.next_step if need is not None else "",
+        "needs": [each for each in queries.needs(database, view)["needs"] if each["subject"] == f"node/{name}"],
+        "rules": _rules(database, view, node, found),
+        "services": [{"service": each.name, "words": _of_service(database, each)} for each in held],
+    }
+
+
+def _summary(name: str, found: Document) -> str:
+    """A node that needs nobody."""
+    ails = f", {found['condition']}" if found["condition"] not in ("well", "unknown") else ""
+    cause = f": {found['cause']}" if found["cause"] else ""
+    return f"{name} is {found['state']}{ails}{cause}"
+
+
+def _rules(database: Database, view: NodeView, node: int, found: Document) -> list[Document]:
+    member, own = database.member(node), node == view.node
+    required = required_of(database.cluster, database.nodes[node])
+    waiting = view.waiting.get(node)
+    needed = f"it waits for {words_of(waiting.missing)}" if waiting else "no required program is missing"
+    evicted = member.eviction
+    condemned = f"to be forced out: {evicted.cause}" if evicted is not None else "nobody forces it out"
+    if is_silent(member):
+        condemned = f"silent, and nothing proves that it has stopped: {evicted.cause if evicted else ''}"
+    proof = found["last_proof"]
+    past = f"; its last life ended by {proof['kind']}: {proof['detail']}" if proof else ""
+    rows = (
+        ("member", member.state is NodeState.JOINED, f"it is {found['state']}{past}"),
+        ("lease", found["live"], "its lease is renewed" if found["live"] else "its lease is not renewed"),
+        ("link", found["link"], "it is heard" if found["link"] else "it is not heard on the interconnect"),
+        ("signs", found["condition"] == "well", f"{found['condition']}: {found['evidence']}".rstrip(": ")),
+        ("proof", evicted is None, condemned),
+        ("required", waiting is None, needed if required or waiting else "it must wait for no program"),
+        ("refusal", not member.refusal, member.refusal or "its join is not refused"),
+        ("lead", node not in view.unable, view.unable.get(node) or "it can lead"),
+        ("services", not found["held"], found["held"] or "it may be given services"),
+    )
+    return [
+        {"rule": rule, "holds": bool(holds), "words": words}
+        for rule, holds, words in rows
+        if not (own and rule in ("link", "signs"))
+    ]
+
+
+def _of_service(database: Database, service: Service) -> str:
+    if is_frozen(service, database):
+        return f"{service.state}; it stays so until the node is proven to have stopped"
+    if service.cause:
+        return f"{service.state}; stuck: {service.cause}"
+    return "it runs here" if service.state is ServiceState.REGISTERED else str(service.state)

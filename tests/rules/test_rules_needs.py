@@ -1,0 +1,229 @@
+"""P10.12: what needs a person, each kind from a made-up state, and nothing on a healthy cluster."""
+
+from typing import Any
+
+import pytest
+
+from muster.core.leases.diagnosis import CUT_LINK, DEAD, PAUSED, WELL
+from muster.core.needs.machine import MAXIMUM_NEEDS, Needs, Told, well
+from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path, Seen, Straggler
+from muster.core.room import Fullness
+from muster.core.services.explanation import Explanation, Finding
+from muster.core.services.placement import Rule, Verdict
+from muster.core.transitions.required import Waiting
+from muster.daemon.shell.readiness import status_line
+from muster.daemon.socket.queries import NodeView
+from muster.daemon.socket.queries import needs as documents
+from muster.records.database import Change, Database, Entry, initial_database
+from muster.records.levels import Missing, NodeState
+from muster.records.members import Eviction, Member, Proof
+from muster.records.nodes import Cluster, NodeConfig
+from muster.records.registers import ProofKind
+from muster.records.services import Definition, Maintenance, Service, ServiceState, Standby, Unclean
+from muster.records.terms import Term
+
+LATER_US = 60_000_000
+JOINED = tuple(Member(node, NodeState.JOINED, 7) for node in range(3))
+EVERY_NODE = frozenset({0, 1, 2})
+CALM = dict.fromkeys(range(3), WELL)
+
+
+def database_with(*changes: Change) -> Database:
+    """Three joined nodes, web on n1, and these records."""
+    nodes = tuple(NodeConfig(number, f"n{number}", (f"10.0.0.{number}:7700",), "PEM") for number in range(3))
+    database = initial_database(Cluster("test", "ab" * 16, "fast", "PEM"), nodes)
+    web = Service(Definition("web"), 1, ServiceState.REGISTERED, wanted=True, node=1, incarnation=7, generation=1)
+    database.apply(Entry(1, Term(12, 0), "test", (*JOINED, web, *changes)))
+    return database
+
+
+def seen(**known: Any) -> Seen:
+    """What n0, the master, sees of them where all is well."""
+    given = {"node": 0, "incarnation": 7, "master": 0, "live": EVERY_NODE, "conditions": CALM}
+    return Seen(**{**given, **known})
+
+
+def needs_of(database: Database, what: Seen) -> tuple[Need, ...]:
+    """What is told once it has held for a minute."""
+    machine = Needs()
+    machine.look(database, what, 1)
+    return machine.look(database, what, LATER_US)
+
+
+def explained(words: str, next_step: str, rule: str = "", chosen: bool = False) -> Any:
+    """An account of any service: this rule is in its way."""
+    findings = (Finding(rule, False, words),) if rule else ()
+    verdicts = (Verdict(0, "n0", Rule.EXCLUDED, chosen, chosen, words),)
+    return lambda _name: Explanation(words, findings, verdicts, next_step)
+
+
+def web(**changed: Any) -> Service:
+    """The service in another state."""
+    given = {"state": ServiceState.DEREGISTERED, "wanted": True, "node": -1, "incarnation": 0, "generation": 1}
+    return Service(Definition("web"), 1, **{**given, **changed})
+
+
+EVICTED = Member(1, NodeState.JOINED, 7, eviction=Eviction(7, "its lease has run out", silent=True))
+LOST = Member(1, NodeState.INACTIVE, 7, last_proof=Proof(ProofKind.PANIC_TOMBSTONE, 1, 7))
+STUCK = web(state=ServiceState.STOPPING, node=1, incarnation=7, cause="stop failed on n1")
+WAITING = {2: Waiting(2, 8, (Missing(15, "storage"),), 3000, False)}
+EVICT = "muster node evict {} --confirmed-dead"
+STRAGGLER = Straggler(1, 60, "cache", 2, "leaving", False)
+CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
+    # records, what is seen, then the kind, a part of the sentence, and the next step
+    "no master": ((), {"master": -1}, "no master", "no node leads", "muster links"),
+    "not following": ((), {"trouble": "of a later release"}, "not following", "later release", "muster upgrade status"),
+    "silent": ((), {"live": frozenset({0, 2})}, "unproven", "web stays as it is", EVICT.format("n1")),
+    "condemned": ((EVICTED,), {}, "unproven", "its lease has run out", EVICT.format("n1")),
+    "former": ((), {"incarnation": 8}, "former life", "former life", EVICT.format("n0")),
+    "paused": ((), {"conditions": {**CALM, 2: PAUSED}}, "unwell", "stands still", "muster why n2"),
+    "cut": ((), {"conditions": {**CALM, 2: CUT_LINK}}, "unwell", "link with n2 is cut", "muster links"),
+    "blocked": ((STUCK,), {"explain": explained("web is stuck", "muster x")}, "blocked", "web is stuck", "muster x"),
+    "failed": (
+        (web(cause="failed everywhere"),), {"explain": explained("failed", "muster service clear web", "stuck")},
+        "failed", "failed", "muster service clear web",
+    ),
+    "nowhere": ((web(),), {"explain": explained("no node is up", "boot one")}, "nowhere", "no node is up", "boot one"),
+    "immature": (
+        (web(waits_since=1),), {"explain": explained("not mature", "boot one", "maturity")},
+        "nowhere", "not mature", "boot one",
+    ),
+    "unclean": (
+        (web(unclean=Unclean(1, 6)),), {"explain": explained("n1 is not clean", "confirm it", "clean")},
+        "unclean", "not clean", "confirm it",
+    ),
+    "lost": ((LOST,), {"live": frozenset({0, 2})}, "lost", "was lost", "systemctl start musterd"),
+    "path": (
+        (), {"paths": (Path(1, "10.0.0.1:1", "up"), Path(1, "10.1.0.1:1", "down"))},
+        "link", "1 of 2 paths between n0 and n1 are down: 10.1.0.1:1", "muster links",
+    ),
+    "refused": ((Member(2, refusal="no room"),), {}, "refused", "no room", "muster node list"),
+    "waits": ((Member(2),), {"waiting": WAITING}, "level", "it waits for storage (level 15)", "required_levels"),
+    "awaited": ((), {"stragglers": (STRAGGLER,)}, "level", "cache (level 60) on n1", "muster transitions"),
+    "hung": (
+        (), {"stragglers": (STRAGGLER._replace(is_hung=True),)},
+        "overdue level", "cache (level 60)", "muster transitions",
+    ),
+    "full": ((), {"fullness": Fullness(80, 100)}, "store", "80 % full", "withdraw what is not needed"),
+    "cannot lead": ((), {"unable": {1: "its journal is broken"}}, "cannot lead", "journal is broken", "muster why n1"),
+    "processes": ((), {"lacking": "caretaker"}, "processes lost", "the caretaker of n0", "muster node leave n0"),
+    "certificate": ((), {"certificates": (("it ends", "renew it"),)}, "certificate", "it ends", "renew it"),
+    "maintenance": (
+        (Maintenance("service", "web", 1, cause="kernel patch"),), {}, "maintenance",
+        "service web is in maintenance (kernel patch)", "muster maintenance end --service web --yes",
+    ),
+    "standby": ((Standby(1, 1),), {}, "standby", "n1 is on standby: it gets no services, and still has web",
+                "muster node active n1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_p10_12_each_state_that_needs_a_person_is_told_by_every_instrument_in_the_same_words(name: str) -> None:
+    changes, known, kind, words, next_step = CASES[name]
+    database, what = database_with(*changes), seen(**known)
+    (need,) = needs_of(database, what)
+    assert (need.kind, need.words.count(words)) == (kind, 1), need
+    assert next_step in need.next_step
+    told = Told((need,), 0, well(database, what, (need,)))
+    shown = documents(database, NodeView(0, 7, needs=told))
+    assert shown["warnings"] == [need.line]
+    assert [(each["words"], each["next"]) for each in shown["needs"]] == [(need.words, need.next_step)]
+    assert told.about(need.subject) == need
+
+    class Speaker:
+        """As much of a node as the status line asks for."""
+
+        def __init__(self) -> None:
+            self.database, self.me, self.incarnation, self.master = database, 0, 7, 0
+
+        def required_levels(self) -> list[Any]:
+            return []
+
+    assert status_line(Speaker(), told).startswith(f"NEEDS YOU: {need.line}; ")  # type: ignore[arg-type]
+
+
+def test_p10_12_each_kind_has_a_case() -> None:
+    assert {case[2] for case in CASES.values()} == set(KINDS)
+
+
+def test_p10_12_a_healthy_cluster_needs_nobody() -> None:
+    database, what = database_with(web(state=ServiceState.REGISTERED, node=1, incarnation=7)), seen()
+    assert needs_of(database, what) == ()
+    assert well(database, what, ()).words == "1 of 1 services and 3 of 3 nodes are well"
+    assert documents(database, NodeView(0, 7))["warnings"] == []
+
+
+HARMLESS: dict[str, tuple[tuple[Change, ...], dict[str, Any]]] = {
+    "stopped by an operator": ((web(wanted=False),), {}),
+    "withdrawn": ((web(removed=True),), {}),
+    "about to start": ((web(),), {"explain": explained("soon", "", chosen=True)}),
+    "matures with time": (
+        (Service(Definition("web", maturity_time_ms=5000), 1, wanted=True),),
+        {"explain": explained("not mature", "", "maturity")},
+    ),
+    "waits for its parent": (
+        (Service(Definition("child", parent="web"), 1, wanted=True),),
+        {"explain": explained("its parent", "", "group")},
+    ),
+    "left gracefully": ((Member(2, NodeState.INACTIVE, 7),), {"live": frozenset({0, 1})}),
+    "never ran": ((Member(2, NodeState.INACTIVE, 0),), {"live": frozenset({0, 1})}),
+    "boots again after its death": ((LOST,), {}),
+    "proven dead, and about to be forced out": ((), {"live": frozenset({0, 2}), "conditions": {**CALM, 1: DEAD}}),
+    "all paths of a link": ((), {"paths": (Path(1, "a:1", "down"), Path(1, "b:1", "down"))}),
+    "waits for a service at Muster's own level": (
+        (), {"stragglers": (STRAGGLER._replace(level=40, name="event manager"),)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_p10_12_what_passes_by_itself_or_is_told_elsewhere_is_no_need(name: str) -> None:
+    changes, known = HARMLESS[name]
+    assert needs_of(database_with(*changes), seen(**known)) == ()
+
+
+def test_p10_12_a_service_that_a_silent_node_keeps_is_told_with_the_node_and_is_not_well() -> None:
+    frozen = web(cause="x", state=ServiceState.STOPPING, node=1, incarnation=7)
+    database, what = database_with(EVICTED, frozen), seen(live=frozenset({0, 2}))
+    (need,) = needs_of(database, what)
+    assert need.affects == ("web",)
+    assert Told((need,)).about("service/web") == need
+    assert well(database, what, (need,)) == (0, 1, 2, 3)
+
+
+def test_p10_12_what_holds_only_for_a_moment_is_not_told_and_since_when_stays() -> None:
+    machine, database = Needs(), database_with()
+    silent, hold_us = seen(live=frozenset({0, 2})), HOLDS_US["unproven"]
+    assert machine.look(database, silent, 1000) == ()
+    assert machine.look(database, silent, 1000 + hold_us - 1) == ()
+    assert machine.look(database, seen(), 1000 + hold_us) == ()
+    assert machine.look(database, silent, 2000 + hold_us) == ()
+    (need,) = machine.look(database, silent, 2000 + 2 * hold_us)
+    assert need.since_us == 2000 + hold_us
+    (again,) = machine.look(database, silent, LATER_US)
+    assert again == need
+
+
+def test_p10_12_all_but_a_missing_master_is_told_within_two_seconds() -> None:
+    assert {kind for kind, hold_us in HOLDS_US.items() if hold_us > 1_000_000} == {"no master"}
+
+
+def test_p10_12_a_record_says_since_when_and_its_age_does_not_make_that_tremble() -> None:
+    machine, database = Needs(), database_with(Standby(1, 1))
+    (need,) = machine.look(database, seen(age_ms=lambda _index: 30_000), LATER_US)
+    assert need.since_us == LATER_US - 30_000_000
+    (again,) = machine.look(database, seen(age_ms=lambda _index: 30_999), LATER_US + 1_000_500)
+    assert again.since_us == need.since_us
+
+
+def test_p10_12_trouble_comes_first_and_the_list_is_bounded() -> None:
+    left_alone = [Maintenance("service", f"s{number}", 1) for number in range(MAXIMUM_NEEDS + 5)]
+    database = database_with(*left_alone, EVICTED)
+    machine = Needs()
+    found = machine.look(database, seen(), LATER_US)
+    found = machine.look(database, seen(), 2 * LATER_US)
+    assert len(found) == MAXIMUM_NEEDS
+    assert machine.beyond == 6
+    assert [need.severity for need in found[:2]] == [TROUBLE, NOTICE]
+    lines = documents(database, NodeView(0, 7, needs=Told(found, machine.beyond)))["warnings"]
+    assert lines[-1].startswith("6 more things need you")
