@@ -12,7 +12,7 @@ from muster.core.operations.unchanged import Unchanged
 from muster.core.replica.ages import Ages
 from muster.core.replica.reporting import Reporting
 from muster.core.room import SHARE_OF_A_RECORD, Room, capacity_of
-from muster.core.transitions.subsystems import Subsystems
+from muster.core.this_node import ThisNode
 from muster.core.transitions.waiting import Straggler, Waiting
 from muster.drivers.store.remembered_file import all_remembered, remember
 from muster.records.database import Database, Entry
@@ -24,6 +24,7 @@ from muster.records.services import Definition, Exhausted, RegisterService, Stan
 from muster.records.terms import NO_TERM, Term
 from muster.records.timing import FAST
 from muster.records.transitions import Transition
+from muster.records.versions import HIGHEST, LOWEST, Software
 
 MS, S = 1000, 1_000_000
 TERM = Term(3, 0)
@@ -102,17 +103,16 @@ def test_p5_2_what_another_term_s_heartbeat_says_of_an_index_is_no_news() -> Non
 
 
 def test_p5_3_of_two_reports_of_one_moment_the_second_bears_a_later_stamp_and_nothing_new_is_told_once() -> None:
-    reporting = Reporting(Subsystems(1, 5, False))
-    database = database_of()
-    first = reporting.next(lambda: report_of(0), database, 5 * S, force=True)
-    second = reporting.next(lambda: report_of(0), database, 5 * S, force=True)
+    reporting = Reporting(ThisNode(1, "n1", 5, FAST), Software(LOWEST, HIGHEST))
+    first = reporting.next(report_of(0), 5 * S, force=True)
+    second = reporting.next(report_of(0), 5 * S, force=True)
     assert first is not None
     assert second is not None
     assert (first.sent_us, second.sent_us) == (5 * S, 5 * S + 1)
     for later_s in (9, 29, 49):
-        assert reporting.next(lambda: report_of(0), database, later_s * S, force=False) is None
+        assert reporting.next(report_of(0), later_s * S, force=False) is None
     fresh = Report(TERM, 10, 5, "join", ())
-    assert reporting.next(lambda: fresh, database, 69 * S, force=False) is not None
+    assert reporting.next(fresh, 69 * S, force=False) is not None
     assert NO_TERM < TERM
 
 

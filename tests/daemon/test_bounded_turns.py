@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from muster.core.draft import MAXIMUM_CHANGES, Facts
 from muster.core.replica import reporting
 from muster.core.replica.ages import Ages
 from muster.core.room import Room
+from muster.core.this_node import ThisNode
 from muster.daemon.metrics.measures import Measures
 from muster.daemon.shell.turns import TimedSelector, run_timed
 from muster.drivers.runner_client import RunnerClient
@@ -26,7 +27,7 @@ from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import ApplyServices, CommandState, Definition, Service, ServiceState
 from muster.records.terms import Term
 from muster.records.timing import FAST
-from muster.records.versions import HIGHEST
+from muster.records.versions import HIGHEST, Software
 
 TERM = Term(1, 0)
 
@@ -131,7 +132,7 @@ def test_p8_13_rounds_about_reports_are_as_far_apart_as_the_services_are_many() 
         for number in range(count):
             definition = Definition(f"s{number}", start_command=("/bin/true",))
             made.services[definition.name] = Service(definition, number, ServiceState.DEREGISTERED)
-    told = reporting.Reporting(cast("Any", None))
+    told = reporting.Reporting(ThisNode(0, "n0", 5, FAST), Software())
     told.round_us = 1000
     due_us = 1000 + 100 * reporting.ROUND_PAUSE_US
     assert told.decides_now(few, 1000)

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from core_cluster import FILES, LOCKS, VOLUMES, CoreCluster, joined_cluster
-from muster.core.draft import Draft
+from muster.core.draft import Draft, Facts
 from muster.core.effects import Panic
 from muster.core.membership import membership
 from muster.core.room import Room
@@ -85,7 +85,9 @@ def test_p3_17_a_refusal_that_is_over_is_not_shown_beside_what_is_waited_for() -
     cluster.database.members[1] = replace(waiting, refusal="its machine is not clean")
     draft = Draft(cluster.database)
     report = Report(NO_TERM, 0, cluster.core(1).incarnation, "join", (), (), ())
-    assert not membership._admit(draft, cluster.core(0)._facts(), 1, report)
+    core = cluster.core(0)
+    facts = Facts(cluster.now_us, 0, {1: report}, core.observer.evidence, core.is_live, {}, {}, services_open=True)
+    assert not membership._admit(draft, facts, 1, report)
     assert draft.member(1) == waiting
 
 

@@ -29,6 +29,7 @@ DATABASE_PERCENT = 70
 ENTRY_PERCENT = 24
 MAXIMUM_DATABASE_BYTES = 28 << 20  # of a snapshot: a message has at most 32 MiB
 MAXIMUM_ENTRY_BYTES = 8 << 20
+MINIMUM_ENTRY_BYTES = 4096  # to try, where the journal refuses larger entries
 MAXIMUM_OPERATIONS_BYTES = 1 << 20
 MAXIMUM_HISTORY_BYTES = 128 << 10
 MAXIMUM_AUDIT_BYTES = 96 << 10
@@ -104,8 +105,17 @@ class Room:
 
     def __init__(self, region_bytes: int) -> None:
         self.capacity = capacity_of(region_bytes)
+        self.entry_bytes = self.capacity.entry  # less while the journal refuses even smaller ones (P9.5)
         self._definitions: dict[str, tuple[Definition, int]] = {}
         self._sizes: dict[tuple[str, str | int], tuple[object, int]] = {}
+
+    def entry_refused(self) -> None:
+        """The journal takes no entry behind a fresh checkpoint: half as much next time (P9.5)."""
+        self.entry_bytes = max(MINIMUM_ENTRY_BYTES, self.entry_bytes // 2)
+
+    def entry_taken(self) -> None:
+        """The journal has taken an entry: twice as much next time, up to the capacity."""
+        self.entry_bytes = min(2 * self.entry_bytes, self.capacity.entry)
 
     def used(self, contents: Contents) -> int:
         """What the database may grow to without anything being added: without identities, history and audit."""

@@ -15,6 +15,7 @@ from muster.core.leases.lease import Evidence, LeaseWatch
 from muster.core.links.links import Links
 from muster.records.database import Database
 from muster.records.levels import NodeState
+from muster.records.members import EvictNode
 from muster.records.messages import Testimony
 from muster.records.registers import ClaimFlag, Lease, LeaseState, Owed, ProofKind, Strip
 from muster.records.terms import NO_TERM, Term
@@ -115,6 +116,15 @@ class Observer:
         self._confirmed.setdefault((node, evidence.incarnation), evidence)
         self._told.add((node, evidence.incarnation))
         return fresh
+
+    def believe(self, evict: EvictNode, database: Database) -> None:
+        """An operator vouches for the stop of a silent node: without a master, this very node may then claim (P4.2)."""
+        node = database.node_named(evict.node)
+        lease = self.strip.leases[node] if node is not None else None
+        if node is None or lease is None or node == self._me or self.is_live(node):
+            return
+        detail = f"confirmed by hand: {evict.cause}"
+        self.confirm(node, Evidence(ProofKind.OPERATOR, lease.stamp.incarnation, detail))
 
     def follow(self, database: Database) -> None:
         """Take over what members have testified, as it is committed (P7.16); `database` is a confirmed replica."""

@@ -15,17 +15,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from muster.core.decisions.decide import all_have_reported, decide
-from muster.core.decisions.followers import Followers
+from muster.core.decisions.term import MasterTerm, Told
 from muster.core.draft import Draft, Facts, counts
 from muster.core.effects import (
     Effect,
     Elected,
     LevelRefused,
-    Placed,
     ReadStrip,
     Reply,
-    Trace,
 )
 from muster.core.inputs import (
     Acknowledged,
@@ -67,11 +64,8 @@ from muster.core.mastership.tenure import JOURNAL_FULL, Claims, GaveWay, Outcome
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
 from muster.core.nodes import authority
-from muster.core.operations import shedding
-from muster.core.operations.clients import MAXIMUM_PENDING, MAXIMUM_QUEUED, Clients
-from muster.core.operations.identities import RETRY_WINDOW_MS
+from muster.core.operations.clients import Clients
 from muster.core.operations.plan import Plan
-from muster.core.operations.unchanged import Unchanged
 from muster.core.outbox import Outbox
 from muster.core.replica import news
 from muster.core.replica.replica import Replica, Taken
@@ -85,13 +79,11 @@ from muster.core.services.round import Round
 from muster.core.this_node import ThisNode
 from muster.core.transitions import narration as history
 from muster.core.transitions import registration, required
-from muster.core.transitions.objections import Polls, Questions
+from muster.core.transitions.objections import Questions
 from muster.core.transitions.subsystems import Subsystems
-from muster.core.transitions.waiting import Straggler, Waiting, acknowledged_by, missing
-from muster.core.versions import upgrade
-from muster.records.access import ITSELF, Author
-from muster.records.configuration import Operation
-from muster.records.database import Database, Entry, encode_entry
+from muster.core.transitions.waiting import Waiting
+from muster.records.access import Author
+from muster.records.database import Database
 from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
 from muster.records.members import EvictNode, Member
 from muster.records.messages import (
@@ -107,17 +99,13 @@ from muster.records.messages import (
     Verdict,
 )
 from muster.records.operations import OperationRequest
-from muster.records.placements import PlacedTogether
 from muster.records.registers import ProofKind, Strip
-from muster.records.services import CommandState, Performance
+from muster.records.services import CommandState
 from muster.records.terms import NO_TERM, Term
-from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.timing import Profile
 from muster.records.transitions import Acknowledgement
 from muster.records.units import NEVER_US, US_PER_MS
 from muster.records.versions import HIGHEST, LOWEST, Software
-
-MINIMUM_ENTRY_BYTES = 4096  # to try, where the journal refuses larger entries
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -143,7 +131,7 @@ class Node:
     ) -> None:
         self.setup = setup
         self.me = setup.node
-        me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
+        self._this = me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
         self._profile = setup.profile
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
@@ -159,7 +147,6 @@ class Node:
         remembered = setup.remembered or Remembered("", "")
         self._memory = Memory(remembered.terms)
         self._room = Room(setup.region_bytes)
-        self._entry_bytes = self._room.capacity.entry  # less while the journal refuses even smaller ones (P9.5)
         self._executor = Executor(self.me, setup.incarnation, commands)
         self._subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
         self._now_us = now_us
@@ -172,34 +159,16 @@ class Node:
         self._clients = Clients()
         self._waiting = Waiting()
         self._questions = Questions()
-        self._performance: Performance | None = None  # as it was last told
-        self._keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
-        self._reporting = Reporting(self._subsystems)
+        self._reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
         config = database.nodes.get(self.me)
         generation = config.generation if config is not None else 0
         self._candidacy = Candidacy(me)
         self._presence = Presence(me, generation, database.index, self._out)
         self._own = OwnRegisters(me, strip, self._numbers, self._out)
         self._reads = Reads(setup.profile, now_us)
-        self._software = msgspec.structs.replace(setup.software, started_index=database.index)
-        self._begin_term(NO_TERM)
+        self.leading: MasterTerm | None = None  # exists exactly while this node is master
         self._next_heartbeat_us = now_us
-        self._may_decide_anew = True  # false while an input is taken in that can change no decision
         self._look_at_links = True  # something has happened that may change whom this node hears
-
-    def _begin_term(self, term: Term) -> None:
-        """Forget what was gathered for the last term as master."""
-        self._followers = Followers(term, self._profile)
-        self._requests: dict[str, tuple[int, Request]] = {}
-        self._in_flight: tuple[Entry, int, list[tuple[int, Response]]] | None = None  # with its length
-        self._placed: PlacedTogether | None = None  # by the entry in flight
-        self._services_open = False
-        self._unreachable: dict[int, str] = {}
-        self._unchanged = Unchanged()
-        self._alarmed: set[tuple[int, int]] = set()  # incarnations that were named as waiting for too long
-        self._sheds = False  # the store may be over full (P9.6)
-        self._next_service = ""  # before which the last round had to stop
-        self._polls = Polls()
 
     # ---- the interface of the drivers ---------------------------------------------------------------------------
 
@@ -305,10 +274,12 @@ class Node:
 
         The master knows; the others know what it told them last, and before that take all participants.
         """
-        acknowledged = acknowledged_by(self._reports()) if self.is_master else {}
+        told = self._waiting.told
+        if self.leading is not None:
+            told = self.leading.waited_for(self.database, self._settled_report())
         found = {}
         for record in self.database.transitions.values():
-            nodes = missing(record, acknowledged) if self.is_master else self._waiting.told.get(record.identity)
+            nodes = told.get(record.identity)
             elapsed_us = self._waiting.elapsed_us(record, self._now_us)
             found[record.identity] = (record.participants if nodes is None else nodes, elapsed_us)
         return found
@@ -319,16 +290,16 @@ class Node:
 
     def plan(self) -> Plan:
         """A copy of what this node knows, to try a change on; on the master with how busy the nodes are."""
-        reports = self._reports() if self.is_master else {}
+        reports = self.leading.reports(self._settled_report()) if self.leading is not None else {}
         performance = {node: report.performance for node, report in reports.items()}
         return Plan(self.database, dict(self._replica.ages.told(self.database, self._now_us)), performance, self._room)
 
     def behind_rotation(self) -> tuple[int, ...]:
         """On the master: the members that the present step of a rotation waits for (P1.7); nobody on others."""
         cluster = self.database.cluster
-        if not self.is_master or not cluster.incoming:
+        if self.leading is None or not cluster.incoming:
             return ()
-        reports = self._reports()
+        reports = self.leading.reports(self._settled_report())
 
         def report(member: Member) -> Report | None:
             found = reports.get(member.node)
@@ -349,68 +320,68 @@ class Node:
         if self._out.has_ended:
             return []
         self._now_us = max(self._now_us, now_us)
-        self._may_decide_anew = True
-        self._take(happened)
+        may_decide = self._take(happened)
         if not self._out.has_ended:
-            self._timers()
-            if self._may_decide_anew or self._requests:
+            may_decide = self._timers() or may_decide
+            if self.leading is not None and (may_decide or self.leading.has_requests):
                 self._decide()
         self._out.extend(self._subsystems.narrate(self.database))
         return self._out.drain()
 
-    def _take(self, happened: Input) -> None:
+    def _take(self, happened: Input) -> bool:
+        """Give an input to the machine that it is for; whether it may change a decision of this master."""
         match happened:
             case StripRead() | StripUnread() | StoreDone() | StoreRefused() | JournalRead():
                 self._store_answered(happened)
                 self._settle_tenure()
             case MessageReceived(sender=sender, message=message):
-                self._message(sender, message)
+                return self._message(sender, message)
             case PeerConnected() | PeerLost() | OwnLinksChanged():
                 self._look_at_links = True
                 self._link_changed(happened)
             case CommandFinished(command=command):
                 self._executor.finished(command)
                 self._send_report()
-                self._may_decide_anew = not self.is_master or self._reporting.counts_now(self.database, self._now_us)
+                return self.leading is None or self._reporting.counts_now(self.database, self._now_us)
             case LevelRegistered(level=level):
                 self._register(level)
             case LevelGone(number=number, departed=departed):
                 self._level_gone(number, departed=departed)
             case Acknowledged():
-                self._acknowledged((happened,))
+                return self._acknowledged((happened,))
             case AcknowledgedTogether(steps=steps):
-                self._acknowledged(steps)
+                return self._acknowledged(steps)
             case OperationRequested(identity=identity, operation=operation, author=author):
                 self._requested(identity, operation, author)
             case SubsystemAnswered(question=question, level=level, objection=objection):
                 self._questions.answered(question, level, objection)
                 self._tell_verdicts()
             case PerformanceMeasured(performance=performance):
-                if is_news(self._performance, performance):
-                    self._performance = performance
+                if is_news(self._reporting.performance, performance):
+                    self._reporting.performance = performance
                     self._send_report()
             case KeysHeld(authorities=authorities):
-                self._hold_keys(authorities)
+                return self._hold_keys(authorities)
             case FenceConfirmed() | KernelsWord():
                 self._vouched_for(happened)
             case RestartHeld(cause=cause):
                 self._presence.hold_restart(cause)
-                self._may_decide_anew = False
                 self._replica_changed()
+                return False
             case PlacesAwaited(waiting=waiting, count=count):
                 self._places.wait(waiting, count)
-                self._may_decide_anew = False
+                return False
             case Tick():
                 self._look_at_links = True
-                self._may_decide_anew = not self._reads.is_due(
-                    self._now_us
-                )  # the answer to a read is decided upon, and comes at once
+                return not self._reads.is_due(self._now_us)  # its answer is decided upon, and comes at once
+        return True
 
-    def _hold_keys(self, authorities: tuple[str, ...]) -> None:
-        self._may_decide_anew = authorities != self._keys
-        if authorities != self._keys:
-            self._keys = authorities
-            self._send_report()
+    def _hold_keys(self, authorities: tuple[str, ...]) -> bool:
+        if authorities == self._reporting.keys:
+            return False
+        self._reporting.keys = authorities
+        self._send_report()
+        return True
 
     def _vouched_for(self, word: FenceConfirmed | KernelsWord) -> None:
         """A fence agent has stopped an incarnation, or the own guard has asked the kernel about it (P7.13, P7.15)."""
@@ -427,13 +398,16 @@ class Node:
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
             self._out.trace("proof of death", detail, about=node)
 
-    def _acknowledged(self, given: tuple[Acknowledged, ...]) -> None:
+    def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
         fresh = tuple(step for step in steps if self._subsystems.acknowledge(step))
-        if fresh:
-            self._subsystems.settle(self.database)
-            self._may_decide_anew = news.may_complete(fresh, self.database, self._has_acknowledged)
-            self._send_report()
+        if not fresh:
+            return True
+        self._subsystems.settle(self.database)
+        self._send_report()
+        if self.leading is None:
+            return False
+        return news.may_complete(fresh, self.database, self.leading.has_acknowledged(self._subsystems))
 
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
         match change:
@@ -477,9 +451,10 @@ class Node:
     def _answer_unchanged(self, read: StripRead) -> None:
         """A read of all claims has shown no higher term: answer what changed nothing (P9.4)."""
         known = None not in read.strip.claims
-        if known and self.is_master and self._observer.highest_term() <= self.term and self._observer.may_lead:
-            for sender, response in self._unchanged.confirmed(read.started_us):
-                self._respond(sender, response)
+        if self.leading is None or not known or not self._observer.may_lead:
+            return
+        if self._observer.highest_term() <= self.term:
+            self._deliver(self.leading.claims_read(read.started_us))
 
     def _strip_read(self, read: StripRead) -> None:
         self._reads.done(read.started_us, self._now_us)
@@ -487,6 +462,7 @@ class Node:
         self._links.see_views(read.strip, self._now_us)
         may_lead = self._observer.may_lead
         if self._tenure.observe(read.strip, self._now_us, may_lead=may_lead):
+            self._end_term_if_over()
             why = "a higher term was claimed" if may_lead else "its own lease has run out"
             self._out.trace("superseded", why)
         self._answer_unchanged(read)
@@ -544,9 +520,9 @@ class Node:
             self._links.view_refused(self._now_us)
         if kind and self._inability.refused(kind, self._now_us):
             self._found_unable(f"its {kind} register cannot be written: {refused.error}")
-            if kind == "marks" and self.is_master:
+            if kind == "marks" and self.leading is not None:
                 self._out.trace("gives way", "it cannot publish its marks")
-                self._tenure.abdicate(self._now_us)
+                self._abdicate()
                 self._settle_tenure()
 
     # ---- mastership ----------------------------------------------------------------------------------------------
@@ -554,12 +530,22 @@ class Node:
     def _settle_tenure(self) -> None:
         """Take over what the mastership machine wants done and what has become of it."""
         while True:
+            self._end_term_if_over()
             effects, outcomes = self._tenure.drain()
             self._out.extend(effects)
             if not outcomes or self._out.has_ended:
                 return
             for outcome in outcomes:
                 self._tenure_outcome(outcome)
+
+    def _end_term_if_over(self) -> None:
+        if not self._tenure.is_master:
+            self.leading = None
+
+    def _abdicate(self) -> None:
+        """Give a mastership up, at once or when the frame in flight is decided."""
+        self._tenure.abdicate(self._now_us)
+        self._end_term_if_over()
 
     def _tenure_outcome(self, outcome: Outcome) -> None:
         match outcome:
@@ -576,7 +562,7 @@ class Node:
             case Trouble(event=event, detail=detail):
                 self._out.trace(event, detail)
                 if event == JOURNAL_FULL:
-                    self._entry_bytes = max(MINIMUM_ENTRY_BYTES, self._entry_bytes // 2)
+                    self._room.entry_refused()
                 self._candidacy.after_trouble(self._now_us)
             case GaveWay(detail=detail):
                 self._out.trace("gives way", f"{detail}; another node may lead")
@@ -613,9 +599,8 @@ class Node:
     def _became(self, term: Term) -> None:
         adopted = self._tenure.adopted
         assert adopted is not None
-        self._begin_term(term)
+        self.leading = MasterTerm(self._this, term, self._out)
         self._inability.over()
-        self._sheds = True
         self._replica.adopt(adopted, term, self._now_us)
         self._own.publish_anew()
         self._out.put(Elected(term.number, term.node))
@@ -626,17 +611,9 @@ class Node:
         self._remind()
 
     def _decided(self) -> None:
-        assert self._in_flight is not None
-        entry, length, responses = self._in_flight
-        self._in_flight = None
-        self._entry_bytes = min(2 * self._entry_bytes, self._room.capacity.entry)
-        self._replica.apply(entry, self._now_us)
-        if self._placed is not None:
-            self._out.put(Placed(entry.index, self._placed))
-        for node, append in self._followers.committed(entry, length, self._now_us).items():
-            self._out.send(node, append)
-        for sender, response in responses:
-            self._respond(sender, response)
+        assert self.leading is not None
+        self._room.entry_taken()
+        self._deliver(self.leading.committed(self._replica, self._now_us))
         self._publish_marks()
         self._abdicate_if_due()
         self._replica_changed()
@@ -644,17 +621,17 @@ class Node:
     def _withdrawn(self) -> None:
         for node in self._links.connected:
             self._out.send(node, Abdicated(self._tenure.state.term))
-        self._begin_term(NO_TERM)
         self._presence.finish()
 
     def _abdicate_if_due(self) -> None:
         """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
-        if self._tenure.state.abdicating and self._tenure.is_free:
-            self._tenure.abdicate(self._now_us)
+        if self.leading is None or not self._tenure.is_free:
             return
-        if self._tenure.is_free and has_successor(self.database, self.me, self._followers.reports):
+        if self._tenure.state.abdicating:
+            self._abdicate()
+        elif has_successor(self.database, self.me, self.leading.followers.reports):
             self._out.trace("abdicating", "it leaves the cluster")
-            self._tenure.abdicate(self._now_us)
+            self._abdicate()
 
     # ---- the links -----------------------------------------------------------------------------------------------
 
@@ -663,18 +640,12 @@ class Node:
 
     def _watch_links(self) -> None:
         """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
-        if not self.is_master:
+        if self.leading is None:
             return
-        nodes = len(self.database.nodes)
-        outside = self._links.judge(self._link_candidates(), self._observer.strip, nodes, self._now_us)
-        self._unreachable = {}
-        if self.me in outside:
+        candidates, strip = self._link_candidates(), self._observer.strip
+        if self.leading.judge_links(self._links, candidates, strip, self.database, self._now_us):
             self._out.trace("abdicating", "its links failed; the surviving set goes on without it")
-            self._tenure.abdicate(self._now_us)
-            return
-        for node, lost in outside.items():
-            names = ", ".join(sorted(self.database.name_of(other) for other in lost))
-            self._unreachable[node] = f"its links to {names} failed"
+            self._abdicate()
 
     def _write_view_if_due(self, early_us: int) -> None:
         live = [node for node in self.database.nodes if self.is_live(node)]
@@ -694,31 +665,28 @@ class Node:
 
     def _publish_marks(self) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
-        if self.is_master:
+        if self.leading is not None:
             self._own.publish_marks(self.database, self._tenure.state.term)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
-    def _message(self, sender: int, message: Message) -> None:
+    def _message(self, sender: int, message: Message) -> bool:
+        """Give a message to the machine that it is for; whether it may change a decision of this master."""
         self._links.hear(sender, self._now_us)
         match message:
-            case Heartbeat(term=term, index=index):
-                self._memory.heard(term, self._now_us)
-                self._links.store_lost_ms[sender] = message.store_lost_ms
-                self._inability.told[sender] = message.unable
-                self._places.heard(sender, message)
-                self._may_decide_anew = False
-                self._followers.is_at(sender, term, index)
-                if term == self.term and term.node == sender:
-                    self._waiting.told = dict(message.waiting)
+            case Heartbeat():
+                self._heard(sender, message)
+                return False
+            case Snapshot() if self.leading is not None:
+                self._reads.soon(self._now_us)  # only the store says whether this node is superseded
             case Snapshot():
                 self._snapshot(message)
-            case Append() if not self.is_master:
+            case Append() if self.leading is None:
                 self._append(sender, message)
-            case Report():
-                self._reported(sender, message)
-            case Request():
-                self._request(sender, message)
+            case Report() if self.leading is not None:
+                return self._reported(sender, message, self.leading)
+            case Request() if self.leading is not None:
+                self._deliver(self.leading.request(sender, message, self.database, self._now_us))
             case Response():
                 self._clients.answered(message)
                 self._answer()
@@ -726,16 +694,24 @@ class Node:
                 self._reads.soon(self._now_us)
             case Ask() if sender == self.term.node:
                 self._asked(sender, message)
-            case Verdict() if self.is_master:
-                self._polls.answered(sender, message)
-                self._decide_polls()
+            case Verdict() if self.leading is not None:
+                self.leading.judged(sender, message)
+                self._deliver(self.leading.decide_polls(self.database, self._now_us))
             case _:
-                pass
+                pass  # of no use to who is master, or to who is not
+        return True
+
+    def _heard(self, sender: int, heartbeat: Heartbeat) -> None:
+        self._memory.heard(heartbeat.term, self._now_us)
+        self._links.store_lost_ms[sender] = heartbeat.store_lost_ms
+        self._inability.told[sender] = heartbeat.unable
+        self._places.heard(sender, heartbeat)
+        if self.leading is not None:
+            self.leading.followers.is_at(sender, heartbeat.term, heartbeat.index)
+        if heartbeat.term == self.term and heartbeat.term.node == sender:
+            self._waiting.told = dict(heartbeat.waiting)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
-        if self.is_master:
-            self._reads.soon(self._now_us)  # only the store says whether this node is superseded
-            return
         taken = self._replica.take_snapshot(snapshot, self._now_us)
         if taken is Taken.ADVANCED:
             self._replica_changed()
@@ -750,87 +726,48 @@ class Node:
             self._replica_changed()
             self._send_report(force=taken is Taken.GAP)
 
-    def _reported(self, sender: int, report: Report) -> None:
-        if not self.is_master:
-            return
-        before = self._followers.reports.get(sender)
-        self._followers.reported(sender, report)
-        now = self._followers.reports.get(sender)
+    def _reported(self, sender: int, report: Report, leading: MasterTerm) -> bool:
         self._subsystems.settle(self.database)
-        self._may_decide_anew = news.may_change_a_decision(before, now, self.database, self._has_acknowledged)
-        if self._may_decide_anew and not self.database.transitions:
-            self._may_decide_anew = self._reporting.decides_now(self.database, self._now_us)
         for word in report.words:
             detail = f"{self.database.name_of(sender)} has asked: {word.detail}"
             self._take_evidence(word.node, Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail))
-        self._out.extend(history.heard(self.database, sender, before, now))
-        self._repeat(sender)
-
-    def _repeat(self, node: int) -> None:
-        message = self._followers.repeat(node, self.database, self._replica.ages, self._now_us)
-        if message is not None:
-            self._out.send(node, message)
+        may_decide = leading.take_report(sender, report, self._replica, self._subsystems, self._now_us)
+        if may_decide and not self.database.transitions:
+            return self._reporting.decides_now(self.database, self._now_us)
+        return may_decide
 
     def _requested(self, identity: str, operation: OperationRequest, author: Author) -> None:
-        if identity not in self.database.operations and (refusal := upgrade.refusal(operation, self.database)):
-            self._out.put(Reply(identity, True, refusal, self.database.index))
+        reply = self._clients.cannot_ask(identity, operation, self.database)
+        if reply is not None:
+            self._out.put(reply)
             return
         if isinstance(operation, EvictNode) and operation.confirmed_dead:
-            self._believe(operation)
-        request = self._clients.add(identity, operation, author)
-        if request is None:
-            text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
-            self._out.put(Reply(identity, True, text, self.database.index))
+            self._observer.believe(operation, self.database)
+        request = self._clients.add(identity, operation, author, self.database.index)
+        if isinstance(request, Reply):
+            self._out.put(request)
         else:
             self._forward(request)
 
-    def _believe(self, evict: EvictNode) -> None:
-        """An operator vouches for the stop of a silent node: without a master, this very node may then claim (P4.2)."""
-        node = self.database.node_named(evict.node)
-        lease = self._observer.strip.leases[node] if node is not None else None
-        if node is None or lease is None or node == self.me or self.is_live(node):
-            return
-        detail = f"confirmed by hand: {evict.cause}"
-        self._observer.confirm(node, Evidence(ProofKind.OPERATOR, lease.stamp.incarnation, detail))
-
     def _forward(self, request: Request) -> None:
         holder = self._holder()
-        if self.is_master:
+        if self.leading is not None:
             self._clients.asked(request.identity, self.term)
-            self._request(self.me, request)
+            self._deliver(self.leading.request(self.me, request, self.database, self._now_us))
         elif holder is not None:
             self._clients.asked(request.identity, holder)
             self._out.send(holder.node, request)
 
-    def _request(self, sender: int, request: Request) -> None:
-        if not self.is_master:
-            return
-        done = self.database.operations.get(request.identity)
-        if done is not None:
-            self._respond(sender, Response(done.identity, self.term, done.index, done.refused, done.outcome))
-        elif (unchanged := self._unchanged.answered(request)) is not None:
-            self._respond(sender, unchanged)
-        elif len(self._requests) < MAXIMUM_QUEUED and not self._is_in_flight(request):
-            self._poll(sender, request)
-
-    def _poll(self, sender: int, request: Request) -> None:
-        """Carry the request out, or first ask the subsystems that may object to it (P4.5)."""
-        passes, asks = self._polls.passes(sender, request, self.database, self._now_us)
-        if passes:
-            self._requests[request.identity] = (sender, request)
-        for node, ask in asks.items():
-            if node == self.me:
-                self._asked(node, ask)
+    def _deliver(self, told: Told) -> None:
+        """Tell the others what this master has to say to them, and this node itself."""
+        for node, message in told:
+            if node != self.me:
+                self._out.send(node, message)
+            elif isinstance(message, Ask):
+                self._asked(node, message)
             else:
-                self._out.send(node, ask)
-
-    def _decide_polls(self) -> None:
-        for poll in self._polls.decided(self.database, self._now_us):
-            if poll.objections:
-                text = "; ".join(poll.objections) + "; to do it all the same, repeat it with --override"
-                self._respond(poll.sender, Response(poll.request.identity, self.term, 0, True, text))
-            else:
-                self._request(poll.sender, poll.request)
+                self._clients.answered(message)
+                self._answer()
 
     def _asked(self, asker: int, ask: Ask) -> None:
         self._out.extend(self._questions.ask(asker, ask, self._subsystems.levels.values()))
@@ -840,31 +777,17 @@ class Node:
         for asker, verdict in self._questions.over():
             if asker != self.me:
                 self._out.send(asker, verdict)
-            elif self.is_master:
-                self._polls.answered(self.me, verdict)
-                self._decide_polls()
-
-    def _is_in_flight(self, request: Request) -> bool:
-        responses = self._in_flight[2] if self._in_flight is not None else []
-        if self._unchanged.waits(request.identity):
-            return True
-        return any(response.identity == request.identity for _, response in responses)
-
-    def _respond(self, sender: int, response: Response) -> None:
-        if sender == self.me:
-            self._clients.answered(response)
-            self._answer()
-        else:
-            self._out.send(sender, response)
+            elif self.leading is not None:
+                self.leading.judged(self.me, verdict)
+                self._deliver(self.leading.decide_polls(self.database, self._now_us))
 
     def _answer(self) -> None:
         self._out.extend(self._clients.due(self.database.index))
 
     def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
-        if self.is_master and self.database.transitions:
-            acknowledged = acknowledged_by(self._reports())
-            waiting = tuple((t.identity, missing(t, acknowledged)) for t in self.database.transitions.values())
+        if self.leading is not None and self.database.transitions:
+            waiting = tuple(self.leading.waited_for(self.database, self._settled_report()).items())
         lost_ms = self.store_lost_ms()
         heartbeat = Heartbeat(
             self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self._inability.own,
@@ -935,15 +858,6 @@ class Node:
         """The nodes that wait for required levels, as this node knows it (P3.17)."""
         return required.waiting(self.database, self.age_ms, self.waited_for())
 
-    def _raise_alarms(self) -> None:
-        """On the master: name every node that has waited too long for a required level, once a term (P3.17)."""
-        for waiting in self.required_levels():
-            life = (waiting.node, waiting.incarnation)
-            if waiting.is_overdue and life not in self._alarmed:
-                self._alarmed.add(life)
-                name = self.database.name_of(waiting.node)
-                self._out.trace(history.OVERDUE, f"{name}: {waiting.words}", waiting.node)
-
     def _refuse_conflicting_levels(self) -> None:
         """Give up what was registered here while another node registered it differently (P3.4)."""
         found = registration.conflicts(self._subsystems.levels, self.database, self.me, self.setup.incarnation)
@@ -956,30 +870,17 @@ class Node:
         if self._tenure.is_idle:
             self._presence.finish()
         else:
-            self._tenure.abdicate(self._now_us)
+            self._abdicate()
             self._settle_tenure()
 
     def _own_report(self) -> Report:
-        wish = "" if self._replica.is_of_this_life else "join"
-        return Report(
-            self._replica.followed,
-            self.database.index,
-            self.setup.incarnation,
-            wish,
-            tuple(self._levels()),
-            self._subsystems.acknowledged(self.database),
-            self._executor.states(self.database),
-            performance=self._performance,
-            software=self._software,
-            keys=self._keys,
-            words=self._observer.testimony(self.database),
-            departed=self._subsystems.departed(self.database),
-        )
-
-    def _levels(self) -> list[Level]:
-        """The registered levels: the event manager's from the second step of the boot on (SPEC 3.10)."""
         self._begin_second_step()
-        return [self._subsystems.levels[number] for number in sorted(self._subsystems.levels)]
+        commands = self._executor.states(self.database)
+        return self._reporting.compose(self._replica, self._subsystems, self._observer, commands)
+
+    def _settled_report(self) -> Report:
+        self._subsystems.settle(self.database)
+        return self._own_report()
 
     def _begin_second_step(self) -> None:
         levels = self._subsystems.levels
@@ -995,13 +896,15 @@ class Node:
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
-        holder = None if self.is_master else self._holder()
-        receiver = None if self.is_master else to if to is not None else holder.node if holder is not None else None
-        if receiver is None or receiver == self.me:
+        holder = self._holder()
+        receiver = to if to is not None else holder.node if holder is not None else None
+        if self.leading is not None or receiver is None or receiver == self.me:
             self._reporting.drop()
             return
         self._subsystems.settle(self.database)
-        report = self._reporting.next(self._own_report, self.database, self._now_us, force=force)
+        if not force and self._reporting.waits(self._subsystems, self.database, self._now_us):
+            return
+        report = self._reporting.next(self._own_report(), self._now_us, force=force)
         if report is not None:
             self._out.send(receiver, report)
 
@@ -1019,57 +922,27 @@ class Node:
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
-        if not self.is_master and self._claimed_term() > (self._replica.followed):
+        if self.leading is None and self._claimed_term() > (self._replica.followed):
             self._send_report()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self._tenure.is_free and not self._out.has_ended and not self._presence.is_going:
-            asked = list(self._requests.values())
-            self._requests = {}
-            self._reporting.round_us = self._now_us
-            draft, answers = decide(self.database, self._facts(), [request for _, request in asked])
-            changes = draft.changes
-            responses = self._responses(asked, answers, draft.index if changes else 0)
-            self._sheds = self._sheds and shedding.excess_of(draft, self._room) > 0
-            self._next_service = draft.stopped_at
-            if not changes:
+        while self.leading is not None and self._tenure.is_free and not self._out.has_ended:
+            if self._presence.is_going:
                 return
-            entry = Entry(draft.index, self.term, clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES), changes)
-            frame = encode_entry(entry)
-            self._in_flight, self._placed = (entry, len(frame), responses), draft.placed
-            self._tenure.propose(frame, self._now_us)
+            self._reporting.round_us = self._now_us
+            own = self._settled_report()
+            facts = self.leading.facts(self._replica, self._observer, own, self._waiting, self._room, self._now_us)
+            result = self.leading.decide(self.database, facts)
+            if result.is_awaited:
+                self._reads.soon(self._now_us)
+            self._deliver(result.told)
+            if not result.frame:
+                return
+            self._tenure.propose(result.frame, self._now_us)
             self._settle_tenure()
-
-    def _has_acknowledged(self, node: int, step: Acknowledgement) -> bool:
-        """On the master: whether the node has processed the step, as far as it has said."""
-        if node == self.me:
-            return self._subsystems.has_acknowledged(step)
-        report = self._followers.reports.get(node)
-        return report is not None and step in report.acknowledgements
-
-    def _facts(self) -> Facts:
-        reports = self._reports()
-        facts = Facts(
-            self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable,
-            self._find_hung(reports), self._services_open,
-            lambda index: self._replica.ages.age_us(index, self._now_us),
-            self._observer.slots(), self._observer.ran_out, self._observer.unclean, self._observer.owed,
-            self._observer.foreign,
-            room=self._room, entry_bytes=self._entry_bytes, sheds=self._sheds, after=self._next_service,
-            aged_index=self._replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, self._now_us),
-        )  # fmt: skip
-        if not self._services_open:
-            self._services_open = facts.services_open = all_have_reported(self.database, facts)
-        return facts
-
-    def _reports(self) -> dict[int, Report]:
-        """On the master: the reports of this term, the own one included."""
-        self._subsystems.settle(self.database)
-        own = msgspec.structs.replace(self._own_report(), term=self.term)
-        return {**self._followers.reports, self.me: own}
 
     def explain(self, name: str) -> Explanation | None:
         """Why the service is where it is, or is not anywhere, as this node knows it; None if there is none such."""
@@ -1093,72 +966,33 @@ class Node:
         return explained
 
     def _round_of_now(self) -> Round:
-        if self.is_master:
-            reports = self._reports()
+        leading = self.leading
+        if leading is not None:
+            reports = leading.reports(self._settled_report())
         else:
             members = self.database.members.values()
             reports = {m.node: Report(self.term, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
         facts = Facts(
-            self._now_us, self.me, reports, self._observer.evidence, self.is_live, self._unreachable, {},
-            self._services_open or not self.is_master,
+            self._now_us, self.me, reports, self._observer.evidence, self.is_live,
+            leading.unreachable if leading is not None else {}, {},
+            leading is None or leading.services_open,
             lambda index: self._replica.ages.age_us(index, self._now_us),
             unclean=self._observer.unclean,
         )  # fmt: skip
         return Round(Draft(self.database), facts)
 
-    def _find_hung(self, reports: dict[int, Report]) -> dict[int, str]:
-        """Name every subsystem whose deadline is over, once; return those whose node must go (P3.10)."""
-        if not self.database.transitions or not _has_deadlines(self.database):
-            return {}
-        stragglers = self._waiting.stragglers(self.database, reports, self._now_us)
-        for hung in self._waiting.newly_hung(stragglers):
-            about = self.database.transitions[hung.transition].node
-            at = (hung.transition, hung.level.number, hung.barrier)
-            self._out.put(Trace(history.HUNG, self._describe(hung), *at, about, nodes=(hung.node,)))
-        return {hung.node: self._describe(hung) for hung in stragglers if hung.is_hung and hung.level.evicts}
-
-    def _describe(self, straggler: Straggler) -> str:
-        level = straggler.level
-        who = f"{self.database.name_of(straggler.node)}: {level.name} (level {level.number})"
-        elapsed_ms = straggler.elapsed_us // US_PER_MS
-        return f"{who} has not acknowledged barrier {straggler.barrier} for {elapsed_ms} ms"
-
     def fullness(self) -> Fullness:
         """How full the store is, as far as this node's replica knows."""
         return fullness(self._room, self.database)
 
-    def _responses(
-        self, asked: list[tuple[int, Request]], answers: list[Operation | None], index: int
-    ) -> list[tuple[int, Response]]:
-        """What to say once the entry `index` is committed; refusals change nothing and are said at once (P9.1).
-
-        What changes nothing waits for a read of the claims, or for that entry if it was judged by what is in it (P9.4).
-        """
-        waiting = []
-        for (sender, request), done in zip(asked, answers, strict=True):
-            if done is None:
-                self._requests[request.identity] = (sender, request)
-                continue
-            stands_at = done.index if done.index == index else min(done.index, self.database.index)
-            response = Response(done.identity, self.term, stands_at, done.refused, done.outcome)
-            if done.refused:
-                self._respond(sender, response)
-            elif done.index != index:
-                self._unchanged.judged(sender, request, response, self._now_us)
-                if request.author.user != ITSELF:
-                    self._reads.soon(self._now_us)  # a person waits for it
-            else:
-                waiting.append((sender, response))
-        return waiting
-
     # ---- time ----------------------------------------------------------------------------------------------------
 
-    def _timers(self) -> None:
+    def _timers(self) -> bool:
+        """What time has made due; whether a round of decisions is."""
         report_due_us = self._reporting.due_us
         if report_due_us is not None and self._now_us >= report_due_us:
             self._send_report()
-        if self._reporting.count_is_due(self._now_us):
-            self._may_decide_anew = True
+        counts = self._reporting.count_is_due(self._now_us)
         self._tenure.retry(self._now_us)
         self._settle_tenure()
         self._end_if_hopeless()
@@ -1173,6 +1007,7 @@ class Node:
         if self._look_at_links or self._now_us + early_us >= self._links.next_view_us:
             self._look_at_links = False
             self._write_view_if_due(early_us)
+        return counts
 
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
@@ -1180,20 +1015,15 @@ class Node:
         self._heartbeat(tuple(self._links.connected))
         for request in self._clients.unanswered():
             self._forward(request)
-        if self.is_master:
+        if self.leading is not None:
             self._publish_marks()
-            self._decide_polls()
+            self._deliver(self.leading.decide_polls(self.database, self._now_us))
             self._remind()
-            self._raise_alarms()
+            self.leading.raise_alarms(self.required_levels(), self.database)
         elif self._has_something_pending():
             self._send_report(force=True)
 
     def _remind(self) -> None:
         """On the master: repeat what a node has missed, or the snapshot that it has not answered."""
-        for node in self._links.connected:
-            if node in self._followers.reports or counts(self.database.member(node)):
-                self._repeat(node)
-
-
-def _has_deadlines(database: Database) -> bool:
-    return any(level.deadline_ms for member in database.members.values() for level in member.levels)
+        if self.leading is not None:
+            self.leading.remind(self._links.connected, self._replica, self._now_us)

@@ -6,7 +6,9 @@ overtaken by one which was asked since counts for nothing: that one may have car
 """
 
 from muster.core.effects import Reply
+from muster.core.versions import upgrade
 from muster.records.access import ITSELF, NOBODY, Author
+from muster.records.database import Database
 from muster.records.messages import Request, Response
 from muster.records.operations import OperationRequest
 from muster.records.terms import NO_TERM, Term
@@ -23,14 +25,22 @@ class Clients:
         self._asked: dict[str, Term] = {}  # the highest mastership that each was sent to
         self._answers: dict[str, Response] = {}  # wait until the replica has got to their index
 
-    def add(self, identity: str, operation: OperationRequest, author: Author = NOBODY) -> Request | None:
-        """A client asks: the request to forward, or None when too many wait already.
+    def cannot_ask(self, identity: str, operation: OperationRequest, database: Database) -> Reply | None:
+        """What to answer at once, where the active version does not know the operation (P10.1); else None."""
+        refusal = "" if identity in database.operations else upgrade.refusal(operation, database)
+        return Reply(identity, True, refusal, database.index) if refusal else None
+
+    def add(
+        self, identity: str, operation: OperationRequest, author: Author = NOBODY, index: int = 0
+    ) -> Request | Reply:
+        """A client of a node at `index` asks: the request to forward, or the reply when too many wait already.
 
         What the node asks for by itself is never turned away: the end of a program must be acted upon (P8.7), and its
         event manager has but a few requests under way.
         """
         if len(self._pending) >= MAXIMUM_PENDING and identity not in self._pending and author.user != ITSELF:
-            return None
+            text = f"{MAXIMUM_PENDING} operations wait on this node already: ask again when they are done"
+            return Reply(identity, True, text, index)
         request = self._pending[identity] = Request(identity, operation, author)
         return request
 

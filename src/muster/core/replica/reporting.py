@@ -5,13 +5,16 @@ replica has advanced is nothing that anybody waits for. Composing a report, and 
 service: with thousands of them both are done the more seldom, so that they take a bounded share of the loop (P8.13).
 """
 
-from collections.abc import Callable
-
 from msgspec.structs import replace
 
+from muster.core.leases.observer import Observer
+from muster.core.replica.replica import Replica
+from muster.core.this_node import ThisNode
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.database import Database
 from muster.records.messages import Report
+from muster.records.services import CommandState, Performance
+from muster.records.versions import Software
 
 INDEX_PAUSE_US = 25_000  # before a report whose only news is that the replica has advanced
 REPORT_PAUSE_US = 3000  # between two reports that nobody asked for: a hundred commands that end together are one report
@@ -25,8 +28,11 @@ ACKNOWLEDGEMENT_PAUSE_US = 1000  # the same where a transition may wait for it, 
 class Reporting:
     """What was told last, and when the next report is due. On a master: when its own commands are counted next."""
 
-    def __init__(self, subsystems: Subsystems) -> None:
-        self._subsystems = subsystems
+    def __init__(self, me: ThisNode, software: Software) -> None:
+        """`software`: what this node runs."""
+        self.performance: Performance | None = None  # as it is told
+        self.keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
+        self._incarnation, self._software = me.incarnation, software
         self.due_us: int | None = None  # when there is something to tell that waits for what comes closely after it
         self.count_due_us: int | None = None  # when the master is to count what has ended since it last did
         self._last: Report | None = None
@@ -36,15 +42,39 @@ class Reporting:
         self._counted_us = 0
         self.round_us = 0  # on a master: when its last round of decisions was
 
-    def next(self, compose: Callable[[], Report], database: Database, now_us: int, *, force: bool) -> Report | None:
-        """The report to send now; None if there is nothing to tell, or it waits until `due_us`. `force`: anyway."""
+    def compose(
+        self, replica: Replica, subsystems: Subsystems, observer: Observer, commands: tuple[CommandState, ...]
+    ) -> Report:
+        """All that a master must know of this node, as it is now."""
+        database, levels = replica.database, subsystems.levels
+        return Report(
+            replica.followed,
+            database.index,
+            self._incarnation,
+            "" if replica.is_of_this_life else "join",
+            tuple(levels[number] for number in sorted(levels)),
+            subsystems.acknowledged(database),
+            commands,
+            performance=self.performance,
+            software=self._software,
+            keys=self.keys,
+            words=observer.testimony(database),
+            departed=subsystems.departed(database),
+        )
+
+    def waits(self, subsystems: Subsystems, database: Database, now_us: int) -> bool:
+        """Whether what there is to tell goes at `due_us` with others, and not now."""
         planned_us, self.due_us = self.due_us, None
-        if not force and now_us < self._soonest(planned_us, self.told_us + self._longest_pause_us(database)):
-            due_us = self._soonest(planned_us, self.told_us + self._pause_us(database))
+        if now_us < self._soonest(planned_us, self.told_us + self._longest_pause_us(database)):
+            due_us = self._soonest(planned_us, self.told_us + self._pause_us(subsystems, database))
             if now_us < due_us:
                 self.due_us = due_us
-                return None
-        report = compose()
+                return True
+        return False
+
+    def next(self, report: Report, now_us: int, *, force: bool) -> Report | None:
+        """The report to send now; None if it tells nothing new, or it waits until `due_us`. `force`: anyway."""
+        self.due_us = None
         if not force and self._last is not None:
             if report == self._last:
                 return None
@@ -93,12 +123,12 @@ class Reporting:
     def _soonest(planned_us: int | None, due_us: int) -> int:
         return due_us if planned_us is None else min(planned_us, due_us)
 
-    def _pause_us(self, database: Database) -> int:
+    def _pause_us(self, subsystems: Subsystems, database: Database) -> int:
         """How long after the last report the next one goes: a step of a transition may wait for it, or nothing does."""
         known = self._last.acknowledgements if self._last is not None else ()
-        if all(step in known for step in self._subsystems.acknowledged(database)):
+        if all(step in known for step in subsystems.acknowledged(database)):
             return self._longest_pause_us(database)
-        return ACKNOWLEDGEMENT_PAUSE_US if self._subsystems.owes else 0
+        return ACKNOWLEDGEMENT_PAUSE_US if subsystems.owes else 0
 
     def _longest_pause_us(self, database: Database) -> int:
         told = len(self._last.commands) if self._last is not None else 0
