@@ -14,10 +14,6 @@ import pytest
 from dev_cluster import DevCluster
 from muster.client.control import ControlClient
 from muster.client.errors import ClientError
-from muster.daemon.socket.access import ROLE_OF_OPERATION, ROLE_OF_QUERY
-from muster.daemon.socket.configuration_queries import QUERIES
-from muster.daemon.socket.desk import SUBSYSTEM_OPERATIONS
-from muster.daemon.socket.operations import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 STRANGER = 54321  # a user that no machine has
@@ -220,18 +216,3 @@ def test_p10_4_the_audit_names_user_role_and_node_and_what_was_refused_where(
     committed = [entry for entry in here["audit"] if not entry["here"]]
     assert [entry for entry in there["audit"] if not entry["here"]] == committed
     assert "audited" in cluster.succeed("audit")
-
-
-def test_the_table_of_roles_in_the_documentation_is_the_one_in_the_code() -> None:
-    rows = [
-        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-        for line in (ROOT / "docs" / "ACCESS.md").read_text().splitlines()
-        if line.startswith("| `")
-    ]
-    documented = {(row[0], row[1]): row[2] for row in rows}
-    named = {("operation", name): str(role) for name, role in ROLE_OF_OPERATION.items()}
-    named |= {("query", name): str(role) for name, role in ROLE_OF_QUERY.items()}
-    assert {key: role for key, role in documented.items() if key in named} == named
-    known = {("operation", name) for name in (*OPERATIONS, *SUBSYSTEM_OPERATIONS)}
-    known |= {("query", name) for name in QUERIES}
-    assert not known - documented.keys(), "docs/ACCESS.md lacks them: add a row for each"

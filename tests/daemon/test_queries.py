@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from muster.daemon.socket.queries import NodeView, answer
+from muster.daemon.socket.catalogue import answer
+from muster.daemon.socket.queries import NodeView
 from muster.records.database import Change, Database, Entry, initial_database
 from muster.records.levels import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, NodeState, TransitionKind
 from muster.records.members import Eviction, Member, Proof

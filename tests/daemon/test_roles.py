@@ -7,6 +7,7 @@ import pwd
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,14 @@ import pytest
 
 from interconnect_trial import until
 from muster.daemon.socket import access, system_names
-from muster.daemon.socket.access import Gate, group_names, needed_role, role_of
-from muster.daemon.socket.operations import OPERATIONS
+from muster.daemon.socket.access import Gate, group_names, role_of
+from muster.daemon.socket.catalogue import CALLS, QUERIES, right_of
+from muster.daemon.socket.operations import read_operation
 from muster.records.access import Author, Groups, Role
+from muster.records.operations import OPERATIONS
 from muster.records.refusal import ControlRefused
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "ACCESS.md"
 STRANGER = 54_321
 NAMES = Groups("watchers", "operators", "keepers")
 
@@ -27,17 +31,41 @@ def group_of(number: int) -> str:
     return grp.getgrgid(number).gr_name
 
 
-def test_p10_4_what_no_table_names_is_as_strict_as_it_can_be() -> None:
-    assert needed_role({"operation": "something_new"}) is Role.ADMINISTRATOR
-    assert needed_role({"query": "something_new"}) is Role.OBSERVER
+def test_p10_4_each_request_has_a_role_and_the_documentation_names_it() -> None:
+    rows = [
+        tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))[:3]
+        for line in DOCUMENT.read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    wanted = [("operation", kind.name, str(kind.role)) for kind in OPERATIONS if kind.role is not None]
+    wanted += [("operation", name, str(call.role)) for name, call in CALLS.items()]
+    wanted += [("query", name, str(query.role)) for name, query in QUERIES.items()]
+    assert rows == wanted, "docs/ACCESS.md must have these rows"
+    assert not {role for _, _, role in rows} & {"none"}
 
 
-def test_p10_4_each_operation_needs_the_role_that_the_documentation_names() -> None:
-    operator = {name for name in OPERATIONS if needed_role({"operation": name}) is Role.OPERATOR}
-    administrator = {name for name in OPERATIONS if needed_role({"operation": name}) is Role.ADMINISTRATOR}
-    assert operator | administrator == set(OPERATIONS)
-    assert {"register", "deregister", "transfer", "restart", "clear", "leave", "maintain", "standby"} <= operator
-    assert {"apply", "evict", "configure", "roll_back", "add_node", "remove_node"} <= administrator
+def test_p10_4_what_nothing_is_called_is_refused_and_only_who_may_ask_anything_learns_what_there_is() -> None:
+    gate = Gate("n0", lambda: NAMES, lambda _event, _text: None)
+    for request in ({"operation": "enrol_node"}, {"operation": "something_new"}, {"query": "something_new"}):
+        assert right_of(request) is None
+        with pytest.raises(ControlRefused, match=r"there is no (operation|query) '(something_new|enrol_node)'"):
+            gate.admit({**request, "peer": {"pid": 1, "uid": 0, "gid": 0, "groups": ()}})
+        with pytest.raises(ControlRefused, match="has no role in this cluster"):
+            gate.admit({**request, "peer": {"pid": 1, "uid": STRANGER, "gid": STRANGER, "groups": ()}})
+
+
+@pytest.mark.parametrize(("former", "name"), [("apply_events", "events"), ("enable_events", "enable")])
+def test_p10_4_a_name_that_an_operation_had_is_taken_and_means_the_same(former: str, name: str) -> None:
+    assert right_of({"operation": former}) == right_of({"operation": name})
+    arguments = {"group": "g", "enabled": True} if name == "enable" else {"groups": []}
+    assert read_operation(former, dict(arguments)) == read_operation(name, dict(arguments))
+
+
+def test_p10_4_operators_run_what_there_is_and_administrators_decide_what_there_is() -> None:
+    of_role = {role: {kind.name for kind in OPERATIONS if kind.role is role} for role in (*Role, None)}
+    assert {"register", "deregister", "transfer", "restart", "clear", "leave", "maintain"} < of_role[Role.OPERATOR]
+    assert {"apply", "evict", "configure", "roll_back", "add_node", "remove_node"} < of_role[Role.ADMINISTRATOR]
+    assert of_role[None] == {"enrol_node", "certify_nodes"}  # nodes ask for these by themselves
 
 
 def test_p10_4_a_user_has_the_highest_role_whose_group_they_are_in() -> None:
@@ -71,8 +99,9 @@ def test_p10_4_a_user_without_a_role_may_not_even_ask() -> None:
 
 
 def test_p10_4_what_others_have_done_is_shown_to_operators() -> None:
-    needed = {query: needed_role({"query": query, "arguments": {}}) for query in ("audit", "status", "events")}
-    assert needed == {"audit": Role.OPERATOR, "status": Role.OBSERVER, "events": Role.OBSERVER}
+    assert [name for name, query in QUERIES.items() if query.role is not Role.OBSERVER] == [
+        *("audit", "subsystem", "watcher")
+    ]
 
 
 def test_p10_4_supplementary_groups_count_as_the_primary_one_does() -> None:

@@ -12,6 +12,7 @@ from muster.records.database import Database, Entry, Forget, initial_database
 from muster.records.kinds import BY_NAME, KINDS, Record, check_tables, kind_named
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
+from muster.records.operations import OPERATIONS
 from muster.records.services import Maintenance, SetMaintenance, Standby
 from muster.records.tables import check_rows
 from muster.records.terms import Term
@@ -53,6 +54,12 @@ def test_a_kind_is_called_by_its_tag_and_an_unknown_one_is_an_error() -> None:
 def test_p10_1_a_kind_of_record_is_of_the_first_version_that_recorded_it() -> None:
     for kind in KINDS:
         versions = [int(path.parent.name) for path in FOLDER.glob(f"*/entry-{kind.struct.__name__}.bin")]
+        assert min(versions) == kind.since, kind.name
+
+
+def test_p10_1_an_operation_is_of_the_first_version_that_recorded_it() -> None:
+    for kind in OPERATIONS:
+        versions = [int(path.parent.name) for path in FOLDER.glob(f"*/operation-{kind.struct.__name__}.bin")]
         assert min(versions) == kind.since, kind.name
 
 

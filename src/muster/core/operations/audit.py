@@ -3,13 +3,11 @@
 Names only: what an operation is about, never a command line, a certificate, a key or a token.
 """
 
-from msgspec.structs import asdict
-
 from muster.core.draft import Draft
 from muster.core.room import Room
 from muster.records.configuration import Audit
 from muster.records.messages import Request
-from muster.records.operations import OperationRequest
+from muster.records.operations import OperationRequest, kind_of
 from muster.records.services import ApplyServices
 from muster.records.texts import USER_BYTES, clipped
 from muster.records.versions import KEEPS_HISTORY
@@ -17,10 +15,6 @@ from muster.records.versions import KEEPS_HISTORY
 MAXIMUM_RECORDS = 200
 MAXIMUM_CHARACTERS = 160  # of a subject; bytes of an outcome
 _SHOWN_NAMES = 8
-_SHOWN = (
-    *("service", "node", "group", "kind", "subject", "target", "setting", "value", "version", "cause"),
-    *("end", "enabled", "confirmed_dead", "override"),
-)
 
 
 def record(draft: Draft, request: Request, outcome: str, room: Room) -> None:
@@ -32,7 +26,7 @@ def record(draft: Draft, request: Request, outcome: str, room: Room) -> None:
         Audit(
             max(draft.audit, default=0) + 1, draft.index, author.at_ms, author.uid,
             clipped(author.user, USER_BYTES), author.role, author.node,
-            name_of(operation), subject_of(operation), clipped(outcome, MAXIMUM_CHARACTERS),
+            kind_of(operation).name, subject_of(operation), clipped(outcome, MAXIMUM_CHARACTERS),
         )
     )  # fmt: skip
     size = room.kept("audit", draft.audit)
@@ -43,19 +37,14 @@ def record(draft: Draft, request: Request, outcome: str, room: Room) -> None:
         draft.forget("audit", str(number))
 
 
-def name_of(operation: OperationRequest) -> str:
-    """What the operation is called: its tag on the wire."""
-    return str(type(operation).__struct_config__.tag)
-
-
 def subject_of(operation: OperationRequest) -> str:
     """What the operation is about, in short."""
     if isinstance(operation, ApplyServices):
         parts = [_listed("define", [definition.name for definition in operation.definitions])]
         parts.append(_listed("withdraw", list(operation.withdraw)))
         return "; ".join(part for part in parts if part)[:MAXIMUM_CHARACTERS]
-    values = asdict(operation)
-    shown = [f"{key}={values[key]}" for key in _SHOWN if values.get(key) not in (None, "", False)]
+    values = {key: getattr(operation, key) for key in kind_of(operation).shown}
+    shown = [f"{key}={value}" for key, value in values.items() if value not in (None, "", False)]
     return " ".join(shown)[:MAXIMUM_CHARACTERS]
 
 

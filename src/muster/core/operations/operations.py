@@ -5,6 +5,7 @@ changes nothing.
 """
 
 import hashlib
+from typing import assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -35,18 +36,21 @@ from muster.records.nodes import (
     RotateAuthority,
     SetAddresses,
 )
-from muster.records.operations import OperationRequest
+from muster.records.operations import OperationRequest, kind_of
 from muster.records.registers import ProofKind
 from muster.records.services import (
+    ApplyServices,
     ClearService,
     ConfirmClean,
     DeregisterService,
     FailService,
     Maintenance,
+    RegisterService,
     RestartService,
     SetMaintenance,
     SetStandby,
     Standby,
+    TransferService,
 )
 from muster.records.versions import KERNELS_WORD
 
@@ -65,7 +69,7 @@ def digest_of(operation: OperationRequest) -> str:
         for field in msgspec.structs.fields(operation)
         if field.name not in _NOT_ASKED and getattr(operation, field.name) != field.default
     }
-    text = msgspec.json.encode([audit.name_of(operation), asked], order="deterministic")
+    text = msgspec.json.encode([kind_of(operation).name, asked], order="deterministic")
     return hashlib.sha256(text).hexdigest()[:_DIGEST_CHARACTERS]
 
 
@@ -76,17 +80,18 @@ def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation | None:
     that of the database (P9.4). None: it is for a later round (P9.5).
     """
     before, mark = draft.changed, draft.mark()
-    used = facts.room.used(draft) if _may_grow(request.operation) else 0
+    may_grow = not kind_of(request.operation).only_removes
+    used = facts.room.used(draft) if may_grow else 0
     try:
         administration.check_expected(request.operation, draft)
         outcome = _dispatch(request.operation, draft, facts)
         if not draft.changes_since(mark):
             draft.restore(mark)
             return Operation(request.identity, draft.database.index if not before else draft.index, outcome)
-        if _may_grow(request.operation):
+        if may_grow:
             _check_room(used, draft, facts)
         operation = Operation(request.identity, draft.index, outcome, asked=digest_of(request.operation))
-        what = f"{audit.name_of(request.operation)}: {audit.subject_of(request.operation)}"
+        what = f"{kind_of(request.operation).name}: {audit.subject_of(request.operation)}"
         revisions.record(draft, before, request.author, what, facts.room.capacity)
         audit.record(draft, request, operation.outcome, facts.room)
         if not is_safe_to_repeat(request.operation, draft):
@@ -116,15 +121,6 @@ def is_safe_to_repeat(operation: OperationRequest, draft: Draft) -> bool:
 def is_about_one(operation: OperationRequest) -> bool:
     """Whether it names the generation of a service that it is about: done once, it changes nothing any more."""
     return isinstance(operation, FailService) and operation.generation > 0
-
-
-def _may_grow(operation: OperationRequest) -> bool:
-    """Whether the operation can add to what the database may grow to: what only takes away is always carried out."""
-    removes = (
-        *(RemoveNode, LeaveNode, EvictNode, DeregisterService, FailService, ClearService, RestartService),
-        ConfirmClean,
-    )
-    return not isinstance(operation, removes)
 
 
 def _check_room(used: int, draft: Draft, facts: Facts) -> None:
@@ -173,8 +169,19 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
             return configuration.carry_out(operation, draft, facts)
         case RotateAuthority() | AbandonRotation():
             return authority.carry_out(operation, draft, facts)
-        case _:
+        case (
+            ApplyServices()
+            | RegisterService()
+            | DeregisterService()
+            | TransferService()
+            | FailService()
+            | RestartService()
+            | ClearService()
+            | ConfirmClean()
+        ):
             return service_operations.carry_out(operation, draft, facts)
+        case _:
+            assert_never(operation)
 
 
 def _leave(member: Member, draft: Draft) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -10,7 +11,6 @@ from muster.core.refusal import Refused, member_named
 from muster.core.services import instances
 from muster.core.services.conditions import with_none_by
 from muster.core.services.placement import WILDCARD, is_allowable
-from muster.records.operations import OperationRequest
 from muster.records.service_limits import MAXIMUM_GENERATIONS, contradictions, group_problems
 from muster.records.services import (
     ApplyServices,
@@ -27,8 +27,19 @@ from muster.records.services import (
 )
 from muster.records.terms import NO_NODE
 
+ServiceOperation = (
+    ApplyServices
+    | RegisterService
+    | DeregisterService
+    | TransferService
+    | FailService
+    | RestartService
+    | ClearService
+    | ConfirmClean
+)
 
-def carry_out(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
+
+def carry_out(operation: ServiceOperation, draft: Draft, facts: Facts) -> str:
     """Put what the operation changes into the draft; what it did in words. Raises `Refused`."""
     match operation:
         case ApplyServices():
@@ -48,7 +59,7 @@ def carry_out(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
         case ConfirmClean():
             return _confirm_clean(operation, draft, facts)
         case _:
-            raise Refused(f"this release does not know the operation {type(operation).__name__}: upgrade its master")
+            assert_never(operation)
 
 
 def _apply(operation: ApplyServices, draft: Draft) -> str:

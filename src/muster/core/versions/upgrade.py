@@ -13,17 +13,11 @@ from msgspec.structs import replace
 from muster.core.draft import Draft, Facts
 from muster.records.configuration import ConfigureCluster, FinishUpgrade
 from muster.records.database import Database
-from muster.records.members import EvictNode, LeaveNode, Member
-from muster.records.nodes import NodeConfig, SetAddresses
-from muster.records.operations import OperationRequest
-from muster.records.services import ApplyServices, ConfirmClean, DeregisterService, RegisterService, TransferService
+from muster.records.members import Member
+from muster.records.nodes import NodeConfig
+from muster.records.operations import OperationRequest, kind_of
+from muster.records.services import ApplyServices
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, Software
-
-_OF_VERSION_1 = (ApplyServices, RegisterService, DeregisterService, TransferService, LeaveNode, EvictNode)
-_OF_VERSION_3: tuple[type, ...] = (
-    ConfirmClean,
-    SetAddresses,
-)  # operations that version 3 added; all others are of version 2
 
 
 def follow_reports(draft: Draft, facts: Facts) -> None:
@@ -95,11 +89,11 @@ def refusal(operation: OperationRequest, database: Database) -> str:
 
 def since(operation: OperationRequest) -> int:
     """The version that added what the operation asks for."""
-    if isinstance(operation, _OF_VERSION_3):
-        return KERNELS_WORD
+    needed = kind_of(operation).since
+    if getattr(operation, "expect", -1) >= 0:
+        needed = max(needed, KEEPS_HISTORY)
     if isinstance(operation, ConfigureCluster) and operation.setting.startswith("required_levels"):
-        return KERNELS_WORD
+        needed = max(needed, KERNELS_WORD)
     if isinstance(operation, ApplyServices) and any(each.cleanup_command for each in operation.definitions):
-        return KERNELS_WORD
-    plain = isinstance(operation, _OF_VERSION_1) and getattr(operation, "expect", -1) < 0
-    return LOWEST if plain else KEEPS_HISTORY
+        needed = max(needed, KERNELS_WORD)
+    return needed

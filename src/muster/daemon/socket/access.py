@@ -10,36 +10,18 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from muster.daemon.socket.catalogue import nothing_called, right_of
 from muster.daemon.socket.system_names import SystemNames
 from muster.records.access import Author, Groups, Role
 from muster.records.refusal import ControlRefused
 
-# What no table names is as strict as it can be: operations need an administrator; queries, which change nothing, an
-# observer.
-ROLE_OF_OPERATION = {
-    **dict.fromkeys(("register", "deregister", "transfer", "restart", "clear", "fail", "leave"), Role.OPERATOR),
-    **dict.fromkeys(("maintain", "standby", "restart_daemon", "enable_events", "occurred"), Role.OPERATOR),
-    **dict.fromkeys(("acknowledge", "answer", "deregister_level"), Role.OPERATOR),  # of programs that take part
-    **dict.fromkeys(("apply", "evict", "configure", "roll_back", "finish_upgrade"), Role.ADMINISTRATOR),
-    **dict.fromkeys(("add_node", "set_addresses", "remove_node", "issue_token", "confirm_clean"), Role.ADMINISTRATOR),
-    **dict.fromkeys(("rotate_authority", "abandon_rotation"), Role.ADMINISTRATOR),
-}
-ROLE_OF_QUERY = {"subsystem": Role.OPERATOR, "watcher": Role.OPERATOR, "audit": Role.OPERATOR}
 MAXIMUM_REFUSALS = 100
-LONG_REQUESTS = frozenset({"apply", "apply_events", "plan"})  # whose arguments may be of any length
-LONGEST_ARGUMENTS_BYTES = 64 * 1024  # of all others
+LONGEST_ARGUMENTS_BYTES = 64 * 1024  # of all requests but those whose row says otherwise
 _TOLD_USERS = 64
 _TELL_AGAIN_S = 60.0
 
 Document = dict[str, Any]
 Request = dict[str, Any]
-
-
-def needed_role(request: Request) -> Role:
-    """The lowest role that may make this request."""
-    if "operation" in request:
-        return ROLE_OF_OPERATION.get(request["operation"], Role.ADMINISTRATOR)
-    return ROLE_OF_QUERY.get(request["query"], Role.OBSERVER)
 
 
 def role_of(uid: int, groups: frozenset[str], names: Groups) -> Role:
@@ -73,16 +55,23 @@ class Gate:
         return Author(uid, self.names.user_name(uid), self.role(peer), self._node, int(time.time() * 1000))
 
     def admit(self, request: Request) -> Author:
-        """Who makes this request, which they may. Raises `ControlRefused`."""
-        author, needed = self.author(request["peer"]), needed_role(request)
+        """Who makes this request, which they may. Raises `ControlRefused`.
+
+        What nothing is called is refused for that reason, to those who may ask anything at all.
+        """
+        author, right = self.author(request["peer"]), right_of(request)
+        needed = right.role if right is not None else Role.OBSERVER
         if author.role >= needed:
+            if right is None:
+                raise nothing_called(request)
             return author
         kind = "operation" if "operation" in request else "query"
-        where = f"{kind} {request[kind]}"
+        name = right.name if right is not None else request[kind]
+        where = f"{kind} {name}"
         held = f"has the role {Role(author.role)}" if author.role else "has no role in this cluster"
         what = f"this needs the role {needed}; user {author.user} {held}"
         if kind == "operation":
-            self.note(author, request["operation"], f"refused: {what}")
+            self.note(author, name, f"refused: {what}")
         raise ControlRefused(what, where, _advice(author.user, needed, self._groups()))
 
     def role(self, peer: Document) -> Role:
@@ -97,8 +86,9 @@ class Gate:
     def permit(self, request: Request, size: int) -> None:
         """Refuse a request before its arguments, of `size` bytes, are decoded. Raises `ControlRefused` (P10.5)."""
         self.admit(request)
-        kind = "operation" if "operation" in request else "query"
-        if size > LONGEST_ARGUMENTS_BYTES and request[kind] not in LONG_REQUESTS:
+        right = right_of(request)
+        if size > LONGEST_ARGUMENTS_BYTES and not (right is not None and right.is_long):
+            kind = "operation" if "operation" in request else "query"
             text = f"arguments of {size} bytes, where at most {LONGEST_ARGUMENTS_BYTES} are taken"
             raise ControlRefused(text, f"{kind} {request[kind]}", "send what it needs only")
 

@@ -10,8 +10,6 @@ upgrade          active version, each node's range, what a higher one lacks
 audit            who asked for what, newest first; `here` marks what only this node refused
 """
 
-from collections.abc import Callable
-
 from muster.core.versions import revisions, upgrade
 from muster.core.versions.revisions import Configuration
 from muster.daemon.socket.queries import Document, NodeView
@@ -21,8 +19,6 @@ from muster.records.database import Database
 from muster.records.kinds import KINDS, kind_named
 from muster.records.refusal import ControlRefused
 from muster.records.versions import HIGHEST, LOWEST
-
-Query = Callable[..., Document]
 
 
 def config_history(database: Database, _view: NodeView) -> Document:
@@ -110,16 +106,6 @@ def audit(database: Database, view: NodeView) -> Document:
     entries = [{**_audit(record), "here": False} for record in database.audit.values()]
     entries += [{**refused, "number": None, "index": None, "here": True} for refused in view.refused]
     return {"audit": sorted(entries, key=lambda entry: (-entry["at_ms"], -(entry["number"] or 0)))}
-
-
-QUERIES: dict[str, tuple[Query, tuple[str, ...]]] = {
-    "config_history": (config_history, ()),
-    "config_show": (config_show, ("version",)),
-    "config_diff": (config_diff, ("old", "new")),
-    "config_rollback": (config_rollback, ("version",)),
-    "upgrade": (upgrade_status, ()),
-    "audit": (audit, ()),
-}
 
 
 def _audit(record: Audit) -> Document:

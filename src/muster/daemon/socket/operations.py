@@ -4,67 +4,30 @@ The core may rely on it: every text and number is bounded before it is put into 
 operation names exists, and whether it is possible now, is the master's to say.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
-from muster.records.events import ApplyEvents, EnableEvents
-from muster.records.members import EvictNode, LeaveNode, RestartDaemon
+from muster.records.events import ApplyEvents
 from muster.records.names import shown
-from muster.records.nodes import AbandonRotation, AddNode, IssueToken, RemoveNode, SetAddresses
-from muster.records.operations import OperationRequest
+from muster.records.operations import OPERATIONS, OperationRequest, kind_named
 from muster.records.refusal import ControlRefused
 from muster.records.service_limits import MAXIMUM_DURATION_MS, MAXIMUM_SERVICES, problem_of
 from muster.records.services import (
     ApplyServices,
-    ClearService,
-    ConfirmClean,
-    DeregisterService,
-    FailService,
-    RegisterService,
-    RestartService,
-    SetMaintenance,
-    SetStandby,
-    TransferService,
 )
 
-OPERATIONS: dict[str, type[OperationRequest]] = {
-    "apply": ApplyServices,
-    "register": RegisterService,
-    "deregister": DeregisterService,
-    "transfer": TransferService,
-    "leave": LeaveNode,
-    "evict": EvictNode,
-    "fail": FailService,
-    "restart": RestartService,
-    "clear": ClearService,
-    "confirm_clean": ConfirmClean,
-    "maintain": SetMaintenance,
-    "standby": SetStandby,
-    "apply_events": ApplyEvents,
-    "enable_events": EnableEvents,
-    "roll_back": RollBack,
-    "configure": ConfigureCluster,
-    "finish_upgrade": FinishUpgrade,
-    "restart_daemon": RestartDaemon,
-    "add_node": AddNode,
-    "set_addresses": SetAddresses,
-    "remove_node": RemoveNode,
-    "issue_token": IssueToken,
-    "abandon_rotation": AbandonRotation,
-}
 MAXIMUM_TEXT_CHARACTERS = 200  # a name that may not exist, a cause: it comes back in messages and stays in records
 
 
 def read_operation(name: str, arguments: dict[str, Any]) -> OperationRequest:
     """The operation `name` with its JSON arguments. Raises `ControlRefused`."""
-    kind = OPERATIONS.get(name)
-    where = f"operation {shown(name)[1:-1]}"
-    if kind is None:
-        known = ", ".join(OPERATIONS)
+    row = kind_named(name)
+    if row is None or not row.is_read or row.role is None:
+        known = ", ".join(kind.name for kind in OPERATIONS if kind.is_read and kind.role is not None)
         raise ControlRefused(f"there is no operation {shown(name)}", "control socket", f"use one of: {known}")
+    kind, where = row.struct, f"operation {row.name}"
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     unknown = sorted(arguments.keys() - fields.keys())
     if unknown:
@@ -79,7 +42,7 @@ def read_operation(name: str, arguments: dict[str, Any]) -> OperationRequest:
         except msgspec.ValidationError as error:
             what = _problem_of_duration(key, value) or f"argument {key!r}: {error}"
             raise ControlRefused(what, where, "correct it and ask again") from error
-    operation = kind(**values)
+    operation = cast("OperationRequest", kind(**values))
     match operation:
         case ApplyServices():
             problem = _problem_of_apply(operation)

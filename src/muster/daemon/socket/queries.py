@@ -36,7 +36,6 @@ from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
 
 Document = dict[str, Any]
-Query = tuple[Callable[..., Document], tuple[str, ...]]  # the function, and the names of its arguments, all texts
 HOLDING = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)  # states that only the node or a proof ends
 
 
@@ -67,29 +66,6 @@ class NodeView(Struct, frozen=True):
     waiting: dict[int, Waiting] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
     unable: dict[int, str] = field(default_factory=dict)  # nodes that say that they cannot lead, and why (P2.11)
     awaited: dict[int, AwaitedThere] = field(default_factory=dict)  # what waits for a place, by node (P8.12)
-
-
-def answer(
-    name: str, arguments: Document, database: Database, view: NodeView, more: dict[str, Query] | None = None
-) -> Document:
-    """The answer to query `name`, one of this module or of `more`.
-
-    Raises `ControlRefused` for an unknown query, argument or subject.
-    """
-    known = _QUERIES | (more or {})
-    query = known.get(name)
-    if query is None:
-        raise ControlRefused(f"there is no query {name!r}", "control socket", "ask one of " + ", ".join(known))
-    function, allowed = query
-    unknown = [key for key in arguments if key not in allowed]
-    if unknown:
-        what = f"query {name!r} takes no argument {unknown[0]!r}"
-        raise ControlRefused(what, "control socket", "allowed: " + (", ".join(allowed) or "none"))
-    missing = [key for key in allowed if not isinstance(arguments.get(key), str)]
-    if missing:
-        what = f"query {name!r} needs {missing[0]!r} as text"
-        raise ControlRefused(what, "control socket", f"send {missing[0]}")
-    return head(database, view) | function(database, view, **arguments)
 
 
 def status(database: Database, view: NodeView) -> Document:
@@ -186,17 +162,6 @@ def maintenance(database: Database, view: NodeView) -> Document:
 def authority(database: Database, view: NodeView) -> Document:
     """The authority's certificates, and how far its replacement is (P1.7)."""
     return describe_authority(database, view.behind_rotation, holds_key=view.holds_key)
-
-
-_QUERIES: dict[str, Query] = {
-    "status": (status, ()),
-    "services": (services, ()),
-    "service": (service, ("name",)),
-    "transitions": (transitions, ()),
-    "nodes": (nodes, ()),
-    "maintenance": (maintenance, ()),
-    "authority": (authority, ()),
-}
 
 
 def head(database: Database, view: NodeView) -> Document:
