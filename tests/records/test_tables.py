@@ -11,6 +11,7 @@ from muster.records.configuration import Audit
 from muster.records.database import Database, Entry, Forget, initial_database
 from muster.records.kinds import BY_NAME, KINDS, Record, check_tables, kind_named
 from muster.records.members import Member
+from muster.records.messages import Abdicated, KeyRequest, version_of
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.operations import OPERATIONS
 from muster.records.services import Maintenance, SetMaintenance, Standby
@@ -86,3 +87,9 @@ def test_a_node_takes_its_member_record_along() -> None:
     database.members[7] = Member(7)
     database.apply(Entry(1, Term(1, 0), "", (Forget("node", "7"),)))
     assert (database.nodes, database.members) == ({}, {})
+
+
+def test_p10_1_nothing_that_was_forgotten_in_a_table_is_of_the_newest_version_by_default() -> None:
+    assert {version_of(message) for message in (Abdicated(), KeyRequest("x"))} == {LOWEST, 2}
+    with pytest.raises(KeyError):
+        version_of(None)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ kills its node. Everything is recorded: each effect, and the replica after each 
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, assert_never
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ from muster.core.effects import (
     AskSubsystem,
     Committed,
     Effect,
+    Elected,
     Left,
     LevelRefused,
     Notify,
@@ -470,12 +471,18 @@ class CoreCluster:
                 self.restart_daemon(life.node)
             case Left():
                 self._end(life, clean=True, cause="")
-            case Panic() if life.guard_hangs:
-                self.kill(life.node)  # init ends it without the guard, which writes nothing (P7.10)
             case Panic(cause=cause):
-                self._end(life, clean=False, cause=cause)
-            case _:
+                self._panic(life, cause)
+            case Elected() | Trace():
                 pass
+            case _:
+                assert_never(effect)
+
+    def _panic(self, life: Life, cause: str) -> None:
+        if life.guard_hangs:
+            self.kill(life.node)  # init ends it without the guard, which writes nothing (P7.10)
+        else:
+            self._end(life, clean=False, cause=cause)
 
     def _post(self, envelope: Envelope) -> None:
         if self.loses(envelope):

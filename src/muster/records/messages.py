@@ -13,9 +13,10 @@ from muster.records.levels import Level
 from muster.records.numbers import HIGHEST_NUMBER, Count, CountOrNone, NodeNumber
 from muster.records.operations import OperationRequest
 from muster.records.services import CommandState, Performance
+from muster.records.tables import check_rows, members_of
 from muster.records.terms import NO_TERM, Term
 from muster.records.transitions import Acknowledgement
-from muster.records.versions import HIGHEST, LOWEST, VERSIONS, Software
+from muster.records.versions import VERSIONS, Software
 
 WIRE_VERSIONS = VERSIONS  # lowest and highest version of this schema that this release understands
 MAXIMUM_FRAME_BYTES = 32 * 1024 * 1024
@@ -220,18 +221,17 @@ Message = (
     | LocalQuestion
     | LocalAnswer
 )
-_OF_VERSION_1: tuple[type, ...] = (
-    *(Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict),
-    *(HistoryRequest, HistoryAnswer),
-)
-_OF_VERSION_2: tuple[type, ...] = (KeyRequest, KeyAnswer, LocalQuestion, LocalAnswer)
+_SINCE: dict[type, int] = {  # the version that added each kind
+    **dict.fromkeys((Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict), 1),
+    **dict.fromkeys((HistoryRequest, HistoryAnswer), 1),
+    **dict.fromkeys((KeyRequest, KeyAnswer, LocalQuestion, LocalAnswer), 2),
+}
+check_rows("records/messages.py", _SINCE, members_of(Message))
 
 
 def version_of(message: Message) -> int:
     """The version that added this kind of message: it is sent from that active version on (P10.1)."""
-    if isinstance(message, _OF_VERSION_1):
-        return LOWEST
-    return 2 if isinstance(message, _OF_VERSION_2) else HIGHEST
+    return _SINCE[type(message)]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,6 +12,7 @@ Durations are microseconds inside; `now_us` comes from a clock that runs through
 
 import itertools
 from collections.abc import Callable
+from typing import assert_never
 
 import msgspec
 
@@ -91,6 +92,13 @@ from muster.records.messages import (
     Append,
     Ask,
     Heartbeat,
+    Hello,
+    HistoryAnswer,
+    HistoryRequest,
+    KeyAnswer,
+    KeyRequest,
+    LocalAnswer,
+    LocalQuestion,
     Message,
     Report,
     Request,
@@ -697,8 +705,14 @@ class Node:
             case Verdict() if self.leading is not None:
                 self.leading.judged(sender, message)
                 self._deliver(self.leading.decide_polls(self.database, self._now_us))
-            case _:
+            case Append() | Report() | Request() | Ask() | Verdict():
                 pass  # of no use to who is master, or to who is not
+            case Hello() | HistoryRequest() | HistoryAnswer() | KeyRequest() | KeyAnswer():
+                pass  # for the interconnect and the shell around this node
+            case LocalQuestion() | LocalAnswer():
+                pass
+            case _:
+                assert_never(message)
         return True
 
     def _heard(self, sender: int, heartbeat: Heartbeat) -> None:

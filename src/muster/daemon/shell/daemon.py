@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from functools import cache
 from pathlib import Path
+from typing import assert_never
 
 from muster.core.effects import (
     AppendFrame,
@@ -397,6 +398,8 @@ class Daemon:
                     self.measures.elections += 1
                     self.subsystems.replica_advanced()  # an adoption commits what it adopts
                     self.events.replica_advanced()
+                case _:
+                    assert_never(effect)
 
     def _run(self, command: RunCommand, runner: RunnerClient) -> None:
         self.measures.command_given(boottime_us(), command)

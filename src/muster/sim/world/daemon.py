@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import structs
 
@@ -24,6 +24,7 @@ from muster.records.levels import Level
 from muster.records.messages import Append, Message
 from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
 from muster.records.services import CommandState
+from muster.records.tables import check_rows, members_of
 from muster.records.terms import Term
 from muster.records.units import US_PER_MS
 from muster.sim.history import (
@@ -95,7 +96,6 @@ class Daemon:
         self._inputs: deque[inputs.Input] = deque()
         self._plugged = True  # what it was told last of its own interfaces
         self._store = StoreQueue(self)
-        self._carry = self._carriers()
 
     def now_us(self) -> int:
         """This machine's clock."""
@@ -305,35 +305,9 @@ class Daemon:
             if not self.process.running:  # a fault in the middle of carrying them out
                 self.world.loop.deliver(self.process, self._carry_out, wanted[position:])
                 return
-            self._carry[type(effect)](effect)
+            self.CARRIERS[type(effect)](self, effect)
         if self.events is not None:
             self.events.look()
-
-    def _carriers(self) -> dict[type, Callable[[Any], None]]:
-        store = self._store
-        return {
-            effects.ReadStrip: self._read_strip,
-            effects.WriteClaim: store.submit,
-            effects.WriteView: store.submit,
-            effects.WriteMarks: store.submit,
-            effects.ReadJournal: store.submit,
-            effects.WriteCheckpoint: store.submit,
-            effects.AppendFrame: store.submit,
-            effects.WatchLife: self._tell_guard,
-            effects.Send: self._send,
-            effects.Notify: self._notify,
-            effects.AskSubsystem: self._judge,
-            effects.LevelRefused: lambda refused: self._trace(effects.Trace("level refused", refused.reason)),
-            effects.RunCommand: self._run,
-            effects.Reply: self._reply,
-            effects.Committed: self._committed,
-            effects.Placed: self._placed,
-            effects.Elected: self._elected,
-            effects.Left: self._left,
-            effects.Restart: lambda _effect: self.world.loop.deliver_after(100, self.process, self._restart),
-            effects.Panic: self._panic,
-            effects.Trace: self._trace,
-        }
 
     def record(self, observation: Any) -> None:
         """Something that an observer would see."""
@@ -474,6 +448,45 @@ class Daemon:
 
     def _trace(self, effect: effects.Trace) -> None:
         self.record(Logged(self.world.loop.now_us, self.machine.node, f"{effect.event}: {effect.detail}"))
+
+    def _to_store(self, effect: Any) -> None:
+        self._store.submit(effect)
+
+    def _watch_life(self, effect: effects.WatchLife) -> None:
+        self._tell_guard(effect)
+
+    def _level_refused(self, effect: effects.LevelRefused) -> None:
+        self._trace(effects.Trace("level refused", effect.reason))
+
+    def _restart_soon(self, _effect: effects.Restart) -> None:
+        self.world.loop.deliver_after(100, self.process, self._restart)
+
+    CARRIERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {  # what becomes of each effect
+        effects.ReadStrip: _read_strip,
+        effects.WriteClaim: _to_store,
+        effects.WriteView: _to_store,
+        effects.WriteMarks: _to_store,
+        effects.ReadJournal: _to_store,
+        effects.WriteCheckpoint: _to_store,
+        effects.AppendFrame: _to_store,
+        effects.WatchLife: _watch_life,
+        effects.Send: _send,
+        effects.Notify: _notify,
+        effects.AskSubsystem: _judge,
+        effects.LevelRefused: _level_refused,
+        effects.RunCommand: _run,
+        effects.Reply: _reply,
+        effects.Committed: _committed,
+        effects.Placed: _placed,
+        effects.Elected: _elected,
+        effects.Left: _left,
+        effects.Restart: _restart_soon,
+        effects.Panic: _panic,
+        effects.Trace: _trace,
+    }
+
+
+check_rows("sim/world/daemon.py", Daemon.CARRIERS, members_of(effects.Effect))
 
 
 class StoreQueue:
