@@ -288,6 +288,8 @@ DOCUMENTED = {
     "node list": "node list",
     "links": "links",
     "timeline": "timeline",
+    "history": "history",
+    "why n0": "why",
     "service log sleeper": "service log",
     "why sleeper": "why",
     "plan --lose n0 --lose n1": "plan",

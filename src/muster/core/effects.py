@@ -8,6 +8,7 @@ lost; a local notification or command may not.
 
 from msgspec import Struct
 
+from muster.records.happenings import Happening
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.messages import Message
 from muster.records.operations import OperationRequest
@@ -174,9 +175,13 @@ class Reply(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """The database of this node has advanced to `index`: for watchers, metrics, and the simulator's checkers."""
+    """The database of this node has advanced to `index`: for watchers, metrics, and the simulator's checkers.
+
+    `happened` says what that means, for people (P10.13).
+    """
 
     index: int
+    happened: tuple[Happening, ...] = ()
 
 
 class Placed(Struct, frozen=True):

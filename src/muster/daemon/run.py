@@ -315,7 +315,7 @@ async def _serve_metrics(daemon: Daemon) -> Endpoint | None:
         return None
     from muster.daemon.metrics.metrics import Collector
 
-    collector = Collector(daemon.node, daemon.measures, release(), daemon.needs)
+    collector = Collector(daemon.node, daemon.measures, release(), daemon.needs, daemon.service_counts)
     endpoint = Endpoint(where, collector.page)
     try:
         await endpoint.start()

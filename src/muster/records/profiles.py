@@ -13,6 +13,13 @@ MAXIMUM_HEARTBEATS = 1000  # a second
 _VIEWS = 2  # rows of the views register newer than a loss (`core/links/links.py`)
 
 
+UNPROVEN = (
+    "no proof comes by itself: what it held waits until its machine boots again, or a person says so "
+    "(muster node evict NODE --confirmed-dead)"
+)
+"""Scope `shared`: a lease that has run out is no proof there while no watchdog or fence agent stands behind it."""
+
+
 class Moment(NamedTuple):
     """Something in the timeline of a death: between `from_ms` and `to_ms` after the last renewal began."""
 
@@ -90,6 +97,20 @@ def host_outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
         Outage("store lost", None, f"until it is back: every node stops itself after {end_s:.1f} s; then all boot"),
         kept[f"cut link, {nodes} nodes"],
     )
+
+
+def unproven(faults: tuple[Outage, ...]) -> tuple[Outage, ...]:
+    """The faults of scope `shared` as they are where no timer proves a death (P7.3): those that a lease would end have
+    no bound.
+    """
+    by_lease = ("power cut", "power cut, master", "pause of a node", "store lost, one node")
+    return tuple(Outage(each.fault, None, UNPROVEN) if each.fault in by_lease else each for each in faults)
+
+
+def timeline_without_proof(moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
+    """The timeline of scope `shared` where no timer proves a death: the cluster goes on, what the node held waits."""
+    words = "the lease has run out: the others go on without the node; what it held waits for a proof"
+    return tuple(each._replace(what=words) if each.what.startswith("proof of death") else each for each in moments)
 
 
 def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:

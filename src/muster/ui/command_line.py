@@ -19,6 +19,7 @@ _COMMANDS = {
     "why": "muster.ui.commands.why:why",
     "transitions": "muster.ui.pages.screen:transitions",
     "links": "muster.ui.commands.links:links",
+    "history": "muster.ui.commands.history:history",
     "timeline": "muster.ui.commands.timeline:timeline",
     "apply": "muster.ui.commands.services:apply",
     "plan": "muster.ui.commands.planning:plan",

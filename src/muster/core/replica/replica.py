@@ -16,6 +16,7 @@ from muster.core.outbox import Outbox
 from muster.core.replica.ages import Ages
 from muster.core.this_node import ThisNode
 from muster.core.transitions import narration
+from muster.core.transitions.chronicle import chronicle
 from muster.records.database import Database, Entry, decode_database
 from muster.records.members import Member
 from muster.records.messages import Append, Snapshot
@@ -113,9 +114,10 @@ class Replica:
         self._out.extend(told[:MAXIMUM_TOLD])
         if len(told) > MAXIMUM_TOLD:
             self._out.trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
+        happened = chronicle(self.database, entry)
         self.database.apply(entry)
         self.ages.applied(entry.index, self.database, now_us)
-        self._out.put(Committed(entry.index))
+        self._out.put(Committed(entry.index, happened))
 
     def _replace(self, database: Database, term: Term, ages: tuple[tuple[int, int], ...], now_us: int) -> None:
         self._out.extend(narration.skipped(self.database, database))

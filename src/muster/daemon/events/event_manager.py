@@ -105,10 +105,12 @@ class EventManager:
         self._stopped = False
         self._needs: tuple[Need, ...] = ()
         self._asked_of_needs: dict[str, tuple[events.Values, set[tuple[str, str]]]] = {}  # event -> asked for, told
-        self._history = EventHistory(self._kept(home / event_history.FILE_NAME), node.incarnation)
-        self.commands = CommandLog(self._kept(home / command_log.FILE_NAME))
+        self._history = EventHistory(self.kept(home / event_history.FILE_NAME), node.incarnation)
+        self.commands = CommandLog(self.kept(home / command_log.FILE_NAME))
 
-    def _kept(self, path: Path) -> KeptHistory:
+    def kept(self, path: Path) -> KeptHistory:
+        """A history in the node's home; why it loses lines goes into the log."""
+
         def trouble(why: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._note, "history not kept", why)
@@ -293,7 +295,8 @@ class EventManager:
             case "events":
                 return self.described()
             case "event_history":
-                return {"occurrences": self.history()[-SHOWN_OCCURRENCES:]}
+                found = [each for each in self.history() if subject in ("", each["event"])]  # then it is cut
+                return {"occurrences": found[-SHOWN_OCCURRENCES:]}
             case "service_log" if subject and "\0" not in subject and self._runner is not None:
                 now = await self._runner.output(subject, 1.0)
                 commands = self.commands.of(subject)[-SHOWN_COMMANDS:]

@@ -4,7 +4,7 @@ The library is imported when a page is made: a node whose metrics nobody wants d
 """
 
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from muster.core.draft import is_silent
 from muster.core.needs.machine import NOTHING, Told
 from muster.core.node.node import Node
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
+from muster.records.happenings import FAILURE, MOVE, RESTART
 from muster.records.levels import NodeState
 from muster.records.services import ServiceState
 
@@ -25,8 +26,11 @@ class Collector:
     """Turns the measures and the present state of a node into families of metrics."""
 
     def __init__(
-        self, node: Node, measures: Measures, version: str, needs: Callable[[], Told] = lambda: NOTHING
-    ) -> None:
+        self, node: Node, measures: Measures, version: str, needs: Callable[[], Told] = lambda: NOTHING,
+        counts: Callable[[], Mapping[tuple[str, str], int]] = dict,
+    ) -> None:  # fmt: skip
+        """`counts`: how often something happened, by kind and `service/NAME`, since this daemon began."""
+        self._counts = counts
         self._node, self._measures, self._version, self._needs = node, measures, version, needs
 
     def page(self) -> bytes:
@@ -120,8 +124,24 @@ class Collector:
             for name, service in database.services.items()
         }
         yield self._gauge("service_registered", text, up.items(), ("service", "node"))
+        yield from self._happened()
         wanted = {(name,): float(service.wanted) for name, service in database.services.items()}
         yield self._gauge("service_wanted", "1 if the service is to run.", wanted.items(), ("service",))
+
+    def _happened(self) -> Iterator["Family"]:
+        """Failures, restarts and moves of each service."""
+        from prometheus_client.core import CounterMetricFamily
+
+        for kind, name, text in (
+            (FAILURE, "service_failures", "Failures of a service, of its starts too, since this daemon began."),
+            (RESTART, "service_restarts", "Starts of a service where it ran before, since this daemon began."),
+            (MOVE, "service_moves", "Starts of a service on another node than before, since this daemon began."),
+        ):
+            family = CounterMetricFamily(f"muster_{name}", text, labels=("service",))
+            for (each, subject), count in self._counts().items():
+                if each == kind:
+                    family.add_metric((subject.removeprefix("service/"),), count)
+            yield family
 
     def _counters(self) -> Iterator["Family"]:
         from prometheus_client.core import CounterMetricFamily

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import assert_never
@@ -61,10 +61,12 @@ from muster.core.node.node import Node
 from muster.daemon.events.event_manager import EventManager
 from muster.daemon.history.flight_recorder import FlightRecorder
 from muster.daemon.history.gathering import Gathering
+from muster.daemon.history.happenings import FILE_NAME as HAPPENINGS
+from muster.daemon.history.happenings import Happenings
 from muster.daemon.history.observations import Observations
 from muster.daemon.history.placement_record import PlacementRecord
 from muster.daemon.history.transition_history import TransitionHistory
-from muster.daemon.history.why import QUESTION, Why
+from muster.daemon.history.why import Why
 from muster.daemon.levels.programs import FILE_NAME, Registrations
 from muster.daemon.metrics.measures import Measures
 from muster.daemon.shell.cleanups import Cleanups
@@ -147,6 +149,7 @@ class Daemon:
         self.last_conditions: dict[int, tuple[int, Diagnosis]] = {}  # of a node whose death was just proven, before
         self.memory: HomeMemory | None = None  # what its home remembers of the store
         self.lacking = ""  # processes of the node that have ended for good
+        self.happenings = Happenings(self.events.kept(home / HAPPENINGS))
         self.needs: Callable[[], Told] = lambda: NOTHING  # what needs a person (P10.12)
         self.on_replica: Callable[[], None] = lambda: None  # after each change of the replica
         self._told_to_end = False
@@ -179,6 +182,7 @@ class Daemon:
         self.recorder.hold(None)
         self.subsystems.stop()
         self.events.stop()
+        self.happenings.close()
         self.cleanups.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -330,6 +334,11 @@ class Daemon:
         finally:
             self._changed.discard(event)
 
+    def service_counts(self) -> Mapping[tuple[str, str], int]:
+        """How often something happened to each service that is defined, since this daemon began."""
+        self.happenings.forget(self.node.database.services)
+        return self.happenings.counts
+
     def note(self, event: str, detail: str) -> None:
         """Record an event of this node."""
         self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
@@ -348,7 +357,12 @@ class Daemon:
 
     async def _known_here(self, question: str, subject: str) -> dict[str, object]:
         """What this node knows by itself, for whoever gathers it from all."""
-        return self.why.known(subject) if question == QUESTION else await self.events.answer(question, subject)
+        match question:
+            case "why":
+                return self.why.known(subject)
+            case "history":
+                return self.happenings.answer(subject)
+        return await self.events.answer(question, subject)
 
     def _send(self, node: int, message: Message) -> None:
         assert self._interconnect is not None
@@ -375,7 +389,8 @@ class Daemon:
                     now_us = boottime_us()
                     self.recorder.trace(now_us, effect, self.node.term, self.node.database.index)
                     self.measures.traced(now_us, effect)
-                case Committed():
+                case Committed(index=index, happened=happened):
+                    self.happenings.add(index, happened)
                     self.measures.entries += 1
                     self._membership_may_have_changed()
                 case Reply(identity=identity):

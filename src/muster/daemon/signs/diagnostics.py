@@ -32,5 +32,6 @@ def diagnostics(daemon: Daemon) -> dict[str, Any]:
         "home": str(daemon.home),
         "log_file": os.environ.get(FILE),
         "profile": node.setup.profile._asdict(),
+        "scope": "host" if node.setup.one_machine else "shared",
         "measures": daemon.measures.document(),
     }

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from muster.daemon.events import event_pages
+from muster.daemon.history.happenings import merged, question_of
 from muster.daemon.levels.conversation import Conversation
 from muster.daemon.shell.daemon import Daemon
 from muster.daemon.signs.diagnostics import diagnostics
@@ -116,6 +117,8 @@ async def _why(desk: Desk, arguments: Document) -> Document:
         answered |= {"next_step": need.next_step, "needs": needs}
     else:
         answered["needs"] = []
+    shown = queries.service(database, view, subject)["service"]
+    answered["service"] |= {"failures": shown["failures"], "since_s": shown["since_s"], "held": shown["held"]}
     return queries.head(desk.daemon.node.database, view) | answered
 
 
@@ -130,7 +133,15 @@ async def _plan(desk: Desk, arguments: Document) -> Document:
         plan = desk.daemon.node.plan()
         names = {config.node: config.name for config in desk.daemon.node.database.nodes.values()}
         answered = desk.head()
-        return answered | await asyncio.to_thread(planning.answer, plan, change, names)
+        assumed = planning.assumptions(change, one_machine=desk.daemon.node.setup.one_machine)
+        foreseen = await asyncio.to_thread(planning.answer, plan, change, names)
+        return answered | foreseen | {"assumptions": assumed}
+
+
+async def _history(desk: Desk, arguments: Document) -> Document:
+    """All that happened, from what all nodes have kept (P10.13)."""
+    answers, unanswered = await desk.daemon.gathering.ask("history", question_of(arguments))
+    return desk.head() | {"happened": merged(answers), "unanswered": unanswered}
 
 
 def _gathered(name: str) -> Own:
@@ -140,8 +151,8 @@ def _gathered(name: str) -> Own:
         head, subject = desk.head(), arguments.get("name", "")
         if name == "service_log":
             desk.pure("service", arguments)  # refuses an unknown one with a near miss
-        elif arguments:
-            raise ControlRefused("it takes no arguments", f"query {name}", "send none")
+        elif arguments.keys() - ({"name"} if name == "event_history" else set()) or not isinstance(subject, str):
+            raise ControlRefused("it takes no such arguments", f"query {name}", "send none, or an event's `name`")
         answers, unanswered = await desk.daemon.gathering.ask(name, str(subject))
         return head | event_pages.merged(name, answers) | {"unanswered": unanswered}
 
@@ -178,6 +189,7 @@ QUERIES: dict[str, Query] = {
     "events": Query(Role.OBSERVER, _gathered("events")),
     "event_history": Query(Role.OBSERVER, _gathered("event_history")),
     "service_log": Query(Role.OBSERVER, _gathered("service_log")),
+    "history": Query(Role.OPERATOR, Own(_history)),
     "diagnostics": Query(Role.OBSERVER, Own(_diagnostics)),
     "links": Query(Role.OBSERVER, Own(_links)),
     "plan": Query(Role.OBSERVER, Own(_plan), is_long=True),

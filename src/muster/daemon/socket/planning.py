@@ -61,6 +61,22 @@ def _node_change(document: Document) -> NodeChange:
     return NodeChange(str(kind), node)
 
 
+def assumptions(change: Change, *, one_machine: bool) -> list[str]:
+    """What the plan takes for granted of the nodes that it loses, and how that is in this very cluster."""
+    found = []
+    for lost in (each.node for each in change.nodes if each.kind == "lose"):
+        if one_machine:
+            words = f"{lost} is taken for proven dead: the kernel's word proves it here, as all nodes share one kernel"
+        else:
+            words = (
+                f"{lost} is taken for proven dead. In this cluster (scope shared) nothing proves that by itself "
+                f"after a power cut: what {lost} holds waits until its machine boots again, or until you say "
+                f"muster node evict {lost} --confirmed-dead"
+            )
+        found.append(words)
+    return found
+
+
 def answer(plan: Plan, change: Change, names: dict[int, str]) -> Document:
     """The outlook as a document. Raises `ControlRefused` where the change would be refused."""
     try:

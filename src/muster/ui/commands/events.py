@@ -95,7 +95,8 @@ def history(name: str, as_json: bool) -> None:
     With --json: occurrences [{node, number, at_s, event, group, in, out, verdict, action, result, detail, took_ms}],
     unanswered [{node, why}]. verdict: acted upon, debounced, over the rate, too many wait, not enabled.
     """
-    answer = settings().connection().query("event_history")
+    asked = {"name": name} if name else {}
+    answer = settings().connection().query("event_history", **asked)
     if name:
         answer["occurrences"] = [each for each in answer["occurrences"] if each["event"] == name]
         if not answer["occurrences"]:

@@ -102,6 +102,8 @@ def _operation(operation: str, **arguments: object) -> Document:
 
 def show_plan(answer: Document) -> None:
     """A plan for people: the steps, then what moves."""
+    for words in answer.get("assumptions", ()):
+        click.secho(f"assumed: {one_line(words)}", fg="yellow")
     for outcome in answer["outcomes"]:
         click.echo(one_line(outcome))
     if not answer["steps"]:

@@ -3,7 +3,17 @@
 import click
 
 from muster.client.errors import Unreachable
-from muster.records.profiles import Moment, Outage, host_outages, host_timeline, outages, profile_with, timeline
+from muster.records.profiles import (
+    Moment,
+    Outage,
+    host_outages,
+    host_timeline,
+    outages,
+    profile_with,
+    timeline,
+    timeline_without_proof,
+    unproven,
+)
 from muster.records.timing import PROFILES, InconsistentProfile, Profile
 from muster.setup.errors import Mistaken
 from muster.setup.nodes import Document
@@ -35,9 +45,10 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
     """The timeline that profile NAME gives, as a picture, and the bound on each outage, for each scope of a store.
 
     NAME is fast, standard or virtualised; without it, the profile of the running cluster, and standard where no node
-    answers. Bounds are from the fault to where a service may be started elsewhere; the store's own latency and the
-    start itself come on top. With --set a timer is tried out, and refused with the inequality that it breaks: the same
-    check as at `muster init --set`.
+    answers. Of the running cluster only the scope of its store is shown. Bounds are from the fault to where a service
+    may be started elsewhere; the store's own latency and the start itself come on top. Between machines (scope shared)
+    a lease that has run out proves nothing in this release: such a fault has no bound, and waits for a person. With
+    --set a timer is tried out, and refused with the inequality that it breaks: as at `muster init --set`.
 
     \b
     Examples:
@@ -45,11 +56,11 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
       muster profile show standard --set lease_ms=4000 --set panic_bound_ms=800
       muster profile show --nodes 16 --json | jq '.outages[] | {fault, bound_ms}'
     """
-    overrides = parse_overrides(words)
+    overrides, scope = parse_overrides(words), ""
     if name is not None:
         found, source = chosen_profile(name, overrides, name), "as this release has it"
     else:
-        base, count, source = _running()
+        base, count, source, scope = _running()
         nodes = nodes or count
         try:
             found = profile_with(base, overrides)
@@ -57,34 +68,39 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
             raise Mistaken(str(error), "--set", "see the timers: muster profile show") from error
     nodes = nodes or 3
     if as_json:
-        print_json(document(found, nodes, overrides))
+        print_json(document(found, nodes, overrides, scope))
         return
     click.secho(f"profile {found.name}, {nodes} nodes", bold=True, nl=False)
     click.echo(f"  ({source}{', with --set' if overrides else ''})")
-    _print_scope("scope shared, a power cut:", timeline(found, nodes), outages(found, nodes))
-    _print_scope("scope host, a node that hangs:", host_timeline(found, nodes), host_outages(found, nodes))
+    if scope in ("", "shared"):
+        moments = timeline_without_proof(timeline(found, nodes))
+        _print_scope("scope shared, a power cut:", moments, unproven(outages(found, nodes)))
+    if scope in ("", "host"):
+        _print_scope("scope host, a node that hangs:", host_timeline(found, nodes), host_outages(found, nodes))
     _print_timers(found, overrides)
 
 
-def _running() -> tuple[Profile, int, str]:
-    """The profile of the running cluster and its number of nodes."""
+def _running() -> tuple[Profile, int, str, str]:
+    """The profile of the running cluster, its number of nodes, in words where that is from, and its store's scope."""
     try:
         answer = settings().connection().query("diagnostics")
         count = len(settings().connection().query("nodes")["nodes"])
     except Unreachable:
-        return PROFILES[DEFAULT], 3, "no node answers: this is what a new cluster gets"
-    return Profile(**answer["profile"]), count, f"of the running cluster {answer['cluster']}"
+        return PROFILES[DEFAULT], 3, "no node answers: this is what a new cluster gets", ""
+    scope = answer.get("scope", "")
+    return Profile(**answer["profile"]), count, f"of the running cluster {answer['cluster']}", scope
 
 
-def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...]) -> Document:
-    """Everything for JSON."""
+def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...], scope: str = "") -> Document:
+    """Everything for JSON; `scope` is that of the running cluster's store, empty where it is no running cluster's."""
     return {
         "profile": found.name,
         "nodes": nodes,
         "timers": {key: value for key, value in found._asdict().items() if key != "name"},
         "overrides": dict(overrides),
-        "timeline": [moment._asdict() for moment in timeline(found, nodes)],
-        "outages": [outage._asdict() for outage in outages(found, nodes)],
+        "scope": scope or None,
+        "timeline": [moment._asdict() for moment in timeline_without_proof(timeline(found, nodes))],
+        "outages": [outage._asdict() for outage in unproven(outages(found, nodes))],
         "host": {
             "timeline": [moment._asdict() for moment in host_timeline(found, nodes)],
             "outages": [outage._asdict() for outage in host_outages(found, nodes)],

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from muster.setup.harmless import one_line
 from muster.setup.nodes import Document
-from muster.ui.pages.needs_page import indented, need_block
+from muster.ui.pages.needs_page import failures_words, indented, need_block
 
 
 def present_page(answer: Document, *, whole: bool) -> Group:
@@ -25,6 +25,8 @@ def present_page(answer: Document, *, whole: bool) -> Group:
         here = answer["service"]["node"] or answer["service"]["state"] != "de-registered"
         title = "If it were placed now:" if here else "Where it could go:"
         parts += [Text(), Text(title), _nodes(answer["nodes"])]
+    if whole and (failed := failures_words(answer["service"].get("failures"))):
+        parts += [Text(), _plain(f"It {failed}.")]
     if answer["rules"] and whole:
         parts += [Text(), _rules(answer["rules"])]
     if answer["next_step"]:
