@@ -12,6 +12,7 @@ from random import Random
 from bench.figures import Measurement
 from bench.scales import Scale
 from muster.client.errors import ClientError
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.records.levels import Level, NodeState
 from muster.records.timing import FAST
@@ -98,5 +99,5 @@ def _waiting(world: World) -> int:
     at_gate = [found for found in node.database.transitions.values() if found.level == GATE_LEVEL]
     if len(at_gate) < world.settings.nodes - 1:
         return 0
-    waited_for = node.waited_for()
+    waited_for = insight.waited_for(node)
     return sum(waited_for[found.identity][0] == (GATE,) for found in at_gate)

@@ -475,7 +475,7 @@ def test_p4_2_with_the_word_a_forced_leave_waits_for_no_lease_and_a_late_beat_ch
     cluster.leases[1] = last._replace(stamp=last.stamp._replace(sequence=last.stamp.sequence + 1))  # a hung writer's
     cluster.run(2 * FAST.lease_ms)
     for node in (0, 2):
-        assert not cluster.core(node).is_live(1)  # so it is no candidate either (P2.10)
+        assert not cluster.core(node).observer.is_live(1)  # so it is no candidate either (P2.10)
         assert cluster.core(node).observer.is_dead(1, last.stamp.incarnation)
     assert cluster.state(1) is NodeState.INACTIVE
 
@@ -487,7 +487,7 @@ def test_p7_3_where_the_kernel_is_asked_a_lease_that_has_run_out_proves_nothing(
     cluster.run(20 * FAST.lease_ms)
     assert cluster.state(1) is NodeState.JOINED or cluster.database.member(1).last_proof is None
     incarnation = cluster.leases[1].stamp.incarnation
-    assert not cluster.core(0).is_live(1) and not cluster.core(0).observer.is_dead(1, incarnation)
+    assert not cluster.core(0).observer.is_live(1) and not cluster.core(0).observer.is_dead(1, incarnation)
 
 
 def test_p7_16_a_master_that_cannot_ask_commits_what_a_member_testifies() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from core_cluster import CoreCluster
 from muster.core.draft import Draft
+from muster.core.node import insight
 from muster.core.operations.plan import PlanRefused
 from muster.records.configuration import Audit
 from muster.records.database import Database, Entry, Forget, initial_database
@@ -77,7 +78,7 @@ def test_p10_1_what_a_newer_version_added_is_not_planned_either() -> None:
     cluster = CoreCluster(1, active_version=LOWEST)
     cluster.boot(0)
     cluster.until_joined(0)
-    plan = cluster.core(0).plan()
+    plan = insight.plan(cluster.core(0))
     with pytest.raises(PlanRefused, match="this needs version 2, and version 1 is active"):
         plan.foresee([SetMaintenance("cluster")], [])
 

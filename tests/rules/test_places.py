@@ -20,6 +20,7 @@ from muster.core.events.manager import (
     WatcherCame,
 )
 from muster.core.inputs import AwaitedHere, PlacesAwaited
+from muster.core.node import insight
 from muster.core.services.places import MAXIMUM_NAMED, words
 from muster.daemon.shell.places_awaited import PlacesHere
 from muster.drivers.image import watcher
@@ -118,18 +119,18 @@ def test_p8_12_heartbeats_carry_it_to_every_node_and_nothing_else_is_sent() -> N
     cluster = joined_cluster(3)
     cluster.run(1000)
     reports, index = len(cluster.sent(Report, 1)), cluster.database.index
-    now_us = cluster.core(1)._now_us
+    now_us = cluster.core(1).now_us
     waiting = tuple(AwaitedHere(now_us - 12_000_000 + number, PLACE) for number in range(40))
     cluster.give(1, PlacesAwaited(waiting, 70))
     cluster.run(1000)
     for node in range(3):
-        (awaited,) = cluster.core(node).places_awaited().values()
+        (awaited,) = insight.places_awaited(cluster.core(node)).values()
         assert len(awaited.named) == MAXIMUM_NAMED and awaited.in_all == 70
         assert 12_000 <= awaited.named[0].waited_ms <= 13_100
     assert all(len(beat.awaited) <= MAXIMUM_NAMED for beat in cluster.sent(Heartbeat, 1))
     cluster.give(1, PlacesAwaited((), 0))
     cluster.run(1000)
-    assert [cluster.core(node).places_awaited() for node in range(3)] == [{}, {}, {}]
+    assert [insight.places_awaited(cluster.core(node)) for node in range(3)] == [{}, {}, {}]
     assert (len(cluster.sent(Report, 1)), cluster.database.index) == (reports, index)
 
 
@@ -137,10 +138,10 @@ def test_p8_12_of_a_node_that_is_not_heard_any_more_nothing_is_said() -> None:
     cluster = joined_cluster(2)
     cluster.give(1, PlacesAwaited((AwaitedHere(0, PLACE),), 1))
     cluster.run(500)
-    assert list(cluster.core(0).places_awaited()) == [1]
+    assert list(insight.places_awaited(cluster.core(0))) == [1]
     cluster.kill(1)
     cluster.run(500)
-    assert cluster.core(0).places_awaited() == {}
+    assert insight.places_awaited(cluster.core(0)) == {}
 
 
 def test_p8_12_the_daemon_tells_its_node_only_of_changes_and_names_the_service_of_a_check() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from core_cluster import FILES, LOCKS, TWO_BARRIERS, VOLUMES, CoreCluster, Envelope, Step, joined_cluster
+from muster.core.node import insight
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.configuration import FinishUpgrade
 from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, TransitionKind
@@ -291,7 +292,7 @@ def test_p3_10_a_subsystem_that_hangs_is_named_with_node_level_barrier_and_time_
     join = cluster.transition(2)
     assert join is not None
     for node in range(3):
-        nodes, elapsed_us = cluster.core(node).waited_for()[join.identity]
+        nodes, elapsed_us = insight.waited_for(cluster.core(node))[join.identity]
         assert nodes == (1,)
         assert abs(elapsed_us - (cluster.now_us - since_us)) < 300_000
     assert cluster.database.member(1).eviction is None
@@ -299,7 +300,7 @@ def test_p3_10_a_subsystem_that_hangs_is_named_with_node_level_barrier_and_time_
     assert len(cluster.traces("subsystem hung")) == 1
     cluster.acknowledge_all()
     cluster.until_joined(2)
-    assert cluster.core(0).waited_for() == {}
+    assert insight.waited_for(cluster.core(0)) == {}
 
 
 def test_p3_10_where_the_level_is_registered_with_that_policy_its_node_is_condemned() -> None:

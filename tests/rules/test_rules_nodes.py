@@ -6,6 +6,7 @@ from core_cluster import CoreCluster, joined_cluster
 from muster.core.draft import Draft, Facts
 from muster.core.effects import Panic
 from muster.core.inputs import KeysHeld
+from muster.core.node import insight
 from muster.core.nodes import requests as configuration
 from muster.core.refusal import Refused
 from muster.records.database import Database
@@ -168,7 +169,7 @@ def test_p1_3_a_removed_node_that_reads_of_it_stops() -> None:
     core = cluster.core(2)
     database = core.database
     core.database.nodes.pop(2)
-    core._replica.confirmed = True
+    core.replica.confirmed = True
     core._replica_changed()
     assert database is core.database
     (panic,) = [effect for effect in core._out.drain() if isinstance(effect, Panic)]
@@ -275,7 +276,7 @@ def test_p1_7_rotation_waits_until_every_member_has_the_new_key(step: Rotation) 
     cluster.run(2000)
     assert rotation(cluster) is step
     (master,) = cluster.masters()
-    assert cluster.core(master).behind_rotation() == (lacking,)
+    assert insight.behind_rotation(cluster.core(master)) == (lacking,)
     cluster.give(lacking, KeysHeld((old, new)))
     after = {Rotation.TRUSTING: Rotation.CERTIFYING, Rotation.SETTLING: Rotation.NONE}[step]
     cluster.until("the next step", lambda: rotation(cluster) is after)

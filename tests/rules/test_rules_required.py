@@ -8,6 +8,7 @@ from core_cluster import FILES, LOCKS, VOLUMES, CoreCluster, joined_cluster
 from muster.core.draft import Draft, Facts
 from muster.core.effects import Panic
 from muster.core.membership import membership
+from muster.core.node import insight
 from muster.core.room import Room
 from muster.core.transitions import narration as history
 from muster.daemon.shell.readiness import status_line
@@ -71,9 +72,9 @@ def test_p3_17_a_program_of_another_name_does_not_count_and_is_named() -> None:
     cluster.boot(1, levels=(Level(15, "cache"),))
     cluster.until("it is known to wait", lambda: missing(cluster, 1))
     assert missing(cluster, 1) == (Missing(15, "storage", found="cache"),)
-    cluster.until("it knows it, too", lambda: cluster.core(1).required_levels())
+    cluster.until("it knows it, too", lambda: insight.required_levels(cluster.core(1)))
     assert status_line(cluster.core(1)).startswith("inactive, waits for storage (level 15), which cache has taken; ")
-    (waiting,) = cluster.core(0).required_levels()
+    (waiting,) = insight.required_levels(cluster.core(0))
     assert waiting.words.startswith("it waits for storage (level 15), which cache has taken, for ")
 
 
@@ -85,8 +86,8 @@ def test_p3_17_a_refusal_that_is_over_is_not_shown_beside_what_is_waited_for() -
     cluster.database.members[1] = replace(waiting, refusal="its machine is not clean")
     draft = Draft(cluster.database)
     report = Report(NO_TERM, 0, cluster.core(1).incarnation, "join", (), (), ())
-    core = cluster.core(0)
-    facts = Facts(cluster.now_us, 0, {1: report}, core.observer.evidence, core.is_live, {}, {}, services_open=True)
+    seen = cluster.core(0).observer
+    facts = Facts(cluster.now_us, 0, {1: report}, seen.evidence, seen.is_live, {}, {}, services_open=True)
     assert not membership._admit(draft, facts, 1, report)
     assert draft.member(1) == waiting
 
@@ -99,7 +100,7 @@ def test_p3_17_no_member_is_needed_to_lead_to_answer_and_to_correct_the_setting(
     cluster.until("both wait", lambda: cluster.masters() and missing(cluster, 0) and missing(cluster, 1))
     cluster.run(3000)
     assert [cluster.state(node) for node in (0, 1)] == [NodeState.INACTIVE] * 2
-    assert cluster.core(1).required_levels()  # any node can say it
+    assert insight.required_levels(cluster.core(1))  # any node can say it
     require(cluster, "none", through=1)
     cluster.until_joined(0, 1)
 
@@ -139,11 +140,11 @@ def test_p3_17_after_the_bound_an_alarm_is_raised_once_and_the_node_goes_on_wait
     ((_, by, text),) = cluster.traces(history.OVERDUE)
     assert by == 0
     assert text.startswith("join overdue: n1: it waits for storage (level 15)")
-    assert all(cluster.core(node).required_levels()[0].is_overdue for node in (0, 1))
+    assert all(insight.required_levels(cluster.core(node))[0].is_overdue for node in (0, 1))
     assert cluster.state(1) is NodeState.INACTIVE
     cluster.register(1, STORAGE)
     cluster.until_joined(1)
-    assert not cluster.core(0).required_levels()
+    assert not insight.required_levels(cluster.core(0))
 
 
 def test_p3_17_the_next_master_knows_since_when_and_raises_the_alarm_again() -> None:
@@ -194,7 +195,7 @@ def test_p3_17_a_join_does_not_pass_a_required_level_that_has_deregistered_meanw
     cluster.until("it waits", lambda: (found := cluster.transition(1)) is not None and found.awaits == 15)
     cluster.run(2000)
     assert cluster.levels_of(1, JOINING) == [10]
-    (waiting,) = cluster.core(0).required_levels()
+    (waiting,) = insight.required_levels(cluster.core(0))
     assert waiting.missing == (Missing(15, "storage"),)
     assert waiting.waited_ms > 1000
     cluster.register(1, STORAGE._replace(registration=1))

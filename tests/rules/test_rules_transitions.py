@@ -10,6 +10,7 @@ from muster.core.draft import Draft, Facts
 from muster.core.effects import AppendFrame, Effect, Notify, Send
 from muster.core.inputs import Acknowledged, AcknowledgedTogether
 from muster.core.membership.membership import admit
+from muster.core.node import insight
 from muster.core.transitions.transition import (
     MAY_FOLLOW,
     SETTLED_STATE,
@@ -241,7 +242,7 @@ def test_p3_3_an_acknowledgement_is_not_lost_with_a_master() -> None:
     cluster.boot(2, levels=(LOCKS,))
     cluster.until("all are notified", lambda: len(cluster.notifications(of=2)) == 3)
     cluster.run(500)  # n1 and n2 have acknowledged to n0
-    assert cluster.core(0).waited_for().popitem()[1][0] == (0,)
+    assert insight.waited_for(cluster.core(0)).popitem()[1][0] == (0,)
     cluster.kill(0)
     cluster.until_joined(1, 2)
     assert len(cluster.notifications(1, of=2)) == len(cluster.notifications(2, of=2)) == 1
@@ -298,7 +299,7 @@ def test_p3_3_acknowledgements_given_together_are_one_report_and_the_last_that_i
     cluster.until("n1 is notified of both joins", lambda: len(cluster.lives[1].owed) == 2)
     core = cluster.core(1)
     steps = [Acknowledged(owed.transition, owed.level, owed.barrier) for owed in cluster.lives[1].owed]
-    now_us = core._reporting.told_us + 1  # directly after another report
+    now_us = core.reporting.told_us + 1  # directly after another report
     effects = core.step(AcknowledgedTogether(tuple(steps)), now_us)
     reports = [each.message for each in effects if isinstance(each, Send) and isinstance(each.message, Report)]
     assert [len(report.acknowledgements) for report in reports] == [2]

@@ -17,6 +17,7 @@ from muster.core.leases.lease import LeaseWatch
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.tenure import Tenure, patience_of
 from muster.core.membership.membership import condemn_the_silent
+from muster.core.node import insight
 from muster.core.nodes import authority
 from muster.core.operations.clients import Clients
 from muster.core.services import round as rounds
@@ -483,7 +484,7 @@ def test_p4_9_what_it_held_stays_as_it_is_until_the_operators_word_then_it_moves
     cluster.run(10 * FAST.lease_ms)
     assert cluster.service("on0") == held
     assert not cluster.notifications(of=0, kind=TransitionKind.FORCED_LEAVING)
-    explained = cluster.core(master).explain("on0")
+    explained = insight.explain(cluster.core(master), "on0")
     assert explained is not None
     assert any("silent" in finding.words and "--confirmed-dead" in finding.words for finding in explained.findings)
     assert not cluster.do(master, EvictNode("n0", "I pulled the plug", confirmed_dead=True)).refused

@@ -9,6 +9,7 @@ from muster.core.effects import AppendFrame, WriteClaim
 from muster.core.inputs import StoreRefused
 from muster.core.mastership.inability import LONGEST_PAUSE_MS, Inability
 from muster.core.mastership.tenure import GaveWay, Patience, Tenure, patience_of
+from muster.core.node import insight
 from muster.records.members import EvictNode
 from muster.records.registers import Claim, ClaimFlag, Mark, Strip
 from muster.records.services import ApplyServices, Definition, RegisterService
@@ -79,7 +80,7 @@ def test_p2_11_a_master_that_cannot_write_its_journal_gives_way_and_another_one_
         assert machine.daemon is not None
         assert machine.daemon.node is not None
         if "frame" in what:
-            assert "error" in machine.daemon.node.unable_to_lead()[0]
+            assert "error" in insight.unable_to_lead(machine.daemon.node)[0]
     settle(world)
 
 
@@ -127,7 +128,7 @@ def test_p2_11_it_leads_again_once_it_can_write() -> None:
     daemon = world.machines[0].daemon
     assert daemon is not None
     assert daemon.node is not None
-    assert not daemon.node.unable_to_lead()
+    assert not insight.unable_to_lead(daemon.node)
 
 
 def test_p2_11_a_daemon_that_is_started_anew_while_it_leads_has_waited_for_nothing_yet() -> None:

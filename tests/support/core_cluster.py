@@ -418,7 +418,9 @@ class CoreCluster:
             if not isinstance(happened, Tick):
                 daemon.inbox.append(happened)
             return
-        self._carry_out(life, daemon, daemon.core.step(happened, self.now_us))
+        wanted = daemon.core.step(happened, self.now_us)
+        assert not (wrong := daemon.core.invariant()), wrong
+        self._carry_out(life, daemon, wanted)
         leading = [node for node in self.masters() if not self.lives[node].guard_hangs]
         assert len(leading) <= 1, f"two masters whose leases advance: {leading}"
 

@@ -8,6 +8,7 @@ told so may be this node itself.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -136,9 +137,11 @@ class MasterTerm:
             self.unreachable[node] = f"its links to {names} failed"
         return False
 
-    def raise_alarms(self, waiting: Iterable[required.Waiting], database: Database) -> None:
+    def raise_alarms(self, replica: Replica, waiting: Waiting, own: Report, now_us: int) -> None:
         """Say once a term which node waits for a required level for too long (P3.17)."""
-        for each in waiting:
+        database = replica.database
+        waited_for = waiting.since(database, self.waited_for(database, own), now_us)
+        for each in required.waiting(database, partial(replica.ages.age_ms, now_us=now_us), waited_for):
             life = (each.node, each.incarnation)
             if each.is_overdue and life not in self._alarmed:
                 self._alarmed.add(life)

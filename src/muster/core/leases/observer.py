@@ -53,6 +53,7 @@ class Observer:
         *,
         one_machine: bool,
         kernel: Kernel = NO_KERNEL,
+        started_us: int = 0,
     ) -> None:
         self._me, self._incarnation = me, incarnation
         self._kernel, self._one_machine = kernel, one_machine
@@ -61,7 +62,8 @@ class Observer:
         self._unable: dict[int, tuple[int, str]] = {}  # node -> incarnation, and why the kernel cannot be asked here
         self.strip = strip
         self.read_started_us = 0  # of the read that gave `strip`
-        self.read_us = 0  # when that read ended
+        self._read_us = started_us  # when that read ended
+        self._gap_ms = profile.gap_ms
         self._watches = [LeaseWatch(profile.gap_ms, timers_prove=one_machine) for _ in strip.leases]
         self._watches[me].lease = strip.leases[me]  # what the own lease advances from
         self._confirmed: dict[tuple[int, int], Evidence] = {}  # by the kernel, members, fence agents and operators
@@ -74,7 +76,7 @@ class Observer:
 
     def see(self, read: StripRead) -> None:
         """Take a read in. Whom this node hears late by it is to be noted before it is judged (P4.6)."""
-        self.strip, self.read_started_us, self.read_us = read.strip, read.started_us, read.finished_us
+        self.strip, self.read_started_us, self._read_us = read.strip, read.started_us, read.finished_us
         for watch, lease in zip(self._watches, read.strip.leases, strict=True):
             watch.observe(lease, read.started_us, read.finished_us)
 
@@ -104,6 +106,11 @@ class Observer:
                 if (node, lease.stamp.incarnation) in self._told:
                     found.append(node)
         return found
+
+    def lost_ms(self, now_us: int) -> int:
+        """For how long no read of the store has succeeded, if that is longer than a gap; else 0 (SPEC 7.5)."""
+        silent_ms = (now_us - self._read_us) // US_PER_MS
+        return silent_ms if silent_ms > self._gap_ms else 0
 
     def lose_sight(self, now_us: int) -> None:
         """A read failed: every chain of reads is broken."""

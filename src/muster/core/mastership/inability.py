@@ -1,5 +1,7 @@
 """Whether a node can lead: what its own journal and registers refused, and what the others say of theirs (P2.11)."""
 
+from collections.abc import Collection
+
 from muster.core.mastership.tenure import patience_of
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
@@ -20,6 +22,11 @@ class Inability:
         self._pause_us = self._first_pause_us
         self._refused_us: dict[str, int] = {}  # kind of register -> since when the store refuses it
         self._by_register = ""  # the kind of register that `own` is about
+
+    def everywhere(self, me: int, connected: Collection[int]) -> dict[int, str]:
+        """Who says that it cannot lead, and why: this node, and its peers that are connected."""
+        said = {node: why for node, why in self.told.items() if why and node in connected}
+        return said | ({me: self.own} if self.own else {})
 
     def found(self, why: str) -> int:
         """An attempt to lead has failed: for how long (us) not to try again."""

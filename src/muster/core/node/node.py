@@ -11,13 +11,11 @@ Durations are microseconds inside; `now_us` comes from a clock that runs through
 """
 
 import itertools
-from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
 
 from muster.core.decisions.term import MasterTerm, Told
-from muster.core.draft import Draft, Facts, counts
 from muster.core.effects import (
     Effect,
     Elected,
@@ -64,29 +62,25 @@ from muster.core.mastership.machine import Became, Compact, Decided, Halt, Withd
 from muster.core.mastership.tenure import JOURNAL_FULL, Claims, GaveWay, Outcome, Tenure, Trouble, patience_of
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
-from muster.core.nodes import authority
 from muster.core.operations.clients import Clients
-from muster.core.operations.plan import Plan
 from muster.core.outbox import Outbox
 from muster.core.replica import news
 from muster.core.replica.replica import Replica, Taken
 from muster.core.replica.reporting import Reporting
-from muster.core.room import Fullness, Room, fullness
+from muster.core.room import Room
 from muster.core.services.commands import Executor
-from muster.core.services.explanation import Explanation, explain
 from muster.core.services.grades import is_news
-from muster.core.services.places import AwaitedThere, Places
-from muster.core.services.round import Round
+from muster.core.services.places import Places
 from muster.core.this_node import ThisNode
 from muster.core.transitions import narration as history
-from muster.core.transitions import registration, required
+from muster.core.transitions import registration
 from muster.core.transitions.objections import Questions
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.access import Author
 from muster.records.database import Database
 from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
-from muster.records.members import EvictNode, Member
+from muster.records.members import EvictNode
 from muster.records.messages import (
     Abdicated,
     Append,
@@ -139,7 +133,7 @@ class Node:
     ) -> None:
         self.setup = setup
         self.me = setup.node
-        self._this = me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
+        self.this = me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
         self._profile = setup.profile
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
@@ -147,27 +141,32 @@ class Node:
         self._tenure = Tenure(
             own_claim, setup.incarnation, setup.profile.read_ms * US_PER_MS, self._numbers, patience_of(setup.profile)
         )
-        self._inability = Inability(setup.profile)
-        self._places = Places()
-        self._observer = Observer(
-            self.me, setup.incarnation, setup.profile, strip, one_machine=setup.one_machine, kernel=setup.kernel
+        self.inability = Inability(setup.profile)
+        self.places = Places()
+        self.observer = Observer(
+            self.me,
+            setup.incarnation,
+            setup.profile,
+            strip,
+            one_machine=setup.one_machine,
+            kernel=setup.kernel,
+            started_us=now_us,
         )
         remembered = setup.remembered or Remembered("", "")
-        self._memory = Memory(remembered.terms)
-        self._room = Room(setup.region_bytes)
-        self._executor = Executor(self.me, setup.incarnation, commands)
-        self._subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
-        self._now_us = now_us
-        self._started_us = now_us
+        self.memory = Memory(remembered.terms)
+        self.room = Room(setup.region_bytes)
+        self.executor = Executor(self.me, setup.incarnation, commands)
+        self.subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
+        self.now_us = now_us
         view = strip.views[self.me]
-        self._links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
-        self._out = Outbox(self._links.connected)
+        self.links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
+        self._out = Outbox(self.links.connected)
         accepted, known = mastership.newest_mark(strip)[1].term, (remembered.index, remembered.term)
-        self._replica = Replica(me, database, accepted, known, self._out)
+        self.replica = Replica(me, database, accepted, known, self._out)
         self._clients = Clients()
-        self._waiting = Waiting()
+        self.waiting = Waiting()
         self._questions = Questions()
-        self._reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
+        self.reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
         config = database.nodes.get(self.me)
         generation = config.generation if config is not None else 0
         self._candidacy = Candidacy(me)
@@ -188,12 +187,12 @@ class Node:
     @property
     def database(self) -> Database:
         """This node's replica of the database."""
-        return self._replica.database
+        return self.replica.database
 
     @property
     def trouble(self) -> str:
         """What keeps this node from following the cluster, in words."""
-        return self._replica.trouble
+        return self.replica.trouble
 
     @property
     def master(self) -> int | None:
@@ -201,21 +200,17 @@ class Node:
         if self.is_master:
             return self.me
         holder = self._holder()
-        return holder.node if holder is not None and self._observer.is_live(holder.node) else None
+        return holder.node if holder is not None and self.observer.is_live(holder.node) else None
 
     @property
     def term(self) -> Term:
         """The highest term that this node knows to have been in force."""
-        return self._replica.accepted
+        return self.replica.accepted
 
     @property
     def confirmed(self) -> bool:
         """Whether all that the replica holds is known to be committed (P5.1)."""
-        return self._replica.confirmed
-
-    def remembered(self) -> tuple[int, Term, dict[int, int]]:
-        """What this node knows for certain, for its home: an index, its entry's term, durable terms (P11.2)."""
-        return *self._replica.known, self._memory.terms
+        return self.replica.confirmed
 
     @property
     def incarnation(self) -> int:
@@ -225,99 +220,36 @@ class Node:
     @property
     def connected(self) -> dict[int, int]:
         """Connected peers and their incarnations."""
-        return self._links.connected
+        return self.links.connected
 
     @property
     def deadline_us(self) -> int:
         """When the next `Tick` is due; never, once the node has ended."""
         if self._out.has_ended:
             return NEVER_US
-        times = [self._next_heartbeat_us, self._links.next_view_us]
-        others = (self._reads.due_us, self._reporting.due_us, self._reporting.count_due_us, self._tenure.retry_us)
+        times = [self._next_heartbeat_us, self.links.next_view_us]
+        others = (self._reads.due_us, self.reporting.due_us, self.reporting.count_due_us, self._tenure.retry_us)
         return min(*times, *(due_us for due_us in others if due_us is not None))
 
-    def heard(self) -> frozenset[int]:
-        """The nodes whose frames arrived within the link bound."""
-        return self._links.heard(len(self.database.nodes), self._now_us)
-
-    def is_live(self, node: int) -> bool:
-        """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
-        return self._observer.is_live(node)
-
-    def last_words(self, node: int) -> str:
-        """Why the last incarnation of a node panicked, as its tombstone says; empty where none was read (P7.18)."""
-        incarnation, words = self._observer.last_words.get(node, (0, ""))
-        return words if incarnation == self.database.member(node).incarnation else ""
-
-    def store_lost_ms(self) -> int:
-        """For how long no read of the store has succeeded, if that is longer than a gap; else 0 (SPEC 7.5)."""
-        silent_ms = (self._now_us - max(self._observer.read_us, self._started_us)) // US_PER_MS
-        return silent_ms if silent_ms > self._profile.gap_ms else 0
-
-    def unable_to_lead(self) -> dict[int, str]:
-        """The nodes that say that they cannot lead, and why: their own area cannot be written (P2.11)."""
-        said = {node: why for node, why in self._inability.told.items() if why and node in self._links.connected}
-        return said | ({self.me: self._inability.own} if self._inability.own else {})
-
-    def places_awaited(self) -> dict[int, AwaitedThere]:
-        """What waits for a place, by node, as far as this node hears of it (P8.12)."""
-        return self._places.everywhere(self.me, self._links.connected, self._now_us)
-
-    @property
-    def links(self) -> Links:
-        """What this node hears, for reports."""
-        return self._links
-
-    @property
-    def observer(self) -> Observer:
-        """What this node has read from the store, for reports."""
-        return self._observer
-
-    def connectivity(self) -> dict[int, Candidate]:
-        """The live members as the choice of the surviving set sees them, for reports."""
-        return self._link_candidates()
-
-    def waited_for(self) -> dict[int, tuple[tuple[int, ...], int]]:
-        """Who has not acknowledged the present step of each transition, and for how long it has been at work (us).
-
-        The master knows; the others know what it told them last, and before that take all participants.
-        """
-        told = self._waiting.told
-        if self.leading is not None:
-            told = self.leading.waited_for(self.database, self._settled_report())
-        found = {}
-        for record in self.database.transitions.values():
-            nodes = told.get(record.identity)
-            elapsed_us = self._waiting.elapsed_us(record, self._now_us)
-            found[record.identity] = (record.participants if nodes is None else nodes, elapsed_us)
-        return found
-
-    def age_ms(self, index: int) -> int:
-        """How long ago entry `index` was committed, as far as this node knows."""
-        return self._replica.ages.age_us(index, self._now_us) // US_PER_MS
-
-    def plan(self) -> Plan:
-        """A copy of what this node knows, to try a change on; on the master with how busy the nodes are."""
-        reports = self.leading.reports(self._settled_report()) if self.leading is not None else {}
-        performance = {node: report.performance for node, report in reports.items()}
-        return Plan(self.database, dict(self._replica.ages.told(self.database, self._now_us)), performance, self._room)
-
-    def behind_rotation(self) -> tuple[int, ...]:
-        """On the master: the members that the present step of a rotation waits for (P1.7); nobody on others."""
-        cluster = self.database.cluster
-        if self.leading is None or not cluster.incoming:
-            return ()
-        reports = self.leading.reports(self._settled_report())
-
-        def report(member: Member) -> Report | None:
-            found = reports.get(member.node)
-            return found if found is not None and found.incarnation == member.incarnation else None
-
-        return authority.behind(self.database.members.values(), report, cluster)
+    def invariant(self) -> str:
+        """What does not hold of this node between two steps, though it always must, in words; empty where all does."""
+        leading, tenure = self.leading, self._tenure
+        if (leading is not None) != tenure.is_master:
+            return "a term as master exists, or none does, against what the tenure says"
+        if leading is not None:
+            if not self.confirmed:
+                return "a master's replica is not confirmed"
+            if not leading.term == self.term == tenure.state.term:
+                return f"a master of term {leading.term} has accepted {self.term} and claimed {tenure.state.term}"
+            if (leading.in_flight is None) != tenure.is_free:
+                return "an entry is in flight without a frame, or a frame without an entry"
+        if len(self._out):
+            return "something is left in the outbox"
+        return self._own.problem()
 
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""
-        self._now_us = now_us
+        self.now_us = now_us
         self._tenure.start(now_us)
         self._settle_tenure()
         self._timers()
@@ -327,13 +259,13 @@ class Node:
         """Take one input in; return what is to be done, in order."""
         if self._out.has_ended:
             return []
-        self._now_us = max(self._now_us, now_us)
+        self.now_us = max(self.now_us, now_us)
         may_decide = self._take(happened)
         if not self._out.has_ended:
             may_decide = self._timers() or may_decide
             if self.leading is not None and (may_decide or self.leading.has_requests):
                 self._decide()
-        self._out.extend(self._subsystems.narrate(self.database))
+        self._out.extend(self.subsystems.narrate(self.database))
         return self._out.drain()
 
     def _take(self, happened: Input) -> bool:
@@ -348,9 +280,9 @@ class Node:
                 self._look_at_links = True
                 self._link_changed(happened)
             case CommandFinished(command=command):
-                self._executor.finished(command)
+                self.executor.finished(command)
                 self._send_report()
-                return self.leading is None or self._reporting.counts_now(self.database, self._now_us)
+                return self.leading is None or self.reporting.counts_now(self.database, self.now_us)
             case LevelRegistered(level=level):
                 self._register(level)
             case LevelGone(number=number, departed=departed):
@@ -365,8 +297,8 @@ class Node:
                 self._questions.answered(question, level, objection)
                 self._tell_verdicts()
             case PerformanceMeasured(performance=performance):
-                if is_news(self._reporting.performance, performance):
-                    self._reporting.performance = performance
+                if is_news(self.reporting.performance, performance):
+                    self.reporting.performance = performance
                     self._send_report()
             case KeysHeld(authorities=authorities):
                 return self._hold_keys(authorities)
@@ -377,24 +309,24 @@ class Node:
                 self._replica_changed()
                 return False
             case PlacesAwaited(waiting=waiting, count=count):
-                self._places.wait(waiting, count)
+                self.places.wait(waiting, count)
                 return False
             case Tick():
                 self._look_at_links = True
-                return not self._reads.is_due(self._now_us)  # its answer is decided upon, and comes at once
+                return not self._reads.is_due(self.now_us)  # its answer is decided upon, and comes at once
         return True
 
     def _hold_keys(self, authorities: tuple[str, ...]) -> bool:
-        if authorities == self._reporting.keys:
+        if authorities == self.reporting.keys:
             return False
-        self._reporting.keys = authorities
+        self.reporting.keys = authorities
         self._send_report()
         return True
 
     def _vouched_for(self, word: FenceConfirmed | KernelsWord) -> None:
         """A fence agent has stopped an incarnation, or the own guard has asked the kernel about it (P7.13, P7.15)."""
         if isinstance(word, KernelsWord) and not word.given:
-            self._observer.cannot_ask(word.node, word.incarnation, word.detail)
+            self.observer.cannot_ask(word.node, word.incarnation, word.detail)
             return
         kind = ProofKind.KERNELS_WORD if isinstance(word, KernelsWord) else ProofKind.FENCE_AGENT
         self._take_evidence(word.node, Evidence(kind, word.incarnation, word.detail))
@@ -402,32 +334,32 @@ class Node:
         self._consider_claim()
 
     def _take_evidence(self, node: int, evidence: Evidence) -> None:
-        if self._observer.confirm(node, evidence):
+        if self.observer.confirm(node, evidence):
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
             self._out.trace("proof of death", detail, about=node)
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
-        fresh = tuple(step for step in steps if self._subsystems.acknowledge(step))
+        fresh = tuple(step for step in steps if self.subsystems.acknowledge(step))
         if not fresh:
             return True
-        self._subsystems.settle(self.database)
+        self.subsystems.settle(self.database)
         self._send_report()
         if self.leading is None:
             return False
-        return news.may_complete(fresh, self.database, self.leading.has_acknowledged(self._subsystems))
+        return news.may_complete(fresh, self.database, self.leading.has_acknowledged(self.subsystems))
 
     def _link_changed(self, change: PeerConnected | PeerLost | OwnLinksChanged) -> None:
         match change:
             case PeerConnected(node=node, incarnation=incarnation):
-                self._links.connect(node, incarnation, self._now_us)
+                self.links.connect(node, incarnation, self.now_us)
                 self._heartbeat((node,))
                 self._send_report(force=True)
             case PeerLost(node=node, cause=cause):
-                if self._links.lose(node):
+                if self.links.lose(node):
                     self._out.trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
             case OwnLinksChanged(cut_off=cut_off):
-                self._links.cut_off = cut_off
+                self.links.cut_off = cut_off
                 self._out.trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
 
     # ---- the store -----------------------------------------------------------------------------------------------
@@ -438,17 +370,17 @@ class Node:
                 self._out.panic(f"its store went back in time, or is another one: {another}")
             case StripRead(read=read) if self._tenure.awaits_read(read):
                 self._observe(answer)
-                self._tenure.read(answer.strip, self._observer.is_out, self._now_us, may_lead=self._observer.may_lead)
+                self._tenure.read(answer.strip, self.observer.is_out, self.now_us, may_lead=self.observer.may_lead)
             case StripRead(read=read) if self._reads.awaits(read):
                 self._strip_read(answer)
             case StripUnread(read=read) if self._tenure.awaits_read(read):
-                self._tenure.unread(self._now_us)
+                self._tenure.unread(self.now_us)
             case StripUnread(read=read) if self._reads.awaits(read):
-                self._reads.failed(self._now_us)
-                self._observer.lose_sight(self._now_us)
+                self._reads.failed(self.now_us)
+                self.observer.lose_sight(self.now_us)
             case JournalRead(operation=operation) if self._tenure.awaits(operation):
-                index, term, _terms = self.remembered()
-                self._tenure.journal_read(answer, index, term, self._now_us)
+                index, term = self.replica.known
+                self._tenure.journal_read(answer, index, term, self.now_us)
             case StoreDone(operation=operation, claims=claims):
                 self._store_done(operation, claims)
             case StoreRefused():
@@ -459,17 +391,17 @@ class Node:
     def _answer_unchanged(self, read: StripRead) -> None:
         """A read of all claims has shown no higher term: answer what changed nothing (P9.4)."""
         known = None not in read.strip.claims
-        if self.leading is None or not known or not self._observer.may_lead:
+        if self.leading is None or not known or not self.observer.may_lead:
             return
-        if self._observer.highest_term() <= self.term:
+        if self.observer.highest_term() <= self.term:
             self._deliver(self.leading.claims_read(read.started_us))
 
     def _strip_read(self, read: StripRead) -> None:
-        self._reads.done(read.started_us, self._now_us)
+        self._reads.done(read.started_us, self.now_us)
         self._observe(read)
-        self._links.see_views(read.strip, self._now_us)
-        may_lead = self._observer.may_lead
-        if self._tenure.observe(read.strip, self._now_us, may_lead=may_lead):
+        self.links.see_views(read.strip, self.now_us)
+        may_lead = self.observer.may_lead
+        if self._tenure.observe(read.strip, self.now_us, may_lead=may_lead):
             self._end_term_if_over()
             why = "a higher term was claimed" if may_lead else "its own lease has run out"
             self._out.trace("superseded", why)
@@ -483,28 +415,29 @@ class Node:
         lease = read.strip.leases[self.me]
         if lease is not None and lease.stamp.incarnation < self.setup.incarnation:
             return f"its own lease register shows an earlier incarnation, {lease.stamp.incarnation}"
-        return self._memory.judge(read)
+        return self.memory.judge(read)
 
     def _observe(self, read: StripRead) -> None:
-        self._observer.see(read)
+        self.observer.see(read)
         self._note_late()
-        for node, evidence in self._observer.newly_dead(self.database):
+        for node, evidence in self.observer.newly_dead(self.database):
             detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
             self._out.trace("proof of death", detail, about=node)
-        for node in self._observer.take_last_words(self.database):
-            self._out.trace("last words", f"{self.database.name_of(node)}: {self.last_words(node)}", about=node)
+        for node in self.observer.take_last_words(self.database):
+            _incarnation, words = self.observer.last_words[node]
+            self._out.trace("last words", f"{self.database.name_of(node)}: {words}", about=node)
         for marks in read.strip.marks:  # the guard obeys them too, unless it hangs (P7.10)
             if marks is not None and (self.me, self.setup.incarnation) in marks.condemned:
                 self._out.panic(f"node {marks.stamp.owner} forced it out")
-        self._out.extend(self._observer.to_ask(self._now_us))
+        self._out.extend(self.observer.to_ask(self.now_us))
 
     def _store_done(self, operation: int, claims: Claims) -> None:
         if self._tenure.awaits(operation):
-            observer = self._observer
-            self._tenure.done(self._now_us, claims, observer.is_out, may_lead=observer.may_lead)
+            observer = self.observer
+            self._tenure.done(self.now_us, claims, observer.is_out, may_lead=observer.may_lead)
         else:
             kind = self._own.ended(operation)
-            self._inability.written(kind)
+            self.inability.written(kind)
             if kind == "marks":
                 self._publish_marks()
 
@@ -512,7 +445,7 @@ class Node:
         if refused.kind == "foreign":
             self._out.panic(refused.error)
         elif self._tenure.awaits(refused.operation):
-            self._tenure.refused(refused, self._now_us)
+            self._tenure.refused(refused, self.now_us)
         else:
             self._register_refused(self._own.ended(refused.operation), refused)
 
@@ -525,8 +458,8 @@ class Node:
         if kind == "marks":
             self._own.publish_anew()
         elif kind == "view":
-            self._links.view_refused(self._now_us)
-        if kind and self._inability.refused(kind, self._now_us):
+            self.links.view_refused(self.now_us)
+        if kind and self.inability.refused(kind, self.now_us):
             self._found_unable(f"its {kind} register cannot be written: {refused.error}")
             if kind == "marks" and self.leading is not None:
                 self._out.trace("gives way", "it cannot publish its marks")
@@ -552,7 +485,7 @@ class Node:
 
     def _abdicate(self) -> None:
         """Give a mastership up, at once or when the frame in flight is decided."""
-        self._tenure.abdicate(self._now_us)
+        self._tenure.abdicate(self.now_us)
         self._end_term_if_over()
 
     def _tenure_outcome(self, outcome: Outcome) -> None:
@@ -564,40 +497,40 @@ class Node:
             case Withdrawn():
                 self._withdrawn()
             case Compact():
-                self._tenure.compact(self.database, self._now_us)
+                self._tenure.compact(self.database, self.now_us)
             case Halt(cause=cause):
                 self._out.panic(cause)
             case Trouble(event=event, detail=detail):
                 self._out.trace(event, detail)
                 if event == JOURNAL_FULL:
-                    self._room.entry_refused()
-                self._candidacy.after_trouble(self._now_us)
+                    self.room.entry_refused()
+                self._candidacy.after_trouble(self.now_us)
             case GaveWay(detail=detail):
                 self._out.trace("gives way", f"{detail}; another node may lead")
                 self._found_unable(detail)
 
     def _found_unable(self, why: str) -> None:
         """This node could not do what leading takes: all others go first from now on (P2.11)."""
-        self._candidacy.put_off(self._now_us + self._inability.found(why))
+        self._candidacy.put_off(self.now_us + self.inability.found(why))
 
     def _end_if_hopeless(self) -> None:
         """A claim that this node can neither act on nor withdraw keeps all others waiting: end with it (P2.11)."""
-        why = self._tenure.hopeless(self._observer.strip, self._now_us)
+        why = self._tenure.hopeless(self.observer.strip, self.now_us)
         if why:
             self._out.panic(f"{why}; the others wait for its claim")
 
     def _consider_claim(self) -> None:
         """Claim mastership if no predecessor may lead any more and no better candidate claims (P2.2, P2.10, P2.13)."""
-        unable = self.unable_to_lead().keys()
+        unable = self.inability.everywhere(self.me, self.links.connected).keys()
         if self._presence.is_going or not self._candidacy.has_its_turn(
-            self._tenure, self._observer, self.database, unable, self._now_us
+            self._tenure, self.observer, self.database, unable, self.now_us
         ):
             return
         if not self._may_lead():
             return
         self._candidacy.claimed()
-        self._out.trace("claiming", f"above term {self._observer.highest_term()}")
-        self._tenure.claim(self._observer.strip, self._now_us)
+        self._out.trace("claiming", f"above term {self.observer.highest_term()}")
+        self._tenure.claim(self.observer.strip, self.now_us)
 
     def _may_lead(self) -> bool:
         """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""
@@ -607,9 +540,9 @@ class Node:
     def _became(self, term: Term) -> None:
         adopted = self._tenure.adopted
         assert adopted is not None
-        self.leading = MasterTerm(self._this, term, self._out)
-        self._inability.over()
-        self._replica.adopt(adopted, term, self._now_us)
+        self.leading = MasterTerm(self.this, term, self._out)
+        self.inability.over()
+        self.replica.adopt(adopted, term, self.now_us)
         self._own.publish_anew()
         self._out.put(Elected(term.number, term.node))
         self._out.trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
@@ -620,14 +553,14 @@ class Node:
 
     def _decided(self) -> None:
         assert self.leading is not None
-        self._room.entry_taken()
-        self._deliver(self.leading.committed(self._replica, self._now_us))
+        self.room.entry_taken()
+        self._deliver(self.leading.committed(self.replica, self.now_us))
         self._publish_marks()
         self._abdicate_if_due()
         self._replica_changed()
 
     def _withdrawn(self) -> None:
-        for node in self._links.connected:
+        for node in self.links.connected:
             self._out.send(node, Abdicated(self._tenure.state.term))
         self._presence.finish()
 
@@ -644,32 +577,32 @@ class Node:
     # ---- the links -----------------------------------------------------------------------------------------------
 
     def _link_candidates(self) -> dict[int, Candidate]:
-        return self._links.candidates(self.database, self._observer.strip, self.is_live, self._now_us)
+        return self.links.candidates(self.database, self.observer.strip, self.observer.is_live, self.now_us)
 
     def _watch_links(self) -> None:
         """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
         if self.leading is None:
             return
-        candidates, strip = self._link_candidates(), self._observer.strip
-        if self.leading.judge_links(self._links, candidates, strip, self.database, self._now_us):
+        candidates, strip = self._link_candidates(), self.observer.strip
+        if self.leading.judge_links(self.links, candidates, strip, self.database, self.now_us):
             self._out.trace("abdicating", "its links failed; the surviving set goes on without it")
             self._abdicate()
 
     def _write_view_if_due(self, early_us: int) -> None:
-        live = [node for node in self.database.nodes if self.is_live(node)]
+        live = [node for node in self.database.nodes if self.observer.is_live(node)]
         self._note_late()
-        heard = self._links.view_due(len(self.database.nodes), live, self._now_us, early_us)
+        heard = self.links.view_due(len(self.database.nodes), live, self.now_us, early_us)
         if heard is not None:
-            self._own.write_view(self._links, self.database, heard, self._tenure.state.term, self._now_us)
+            self._own.write_view(self.links, self.database, heard, self._tenure.state.term, self.now_us)
 
     def _note_late(self) -> None:
         """Note who is heard though its lease has run out; who is so for the first time is shown (P4.6)."""
-        heard = self.heard()
-        late = self._observer.late(heard, self._links)
-        for node in sorted(self._links.note_late(late)):
+        heard = self.links.heard(len(self.database.nodes), self.now_us)
+        late = self.observer.late(heard, self.links)
+        for node in sorted(self.links.note_late(late)):
             detail = f"{self.database.name_of(node)}: its lease has run out, and it is still heard: no proof by expiry"
             self._out.trace("heard late", detail, about=node)
-        self._observer.note_heard(heard, late)
+        self.observer.note_heard(heard, late)
 
     def _publish_marks(self) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
@@ -680,13 +613,13 @@ class Node:
 
     def _message(self, sender: int, message: Message) -> bool:
         """Give a message to the machine that it is for; whether it may change a decision of this master."""
-        self._links.hear(sender, self._now_us)
+        self.links.hear(sender, self.now_us)
         match message:
             case Heartbeat():
                 self._heard(sender, message)
                 return False
             case Snapshot() if self.leading is not None:
-                self._reads.soon(self._now_us)  # only the store says whether this node is superseded
+                self._reads.soon(self.now_us)  # only the store says whether this node is superseded
             case Snapshot():
                 self._snapshot(message)
             case Append() if self.leading is None:
@@ -694,17 +627,17 @@ class Node:
             case Report() if self.leading is not None:
                 return self._reported(sender, message, self.leading)
             case Request() if self.leading is not None:
-                self._deliver(self.leading.request(sender, message, self.database, self._now_us))
+                self._deliver(self.leading.request(sender, message, self.database, self.now_us))
             case Response():
                 self._clients.answered(message)
                 self._answer()
             case Abdicated():
-                self._reads.soon(self._now_us)
+                self._reads.soon(self.now_us)
             case Ask() if sender == self.term.node:
                 self._asked(sender, message)
             case Verdict() if self.leading is not None:
                 self.leading.judged(sender, message)
-                self._deliver(self.leading.decide_polls(self.database, self._now_us))
+                self._deliver(self.leading.decide_polls(self.database, self.now_us))
             case Append() | Report() | Request() | Ask() | Verdict():
                 pass  # of no use to who is master, or to who is not
             case Hello() | HistoryRequest() | HistoryAnswer() | KeyRequest() | KeyAnswer():
@@ -716,24 +649,24 @@ class Node:
         return True
 
     def _heard(self, sender: int, heartbeat: Heartbeat) -> None:
-        self._memory.heard(heartbeat.term, self._now_us)
-        self._links.store_lost_ms[sender] = heartbeat.store_lost_ms
-        self._inability.told[sender] = heartbeat.unable
-        self._places.heard(sender, heartbeat)
+        self.memory.heard(heartbeat.term, self.now_us)
+        self.links.store_lost_ms[sender] = heartbeat.store_lost_ms
+        self.inability.told[sender] = heartbeat.unable
+        self.places.heard(sender, heartbeat)
         if self.leading is not None:
             self.leading.followers.is_at(sender, heartbeat.term, heartbeat.index)
         if heartbeat.term == self.term and heartbeat.term.node == sender:
-            self._waiting.told = dict(heartbeat.waiting)
+            self.waiting.told = dict(heartbeat.waiting)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
-        taken = self._replica.take_snapshot(snapshot, self._now_us)
+        taken = self.replica.take_snapshot(snapshot, self.now_us)
         if taken is Taken.ADVANCED:
             self._replica_changed()
         if taken is not Taken.NOTHING:
             self._send_report(force=True)  # the master repeats it until it has heard of it
 
     def _append(self, sender: int, append: Append) -> None:
-        taken = self._replica.take_entries(append, self._now_us)
+        taken = self.replica.take_entries(append, self.now_us)
         if taken is Taken.HIGHER_TERM:
             self._send_report(force=True, to=sender)  # asks for this term's snapshot
         elif taken is not Taken.NOTHING:
@@ -741,13 +674,13 @@ class Node:
             self._send_report(force=taken is Taken.GAP)
 
     def _reported(self, sender: int, report: Report, leading: MasterTerm) -> bool:
-        self._subsystems.settle(self.database)
+        self.subsystems.settle(self.database)
         for word in report.words:
             detail = f"{self.database.name_of(sender)} has asked: {word.detail}"
             self._take_evidence(word.node, Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail))
-        may_decide = leading.take_report(sender, report, self._replica, self._subsystems, self._now_us)
+        may_decide = leading.take_report(sender, report, self.replica, self.subsystems, self.now_us)
         if may_decide and not self.database.transitions:
-            return self._reporting.decides_now(self.database, self._now_us)
+            return self.reporting.decides_now(self.database, self.now_us)
         return may_decide
 
     def _requested(self, identity: str, operation: OperationRequest, author: Author) -> None:
@@ -756,7 +689,7 @@ class Node:
             self._out.put(reply)
             return
         if isinstance(operation, EvictNode) and operation.confirmed_dead:
-            self._observer.believe(operation, self.database)
+            self.observer.believe(operation, self.database)
         request = self._clients.add(identity, operation, author, self.database.index)
         if isinstance(request, Reply):
             self._out.put(request)
@@ -767,7 +700,7 @@ class Node:
         holder = self._holder()
         if self.leading is not None:
             self._clients.asked(request.identity, self.term)
-            self._deliver(self.leading.request(self.me, request, self.database, self._now_us))
+            self._deliver(self.leading.request(self.me, request, self.database, self.now_us))
         elif holder is not None:
             self._clients.asked(request.identity, holder)
             self._out.send(holder.node, request)
@@ -784,7 +717,7 @@ class Node:
                 self._answer()
 
     def _asked(self, asker: int, ask: Ask) -> None:
-        self._out.extend(self._questions.ask(asker, ask, self._subsystems.levels.values()))
+        self._out.extend(self._questions.ask(asker, ask, self.subsystems.levels.values()))
         self._tell_verdicts()
 
     def _tell_verdicts(self) -> None:
@@ -793,7 +726,7 @@ class Node:
                 self._out.send(asker, verdict)
             elif self.leading is not None:
                 self.leading.judged(self.me, verdict)
-                self._deliver(self.leading.decide_polls(self.database, self._now_us))
+                self._deliver(self.leading.decide_polls(self.database, self.now_us))
 
     def _answer(self) -> None:
         self._out.extend(self._clients.due(self.database.index))
@@ -802,10 +735,10 @@ class Node:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
         if self.leading is not None and self.database.transitions:
             waiting = tuple(self.leading.waited_for(self.database, self._settled_report()).items())
-        lost_ms = self.store_lost_ms()
+        lost_ms = self.observer.lost_ms(self.now_us)
         heartbeat = Heartbeat(
-            self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self._inability.own,
-            *self._places.own(self._now_us),
+            self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self.inability.own,
+            *self.places.own(self.now_us),
         )  # fmt: skip
         for node in nodes:
             self._out.send(node, heartbeat)
@@ -816,67 +749,52 @@ class Node:
         """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
         if not self.confirmed or self._out.has_ended:
             return
-        asked = self._presence.look(self.database, self._subsystems.lost(self._replica.own.required))
+        asked = self._presence.look(self.database, self.subsystems.lost(self.replica.own.required))
         if asked in (Asked.TO_LEAVE, Asked.TO_RESTART):
             self._answer()
             self._hand_over()
         if asked in (Asked.TO_LEAVE, Asked.TO_END):
             return
-        self._observer.follow(self.database)
-        self._waiting.follow(self.database, self._now_us)
+        self.observer.follow(self.database)
+        self.waiting.follow(self.database, self.now_us)
         self._refuse_conflicting_levels()
         self._begin_second_step()
-        self._out.extend(self._subsystems.due(self.database))
-        self._subsystems.settle(self.database)
-        self._out.extend(self._executor.due(self.database))
+        self._out.extend(self.subsystems.due(self.database))
+        self.subsystems.settle(self.database)
+        self._out.extend(self.executor.due(self.database))
         self._answer()
 
     def _register(self, level: Level) -> None:
         """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
         database = self.database if self.confirmed else None
-        reason = registration.refusal(level, self._subsystems.levels, database, self.me, self.setup.incarnation)
+        reason = registration.refusal(level, self.subsystems.levels, database, self.me, self.setup.incarnation)
         if reason:
             self._out.put(LevelRefused(level.number, reason))
             return
-        self._subsystems.register(level)
+        self.subsystems.register(level)
         if self.confirmed:
-            self._out.extend(self._subsystems.due(self.database))
+            self._out.extend(self.subsystems.due(self.database))
         self._send_report()
 
     def _level_gone(self, number: int, *, departed: bool) -> None:
         """A subsystem has deregistered, or its program has ended: then its node may have to fail with it (P3.18)."""
         self._questions.lost(number)
         self._tell_verdicts()
-        fails = "" if departed else self._why_loss_fails(number)
-        level = self._subsystems.levels.get(number)
-        if not self._subsystems.unregister(number, departed=departed, ended=not departed):
+        own = self.replica.own_now
+        fails = "" if departed else registration.why_loss_fails(number, self.subsystems.levels, own)
+        level = self.subsystems.levels.get(number)
+        if not self.subsystems.unregister(number, departed=departed, ended=not departed):
             return
         if fails and level is not None:
             self._out.panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
         else:
             self._send_report()
 
-    def _why_loss_fails(self, number: int) -> str:
-        own = self.database.member(self.me)
-        known = own if self._replica.is_of_this_life else None
-        return registration.why_loss_fails(number, self._subsystems.levels, known)
-
-    def why_not_deregistered(self, number: int) -> str:
-        """Why the end of a program that registers this level could not be its level's alone, in words (P3.18)."""
-        names = {each.number for each in required.required_of(self.database.cluster, self.database.nodes.get(self.me))}
-        if number in names:
-            return f"nodes join only with level {number} (required_levels)"
-        return self._why_loss_fails(number)
-
-    def required_levels(self) -> list[required.Waiting]:
-        """The nodes that wait for required levels, as this node knows it (P3.17)."""
-        return required.waiting(self.database, self.age_ms, self.waited_for())
-
     def _refuse_conflicting_levels(self) -> None:
         """Give up what was registered here while another node registered it differently (P3.4)."""
-        found = registration.conflicts(self._subsystems.levels, self.database, self.me, self.setup.incarnation)
+        found = registration.conflicts(self.subsystems.levels, self.database, self.me, self.setup.incarnation)
         for number, reason in found.items():
-            self._subsystems.unregister(number)
+            self.subsystems.unregister(number)
             self._out.put(LevelRefused(number, reason))
 
     def _hand_over(self) -> None:
@@ -887,56 +805,59 @@ class Node:
             self._abdicate()
             self._settle_tenure()
 
-    def _own_report(self) -> Report:
-        self._begin_second_step()
-        commands = self._executor.states(self.database)
-        return self._reporting.compose(self._replica, self._subsystems, self._observer, commands)
+    def own_report(self) -> Report:
+        """All that the master must know of this node, as it is now (P5.3)."""
+        commands = self.executor.states(self.database)
+        return self.reporting.compose(self.replica, self.subsystems, self.observer, commands)
 
     def _settled_report(self) -> Report:
-        self._subsystems.settle(self.database)
-        return self._own_report()
+        self.subsystems.settle(self.database)
+        self._begin_second_step()
+        return self.own_report()
 
     def _begin_second_step(self) -> None:
-        levels = self._subsystems.levels
+        levels = self.subsystems.levels
         if EVENT_MANAGER_LEVEL.number in levels:
             return
-        own, mine = self._replica.own, self._replica.is_of_this_life
+        own, mine = self.replica.own, self.replica.is_of_this_life
         join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
         parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
         nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
         counted = any(level.number == EVENT_MANAGER_LEVEL.number for level in own.levels)  # before a daemon's restart
         if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
-            self._subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
+            self.subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
         holder = self._holder()
         receiver = to if to is not None else holder.node if holder is not None else None
         if self.leading is not None or receiver is None or receiver == self.me:
-            self._reporting.drop()
+            self.reporting.drop()
             return
-        self._subsystems.settle(self.database)
-        if not force and self._reporting.waits(self._subsystems, self.database, self._now_us):
+        self.subsystems.settle(self.database)
+        if not force and self.reporting.waits(self.subsystems, self.database, self.now_us):
             return
-        report = self._reporting.next(self._own_report(), self._now_us, force=force)
+        self._begin_second_step()
+        report = self.reporting.next(self.own_report(), self.now_us, force=force)
         if report is not None:
             self._out.send(receiver, report)
 
     def _has_something_pending(self) -> bool:
-        report = self._own_report()
+        self._begin_second_step()
+        report = self.own_report()
         differ = set(report.levels) != set(self.database.member(self.me).levels)
         pending = report.wish or report.acknowledgements or report.commands or differ
         return bool(pending) or report.term != self._claimed_term()
 
     def _holder(self) -> Term | None:
-        return self._observer.holder(self._replica.followed)
+        return self.observer.holder(self.replica.followed)
 
     def _claimed_term(self) -> Term:
         return self._holder() or NO_TERM
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
-        if self.leading is None and self._claimed_term() > (self._replica.followed):
+        if self.leading is None and self._claimed_term() > (self.replica.followed):
             self._send_report()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------
@@ -946,98 +867,57 @@ class Node:
         while self.leading is not None and self._tenure.is_free and not self._out.has_ended:
             if self._presence.is_going:
                 return
-            self._reporting.round_us = self._now_us
+            self.reporting.round_us = self.now_us
             own = self._settled_report()
-            facts = self.leading.facts(self._replica, self._observer, own, self._waiting, self._room, self._now_us)
+            facts = self.leading.facts(self.replica, self.observer, own, self.waiting, self.room, self.now_us)
             result = self.leading.decide(self.database, facts)
             if result.is_awaited:
-                self._reads.soon(self._now_us)
+                self._reads.soon(self.now_us)
             self._deliver(result.told)
             if not result.frame:
                 return
-            self._tenure.propose(result.frame, self._now_us)
+            self._tenure.propose(result.frame, self.now_us)
             self._settle_tenure()
-
-    def explain(self, name: str) -> Explanation | None:
-        """Why the service is where it is, or is not anywhere, as this node knows it; None if there is none such."""
-        return self.explainer()(name)
-
-    def explainer(self) -> Callable[[str], Explanation | None]:
-        """Explains services as they are now, several of them from one snapshot.
-
-        Only the master has the nodes' reports: another node takes every joined member for one that has reported.
-        """
-        rounds: list[Round] = []
-
-        def explained(name: str) -> Explanation | None:
-            service = self.database.services.get(name)
-            if service is None:
-                return None
-            if not rounds:
-                rounds.append(self._round_of_now())
-            return explain(service, rounds[0])
-
-        return explained
-
-    def _round_of_now(self) -> Round:
-        leading = self.leading
-        if leading is not None:
-            reports = leading.reports(self._settled_report())
-        else:
-            members = self.database.members.values()
-            reports = {m.node: Report(self.term, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
-        facts = Facts(
-            self._now_us, self.me, reports, self._observer.evidence, self.is_live,
-            leading.unreachable if leading is not None else {}, {},
-            leading is None or leading.services_open,
-            lambda index: self._replica.ages.age_us(index, self._now_us),
-            unclean=self._observer.unclean,
-        )  # fmt: skip
-        return Round(Draft(self.database), facts)
-
-    def fullness(self) -> Fullness:
-        """How full the store is, as far as this node's replica knows."""
-        return fullness(self._room, self.database)
 
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def _timers(self) -> bool:
         """What time has made due; whether a round of decisions is."""
-        report_due_us = self._reporting.due_us
-        if report_due_us is not None and self._now_us >= report_due_us:
+        report_due_us = self.reporting.due_us
+        if report_due_us is not None and self.now_us >= report_due_us:
             self._send_report()
-        counts = self._reporting.count_is_due(self._now_us)
-        self._tenure.retry(self._now_us)
+        counts = self.reporting.count_is_due(self.now_us)
+        self._tenure.retry(self.now_us)
         self._settle_tenure()
         self._end_if_hopeless()
         early_us = 0
-        if self._reads.is_due(self._now_us):
+        if self._reads.is_due(self.now_us):
             number = next(self._numbers)
             self._reads.begin(number)
             self._out.put(ReadStrip(number))
             early_us = self._reads.early_us
-        if self._now_us + early_us >= self._next_heartbeat_us:
+        if self.now_us + early_us >= self._next_heartbeat_us:
             self._beat()
-        if self._look_at_links or self._now_us + early_us >= self._links.next_view_us:
+        if self._look_at_links or self.now_us + early_us >= self.links.next_view_us:
             self._look_at_links = False
             self._write_view_if_due(early_us)
         return counts
 
     def _beat(self) -> None:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
-        self._next_heartbeat_us = self._now_us + interval_ms * US_PER_MS
-        self._heartbeat(tuple(self._links.connected))
+        self._next_heartbeat_us = self.now_us + interval_ms * US_PER_MS
+        self._heartbeat(tuple(self.links.connected))
         for request in self._clients.unanswered():
             self._forward(request)
         if self.leading is not None:
             self._publish_marks()
-            self._deliver(self.leading.decide_polls(self.database, self._now_us))
+            self._deliver(self.leading.decide_polls(self.database, self.now_us))
             self._remind()
-            self.leading.raise_alarms(self.required_levels(), self.database)
+            self.leading.raise_alarms(self.replica, self.waiting, self._settled_report(), self.now_us)
         elif self._has_something_pending():
             self._send_report(force=True)
 
     def _remind(self) -> None:
         """On the master: repeat what a node has missed, or the snapshot that it has not answered."""
         if self.leading is not None:
-            self.leading.remind(self._links.connected, self._replica, self._now_us)
+            self.leading.remind(self.links.connected, self.replica, self.now_us)

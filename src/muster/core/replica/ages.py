@@ -40,8 +40,12 @@ class Ages:
         self.prune(database)
 
     def age_us(self, index: int, now_us: int) -> int:
-        """How long ago entry `index` was committed, at least."""
-        return max(0, now_us - self._taken_us.setdefault(index, now_us))
+        """How long ago entry `index` was committed, at least; 0 for one that is not known."""
+        return max(0, now_us - self._taken_us.get(index, now_us))
+
+    def age_ms(self, index: int, now_us: int) -> int:
+        """The same in milliseconds."""
+        return self.age_us(index, now_us) // US_PER_MS
 
     def _note(self, index: int, now_us: int) -> None:
         if not self._horizon or now_us - self._horizon[-1][0] >= HORIZON_STEP_US:

@@ -65,6 +65,11 @@ class Replica:
         return self.confirmed and self.own.incarnation == self._me.incarnation
 
     @property
+    def own_now(self) -> Member | None:
+        """The same, if it is confirmed and of the present incarnation."""
+        return self.own if self.is_of_this_life else None
+
+    @property
     def followed(self) -> Term:
         """The term whose master this replica was received from; none while it is not confirmed."""
         return self.accepted if self.confirmed else NO_TERM

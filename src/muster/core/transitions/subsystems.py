@@ -72,10 +72,13 @@ class Subsystems:
 
     def departed(self, database: Database) -> tuple[tuple[int, int], ...]:
         """Who went by its own wish and still counts: for this node's report (P3.15)."""
+        return tuple(sorted(self._departed_of(database)))
+
+    def _departed_of(self, database: Database) -> set[tuple[int, int]]:
         own = database.member(self._node)
-        if self._departed and own.incarnation == self._incarnation:
-            self._departed &= {level.identity for level in own.levels}
-        return tuple(sorted(self._departed))
+        if not self._departed or own.incarnation != self._incarnation:
+            return self._departed
+        return self._departed & {level.identity for level in own.levels}
 
     def due(self, database: Database) -> list[Notify]:
         """The notifications to give now; each is returned once (P3.8). Forgets what is over."""
@@ -122,6 +125,7 @@ class Subsystems:
 
     def settle(self, database: Database) -> bool:
         """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
+        self._departed = self._departed_of(database)
         before = len(self._acknowledged)
         if not database.transitions or EVENT_MANAGER not in self.levels:
             return False

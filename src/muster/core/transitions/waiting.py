@@ -66,6 +66,15 @@ class Waiting:
         """For how long the present step has been at work, as seen here."""
         return now_us - self._since_us.get(step_of(transition), now_us)
 
+    def since(
+        self, database: Database, known: Mapping[int, tuple[int, ...]], now_us: int
+    ) -> dict[int, tuple[tuple[int, ...], int]]:
+        """Transition -> who is waited for, all participants where that is not `known`, and for how long (us)."""
+        return {
+            record.identity: (known.get(record.identity, record.participants), self.elapsed_us(record, now_us))
+            for record in database.transitions.values()
+        }
+
     def stragglers(self, database: Database, reports: Mapping[int, Report], now_us: int) -> list[Straggler]:
         """On the master: every subsystem that is waited for."""
         found = []

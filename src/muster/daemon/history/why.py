@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.core.services.explanation import Explanation
 from muster.core.services.placement import Verdict
@@ -98,7 +99,7 @@ class Why:
     def _own(self, service: str, at: int) -> Account:
         node = self._node
         past = self._record.of(service, self._clock_us(), at)
-        return Account(node.term, node.is_master, node.database.index, node.explain(service), past)
+        return Account(node.term, node.is_master, node.database.index, insight.explain(node, service), past)
 
     def _document(self, name: str, only: str, speaker: str, account: Account, past: list[PastDecision]) -> Document:
         database = self._node.database
@@ -107,7 +108,7 @@ class Why:
         assert present is not None, "the asked node has the service, and speaks where no master does"
         active = service.state is not ServiceState.DEREGISTERED and service.node != NO_NODE
         here = [decision for decision in past if decision.node == service.node] if active else []
-        awaited = self._node.places_awaited().get(service.node) if active else None
+        awaited = insight.places_awaited(self._node).get(service.node) if active else None
         place = _place(name, awaited, database.name_of(service.node)) if awaited is not None else None
         return {
             "service": {

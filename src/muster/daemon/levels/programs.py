@@ -52,6 +52,7 @@ from muster.core.inputs import (
     LevelRegistered,
     SubsystemAnswered,
 )
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.levels.conversation import Conversation
 from muster.drivers.machine.program_process import Noted, Peer, Program, found_again
@@ -488,7 +489,7 @@ class Registrations:
 
     def _refuse_if_it_cannot_go(self, wanted: Wanted) -> None:
         """Its level could not go alone if it died: then it must not be told that it would (P3.18)."""
-        why = self._node.why_not_deregistered(wanted.level) if wanted.on_loss == "deregister" else ""
+        why = insight.why_not_deregistered(self._node, wanted.level) if wanted.on_loss == "deregister" else ""
         if why:
             what = f"on_loss of level {wanted.level} cannot be deregister: {why}, so with its program its node fails"
             raise ControlRefused(what, WHERE, "register with on_loss fail, or without on_loss")

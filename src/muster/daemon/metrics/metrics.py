@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from muster.core.draft import is_silent
 from muster.core.needs.machine import NOTHING, Told
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
 from muster.records.happenings import FAILURE, MOVE, RESTART
@@ -80,20 +81,20 @@ class Collector:
         stuck = sum(1.0 for each in database.services.values() if each.cause or each.unclean)
         yield self._gauge("services_with_cause", "Services that say why they are not as wanted.", [((), stuck)], ())
         yield self._gauge("transitions_open", "Transitions in progress.", [((), float(len(database.transitions)))], ())
-        heard = node.heard()
+        heard = insight.heard(node)
         others = [number for number in database.nodes if number != node.me]
         links = {(database.name_of(number),): float(number in heard) for number in others}
         yield self._gauge("link_up", "1 if the peer is heard on the interconnect.", links.items(), ("peer",))
-        leases = {(database.name_of(number),): float(node.is_live(number)) for number in others}
+        leases = {(database.name_of(number),): float(node.observer.is_live(number)) for number in others}
         yield self._gauge("lease_live", "1 if the peer's lease in the store is renewed.", leases.items(), ("peer",))
-        full = node.fullness()
+        full = insight.fullness(node)
         text = "What definitions and nodes may grow to, and the most that the store has room for."
         room = {("used",): float(full.used_bytes), ("limit",): float(full.growth_bytes)}
         yield self._gauge("store_room_bytes", text, room.items(), ("kind",))
-        unable = float(node.me in node.unable_to_lead())
+        unable = float(node.me in insight.unable_to_lead(node))
         text = "1 if this node cannot lead: its own journal or a register of its own cannot be written."
         yield self._gauge("unable_to_lead", text, [((), unable)], ())
-        waiting = node.required_levels()
+        waiting = insight.required_levels(node)
         count = {("all",): float(len(waiting)), ("overdue",): float(sum(each.is_overdue for each in waiting))}
         text = "Nodes that wait for required levels before they join, and those of them that have waited too long."
         yield self._gauge("nodes_waiting_for_levels", text, count.items(), ("which",))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muster.core.leases.memory import Remembered, problem
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.drivers.store.disk.geometry import Header
 from muster.drivers.store.disk.inspection import StoreRecord
@@ -54,7 +55,7 @@ class HomeMemory:
         if now_s - self._looked_s < PAUSE_S or (self._writing is not None and self._writing.is_alive()):
             return
         self._looked_s = now_s
-        index, term, terms = self._node.remembered()
+        index, term, terms = insight.remembered(self._node)
         known = Remembered(*self._ids, index, term, terms, self._node.incarnation, self._node.me)
         if known == self._saved:
             return

@@ -1,6 +1,7 @@
 """Tells systemd, where it started this node, when the node is ready and what it is doing (sd_notify; SPEC 9.4)."""
 
 from muster.core.needs.machine import NOTHING, Told
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.shell.daemon import Daemon
 from muster.drivers.image.systemd import notify
@@ -27,7 +28,7 @@ def status_line(node: Node, told: Told = NOTHING) -> str:
     database = node.database
     own = database.member(node.me)
     state = str(own.state if own.incarnation == node.incarnation else NodeState.INACTIVE)
-    waits = next((each for each in node.required_levels() if each.node == node.me), None)
+    waits = next((each for each in insight.required_levels(node) if each.node == node.me), None)
     state += f", waits for {words_of(waits.missing)}" if waits is not None else ""
     master = node.master
     who = "no master" if master is None else f"master {database.name_of(master)}"

@@ -5,6 +5,7 @@ from typing import Any
 from muster.core.draft import counts
 from muster.core.leases.diagnosis import WELL, Diagnosis, Signs, diagnose
 from muster.core.links.connectivity import Reason, broken_pairs, reasons
+from muster.core.node import insight
 from muster.daemon.shell.daemon import Daemon, boottime_us
 from muster.records.levels import NodeState
 from muster.records.registers import LeaseState
@@ -19,7 +20,7 @@ def conditions(daemon: Daemon) -> dict[int, Diagnosis]:
 
 
 def _own(daemon: Daemon) -> Diagnosis:
-    lost_ms = daemon.node.store_lost_ms()
+    lost_ms = insight.store_lost_ms(daemon.node)
     if lost_ms:
         return Diagnosis(
             "store lost", f"this node has not been able to read the store for {lost_ms} ms; {_others(daemon)}"
@@ -32,7 +33,7 @@ def _own(daemon: Daemon) -> Diagnosis:
 def _others(daemon: Daemon) -> str:
     """Whether the store is lost to all, or to this node only (SPEC 7.5)."""
     node = daemon.node
-    heard = sorted(node.heard())
+    heard = sorted(insight.heard(node))
     blind = [other for other in heard if node.links.store_lost_ms.get(other, 0)]
     if not heard:
         return "nobody is heard who could say whether it is the store or this node"
@@ -65,7 +66,7 @@ def signs(daemon: Daemon, other: int) -> Signs:
     gone = f"{evidence.kind.words}: {evidence.detail}" if evidence is not None else ""
     if not gone and proof is not None and proof.incarnation == member.incarnation:
         gone = f"{proof.kind.words}: {proof.detail}"
-    words = node.last_words(other)
+    words = insight.last_words(node, other)
     if gone and words and words not in gone:
         gone = f"{gone}; its last words: {words}"
     heard_by = [
@@ -84,7 +85,7 @@ def signs(daemon: Daemon, other: int) -> Signs:
         cut_off=view is not None and view.cut_off,
         heard_by=tuple(heard_by),
         store_lost_ms=links.store_lost_ms.get(other, 0) if other in node.connected else 0,
-        own_store_lost_ms=node.store_lost_ms(),
+        own_store_lost_ms=insight.store_lost_ms(node),
         gone=gone,
         member=member.state in (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING),
     )
@@ -94,20 +95,20 @@ def links(daemon: Daemon) -> Document:
     """The connectivity matrix from the views in the store, and whom the master would let survive, with the reasons."""
     node, now_us = daemon.node, boottime_us()
     database = node.database
-    candidates = node.connectivity()
+    candidates = insight.connectivity(node)
     survivors, outside = reasons(candidates)
     name = database.name_of
     matrix = {}
     for number in sorted(database.nodes):
         view = node.observer.strip.views[number] if number < len(node.observer.strip.views) else None
         own = number == node.me
-        heard = node.heard() if own else view.heard if view is not None else frozenset()
+        heard = insight.heard(node) if own else view.heard if view is not None else frozenset()
         cut_off = node.links.cut_off if own else view is not None and view.cut_off
         matrix[name(number)] = {
             "hears": [name(other) for other in sorted(heard) if other in database.nodes],
             "own_links": "down" if cut_off else "up",
             "view_age_ms": 0 if own else node.links.view_age_us(number, now_us) // US_PER_MS,
-            "live": node.is_live(number),
+            "live": node.observer.is_live(number),
             "member": counts(database.member(number)),
             "counted": number in candidates,
         }

@@ -6,11 +6,13 @@ and when its replica has changed.
 
 import asyncio
 import time
+from functools import partial
 
 from msgspec.structs import replace
 
 from muster.core.needs.machine import Needs, Told, well
 from muster.core.needs.need import Need, Path, Seen, Straggler
+from muster.core.node import insight
 from muster.daemon.shell.daemon import Daemon, boottime_us
 from muster.daemon.signs.evidence import conditions
 from muster.daemon.trust.certificate_ends import certificates_that_end
@@ -97,20 +99,20 @@ def seen_by(daemon: Daemon) -> Seen:
         incarnation=node.incarnation if node.confirmed else database.member(node.me).incarnation,
         master=NO_NODE if master is None else master,
         trouble=node.trouble,
-        live=frozenset(each for each in database.nodes if node.is_live(each)),
+        live=frozenset(each for each in database.nodes if node.observer.is_live(each)),
         conditions={other: found[0] for other, found in conditions(daemon).items()},
-        waiting={each.node: each for each in node.required_levels()},
-        unable=node.unable_to_lead(),
+        waiting={each.node: each for each in insight.required_levels(node)},
+        unable=insight.unable_to_lead(node),
         barred=daemon.barred(),
         lacking=daemon.lacking,
-        fullness=node.fullness(),
+        fullness=insight.fullness(node),
         paths=_paths(daemon, database),
         stragglers=_stragglers(daemon, database),
         certificates=tuple(
             certificates_that_end(database, time.time(), node.me, holds_key=daemon.keys.holds_all(database.cluster))
         ),
-        age_ms=node.age_ms,
-        explain=node.explainer(),
+        age_ms=partial(insight.age_ms, node),
+        explain=insight.explainer(node),
     )
 
 
@@ -123,7 +125,7 @@ def _paths(daemon: Daemon, database: Database) -> tuple[Path, ...]:
 
 def _stragglers(daemon: Daemon, database: Database) -> tuple[Straggler, ...]:
     found = []
-    for identity, (waiting, elapsed_us) in daemon.node.waited_for().items():
+    for identity, (waiting, elapsed_us) in insight.waited_for(daemon.node).items():
         transition = database.transitions.get(identity)
         for node in waiting if transition is not None else ():
             assert transition is not None

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
+from muster.core.node import insight
 from muster.daemon.events import event_pages
 from muster.daemon.history.happenings import merged, question_of
 from muster.daemon.levels.conversation import Conversation
@@ -130,7 +131,7 @@ async def _plan(desk: Desk, arguments: Document) -> Document:
     """What a change would do; computed beside the daemon's work, one at a time."""
     change = planning.read_change(arguments)
     async with desk.planning:
-        plan = desk.daemon.node.plan()
+        plan = insight.plan(desk.daemon.node)
         names = {config.node: config.name for config in desk.daemon.node.database.nodes.values()}
         answered = desk.head()
         assumed = planning.assumptions(change, one_machine=desk.daemon.node.setup.one_machine)

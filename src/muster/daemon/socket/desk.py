@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, assert_never
 
 import msgspec
 
 from muster.core.effects import Reply
+from muster.core.node import insight
 from muster.core.operations.operations import digest_of
 from muster.daemon.shell.daemon import Daemon
 from muster.daemon.signs.evidence import conditions
@@ -123,23 +125,23 @@ class Requests:
             master=-1 if master is None else master,
             term=node.term,
             trouble=node.trouble,
-            links=node.heard(),
-            live=frozenset(config for config in node.database.nodes if node.is_live(config)),
+            links=insight.heard(node),
+            live=frozenset(config for config in node.database.nodes if node.observer.is_live(config)),
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),
             conditions={other: (found[0], found[1]) for other, found in conditions(self.daemon).items()},
-            waited_for=node.waited_for(),
-            last_words=node.last_words,
-            age_ms=node.age_ms,
+            waited_for=insight.waited_for(node),
+            last_words=partial(insight.last_words, node),
+            age_ms=partial(insight.age_ms, node),
             barred=self.daemon.barred(),
             refused=tuple(self.gate.refused),
-            waiting={each.node: each for each in node.required_levels()},
-            unable=node.unable_to_lead(),
-            awaited=node.places_awaited(),
-            fullness=node.fullness(),
+            waiting={each.node: each for each in insight.required_levels(node)},
+            unable=insight.unable_to_lead(node),
+            awaited=insight.places_awaited(node),
+            fullness=insight.fullness(node),
             needs=self.daemon.needs(),
             at_s=self._times.at_s,
             holds_key=self.daemon.keys.holds_all(node.database.cluster),
-            behind_rotation=node.behind_rotation(),
+            behind_rotation=insight.behind_rotation(node),
         )
 
     async def _rotate(self, identity: str, arguments: Document, where: str, author: Author) -> Reply | None:

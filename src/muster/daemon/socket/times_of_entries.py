@@ -2,6 +2,7 @@
 
 import time
 
+from muster.core.node import insight
 from muster.core.node.node import Node
 
 MAXIMUM_KEPT = 10_000
@@ -20,5 +21,5 @@ class TimesOfEntries:
         if known is None:
             if len(self._at_s) >= MAXIMUM_KEPT:
                 self._at_s.clear()
-            known = self._at_s[index] = round(time.time() - self._node.age_ms(index) / 1000)
+            known = self._at_s[index] = round(time.time() - insight.age_ms(self._node, index) / 1000)
         return known

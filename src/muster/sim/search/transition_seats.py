@@ -130,8 +130,8 @@ class Resident(Node):
         super().__init__(setup, database, strip, (), 0)
         for effect in self.start(0):
             self.step(StoreDone(getattr(effect, "operation", 0)), 0)
-        self._subsystems = _copy_of(subsystems)
-        self._replica.confirmed, self._replica.accepted = confirmed, TERM
+        self.subsystems = _copy_of(subsystems)
+        self.replica.confirmed, self.replica.accepted = confirmed, TERM
 
     def given(self, happened: Input | None) -> tuple[list[Effect], Subsystems, Report]:
         """Take an input in, or look at the replica; the effects, the subsystems, and the report that follows."""
@@ -140,12 +140,14 @@ class Resident(Node):
         else:
             self._take(happened)
         effects = self._out.drain()
-        return effects, self._subsystems, self.report()
+        require(not (wrong := self.invariant()), "2.6", wrong)
+        return effects, self.subsystems, self.report()
 
     def report(self) -> Report:
         """The report that would be sent now, without what nobody decides by."""
-        self._subsystems.settle(self.database)
-        report = self._own_report()
+        self.subsystems.settle(self.database)
+        self._begin_second_step()
+        report = self.own_report()
         return replace(report, index=0, term=TERM, software=replace(report.software, started_index=0))
 
 

@@ -176,7 +176,9 @@ class Daemon:
 
     def _give(self, happened: inputs.Input) -> None:
         assert self.node is not None
-        self._carry_out(self.node.step(happened, self.now_us()))
+        wanted = self.node.step(happened, self.now_us())
+        assert not (wrong := self.node.invariant()), wrong
+        self._carry_out(wanted)
 
     def watch_own_links(self) -> None:
         """Something may have become of the own interfaces: it looks at them once a heartbeat (SPEC 7.4)."""
@@ -270,7 +272,7 @@ class Daemon:
                     for later in waiting:
                         self.world.loop.deliver(self.process, self.step, later)
                     break
-                self._carry_out(self.node.step(self._inputs.popleft(), self.now_us()))
+                self._give(self._inputs.popleft())
             self._schedule_tick()
         except Exception:  # noqa: BLE001  # a broken invariant of the core is a finding of this run, not the simulator's end
             self._raised()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from muster.core import effects
 from muster.core.leases.memory import Remembered
+from muster.core.node import insight
 from muster.records.units import US_PER_MS
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.daemon import Daemon
@@ -108,7 +109,7 @@ class Machine(BareMachine):
         """The daemon writes into the home what its node knows for certain."""
         daemon = self.daemon
         if daemon is not None and daemon.node is not None:
-            index, term, terms = daemon.node.remembered()
+            index, term, terms = insight.remembered(daemon.node)
             incarnation = daemon.life.incarnation
             self.remembered = Remembered(*self.access.store.ids, index, term, dict(terms), incarnation, self.node)
 
