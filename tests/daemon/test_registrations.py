@@ -114,11 +114,11 @@ class Desk:
         self.panics: list[str] = []
         self.heard = asyncio.Event()  # the node had to fail, or a program is hung
         self.awaited_since_s = asyncio.get_running_loop().time()  # at the earliest
-        self.stuck = ""  # why no level could go alone
+        self.levels: dict[int, Level] = {}  # that the core has registered
         setup = SimpleNamespace(name="n0", profile=FAST)
         self.node = SimpleNamespace(
             database=self.database, me=0, incarnation=incarnation, setup=setup,
-            why_not_deregistered=lambda _level: self.stuck,
+            subsystems=SimpleNamespace(levels=self.levels), replica=SimpleNamespace(own_now=None),
         )  # fmt: skip
         self.registrations = Registrations(
             cast("Any", self.node), folder / "subsystems.json", self.told.append,
@@ -368,8 +368,8 @@ def test_spec_3_2_what_cannot_be_registered_is_refused_before_the_core_hears_of_
         desk.database.members[0] = own
         with pytest.raises(ControlRefused, match="there is no deadline"):
             await desk.come(FakeProgram(), on_hang="evict")
-        desk.stuck = "another stands on it"
-        with pytest.raises(ControlRefused, match="on_loss of level 60 cannot be deregister: another stands on it"):
+        desk.levels[70] = Level(70, "above")
+        with pytest.raises(ControlRefused, match="on_loss of level 60 cannot be deregister: above .level 70. is registered"):
             await desk.come(FakeProgram(), on_loss="deregister")
         assert desk.told == []
         await desk.come(FakeProgram(), on_hang="evict", deadline_ms=1000)
