@@ -58,7 +58,8 @@ from muster.core.inputs import (
 )
 from muster.core.leases.lease import LeaseKeeper, Renewal, next_incarnation
 from muster.core.mastership.tenure import newest_journal, restore
-from muster.core.node.node import Node, Setup
+from muster.core.node.node import Node
+from muster.core.node.setup import Setup
 from muster.core.services.explanation import unexplained
 from muster.records import registers
 from muster.records.access import NOBODY, Author

@@ -19,7 +19,8 @@ import msgspec
 from muster.core.leases.memory import Remembered
 from muster.core.leases.observer import Kernel
 from muster.core.mastership.tenure import newest_journal, restore
-from muster.core.node.node import Node, Setup
+from muster.core.node.node import Node
+from muster.core.node.setup import Setup
 from muster.daemon.history.flight_recorder import FlightRecorder
 from muster.daemon.history.observations import requested
 from muster.daemon.log.log_file import keep_log_bounded

@@ -18,7 +18,6 @@ from muster.core.decisions.followers import Followers
 from muster.core.draft import Facts, counts
 from muster.core.effects import Placed, Trace
 from muster.core.leases.observer import Observer
-from muster.core.links.connectivity import Candidate
 from muster.core.links.links import Links
 from muster.core.operations import shedding
 from muster.core.operations.clients import MAXIMUM_QUEUED
@@ -38,7 +37,6 @@ from muster.records.configuration import Operation
 from muster.records.database import Database, Entry, encode_entry
 from muster.records.messages import Ask, Report, Request, Response, Verdict
 from muster.records.placements import PlacedTogether
-from muster.records.registers import Strip
 from muster.records.terms import Term
 from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.transitions import Acknowledgement
@@ -124,11 +122,10 @@ class MasterTerm:
             if node in self.followers.reports or counts(replica.database.member(node)):
                 self.repeat(node, replica, now_us)
 
-    def judge_links(
-        self, links: Links, candidates: dict[int, Candidate], strip: Strip, database: Database, now_us: int
-    ) -> bool:
+    def judge_links(self, links: Links, observer: Observer, database: Database, now_us: int) -> bool:
         """Find who is outside the surviving set; whether this node itself is (P4.4, SPEC 7.4)."""
-        outside = links.judge(candidates, strip, len(database.nodes), now_us)
+        candidates = links.candidates(database, observer.strip, observer.is_live, now_us)
+        outside = links.judge(candidates, observer.strip, len(database.nodes), now_us)
         self.unreachable = {}
         if self._me in outside:
             return True

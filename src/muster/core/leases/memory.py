@@ -10,6 +10,7 @@ on with. What was only read from a journal may never have been committed, and is
 from msgspec import Struct, field
 
 from muster.core.inputs import StripRead
+from muster.core.this_node import ThisNode
 from muster.records.database import Database
 from muster.records.registers import Claim, Strip
 from muster.records.terms import NO_TERM, Term
@@ -79,6 +80,13 @@ class Memory:
         if term != NO_TERM and term.number > self._known.get(term.node, (0, 0))[0]:
             self._known[term.node] = term.number, now_us
             self._fresh = True
+
+    def another_store(self, read: StripRead, me: ThisNode) -> str:
+        """Why this read cannot be of the store that this node booted on, in words (P11.3)."""
+        lease = read.strip.leases[me.node]
+        if lease is not None and lease.stamp.incarnation < me.incarnation:
+            return f"its own lease register shows an earlier incarnation, {lease.stamp.incarnation}"
+        return self.judge(read)
 
     def judge(self, read: StripRead) -> str:
         """Take a read in; why it cannot be of the store that this node knows, in words, or nothing."""

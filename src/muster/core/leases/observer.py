@@ -150,6 +150,11 @@ class Observer:
         incarnation, why = self._unable.get(node, (0, ""))
         return why if lease is not None and lease.stamp.incarnation == incarnation else ""
 
+    def forced_out_by(self) -> list[int]:
+        """The nodes whose marks condemn this incarnation (P4.3)."""
+        own = (self._me, self._incarnation)
+        return [marks.stamp.owner for marks in self.strip.marks if marks is not None and own in marks.condemned]
+
     def to_ask(self, now_us: int) -> list[WatchLife]:
         """Whom the guard is to ask the kernel about (P7.15): who is new, and again who has fallen silent since."""
         found = []

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 
 from muster.core.draft import is_up
 from muster.core.leases.observer import Observer
+from muster.core.links.connectivity import surviving_set
+from muster.core.links.links import Links
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.tenure import Tenure
 from muster.core.this_node import ThisNode
@@ -36,11 +38,18 @@ class Candidacy:
         self.put_off(now_us + TROUBLE_PAUSE_READS * self._me.profile.read_ms * US_PER_MS)
 
     def has_its_turn(
-        self, tenure: Tenure, observer: Observer, database: Database, unable: Collection[int], now_us: int
+        self,
+        tenure: Tenure,
+        observer: Observer,
+        links: Links,
+        database: Database,
+        unable: Collection[int],
+        now_us: int,
     ) -> bool:
         """Whether no predecessor may lead any more, and no better candidate claims (P2.2, P2.10, P2.13).
 
-        `unable`: the nodes that say that they cannot lead.
+        `unable`: the nodes that say that they cannot lead. A member outside the surviving set leaves the claim to that
+        set (SPEC 7.4).
         """
         if not tenure.is_idle or now_us < self._not_before_us or not tenure.may_judge(observer.read_started_us):
             return False
@@ -51,7 +60,10 @@ class Candidacy:
         if self._free_since_us is None:
             self._free_since_us = now_us
         waited_us = now_us - self._free_since_us
-        return waited_us >= observer.rank(database, unable) * self._me.profile.claim_stagger_ms * US_PER_MS
+        if waited_us < observer.rank(database, unable) * self._me.profile.claim_stagger_ms * US_PER_MS:
+            return False
+        candidates = links.candidates(database, observer.strip, observer.is_live, now_us)
+        return self._me.node not in candidates or self._me.node in surviving_set(candidates)
 
     def claimed(self) -> None:
         """It claims: its next turn is counted anew."""

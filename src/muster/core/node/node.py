@@ -49,11 +49,11 @@ from muster.core.inputs import (
     SubsystemAnswered,
     Tick,
 )
+from muster.core.leases import sightings
 from muster.core.leases.lease import Evidence
 from muster.core.leases.memory import Memory, Remembered
-from muster.core.leases.observer import Kernel, Observer
+from muster.core.leases.observer import Observer
 from muster.core.leases.reads import Reads
-from muster.core.links.connectivity import Candidate, surviving_set
 from muster.core.links.links import Links
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.candidacy import Candidacy, has_successor
@@ -62,6 +62,7 @@ from muster.core.mastership.machine import Became, Compact, Decided, Halt, Withd
 from muster.core.mastership.tenure import JOURNAL_FULL, Claims, GaveWay, Outcome, Tenure, Trouble, patience_of
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
+from muster.core.node.setup import Setup
 from muster.core.operations.clients import Clients
 from muster.core.outbox import Outbox
 from muster.core.replica import news
@@ -79,7 +80,7 @@ from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.access import Author
 from muster.records.database import Database
-from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState
+from muster.records.levels import EVENT_MANAGER_LEVEL, Level
 from muster.records.members import EvictNode
 from muster.records.messages import (
     Abdicated,
@@ -104,25 +105,8 @@ from muster.records.operations import OperationRequest
 from muster.records.registers import ProofKind, Strip
 from muster.records.services import CommandState
 from muster.records.terms import NO_TERM, Term
-from muster.records.timing import Profile
 from muster.records.transitions import Acknowledgement
 from muster.records.units import NEVER_US, US_PER_MS
-from muster.records.versions import HIGHEST, LOWEST, Software
-
-
-class Setup(msgspec.Struct, frozen=True):
-    """What a node is told at boot. `region_bytes`: of one region of a journal of its store."""
-
-    node: int
-    name: str
-    incarnation: int
-    profile: Profile
-    region_bytes: int = 1 << 20
-    one_machine: bool = True  # all daemons share one kernel: scope `host` (SPEC 1.5, 7.1)
-    rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
-    software: Software = Software(LOWEST, HIGHEST)
-    kernel: Kernel = Kernel()  # that this node runs under
-    remembered: Remembered | None = None  # what this node's home holds of the store that it has booted on (P11.2)
 
 
 class Node:
@@ -329,14 +313,10 @@ class Node:
             self.observer.cannot_ask(word.node, word.incarnation, word.detail)
             return
         kind = ProofKind.KERNELS_WORD if isinstance(word, KernelsWord) else ProofKind.FENCE_AGENT
-        self._take_evidence(word.node, Evidence(kind, word.incarnation, word.detail))
+        evidence = Evidence(kind, word.incarnation, word.detail)
+        sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
         self._send_report()  # the master may be one that cannot ask
         self._consider_claim()
-
-    def _take_evidence(self, node: int, evidence: Evidence) -> None:
-        if self.observer.confirm(node, evidence):
-            detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
-            self._out.trace("proof of death", detail, about=node)
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -366,7 +346,7 @@ class Node:
 
     def _store_answered(self, answer: StripRead | StripUnread | StoreDone | StoreRefused | JournalRead) -> None:
         match answer:
-            case StripRead() if another := self._another_store(answer):
+            case StripRead() if another := self.memory.another_store(answer, self.this):
                 self._out.panic(f"its store went back in time, or is another one: {another}")
             case StripRead(read=read) if self._tenure.awaits_read(read):
                 self._observe(answer)
@@ -410,26 +390,8 @@ class Node:
         self._consider_claim()
         self._find_master()
 
-    def _another_store(self, read: StripRead) -> str:
-        """Why this read cannot be of the store that this node booted on, in words (P11.3)."""
-        lease = read.strip.leases[self.me]
-        if lease is not None and lease.stamp.incarnation < self.setup.incarnation:
-            return f"its own lease register shows an earlier incarnation, {lease.stamp.incarnation}"
-        return self.memory.judge(read)
-
     def _observe(self, read: StripRead) -> None:
-        self.observer.see(read)
-        self._note_late()
-        for node, evidence in self.observer.newly_dead(self.database):
-            detail = f"{self.database.name_of(node)}: {evidence.kind.words}, {evidence.detail}"
-            self._out.trace("proof of death", detail, about=node)
-        for node in self.observer.take_last_words(self.database):
-            _incarnation, words = self.observer.last_words[node]
-            self._out.trace("last words", f"{self.database.name_of(node)}: {words}", about=node)
-        for marks in read.strip.marks:  # the guard obeys them too, unless it hangs (P7.10)
-            if marks is not None and (self.me, self.setup.incarnation) in marks.condemned:
-                self._out.panic(f"node {marks.stamp.owner} forced it out")
-        self._out.extend(self.observer.to_ask(self.now_us))
+        sightings.take_read(self.observer, self.links, read, self.database, self.now_us, self._out)
 
     def _store_done(self, operation: int, claims: Claims) -> None:
         if self._tenure.awaits(operation):
@@ -522,20 +484,14 @@ class Node:
     def _consider_claim(self) -> None:
         """Claim mastership if no predecessor may lead any more and no better candidate claims (P2.2, P2.10, P2.13)."""
         unable = self.inability.everywhere(self.me, self.links.connected).keys()
+        now_us, observer = self.now_us, self.observer
         if self._presence.is_going or not self._candidacy.has_its_turn(
-            self._tenure, self.observer, self.database, unable, self.now_us
+            self._tenure, observer, self.links, self.database, unable, now_us
         ):
-            return
-        if not self._may_lead():
             return
         self._candidacy.claimed()
         self._out.trace("claiming", f"above term {self.observer.highest_term()}")
         self._tenure.claim(self.observer.strip, self.now_us)
-
-    def _may_lead(self) -> bool:
-        """A member outside the surviving set leaves the claim to that set (SPEC 7.4)."""
-        candidates = self._link_candidates()
-        return self.me not in candidates or self.me in surviving_set(candidates)
 
     def _became(self, term: Term) -> None:
         adopted = self._tenure.adopted
@@ -576,33 +532,18 @@ class Node:
 
     # ---- the links -----------------------------------------------------------------------------------------------
 
-    def _link_candidates(self) -> dict[int, Candidate]:
-        return self.links.candidates(self.database, self.observer.strip, self.observer.is_live, self.now_us)
-
     def _watch_links(self) -> None:
         """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
-        if self.leading is None:
-            return
-        candidates, strip = self._link_candidates(), self.observer.strip
-        if self.leading.judge_links(self.links, candidates, strip, self.database, self.now_us):
+        if self.leading is not None and self.leading.judge_links(self.links, self.observer, self.database, self.now_us):
             self._out.trace("abdicating", "its links failed; the surviving set goes on without it")
             self._abdicate()
 
     def _write_view_if_due(self, early_us: int) -> None:
         live = [node for node in self.database.nodes if self.observer.is_live(node)]
-        self._note_late()
+        sightings.note_late(self.observer, self.links, self.database, self.now_us, self._out)
         heard = self.links.view_due(len(self.database.nodes), live, self.now_us, early_us)
         if heard is not None:
             self._own.write_view(self.links, self.database, heard, self._tenure.state.term, self.now_us)
-
-    def _note_late(self) -> None:
-        """Note who is heard though its lease has run out; who is so for the first time is shown (P4.6)."""
-        heard = self.links.heard(len(self.database.nodes), self.now_us)
-        late = self.observer.late(heard, self.links)
-        for node in sorted(self.links.note_late(late)):
-            detail = f"{self.database.name_of(node)}: its lease has run out, and it is still heard: no proof by expiry"
-            self._out.trace("heard late", detail, about=node)
-        self.observer.note_heard(heard, late)
 
     def _publish_marks(self) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
@@ -677,7 +618,8 @@ class Node:
         self.subsystems.settle(self.database)
         for word in report.words:
             detail = f"{self.database.name_of(sender)} has asked: {word.detail}"
-            self._take_evidence(word.node, Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail))
+            evidence = Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail)
+            sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
         may_decide = leading.take_report(sender, report, self.replica, self.subsystems, self.now_us)
         if may_decide and not self.database.transitions:
             return self.reporting.decides_now(self.database, self.now_us)
@@ -757,7 +699,8 @@ class Node:
             return
         self.observer.follow(self.database)
         self.waiting.follow(self.database, self.now_us)
-        self._refuse_conflicting_levels()
+        conflicting = self.subsystems.give_up_conflicting(self.database)
+        self._out.extend(LevelRefused(number, reason) for number, reason in conflicting.items())
         self._begin_second_step()
         self._out.extend(self.subsystems.due(self.database))
         self.subsystems.settle(self.database)
@@ -766,9 +709,7 @@ class Node:
 
     def _register(self, level: Level) -> None:
         """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
-        database = self.database if self.confirmed else None
-        reason = registration.refusal(level, self.subsystems.levels, database, self.me, self.setup.incarnation)
-        if reason:
+        if reason := self.subsystems.why_not(level, self.database if self.confirmed else None):
             self._out.put(LevelRefused(level.number, reason))
             return
         self.subsystems.register(level)
@@ -790,13 +731,6 @@ class Node:
         else:
             self._send_report()
 
-    def _refuse_conflicting_levels(self) -> None:
-        """Give up what was registered here while another node registered it differently (P3.4)."""
-        found = registration.conflicts(self.subsystems.levels, self.database, self.me, self.setup.incarnation)
-        for number, reason in found.items():
-            self.subsystems.unregister(number)
-            self._out.put(LevelRefused(number, reason))
-
     def _hand_over(self) -> None:
         """Give up what is left of a mastership; then this node goes (SPEC 3.11, P10.3)."""
         if self._tenure.is_idle:
@@ -816,16 +750,8 @@ class Node:
         return self.own_report()
 
     def _begin_second_step(self) -> None:
-        levels = self.subsystems.levels
-        if EVENT_MANAGER_LEVEL.number in levels:
-            return
-        own, mine = self.replica.own, self.replica.is_of_this_life
-        join = next((t for t in self.database.transitions.values() if mine and t.node == self.me), None)
-        parked = join is not None and join.awaits == EVENT_MANAGER_LEVEL.number
-        nothing_below = all(number > EVENT_MANAGER_LEVEL.number for number in levels)
-        counted = any(level.number == EVENT_MANAGER_LEVEL.number for level in own.levels)  # before a daemon's restart
-        if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
-            self.subsystems.register(self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL)
+        event_manager = self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL
+        self.subsystems.begin_second_step(self.database, event_manager, is_confirmed=self.confirmed)
 
     def _send_report(self, force: bool = False, to: int | None = None) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
@@ -857,7 +783,7 @@ class Node:
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
-        if self.leading is None and self._claimed_term() > (self.replica.followed):
+        if self.leading is None and self._claimed_term() > self.replica.followed:
             self._send_report()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------

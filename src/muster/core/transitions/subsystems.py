@@ -10,6 +10,7 @@ from muster.core.draft import is_silent
 from muster.core.effects import Notify, Trace
 from muster.core.freezing import is_frozen
 from muster.core.transitions import narration as history
+from muster.core.transitions import registration
 from muster.core.transitions.transition import EVENT_MANAGER, told_at_level
 from muster.records.database import Database
 from muster.records.levels import Level, NodeState, TransitionKind
@@ -47,6 +48,33 @@ class Subsystems:
             raise ValueError(f"level {level.number} registers as {level.registration}, after {last}: take a higher one")
         self.levels[level.number] = level
         self._lost.discard(level.number)
+
+    def why_not(self, level: Level, database: Database | None) -> str:
+        """Why this node cannot take a program's level, in words; empty where it can (SPEC 3.2, 3.10).
+
+        `database`: the node's replica, if it is confirmed.
+        """
+        return registration.refusal(level, self.levels, database, self._node, self._incarnation)
+
+    def give_up_conflicting(self, database: Database) -> dict[int, str]:
+        """Give up what was registered here while another node registered it differently: level -> why (P3.4)."""
+        found = registration.conflicts(self.levels, database, self._node, self._incarnation)
+        for number in found:
+            self.unregister(number)
+        return found
+
+    def begin_second_step(self, database: Database, event_manager: Level, *, is_confirmed: bool) -> None:
+        """Register the event manager, once the levels below it are there: the second step of the boot (SPEC 3.10)."""
+        if EVENT_MANAGER in self.levels:
+            return
+        own = database.member(self._node)
+        mine = is_confirmed and own.incarnation == self._incarnation
+        join = next((t for t in database.transitions.values() if mine and t.node == self._node), None)
+        parked = join is not None and join.awaits == EVENT_MANAGER
+        nothing_below = all(number > EVENT_MANAGER for number in self.levels)
+        counted = any(level.number == EVENT_MANAGER for level in own.levels)  # before a daemon's restart
+        if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
+            self.register(event_manager)
 
     def unregister(self, number: int, *, departed: bool = False, ended: bool = False) -> bool:
         """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none.

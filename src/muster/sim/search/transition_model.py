@@ -30,7 +30,7 @@ from muster.core.draft import Facts
 from muster.core.effects import Left, Notify, Panic
 from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered
 from muster.core.leases.lease import Evidence
-from muster.core.node.node import Setup
+from muster.core.node.setup import Setup
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.configuration import ConfigureCluster
 from muster.records.database import Database, initial_database

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from muster.core.draft import Draft
 from muster.core.effects import Effect, Notify
 from muster.core.inputs import Input, StoreDone
-from muster.core.node.node import Node, Setup
+from muster.core.node.node import Node
+from muster.core.node.setup import Setup
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import IDENTITIES_PER_ENTRY
 from muster.records.database import Change, Database, Entry, Forget

@@ -16,7 +16,8 @@ from msgspec import structs
 from muster.core import effects, inputs
 from muster.core.leases.observer import NO_KERNEL, Kernel
 from muster.core.mastership.tenure import newest_journal, restore
-from muster.core.node.node import Node, Setup
+from muster.core.node.node import Node
+from muster.core.node.setup import Setup
 from muster.core.services import commands as executor
 from muster.core.services.explanation import unexplained
 from muster.records.database import Database

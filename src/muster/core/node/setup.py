@@ -1,0 +1,24 @@
+"""What a node is told at its boot."""
+
+import msgspec
+
+from muster.core.leases.memory import Remembered
+from muster.core.leases.observer import Kernel
+from muster.records.levels import Level
+from muster.records.timing import Profile
+from muster.records.versions import HIGHEST, LOWEST, Software
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a node is told at boot. `region_bytes`: of one region of a journal of its store."""
+
+    node: int
+    name: str
+    incarnation: int
+    profile: Profile
+    region_bytes: int = 1 << 20
+    one_machine: bool = True  # all daemons share one kernel: scope `host` (SPEC 1.5, 7.1)
+    rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
+    software: Software = Software(LOWEST, HIGHEST)
+    kernel: Kernel = Kernel()  # that this node runs under
+    remembered: Remembered | None = None  # what this node's home holds of the store that it has booted on (P11.2)
