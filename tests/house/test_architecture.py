@@ -7,6 +7,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from muster.sim.checkers.checkers import CHECKERS
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "muster"
 DOCUMENT = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
@@ -59,3 +61,10 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         for module in ends:
             del imports[module]
     assert sorted(imports) == []
+
+
+def test_every_checker_of_the_simulator_is_run() -> None:
+    files = [path for path in (PACKAGE / "sim" / "checkers").glob("*.py") if path.name != "checker.py"]
+    text = "\n".join(path.read_text() for path in files)
+    judging = re.findall(r"(?m)^class (\w+)\(Checker\):", text)
+    assert sorted(judging) == sorted(checker.__name__ for checker in CHECKERS)

@@ -4,7 +4,7 @@ Each checker is one rule with its number. It sees the observations one by one, i
 the rule. The same checkers judge histories of the virtual world and of real hosts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -15,8 +15,10 @@ from muster.records.members import LeaveNode, Member
 from muster.records.operations import OperationRequest
 from muster.records.registers import Claim
 from muster.records.services import DeregisterService, Service, ServiceState, SetStandby, TransferService
+from muster.records.tables import check_rows
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
+from muster.sim.checkers.checker import Checker
 from muster.sim.checkers.event_checkers import (
     ActedOnOnce,
     FailurePolicy,
@@ -80,7 +82,7 @@ class Violation(NamedTuple):
 Findings = Iterator[str]
 
 
-class OneHistory:
+class OneHistory(Checker):
     """SPEC 2.6: all replicas show the same state at the same index, and masters tell one and the same chain."""
 
     def __init__(self) -> None:
@@ -107,7 +109,7 @@ class OneHistory:
                 yield f"entries {earlier} and {later} have terms {first.term} and {second.term}: not in order"
 
 
-class ObjectionsHold:
+class ObjectionsHold(Checker):
     """SPEC 3.4, 6.8: nothing is done to which a member objects, and only operators' plans are asked about (P4.5).
 
     An objector that has left, or that is condemned, counts for nothing any more.
@@ -143,7 +145,7 @@ class ObjectionsHold:
                     yield f"{identity} is carried out, and n{node} has objected to it: {self._asked.get(identity)}"
 
 
-class NothingGoesBack:
+class NothingGoesBack(Checker):
     """SPEC 2.5, 2.6: terms and indexes only grow at each node; each term has one master."""
 
     def __init__(self) -> None:
@@ -177,7 +179,7 @@ class NothingGoesBack:
             yield f"the mark of n{seen.node} goes back from {before.mark.term} to {seen.claim.mark.term}"
 
 
-class ProofFirst:
+class ProofFirst(Checker):
     """SPEC 3.9, 7.1: nothing is done about the loss of an incarnation before nothing of it runs any more."""
 
     def __init__(self) -> None:
@@ -207,7 +209,7 @@ class ProofFirst:
                         yield f"n{proof.node} counts as stopped ({proof.kind}, {proof.detail}), but has not stopped"
 
 
-class OneNodeAtATime:
+class OneNodeAtATime(Checker):
     """SPEC 6.2, 7: a service that registers on one node never runs twice, and never outlives its incarnation."""
 
     def __init__(self) -> None:
@@ -233,7 +235,7 @@ def _is_silent(member: Member) -> bool:
     return member.state in WAITED_FOR and member.eviction is not None and member.eviction.silent
 
 
-class OnlyTheSilent:
+class OnlyTheSilent(Checker):
     """SPEC 2.3, 2.6: who is condemned as silent has let its lease run out; who leads has not, for long."""
 
     def __init__(self) -> None:
@@ -269,7 +271,7 @@ def _stays(old: Transition, new: Transition | None) -> bool:
     return replace(new, participants=old.participants) == old
 
 
-class NobodyWaits:
+class NobodyWaits(Checker):
     """SPEC 2.6: no transition of another node waits for a silent one; its own stays where it is, and only participants
     that are gone are struck from it.
     """
@@ -296,7 +298,7 @@ class NobodyWaits:
         self._index, self._state = seen.index, seen.state
 
 
-class FrozenUntilProof:
+class FrozenUntilProof(Checker):
     """SPEC 2.6, 7.1: what a silent node held stays as it is, where it is, until its death is proven."""
 
     def __init__(self) -> None:
@@ -329,7 +331,7 @@ class FrozenUntilProof:
             yield f"{before.name}, {before.state} on the silent n{member.node}, is {what} before its death is proven"
 
 
-class MarkAfterCommit:
+class MarkAfterCommit(Checker):
     """SPEC 7.2: nobody is marked to be forced out before that decision is committed."""
 
     def __init__(self) -> None:
@@ -349,7 +351,7 @@ class MarkAfterCommit:
                     yield f"n{seen.node} marks incarnation {incarnation} of n{node} without a committed decision"
 
 
-class NewerCommandsOnly:
+class NewerCommandsOnly(Checker):
     """SPEC 7.7: a node runs no command whose generation is not newer than all it has seen of that service.
 
     The fencing token never falls from one command of a service to the next.
@@ -372,7 +374,7 @@ class NewerCommandsOnly:
             self._last[seen.service] = max((generation, epoch), (seen.generation, seen.epoch))
 
 
-class ServiceRules:
+class ServiceRules(Checker):
     """SPEC 6.2, 6.7, 6.9: the states of a service follow each other as they may, on nodes that may have it."""
 
     def __init__(self) -> None:
@@ -444,7 +446,7 @@ def _commanded(service: Service, state: ReplicaState) -> Findings:
         yield f"{service.name} is {service.state} on {name}, which is {member.state}: not up"
 
 
-class LevelsInOrder:
+class LevelsInOrder(Checker):
     """SPEC 3.4, 3.5: one barrier and one level after the other, each acknowledged by every node concerned."""
 
     def __init__(self) -> None:
@@ -567,7 +569,7 @@ class LevelsInOrder:
             yield f"level {seen.level} on n{seen.node} is told {seen.kind} of n{seen.about} against the vector"
 
 
-class RequiredLevels:
+class RequiredLevels(Checker):
     """SPEC 3.10: no join begins before the programs that the operator requires have registered on that very node, and
     none is complete without the levels that it began with.
     """
@@ -604,7 +606,7 @@ class RequiredLevels:
                 yield f"n{after.node} has joined, and its required levels {missing} have gone"
 
 
-class ToldFromTheStart:
+class ToldFromTheStart(Checker):
     """SPEC 3.4, 3.6, 3.10: a subsystem is told the barriers of a transition from the first one on, the next one after
     it has acknowledged, each once unless its daemon was restarted; one that comes in another's place begins anew.
     """
@@ -717,7 +719,7 @@ def _forced_levels(transition: Transition, member: Member, before: ReplicaState,
         yield f"{_name(transition)} takes level {sorted(completed & set(transition.levels))} again"
 
 
-class Soundness:
+class Soundness(Checker):
     """STYLE: a broken invariant is a finding. SPEC 2.4: after the last fault, everything gets to its end."""
 
     def see(self, seen: Observation) -> Findings:
@@ -728,33 +730,7 @@ class Soundness:
             yield f"no progress after the last fault: {seen.missing}"
 
 
-Checker = (
-    OneHistory
-    | NothingLost
-    | ObjectionsHold
-    | NothingGoesBack
-    | ProofFirst
-    | OneNodeAtATime
-    | NewerCommandsOnly
-    | MarkAfterCommit
-    | OnlyTheSilent
-    | NobodyWaits
-    | FrozenUntilProof
-    | ServiceRules
-    | GroupOrder
-    | NotifyElsewhere
-    | RecoveryBeforeRestart
-    | NoFlapping
-    | CleanBeforeElsewhere
-    | WatchedWhereRegistered
-    | ActedOnOnce
-    | FailurePolicy
-    | LevelsInOrder
-    | RequiredLevels
-    | ToldFromTheStart
-    | Soundness
-)
-CHECKERS: tuple[Callable[[], Checker], ...] = (
+CHECKERS: tuple[type[Checker], ...] = (
     OneHistory,
     NothingLost,
     ObjectionsHold,
@@ -780,6 +756,7 @@ CHECKERS: tuple[Callable[[], Checker], ...] = (
     ToldFromTheStart,
     Soundness,
 )
+check_rows("sim/checkers/checkers.py", CHECKERS, Checker.__subclasses__())
 
 
 def judge(history: History) -> list[Violation]:

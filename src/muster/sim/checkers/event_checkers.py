@@ -14,6 +14,7 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.units import US_PER_MS
+from muster.sim.checkers.checker import Checker
 from muster.sim.history import (
     Applied,
     Asked,
@@ -62,7 +63,7 @@ class Watches:
                 pass
 
 
-class WatchedWhereRegistered:
+class WatchedWhereRegistered(Checker):
     """SPEC 5.3, 5.4: events are watched for on a joined node, those of a service only where that registration is."""
 
     def __init__(self) -> None:
@@ -136,7 +137,7 @@ class Clearings:
         return found
 
 
-class ActedOnOnce:
+class ActedOnOnce(Checker):
     """SPEC 5.4, P8.7: only what has failed is acted upon, once, and never a generation that has not failed itself.
 
     Once an operator has had it forgotten, it may be acted upon anew.
@@ -185,7 +186,7 @@ def has_failed(before: Service, after: Service, index: int) -> bool:
     return after.failures[-1:] == (index,) or given_up
 
 
-class FailurePolicy:
+class FailurePolicy(Checker):
     """SPEC 5.4: what fails is restarted in place so many times within the window, and then not again on that node.
 
     Time is measured outside the cluster, so the window is held to half its length one way and twice the other. What

@@ -17,6 +17,7 @@ from muster.records.services import (
     Service,
     TransferService,
 )
+from muster.sim.checkers.checker import Checker
 from muster.sim.history import Applied, Asked, Elected, Observation, ReplicaState, Replied
 
 GONE = (NodeState.INACTIVE, NodeState.FORCED_LEAVING)
@@ -60,7 +61,7 @@ def is_as_asked(operation: OperationRequest, state: ReplicaState) -> bool:
             return True
 
 
-class NothingLost:
+class NothingLost(Checker):
     """SPEC 2.4, 9.1: what was acknowledged to a client is in every later state, and was done once."""
 
     def __init__(self) -> None:

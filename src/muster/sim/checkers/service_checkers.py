@@ -6,13 +6,14 @@ from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
+from muster.sim.checkers.checker import Checker
 from muster.sim.history import Applied, CommandTaken, KernelCleared, KernelHeld, Observation, ReplicaState
 
 Findings = Iterator[str]
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
 
 
-class GroupOrder:
+class GroupOrder(Checker):
     """SPEC 6.5: a child starts where its parent is registered, and a parent stops when its children have ended."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ def _without_children(parent: Service, services: dict[str, Service]) -> Findings
             yield f"{parent.name} stops while its child {child.name} is {child.state}"
 
 
-class NotifyElsewhere:
+class NotifyElsewhere(Checker):
     """SPEC 6.6: the notify command runs where the service is allowable and not registered, after its registration."""
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class NotifyElsewhere:
                 yield f"n{seen.node} is notified of {seen.service}, which it may not run"
 
 
-class RecoveryBeforeRestart:
+class RecoveryBeforeRestart(Checker):
     """SPEC 6.6, 6.7: what ran on a lost node is recovered before it is registered again, by its command for that."""
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ def _recovered(before: Service, after: Service, state: ReplicaState) -> Findings
         yield f"{before.name} was {before.state} on n{before.node}, which is lost, and is not recovered"
 
 
-class CleanBeforeElsewhere:
+class CleanBeforeElsewhere(Checker):
     """P6.32: no two machines hold what one service leaves in the kernel, and none joins with that of an earlier run."""
 
     def __init__(self) -> None:
@@ -125,7 +126,7 @@ class CleanBeforeElsewhere:
                     yield f"n{node} has joined anew and holds what an earlier run of {service} has left there"
 
 
-class NoFlapping:
+class NoFlapping(Checker):
     """SPEC 6.8: one incarnation of a node takes a service over of its own accord once, and only upwards."""
 
     def __init__(self) -> None:
