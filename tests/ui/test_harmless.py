@@ -14,7 +14,7 @@ import pytest
 from muster.client import control as client
 from muster.setup.harmless import CleanedStream, escaped, harmless, harmless_document, one_line
 from muster.setup.nodes import Connection
-from muster.ui.commands.planning import show_plan
+from muster.ui.pages.plan_page import show_plan
 from muster.ui.pages.screen import console
 from muster.ui.pages.why_page import present_page
 

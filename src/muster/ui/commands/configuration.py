@@ -17,6 +17,7 @@ from muster.ui.options import (
     settings,
     show_change,
 )
+from muster.ui.pages.plan_page import plan_of, show_foreseen
 from muster.ui.values import as_typed
 
 SETTINGS = (
@@ -119,12 +120,14 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
         answer = connection.operate("roll_back", version=version, expect=wanted)
         show_change(answer, as_json=as_json, changes=plan["changes"], done=True)
         return
+    foreseen = plan_of(connection, "roll_back", version=version, expect=plan["from"]) if plan["changes"] else {}
     if as_json:
-        print_json({**plan, "done": False})
+        print_json({**plan, "done": False, "plan": foreseen or None})
         return
     show_differences(plan["changes"])
     for change in plan["stays"]:
         click.secho(f"= {change['kind']} {change['name']}: {change['change']}, stays as it is", dim=True)
+    show_foreseen(foreseen)
     if plan["changes"]:
         click.echo(f"nothing was changed (dry run); to do it: muster config rollback {version} --yes")
     else:

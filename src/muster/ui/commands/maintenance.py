@@ -8,7 +8,6 @@ import click
 from muster.client.errors import ClientError
 from muster.setup.errors import Mistaken
 from muster.setup.nodes import Connection, Document
-from muster.ui.commands.planning import show_plan
 from muster.ui.durations import duration_option
 from muster.ui.options import (
     change_options,
@@ -21,6 +20,7 @@ from muster.ui.options import (
     settings,
     show_change,
 )
+from muster.ui.pages.plan_page import show_plan
 
 
 @click.group()

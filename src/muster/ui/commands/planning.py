@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from muster.setup.harmless import one_line
 from muster.setup.nodes import Connection, Document
 from muster.ui.options import (
     complete_nodes,
@@ -15,15 +14,9 @@ from muster.ui.options import (
     reporting,
     settings,
 )
+from muster.ui.pages.plan_page import show_plan
 
-_WORDS = {
-    "start": "start {service} on {node}",
-    "stop": "stop {service} on {node}",
-    "recovery": "recover {service} on {node}",
-    "register": "register {service} on {node}",
-    "stuck": "{service} stays down",
-}
-_SHOWN_STEPS = 200
+__all__ = ["plan", "show_plan"]  # the latter for previews that show one
 _nodes_option = {"multiple": True, "metavar": "NODE", "shell_complete": complete_nodes}
 _services_option = {"multiple": True, "metavar": "SERVICE", "shell_complete": complete_services}
 
@@ -98,28 +91,3 @@ def _operations(changes: dict[str, tuple[str, ...]]) -> list[Document]:
 
 def _operation(operation: str, **arguments: object) -> Document:
     return {"operation": operation, "arguments": arguments}
-
-
-def show_plan(answer: Document) -> None:
-    """A plan for people: the steps, then what moves."""
-    for words in answer.get("assumptions", ()):
-        click.secho(f"assumed: {one_line(words)}", fg="yellow")
-    for outcome in answer["outcomes"]:
-        click.echo(one_line(outcome))
-    if not answer["steps"]:
-        click.echo("nothing would be started, stopped or moved")
-    for number, step in enumerate(answer["steps"][:_SHOWN_STEPS], 1):
-        words = _WORDS[step["action"]].format(**step)
-        reason = f"  ({one_line(step['reason'])})" if step["reason"] else ""
-        click.echo(f"{number:4}  {words}{reason}")
-    if len(answer["steps"]) > _SHOWN_STEPS:
-        click.echo(f"      ... and {len(answer['steps']) - _SHOWN_STEPS} more: see --json")
-    for name, places in answer["changed"].items():
-        click.echo(f"{name}: {places['before'] or 'nowhere'} -> {places['after'] or 'nowhere'}")
-    newly = {step["service"] for step in answer["steps"] if step["action"] == "stuck"}
-    for name, cause in answer["stuck"].items():
-        click.secho(
-            f"{name} {'would be stuck' if name in newly else 'is stuck and would stay so'}: {one_line(cause)}", fg="red"
-        )
-    count = answer["unchanged"]
-    click.echo(f"{count} service{'' if count == 1 else 's'} would stay as {'it is' if count == 1 else 'they are'}")

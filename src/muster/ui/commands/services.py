@@ -1,5 +1,6 @@
 """Commands about services: apply a file, register, deregister, transfer, withdraw, show (SPEC 6.2, 6.8, 6.9)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from muster.client.errors import Unreachable
 from muster.setup.errors import Mistaken
 from muster.setup.nodes import Connection, Document
+from muster.ui.commands.waiting import Awaited, WaitingCommand, settled_words, wait_option
 from muster.ui.options import (
     change_options,
     complete_nodes,
@@ -22,6 +24,7 @@ from muster.ui.options import (
     settings,
     show_change,
 )
+from muster.ui.pages.plan_page import plan_of, show_foreseen
 
 SHOWN_COMMANDS = 6  # with everything else that is known of a service
 SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its lines
@@ -42,17 +45,19 @@ def services(as_json: bool) -> None:
     show_services(answer)
 
 
-@click.command()
+@click.command(cls=WaitingCommand)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @expect_option
+@wait_option
 @change_options
 @connection_options
 @reporting
-def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
+def apply(file: Path, dry_run: bool, expect: int | None, wait_s: float | None, as_json: bool) -> None:
     """Define or change the services and event groups in FILE; others stay as they are.
 
-    Every problem in the file is named with its line, and nothing is applied before there is none.
+    Every problem in the file is named with its line, and nothing is applied before there is none. What is probably not
+    meant is a warning. With --dry-run it also says what would be started, stopped and moved.
 
     \b
     Example of a service file:
@@ -65,6 +70,7 @@ def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     """
     import msgspec
 
+    from muster.files.advice import advice
     from muster.files.reading import missing_programs
 
     connection = settings().connection()
@@ -74,33 +80,66 @@ def apply(file: Path, dry_run: bool, expect: int | None, as_json: bool) -> None:
     except Unreachable:
         read_service_file(file)  # what is wrong with the text alone can be said without any node
         raise
-    definitions, groups = read_service_file(file, nodes, parents_of(current))
+    known = parents_of(current)
+    definitions, groups = read_service_file(file, nodes, known)
+    warnings = advice(definitions, known)
     documents = [msgspec.to_builtins(definition) for definition in definitions]
     changes = [_change(document, current["services"].get(document["name"])) for document in documents]
     of_groups = _changes_of_groups(connection, groups) if groups else []
     if dry_run:
-        warnings = missing_programs(definitions)
-        for warning in warnings:
-            click.secho(f"warning: {warning}", err=True, fg="yellow")
+        warnings += missing_programs(definitions)
+        _warn(warnings)
+        foreseen = plan_of(connection, "apply", definitions=documents, withdraw=[]) if documents else {}
         if as_json:
             document = {"changes": changes, "event_groups": of_groups, "warnings": warnings, "index": current["index"]}
-            print_json(document)
+            print_json(document | {"plan": foreseen or None})
         else:
             _show_changes([*changes, *of_groups])
+            show_foreseen(foreseen)
         return
+    _warn(warnings)
     expected = {} if expect is None else {"expect": expect}
     answers = [connection.operate("apply", definitions=documents, withdraw=[], **expected)] if documents else []
     if groups:
         found = [msgspec.to_builtins(group) for group in groups]
         expected = {} if answers else expected  # the services have made a version of their own
         answers.append(connection.operate("apply_events", "groups", groups=found, withdraw=[], **expected))
+    outcome = "; ".join(answer["outcome"] for answer in answers)
+    document = answers[-1] | {"outcome": outcome}
+    more: dict[str, Any] = {"changes": changes, "event_groups": of_groups, "warnings": warnings}
+    names = [each["name"] for each in documents]
+    show_settled(connection, document if as_json else answers, names, wait_s, as_json=as_json, **more)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        click.secho(f"warning: {warning}", err=True, fg="yellow")
+
+
+def show_settled(
+    connection: Connection, answers: Document | list[Document], names: Iterable[str], wait_s: float | None, *,
+    as_json: bool, anew: bool = False, target: str = "", **more: object,
+) -> None:  # fmt: skip
+    """What an operation has done, and, where `wait_s` is given, where these services have come to.
+
+    `anew`: each is to be started after the operation; `target`: on that node. Raises `ClientError` for a service that
+    fails, or is late.
+    """
+    found = answers if isinstance(answers, list) else [answers]
+    if not as_json:
+        for answer in found:
+            show_change(answer, as_json=False)
+    if wait_s is None:
+        settled: dict[str, Document] = {}
+    else:
+        settled = Awaited(connection, names, int(found[-1]["index"]), anew=anew, target=target).wait(wait_s)
     if as_json:
-        outcome = "; ".join(answer["outcome"] for answer in answers)
-        document = answers[-1] | {"outcome": outcome}
-        show_change(document, as_json=True, changes=changes, event_groups=of_groups)
+        keys = ("state", "node", "wanted", "cause")
+        told = {name: {key: each[key] for key in keys} for name, each in settled.items()}
+        show_change(found[-1], as_json=True, **more, **({"services": told} if wait_s is not None else {}))
         return
-    for answer in answers:
-        show_change(answer, as_json=False)
+    for line in settled_words(settled):
+        click.echo(line)
 
 
 def _changes_of_groups(connection: Connection, groups: tuple[Any, ...]) -> list[Document]:
@@ -143,7 +182,9 @@ def parents_of(answer: Document) -> dict[str, Any]:
     from muster.records.services import Definition
 
     return {
-        name: Definition(name, parent=service["definition"].get("parent", ""))
+        name: Definition(
+            name, parent=service["definition"].get("parent", ""), on_all=service["definition"].get("on_all", False)
+        )
         for name, service in answer["services"].items()
         if not service["removed"]
     }
@@ -185,45 +226,55 @@ def service() -> None:
 _service_argument = click.argument("name", metavar="SERVICE", shell_complete=complete_services)
 
 
-def _operate(operation: str, *, as_json: bool, **arguments: object) -> None:
-    show_change(settings().connection().operate(operation, **arguments), as_json=as_json)
+def _operate(
+    operation: str, *, as_json: bool, wait_s: float | None = None, anew: bool = False, **arguments: object
+) -> None:
+    connection = settings().connection()
+    answer = connection.operate(operation, **arguments)
+    names = [str(arguments["service"])] if "service" in arguments else []
+    target = str(arguments.get("target", ""))
+    show_settled(connection, answer, names, wait_s, as_json=as_json, anew=anew, target=target)
 
 
-@service.command()
+@service.command(cls=WaitingCommand)
 @_service_argument
+@wait_option
 @change_options
 @connection_options
 @reporting
-def register(name: str, as_json: bool) -> None:
+def register(name: str, wait_s: float | None, as_json: bool) -> None:
     """Have SERVICE run, on the best allowable node."""
-    _operate("register", as_json=as_json, service=name)
+    _operate("register", as_json=as_json, wait_s=wait_s, service=name)
 
 
-@service.command()
+@service.command(cls=WaitingCommand)
 @_service_argument
 @override_option
+@wait_option
 @change_options
 @connection_options
 @reporting
-def deregister(name: str, override: bool, as_json: bool) -> None:
+def deregister(name: str, override: bool, wait_s: float | None, as_json: bool) -> None:
     """Stop SERVICE; it stays down until it is registered again."""
-    _operate("deregister", as_json=as_json, service=name, **overriding(override))
+    _operate("deregister", as_json=as_json, wait_s=wait_s, service=name, **overriding(override))
 
 
-@service.command()
+@service.command(cls=WaitingCommand)
 @_service_argument
 @click.argument("target", metavar="[NODE]", required=False, shell_complete=complete_nodes)
 @override_option
+@wait_option
 @change_options
 @connection_options
 @reporting
-def transfer(name: str, target: str | None, override: bool, as_json: bool) -> None:
+def transfer(name: str, target: str | None, override: bool, wait_s: float | None, as_json: bool) -> None:
     """Move SERVICE to NODE, or to the best other node, once; no preference or ban stays behind."""
     if target == "":
         raise Mistaken(
             "the node's name is empty", "muster service transfer", "name a node, or none: the best other one"
         )
-    _operate("transfer", as_json=as_json, service=name, target=target or "", override=override)
+    arguments = {"service": name, "target": target or "", "override": override}
+    _operate("transfer", as_json=as_json, wait_s=wait_s, anew=True, **arguments)
 
 
 @service.command()
@@ -251,25 +302,27 @@ def schema(as_json: bool) -> None:
         console().print(page)
 
 
-@service.command()
+@service.command(cls=WaitingCommand)
 @_service_argument
 @click.option("--cause", default="", help="Why; given to its commands and shown in the history.")
+@wait_option
 @change_options
 @connection_options
 @reporting
-def restart(name: str, cause: str, as_json: bool) -> None:
+def restart(name: str, cause: str, wait_s: float | None, as_json: bool) -> None:
     """Stop SERVICE and start it again where it is; its children stop first and start last."""
-    _operate("restart", as_json=as_json, service=name, cause=cause)
+    _operate("restart", as_json=as_json, wait_s=wait_s, anew=True, service=name, cause=cause)
 
 
-@service.command()
+@service.command(cls=WaitingCommand)
 @_service_argument
+@wait_option
 @change_options
 @connection_options
 @reporting
-def clear(name: str, as_json: bool) -> None:
+def clear(name: str, wait_s: float | None, as_json: bool) -> None:
     """Forget why SERVICE is stuck and how often it failed: it is placed again if it is wanted."""
-    _operate("clear", as_json=as_json, service=name)
+    _operate("clear", as_json=as_json, wait_s=wait_s, service=name)
 
 
 @service.command("confirm-clean")
