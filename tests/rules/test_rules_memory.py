@@ -128,11 +128,12 @@ class KnowingNode:
     incarnation, me = BOOT, 0
 
     def __init__(self) -> None:
-        self.known = 4, Term(3, 0), {0: 3}
+        self.knows(4, Term(3, 0), {0: 3})
 
-    def remembered(self) -> tuple[int, Term, dict[int, int]]:
-        """See `Node`."""
-        return self.known
+    def knows(self, index: int, term: Term, terms: dict[int, int]) -> None:
+        """What its replica and its memory say from now on."""
+        self.replica = SimpleNamespace(known=(index, term))
+        self.memory = SimpleNamespace(terms=terms)
 
 
 def kept(home: Path, node: KnowingNode, store_id: bytes = b"") -> HomeMemory:
@@ -149,7 +150,7 @@ def test_p11_2_a_home_keeps_what_its_node_knows_of_each_cluster(tmp_path: Path) 
     assert remembered_of(tmp_path, bytes.fromhex(CLUSTER), said.append) is None and not said
     node = KnowingNode()
     kept(tmp_path, node)
-    node.known = 9, Term(5, 0), {0: 5}
+    node.knows(9, Term(5, 0), {0: 5})
     kept(tmp_path, node, b"s" * 16)
     assert all_remembered(tmp_path) == (Remembered(CLUSTER, (b"s" * 16).hex(), 9, Term(5, 0), {0: 5}, BOOT, 0),)
     assert remembered_of(tmp_path, bytes(16), said.append) is None and not said
@@ -190,9 +191,9 @@ def test_p11_2_a_home_is_written_when_more_is_known_and_once_a_second_at_most(
     clocked = Clocked(tmp_path, monkeypatch)
     assert clocked.keep(0) == 1
     assert clocked.keep(5) == 1, "nothing was committed"
-    clocked.node.known = 5, Term(3, 0), {0: 3}
+    clocked.node.knows(5, Term(3, 0), {0: 3})
     assert clocked.keep(1) == 2
-    clocked.node.known = 6, Term(3, 0), {0: 3}
+    clocked.node.knows(6, Term(3, 0), {0: 3})
     assert clocked.keep(0.5) == 2
     assert clocked.keep(0.5) == 3
     assert all_remembered(tmp_path)[0].index == 6
@@ -211,7 +212,7 @@ def test_p11_2_what_could_not_be_written_is_told_once_and_written_again(
     assert all_remembered(tmp_path)[0].index == 4
     assert clocked.keep(1) == 4
     clocked.failing = True
-    clocked.node.known = 5, Term(3, 0), {0: 3}
+    clocked.node.knows(5, Term(3, 0), {0: 3})
     clocked.keep(1)
     clocked.keep(1)
     assert clocked.notes == ["memory not written"] * 2

@@ -1,5 +1,6 @@
 """P10.12: what needs a person, each kind from a made-up state, and nothing on a healthy cluster."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from muster.core.leases.diagnosis import CUT_LINK, DEAD, PAUSED, WELL
 from muster.core.needs.machine import MAXIMUM_NEEDS, Needs, Told, well
 from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path, Seen, Straggler
+from muster.core.replica.ages import Ages
 from muster.core.room import Fullness
 from muster.core.services.explanation import Explanation, Finding
 from muster.core.services.placement import Rule, Verdict
+from muster.core.transitions import waiting as waiting_machine
 from muster.core.transitions.required import Waiting
 from muster.daemon.shell.readiness import status_line
 from muster.daemon.socket.queries import NodeView
@@ -135,9 +138,8 @@ def test_p10_12_each_state_that_needs_a_person_is_told_by_every_instrument_in_th
 
         def __init__(self) -> None:
             self.database, self.me, self.incarnation, self.master = database, 0, 7, 0
-
-        def required_levels(self) -> list[Any]:
-            return []
+            self.leading, self.waiting, self.now_us = None, waiting_machine.Waiting(), 0
+            self.replica = SimpleNamespace(ages=Ages())
 
     assert status_line(Speaker(), told).startswith(f"NEEDS YOU: {need.line}; ")  # type: ignore[arg-type]
 

@@ -170,7 +170,7 @@ def test_p1_3_a_removed_node_that_reads_of_it_stops() -> None:
     database = core.database
     core.database.nodes.pop(2)
     core.replica.confirmed = True
-    core._replica_changed()
+    core._follow()
     assert database is core.database
     (panic,) = [effect for effect in core._out.drain() if isinstance(effect, Panic)]
     assert "removed" in panic.cause

@@ -6,8 +6,11 @@ import pytest
 
 from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
 from muster.core.decisions.followers import Followers
-from muster.core.effects import Notify, Panic, RunCommand
+from muster.core.effects import Notify, Panic, RunCommand, Send
+from muster.core.inputs import LevelRegistered
 from muster.core.replica.replica import accepts
+from muster.core.replica.reporting import Reporting
+from muster.core.this_node import ThisNode
 from muster.records.database import Database, Entry, decode_entry
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.members import Member
@@ -16,6 +19,8 @@ from muster.records.nodes import Cluster
 from muster.records.services import ApplyServices, Definition, DeregisterService, RegisterService, ServiceState
 from muster.records.terms import Term
 from muster.records.timing import FAST
+from muster.records.units import US_PER_MS
+from muster.records.versions import Software
 
 WEB = ApplyServices((Definition("web", ("n1",), start_command=("/bin/start",)),))
 IDLE = ApplyServices((Definition("idle", auto_register=False),))
@@ -304,3 +309,29 @@ def test_p5_4_only_a_confirmed_replica_says_so() -> None:
     cluster.loses = lambda _envelope: False
     cluster.until("n1 has ended", lambda: 1 not in cluster.lives)
     assert panics(cluster, 1)
+
+
+def test_p5_3_a_step_sends_one_report_whatever_wanted_it_and_sends_it_last() -> None:
+    cluster = joined_cluster(2)
+    core = cluster.core(1)
+    now_us = core.now_us + 10 * FAST.heartbeat_ms * US_PER_MS  # its heartbeat is due, and repeats what is pending
+    effects = core.step(LevelRegistered(LOCKS), now_us)
+    sent = [each.message for each in effects if isinstance(each, Send)]
+    assert any(isinstance(message, Heartbeat) for message in sent)
+    assert [type(message) for message in sent].count(Report) == 1
+    assert isinstance(sent[-1], Report) and LOCKS in sent[-1].levels
+
+
+def test_p5_3_what_several_want_is_one_report_that_goes_as_the_most_urgent_of_them_wants() -> None:
+    reporting = Reporting(ThisNode(1, "n1", 7, FAST), Software())
+    assert reporting.take_wish(0) is None
+    reporting.want(force=True)
+    reporting.want(to=2)
+    reporting.want()
+    wish = reporting.take_wish(0)
+    assert wish is not None and wish.force and wish.to == 2
+    assert reporting.take_wish(0) is None
+    reporting.due_us = 5000
+    assert reporting.take_wish(4999) is None
+    wish = reporting.take_wish(5000)
+    assert wish is not None and not wish.force

@@ -237,6 +237,7 @@ class Node:
         self._tenure.start(now_us)
         self._settle_tenure()
         self._timers()
+        self._report()
         return self._out.drain()
 
     def step(self, happened: Input, now_us: int) -> list[Effect]:
@@ -244,11 +245,15 @@ class Node:
         if self._out.has_ended:
             return []
         self.now_us = max(self.now_us, now_us)
-        may_decide = self._take(happened)
+        may_decide = self._take(happened)  # 1: the input reaches its machine; what the store has decided is taken over
+        if self.replica.take_advance():
+            self._follow()  # 2: what the records ask of this node
         if not self._out.has_ended:
-            may_decide = self._timers() or may_decide
+            may_decide = self._timers() or may_decide  # 3: what time has made due
             if self.leading is not None and (may_decide or self.leading.has_requests):
-                self._decide()
+                self._decide()  # 4: one round of rules, one entry
+        if not self._out.has_ended:
+            self._report()  # 5: one report, whatever wanted it
         self._out.extend(self.subsystems.narrate(self.database))
         return self._out.drain()
 
@@ -265,7 +270,7 @@ class Node:
                 self._link_changed(happened)
             case CommandFinished(command=command):
                 self.executor.finished(command)
-                self._send_report()
+                self.reporting.want()
                 return self.leading is None or self.reporting.counts_now(self.database, self.now_us)
             case LevelRegistered(level=level):
                 self._register(level)
@@ -283,14 +288,14 @@ class Node:
             case PerformanceMeasured(performance=performance):
                 if is_news(self.reporting.performance, performance):
                     self.reporting.performance = performance
-                    self._send_report()
+                    self.reporting.want()
             case KeysHeld(authorities=authorities):
                 return self._hold_keys(authorities)
             case FenceConfirmed() | KernelsWord():
                 self._vouched_for(happened)
             case RestartHeld(cause=cause):
                 self._presence.hold_restart(cause)
-                self._replica_changed()
+                self._follow()
                 return False
             case PlacesAwaited(waiting=waiting, count=count):
                 self.places.wait(waiting, count)
@@ -304,7 +309,7 @@ class Node:
         if authorities == self.reporting.keys:
             return False
         self.reporting.keys = authorities
-        self._send_report()
+        self.reporting.want()
         return True
 
     def _vouched_for(self, word: FenceConfirmed | KernelsWord) -> None:
@@ -315,7 +320,7 @@ class Node:
         kind = ProofKind.KERNELS_WORD if isinstance(word, KernelsWord) else ProofKind.FENCE_AGENT
         evidence = Evidence(kind, word.incarnation, word.detail)
         sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
-        self._send_report()  # the master may be one that cannot ask
+        self.reporting.want()  # the master may be one that cannot ask
         self._consider_claim()
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
@@ -324,7 +329,7 @@ class Node:
         if not fresh:
             return True
         self.subsystems.settle(self.database)
-        self._send_report()
+        self.reporting.want()
         if self.leading is None:
             return False
         return news.may_complete(fresh, self.database, self.leading.has_acknowledged(self.subsystems))
@@ -334,7 +339,7 @@ class Node:
             case PeerConnected(node=node, incarnation=incarnation):
                 self.links.connect(node, incarnation, self.now_us)
                 self._heartbeat((node,))
-                self._send_report(force=True)
+                self.reporting.want(force=True)
             case PeerLost(node=node, cause=cause):
                 if self.links.lose(node):
                     self._out.trace("link lost", f"{self.database.name_of(node)}: {cause}", about=node)
@@ -504,7 +509,6 @@ class Node:
         self._out.trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
         self._publish_marks()
         self._abdicate_if_due()
-        self._replica_changed()
         self._remind()
 
     def _decided(self) -> None:
@@ -513,7 +517,6 @@ class Node:
         self._deliver(self.leading.committed(self.replica, self.now_us))
         self._publish_marks()
         self._abdicate_if_due()
-        self._replica_changed()
 
     def _withdrawn(self) -> None:
         for node in self.links.connected:
@@ -601,18 +604,15 @@ class Node:
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         taken = self.replica.take_snapshot(snapshot, self.now_us)
-        if taken is Taken.ADVANCED:
-            self._replica_changed()
         if taken is not Taken.NOTHING:
-            self._send_report(force=True)  # the master repeats it until it has heard of it
+            self.reporting.want(force=True)  # the master repeats it until it has heard of it
 
     def _append(self, sender: int, append: Append) -> None:
         taken = self.replica.take_entries(append, self.now_us)
         if taken is Taken.HIGHER_TERM:
-            self._send_report(force=True, to=sender)  # asks for this term's snapshot
+            self.reporting.want(force=True, to=sender)  # asks for this term's snapshot
         elif taken is not Taken.NOTHING:
-            self._replica_changed()
-            self._send_report(force=taken is Taken.GAP)
+            self.reporting.want(force=taken is Taken.GAP)
 
     def _reported(self, sender: int, report: Report, leading: MasterTerm) -> bool:
         self.subsystems.settle(self.database)
@@ -687,7 +687,7 @@ class Node:
 
     # ---- the replica and what follows from it --------------------------------------------------------------------
 
-    def _replica_changed(self) -> None:
+    def _follow(self) -> None:
         """Do what the committed records say that this node must do (P5.4, SPEC 3.4, 3.11, 3.12, 7.7)."""
         if not self.confirmed or self._out.has_ended:
             return
@@ -715,7 +715,7 @@ class Node:
         self.subsystems.register(level)
         if self.confirmed:
             self._out.extend(self.subsystems.due(self.database))
-        self._send_report()
+        self.reporting.want()
 
     def _level_gone(self, number: int, *, departed: bool) -> None:
         """A subsystem has deregistered, or its program has ended: then its node may have to fail with it (P3.18)."""
@@ -729,7 +729,7 @@ class Node:
         if fails and level is not None:
             self._out.panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
         else:
-            self._send_report()
+            self.reporting.want()
 
     def _hand_over(self) -> None:
         """Give up what is left of a mastership; then this node goes (SPEC 3.11, P10.3)."""
@@ -753,18 +753,21 @@ class Node:
         event_manager = self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL
         self.subsystems.begin_second_step(self.database, event_manager, is_confirmed=self.confirmed)
 
-    def _send_report(self, force: bool = False, to: int | None = None) -> None:
+    def _report(self) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
+        wish = self.reporting.take_wish(self.now_us)
+        if wish is None:
+            return
         holder = self._holder()
-        receiver = to if to is not None else holder.node if holder is not None else None
+        receiver = wish.to if wish.to is not None else holder.node if holder is not None else None
         if self.leading is not None or receiver is None or receiver == self.me:
             self.reporting.drop()
             return
         self.subsystems.settle(self.database)
-        if not force and self.reporting.waits(self.subsystems, self.database, self.now_us):
+        if not wish.force and self.reporting.waits(self.subsystems, self.database, self.now_us):
             return
         self._begin_second_step()
-        report = self.reporting.next(self.own_report(), self.now_us, force=force)
+        report = self.reporting.next(self.own_report(), self.now_us, force=wish.force)
         if report is not None:
             self._out.send(receiver, report)
 
@@ -784,7 +787,7 @@ class Node:
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
         if self.leading is None and self._claimed_term() > self.replica.followed:
-            self._send_report()
+            self.reporting.want()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------
 
@@ -809,9 +812,6 @@ class Node:
 
     def _timers(self) -> bool:
         """What time has made due; whether a round of decisions is."""
-        report_due_us = self.reporting.due_us
-        if report_due_us is not None and self.now_us >= report_due_us:
-            self._send_report()
         counts = self.reporting.count_is_due(self.now_us)
         self._tenure.retry(self.now_us)
         self._settle_tenure()
@@ -841,7 +841,7 @@ class Node:
             self._remind()
             self.leading.raise_alarms(self.replica, self.waiting, self._settled_report(), self.now_us)
         elif self._has_something_pending():
-            self._send_report(force=True)
+            self.reporting.want(force=True)
 
     def _remind(self) -> None:
         """On the master: repeat what a node has missed, or the snapshot that it has not answered."""

@@ -52,6 +52,7 @@ class Replica:
         self.confirmed = False  # the replica may hold an entry that was never committed (P5.1)
         self.trouble = ""  # what keeps this node from following the cluster, in words
         self.ages = Ages()
+        self._has_advanced = False
         self._me, self._known, self._out = me, known, out
 
     @property
@@ -78,6 +79,11 @@ class Replica:
     def known(self) -> tuple[int, Term]:
         """An index, and the term of its entry, that every journal to be adopted holds (P11.2, P11.4)."""
         return (self.database.index, self.database.term) if self.confirmed else self._known
+
+    def take_advance(self) -> bool:
+        """Whether it has advanced since this was asked last: the node then does what its records say."""
+        advanced, self._has_advanced = self._has_advanced, False
+        return advanced
 
     def take_snapshot(self, snapshot: Snapshot, now_us: int) -> Taken:
         """A master's whole database (P5.1); the node panics if what was committed is lost in it (P11.4)."""
@@ -121,10 +127,12 @@ class Replica:
             self._out.trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
         happened = chronicle(self.database, entry)
         self.database.apply(entry)
+        self._has_advanced = True
         self.ages.applied(entry.index, self.database, now_us)
         self._out.put(Committed(entry.index, happened))
 
     def _replace(self, database: Database, term: Term, ages: tuple[tuple[int, int], ...], now_us: int) -> None:
         self._out.extend(narration.skipped(self.database, database))
         self.database, self.accepted, self.confirmed = database, term, True
+        self._has_advanced = True
         self.ages.adopted(database, ages, now_us)

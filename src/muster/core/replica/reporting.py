@@ -5,6 +5,8 @@ replica has advanced is nothing that anybody waits for. Composing a report, and 
 service: with thousands of them both are done the more seldom, so that they take a bounded share of the loop (P8.13).
 """
 
+from typing import NamedTuple
+
 from msgspec.structs import replace
 
 from muster.core.leases.observer import Observer
@@ -25,6 +27,13 @@ ROUND_PAUSE_US = 20  # the same, on a master, between two rounds about commands
 ACKNOWLEDGEMENT_PAUSE_US = 1000  # the same where a transition may wait for it, and this node still has others at work
 
 
+class Wish(NamedTuple):
+    """A report that some part of the step wants."""
+
+    force: bool  # also where it tells nothing new
+    to: int | None  # whom; the master, where it is not said
+
+
 class Reporting:
     """What was told last, and when the next report is due. On a master: when its own commands are counted next."""
 
@@ -33,6 +42,7 @@ class Reporting:
         self.performance: Performance | None = None  # as it is told
         self.keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
         self._incarnation, self._software = me.incarnation, software
+        self._wish: Wish | None = None  # to report, before the step is over
         self.due_us: int | None = None  # when there is something to tell that waits for what comes closely after it
         self.count_due_us: int | None = None  # when the master is to count what has ended since it last did
         self._last: Report | None = None
@@ -41,6 +51,21 @@ class Reporting:
         self._index_due_us = 0  # when the others are told of a new index, if there is nothing else to tell
         self._counted_us = 0
         self.round_us = 0  # on a master: when its last round of decisions was
+
+    def want(self, *, force: bool = False, to: int | None = None) -> None:
+        """There may be something to tell: one report goes at the end of the step, however many wanted it.
+
+        `force`: it goes even if it tells nothing new; `to`: not to the master but to this node.
+        """
+        before = self._wish or Wish(False, None)
+        self._wish = Wish(before.force or force, to if to is not None else before.to)
+
+    def take_wish(self, now_us: int) -> Wish | None:
+        """What was wanted in this step, or was put off until now; None for no report."""
+        if self.due_us is not None and now_us >= self.due_us:
+            self.want()
+        wish, self._wish = self._wish, None
+        return wish
 
     def compose(
         self, replica: Replica, subsystems: Subsystems, observer: Observer, commands: tuple[CommandState, ...]

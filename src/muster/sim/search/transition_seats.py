@@ -137,7 +137,7 @@ class Resident(Node):
     def given(self, happened: Input | None) -> tuple[list[Effect], Subsystems, Report]:
         """Take an input in, or look at the replica; the effects, the subsystems, and the report that follows."""
         if happened is None:
-            self._replica_changed()
+            self._follow()
         else:
             self._take(happened)
         effects = self._out.drain()
