@@ -3,22 +3,26 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from core_cluster import CoreCluster
 from muster.core.draft import Draft
 from muster.core.node import insight
 from muster.core.operations.plan import PlanRefused
+from muster.core.transitions.objections import may_be_vetoed
+from muster.records.access import Author
 from muster.records.configuration import Audit
 from muster.records.database import Database, Entry, Forget, initial_database
 from muster.records.kinds import BY_NAME, KINDS, Record, check_tables, kind_named
 from muster.records.members import Member
-from muster.records.messages import Abdicated, KeyRequest, version_of
+from muster.records.messages import Abdicated, KeyRequest, Request, version_of
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.operations import OPERATIONS
 from muster.records.services import Maintenance, SetMaintenance, Standby
 from muster.records.tables import check_rows
 from muster.records.terms import Term
-from muster.records.versions import LOWEST
+from muster.records.versions import HIGHEST, LOWEST
+from recorded_samples import sample
 
 FOLDER = Path(__file__).parents[1] / "recorded"
 
@@ -63,6 +67,17 @@ def test_p10_1_an_operation_is_of_the_first_version_that_recorded_it() -> None:
     for kind in OPERATIONS:
         versions = [int(path.parent.name) for path in FOLDER.glob(f"*/operation-{kind.struct.__name__}.bin")]
         assert min(versions) == kind.since, kind.name
+
+
+def test_p4_5_what_can_be_overridden_is_what_subsystems_are_asked_about() -> None:
+    asked_about = []
+    for kind in OPERATIONS:
+        operation = replace(
+            sample(kind.struct), **dict.fromkeys({"override", "end"} & set(kind.struct.__struct_fields__), False)
+        )
+        if may_be_vetoed(Request("1", operation, Author(1000, "alice")), HIGHEST):
+            asked_about.append(kind.struct)
+    assert asked_about == [kind.struct for kind in OPERATIONS if "override" in kind.struct.__struct_fields__]
 
 
 @pytest.mark.parametrize("record", [Maintenance("cluster", "", 1), Standby(0, 1), Audit(1, 1, 0, 0, "", 0, *[""] * 4)])

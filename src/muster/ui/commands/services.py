@@ -103,6 +103,7 @@ def apply(file: Path, dry_run: bool, expect: int | None, wait_s: float | None, a
     if groups:
         found = [msgspec.to_builtins(group) for group in groups]
         expected = {} if answers else expected  # the services have made a version of their own
+        # `events` by its former name, which nodes of older releases know too
         answers.append(connection.operate("apply_events", "groups", groups=found, withdraw=[], **expected))
     outcome = "; ".join(answer["outcome"] for answer in answers)
     document = answers[-1] | {"outcome": outcome}
