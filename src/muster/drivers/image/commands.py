@@ -10,16 +10,19 @@ A request names its service and what the command is for:
 import errno
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator
 
 from muster.drivers.image.process_tree import explain_status
 from muster.drivers.image.readiness import Condition, Conditions
+from muster.drivers.image.service_surroundings import LIMITS, UNLIMITED, Surroundings
 
 DETAIL_CHARACTERS = 1000  # of a result, of which the tail of the output gets what the cause leaves
 OUTPUT_CHARACTERS = 2000  # of what a command wrote, for the history
 GRACE_MS = 2000  # from SIGTERM to SIGKILL where the request does not say
 MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_RETRIES = 1000
+_SIGNALS = {each.name: each for each in signal.Signals}
 ACTIONS = ("start", "stop", "recovery", "notify", "act")
 APART = ("notify", "act")  # those that never touch what the service's own commands do, nor the other way round
 
@@ -33,7 +36,7 @@ class Request:
 
     __slots__ = (
         "action", "command", "environment", "generation", "grace_ms", "is_program", "ready", "retries",
-        "retry_pause_ms", "service", "timeout_ms", "uid",
+        "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms", "uid",
     )  # fmt: skip
 
     def __init__(self, packet: dict[str, object]) -> None:
@@ -59,6 +62,9 @@ class Request:
         if self.is_program and (self.action != "start" or not self.command):
             raise Refused(f"run {self.service}: only a start can have a program, and must name it")
         self.ready = _conditions(packet.get("ready"), self.service)
+        self.surroundings = _surroundings(packet.get("surroundings"), self.service)
+        name = packet.get("stop_signal", "")
+        self.stop_signal = _SIGNALS.get(str(name), signal.SIGTERM)
 
     @property
     def place(self) -> str:
@@ -66,6 +72,28 @@ class Request:
         if self.action == "notify":
             return f"{self.service}\0notify"
         return f"{self.service}\0{self.generation}" if self.action == "act" else self.service
+
+
+def _surroundings(packet: object, service: str) -> Surroundings:
+    if packet is None:
+        return Surroundings()
+    if not isinstance(packet, dict):
+        raise Refused(f"run {service}: surroundings must be an object")
+    plain = Surroundings()
+    texts = [packet.get(key, getattr(plain, key)) for key in ("user", "group", "directory", "environment_file")]
+    limits, umask = packet.get("limits", []), packet.get("umask", plain.umask)
+    if not all(isinstance(each, str) and "\0" not in each for each in texts) or type(umask) is not int:
+        raise Refused(f"run {service}: surroundings must be texts, and umask a number")
+    if not isinstance(limits, list) or not all(_is_limit(each) for each in limits):
+        raise Refused(f"run {service}: surroundings.limits must name known limits")
+    user, group, directory, file = texts
+    return Surroundings(user, group, directory, umask, tuple((str(a), str(b)) for a, b in limits), file)
+
+
+def _is_limit(pair: object) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in LIMITS or not isinstance(pair[1], str):
+        return False
+    return all(each == UNLIMITED or (each.isascii() and each.isdecimal()) for each in pair[1].split(":")[:2])
 
 
 def _conditions(packet: object, service: str) -> Conditions:

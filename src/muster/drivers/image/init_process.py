@@ -38,6 +38,7 @@ from muster.drivers.image.process_tree import (
     only_wake,
 )
 from muster.drivers.image.runner import run_runner
+from muster.drivers.image.service_surroundings import base_environment
 from muster.drivers.image.systemd import VARIABLES
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
@@ -194,7 +195,7 @@ class _Init:
             close_descriptors_except((setup.runner_guard.fileno(), setup.runner_daemon.fileno()))
             for name in VARIABLES:  # no service speaks for the node
                 os.environ.pop(name, None)
-            environment = {**os.environ, NODE_HOME: setup.home, INCARNATION: str(setup.incarnation)}
+            environment = base_environment(setup.home, setup.incarnation, (NODE_HOME, INCARNATION))
             channels = (setup.runner_guard, setup.runner_daemon)
             run_runner(*channels, self._leash, init, setup.profile.pulse_ms, environment)
 

@@ -12,21 +12,32 @@ executed, if that is asked for, and `S<wait status>` when it has ended; before t
 First of all `F<stamp>`, how the file is that it was asked to look at (`looker.py`).
 """
 
+import contextlib
 import os
-import resource
 import signal
 from typing import NamedTuple, NoReturn
 
 from muster.drivers.image.deadman import Leash, adopt_orphans, boottime_us, die_with_parent, set_process_name
 from muster.drivers.image.looker import stamp_of, written
 from muster.drivers.image.process_tree import BROKEN_EXIT, close_descriptors_except, end_everything_below, fork_into
+from muster.drivers.image.service_surroundings import (
+    DEFAULT_PATH,
+    DEFAULT_UMASK,
+    EXIT_CONFIG,
+    Missing,
+    Surroundings,
+    enter,
+    reset_inherited,
+    reset_limits,
+    set_score,
+)
 
 _NOT_EXECUTED = 127
 _SWEEP_US = 10_000_000
 _WATCH_S = 0.1  # how often a keeper in a process tree looks at the deadline by itself
 _WAITED = frozenset((signal.SIGCHLD, signal.SIGUSR1))
 _SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NOTHING = Surroundings()
 
 
 class Launch(NamedTuple):
@@ -39,6 +50,7 @@ class Launch(NamedTuple):
     says_executed: bool = False
     dies_with_keeper: bool = False
     looks_at: str = ""  # a file whose state before the command counts
+    surroundings: Surroundings = NOTHING  # user, folder, limits, as the definition has them
 
 
 def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
@@ -59,14 +71,17 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
     close_descriptors_except((status_fd, output_fd))
     environment = {"PATH": DEFAULT_PATH, **launch.environment}
     os.chdir("/")
-    os.umask(0o022)
-    resource.setrlimit(resource.RLIMIT_NOFILE, launch.open_files)
+    os.umask(DEFAULT_UMASK)
+    score = reset_inherited()
+    reset_limits(launch.open_files)
     if launch.looks_at:  # it may never return, and then nothing is executed
         os.write(status_fd, b"F%s\n" % written(stamp_of(launch.looks_at)))
-    if leash.is_tree or launch.dies_with_keeper:
+    if leash.is_tree or launch.dies_with_keeper or launch.surroundings != NOTHING:
         command = _fork_and_execute(launch, environment, status_fd, output_fd)
     else:
         command = _spawn(launch, environment, status_fd, output_fd)
+    with contextlib.suppress(OSError):  # the command has the machine's score; its keeper is the node's
+        set_score(score)
     os.close(output_fd)  # else its reader never sees the end
     if launch.says_executed:
         os.write(status_fd, b"X%d\n" % command)
@@ -146,7 +161,11 @@ def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
         restore_default_signals()
+        environment = enter(launch.surroundings, environment)
         os.execvpe(launch.command[0], launch.command, environment)
+    except Missing as missing:
+        os.write(output_fd, f"muster: {missing}\n".encode(errors="replace"))
+        os._exit(EXIT_CONFIG)
     except OSError as error:
         os.write(status_fd, b"E%d\n" % (error.errno or 0))
     os._exit(_NOT_EXECUTED)

@@ -22,7 +22,9 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
 
     {"do": "run", "service", "uid", "generation", "action", "command": [...], "timeout_ms", "environment": {...},
      and where wanted "grace_ms", "retries", "retry_pause_ms", "program": true,
-     "ready": {"command": [...], "port": N, "file", "notify": true}}
+     "ready": {"command": [...], "port": N, "file", "notify": true},
+     "surroundings": {"user", "group", "directory", "umask", "limits": [[NAME, VALUE], ...], "environment_file"},
+     "stop_signal"}   what a stop sends in place of SIGTERM
     {"do": "cancel", "service", "generation", "action": "act", "reason"}
     {"do": "watcher", "wanted": BOOL}   the built-in watcher process, see `watcher.py`
     {"do": "retire"}   take nothing but stops from now on, and answer nothing else, until the node ends (P4.12)
@@ -410,7 +412,7 @@ class Runner:
         self._parents = None
         job.kill_us = now_us + grace_ms * US_PER_MS
         job.wake_us = job.kill_us
-        self._signal(service, job, signal.SIGTERM)
+        self._signal(service, job, request.stop_signal if request.action == "stop" else signal.SIGTERM)
         self._advance(service, now_us)
 
     def _doomed(self, service: Service, job: Job) -> tuple[list[Run], set[int]]:
@@ -545,7 +547,13 @@ class Runner:
         environment = {**self._environment, **request.environment, **own, **said}
         looks_at = condition.conditions.file if condition else ""
         launch = Launch(
-            request.service, command, environment, self._open_files, condition is not None, looks_at=looks_at
+            request.service,
+            command,
+            environment,
+            self._open_files,
+            condition is not None,
+            looks_at=looks_at,
+            surroundings=request.surroundings,
         )
         opened: list[int] = []
         try:
