@@ -18,7 +18,7 @@ import pytest
 from muster.client.errors import Refused
 from muster.client.watching import Asked, Change, Watcher
 from muster.drivers.image import watcher
-from muster.drivers.image.watcher import BuiltIn, Check, Membership, Subject, Timers
+from muster.drivers.image.watcher import BuiltIn, Check, Membership, Memory, Subject
 
 S = 1_000_000
 PROGRAM = {"service": "web", "generation": "5"}
@@ -53,7 +53,7 @@ class FakeWatcher:
 class Trial:
     """A built-in watcher with a clock, whose commands and kills are only noted."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, timers: Timers | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Memory | None = None) -> None:
         self.now_us = 1000 * S
         self.killed: list[int] = []
         self.daemon = FakeWatcher()
@@ -64,9 +64,9 @@ class Trial:
         monkeypatch.setattr(watcher, "say", lambda _text: True)
         monkeypatch.setattr(watcher, "descendants", lambda _pids, _parents: [])
         monkeypatch.setattr(watcher, "send", lambda _pids, _number: None)
-        self.timers: Timers = {} if timers is None else timers
+        self.memory = memory or Memory()
         self.inner = BuiltIn(
-            cast("Watcher", self.daemon), cast("Any", None), {}, (0, 0), theirs, self.membership, self.timers
+            cast("Watcher", self.daemon), cast("Any", None), {}, (0, 0), theirs, self.membership, self.memory
         )
         monkeypatch.setattr(self.inner, "_start", self._start)
 
@@ -166,7 +166,9 @@ def test_so_many_failures_of_the_last_runs_are_one_occurrence_and_are_counted_an
     assert len(trial.daemon.told) == 2
 
 
-def test_a_check_that_is_over_its_time_is_ended_and_has_failed_and_the_next_one_begins(trial: Trial) -> None:
+def test_a_check_that_is_over_its_time_is_ended_and_has_failed_and_the_next_one_begins_an_interval_later(
+    trial: Trial,
+) -> None:
     trial.daemon.ask("c", command="true", interval="60s", timeout="5s")
     trial.follow()
     assert trial.due("c") == [60]  # the first one, an interval after it was asked for
@@ -175,7 +177,7 @@ def test_a_check_that_is_over_its_time_is_ended_and_has_failed_and_the_next_one_
     trial.work("c", 5)
     assert trial.inner._ending == {4711}
     assert [out["status"] for _event, out in trial.daemon.told] == ["did not end within 5000 ms"]
-    assert trial.due("c") == [5]
+    assert trial.due("c") == [60]
 
 
 def test_p8_10_a_quick_check_waits_for_others_that_have_just_begun_only(
@@ -232,7 +234,7 @@ def test_a_timer_outlasts_its_connection_and_is_due_once(trial: Trial, monkeypat
     trial.daemon.ask("t", interval="60s")
     trial.follow()
     assert trial.due("t") == [60]
-    later = Trial(monkeypatch, trial.timers)
+    later = Trial(monkeypatch, trial.memory)
     later.now_us = trial.now_us + 90 * S  # it was due while there was no daemon
     later.daemon.ask("t", interval="60s")
     later.follow()
@@ -246,7 +248,7 @@ def test_a_timer_outlasts_its_connection_and_is_due_once(trial: Trial, monkeypat
     later.membership.members.is_current = True  # all that is asked has been said
     del later.daemon.asked["t"]
     later.follow()
-    assert later.timers == {}
+    assert later.memory.timers == {}
     later.close()
 
 
@@ -265,3 +267,109 @@ def test_the_end_of_a_process_is_told_once_whatever_its_file_says(trial: Trial, 
         assert [out["pid"] for _event, out in trial.daemon.told] == [str(process.pid)]
         trial.work("p", 1)  # not reaped yet: the kernel still gives a handle on it
         assert subject.pidfd == -1 and trial.due("p") == [0]
+
+
+CHECK = {"service": "web", "generation": "5", "command": "true", "interval": "10s", "timeout": "5s"}
+
+
+def test_p8_15_all_failures_of_a_check_until_it_succeeds_have_one_place_and_a_daemon_anew_changes_nothing(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.daemon.ask("web:check", **CHECK)
+    trial.follow()
+    trial.judge("web:check", "failed")
+    trial.now_us += 10 * S
+    later = Trial(monkeypatch, trial.memory)
+    later.now_us = trial.now_us
+    later.daemon.ask("web:check", **CHECK)
+    later.daemon.ask("web:exit", **PROGRAM)
+    later.follow()
+    later.judge("web:check", "failed")
+    (first,), (second,) = trial.daemon.told, later.daemon.told
+    assert first[1]["since"] == second[1]["since"]
+    later.runner.recv(1000)
+    later.runner.send(json.dumps(ENDED).encode())
+    later.inner._hear_of_program()
+    assert later.daemon.told[-1][1]["since"] == first[1]["since"]  # its end belongs to the same failure
+    later.now_us += 10 * S
+    later.judge("web:check", "", "failed")
+    assert later.daemon.told[-1][1]["since"] > first[1]["since"]
+    later.close()
+
+
+def statuses(trial: Trial, *codes: int) -> None:
+    """Its check ends with these exit statuses, one after the other."""
+    subject = trial.subject("web:check")
+    for code in codes:
+        subject.check = Check(4711, -1, -1, trial.now_us, trial.now_us + S)
+        trial.inner._take_status(subject, subject.check, code << 8)
+        if subject.check.cannot:
+            trial.inner._cannot_check("web:check", subject, f"cannot be executed: {subject.check.cannot}")
+        else:
+            trial.inner._judge("web:check", subject, subject.check.status)
+
+
+def test_p8_16_a_check_that_cannot_be_executed_neither_fails_nor_succeeds_and_is_told_once(trial: Trial) -> None:
+    trial.daemon.ask("web:check", **CHECK, failures="2", of="3", success="1", unknown="3")
+    trial.daemon.ask("web:unchecked", service="web", generation="5", check="web:check")
+    trial.follow()
+    statuses(trial, 126, 126, 126)
+    ((event, out),) = trial.daemon.told
+    assert event == "web:unchecked" and "could not be executed" in out["detail"]
+    statuses(trial, 127, 127)
+    assert "was not found" in trial.daemon.told[1][1]["detail"]
+    statuses(trial, 3, 1, 0, 2, 3)
+    assert [event for event, _out in trial.daemon.told] == ["web:unchecked"] * 4
+    statuses(trial, 2)  # the second failure of the last three that say anything: 0, 2, 2
+    assert trial.daemon.told[-1][0] == "web:check"
+
+
+def test_p8_16_a_check_for_which_there_is_no_process_is_tried_again_an_interval_later(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> Check:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(trial.inner, "_start", cannot)
+    trial.daemon.ask("web:check", **CHECK)
+    trial.follow()
+    trial.work("web:check", 10)
+    assert trial.daemon.told == [] and trial.due("web:check") == [10]
+
+
+def test_p8_18_until_its_service_has_started_failures_of_a_check_do_not_count(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.daemon.ask("web:check", **CHECK, grace="30s")
+    trial.follow()
+    trial.now_us += 29 * S
+    trial.judge("web:check", "failed", "failed")
+    assert trial.daemon.told == []
+    later = Trial(monkeypatch, trial.memory)
+    later.now_us = trial.now_us + 2 * S
+    later.daemon.ask("web:check", **CHECK, grace="30s")
+    later.follow()  # a daemon that is started anew gives no time
+    later.judge("web:check", "failed")
+    assert len(later.daemon.told) == 1
+    later.close()
+    trial.daemon.ask("other:check", **CHECK | {"service": "other"}, grace="30s")
+    trial.follow()
+    trial.judge("other:check", "", "failed")  # it has been well: so it has started
+    assert [event for event, _out in trial.daemon.told] == ["other:check"]
+
+
+def test_what_a_connection_watched_for_is_let_go_of_with_it(trial: Trial, tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        (tmp_path / "pid").write_text(str(process.pid))
+        trial.daemon.ask("p", pid_file=str(tmp_path / "pid"))
+        trial.daemon.ask("c", command="true")
+        trial.follow()
+        trial.work("p")
+        trial.work("c")
+        pidfd = trial.subject("p").pidfd
+        os.fstat(pidfd)
+        trial.inner.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(pidfd)
+        assert trial.inner._ending == {4711}
+        process.kill()

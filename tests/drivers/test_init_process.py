@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from muster.drivers.image import init_process
-from muster.drivers.image.init_process import FIRST_DELAY_MS, STABLE_MS, InitSetup, run_init
+from muster.drivers.image.init_process import FIRST_DELAY_MS, STABLE_MS, InitSetup, first_number, run_init
 from muster.drivers.image.process_tree import Teller
 from muster.records.timing import FAST
 
@@ -170,3 +170,14 @@ def test_p7_11_init_that_ends_the_node_ends_its_control_group_and_what_is_below_
         os.close(descriptor)
     for each in (init._daemon_end, init._daemons_end, guard, theirs):
         each.close()
+
+
+def test_p7_21_the_numbers_of_each_incarnation_begin_far_from_those_of_others() -> None:
+    for highest in (32_768, 1 << 22):
+        begins = [first_number("/srv/n0", incarnation, highest) for incarnation in range(1, 12)]
+        assert all(init_process.LOWEST_NUMBER <= number < highest - 1000 for number in begins)
+        near = highest // 40
+        apart = (abs(one - other) for at, one in enumerate(begins) for other in begins[:at])
+        assert min(apart) > near
+        assert first_number("/srv/n1", 1, highest) not in begins  # another node has its own
+    assert first_number("/srv/n0", 7, 300) == init_process.LOWEST_NUMBER  # a kernel that gives nearly none

@@ -138,8 +138,9 @@ def test_every_field_of_a_definition_can_be_set_in_a_file() -> None:
         "ready": [{"port": 1}, {"file": "/f"}, {"command": "c"}, {"notify": True}],
         "check": [{"command": "c", "interval": "1s", "timeout": "1s", "failures": "1/2"}],
     }
+    samples["check"][0] |= {"success_exit_status": [1], "unknown_exit_status": [3]}
     kinds: dict[str, Any] = {"duration": "1s", "number": 1, "list of nodes": ["n0"], "table of texts": {"A": "b"}}
-    kinds["name of a service"] = "other"
+    kinds |= {"name of a service": "other", "list of exit statuses": [5], "true or false": True}
     for key, entry in KEYS.items():
         for value in samples.get(key, [kinds.get(entry.kind, entry.kind.partition(" or ")[0].strip('"'))]):
             set_by.setdefault(key, set()).update(entry.read(value, None))
@@ -237,7 +238,7 @@ x = 1
         ('stop_failure = "panic"', "stop_failure is 'panic'", '"evict"'),
         ('grace = "-1s"', "grace is '-1s'", "with its unit"),
         ('run = "a"\nstart_command = "b"', "both run and start_command", "keep one"),
-        ("ready = {port = 80}", "ready is given without run", "leave ready out"),
+        ("ready = {port = 80}", "ready is given, and there is nothing to start", "leave ready out"),
         ('run = "a"\nready = {port = 80, file = "/f"}', "more than one condition", "{port = 5432}"),
         ('run = "a"\nready = {}', "names no condition", "{port = 5432}"),
         ('run = "a"\nready = {port = 65536}', "has port, which is 65536", "from 1 to 65535"),

@@ -406,8 +406,9 @@ def test_p8_9_the_end_of_a_program_whose_action_has_an_unknown_result_is_acted_u
 def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_the_administrators() -> None:
     machine = Machine()
     definition = Definition("web", check_command=("/bin/probe", "a b"), check_failures=2, check_of=3)
-    (watch,) = machine.registers(definition, 5)
-    assert isinstance(watch, Watch)
+    watch, unchecked = machine.registers(definition, 5)
+    assert isinstance(watch, Watch) and isinstance(unchecked, Watch)
+    assert dict(unchecked.parameters)["check"] == watch.event
     parameters = dict(watch.parameters)
     assert (parameters["command"], parameters["failures"], parameters["of"]) == ("/bin/probe 'a b'", "2", "3")
     assert ("MUSTER_SERVICE", "web") in watch.environment
@@ -419,6 +420,72 @@ def test_p8_7_a_check_is_watched_anew_after_each_restart_and_its_action_may_be_t
     (request,) = machine.occurs("web:check", watcher=9, output="no answer")
     assert isinstance(request, RequestOperation)
     assert request.operation == RestartService("web", "no answer")
+
+
+PAGED = Definition("web", run=("/bin/web",), check_command=("/bin/probe",), on_failure=("/bin/page", "{out.detail}"))
+EARLIER, LATER = f"{5:020d}", f"{9:020d}"
+
+
+def test_p8_15_what_on_failure_names_runs_once_for_a_failure_of_a_check_however_long_it_lasts() -> None:
+    machine = Machine()
+    machine.registers(PAGED, 5)
+    (run,) = machine.occurs("web:check", watcher=9, since=EARLIER)
+    assert isinstance(run, RunAction)
+    assert machine.occurs("web:check", watcher=9, since=EARLIER) == []
+    machine.step(ActionEnded(run.number, False, "nobody answers"))
+    assert machine.occurs("web:check", watcher=9, since=EARLIER) == []
+    assert machine.verdicts() == ["acted upon"]
+    assert len(machine.occurs("web:check", watcher=9, since=LATER)) == 1  # it was well in between
+    machine.registers(PAGED, 6)
+    assert len(machine.occurs("web:check", watcher=9, since=LATER)) == 1  # a new start
+
+
+def test_p8_15_a_crash_that_is_seen_by_its_exit_and_by_its_check_is_one_failure() -> None:
+    machine = Machine()
+    machine.registers(PAGED, 5)
+    assert len(machine.occurs("web:exit", watcher=9, status="ended with status 1")) == 1
+    assert machine.occurs("web:check", watcher=9, since=EARLIER) == []
+    machine.registers(PAGED, 6)
+    assert len(machine.occurs("web:check", watcher=9, since=EARLIER)) == 1
+    assert machine.occurs("web:exit", watcher=9, status="ended with status 1", since=EARLIER) == []
+    assert machine.verdicts() == ["acted upon", "acted upon", "same failure"]
+
+
+def test_p8_15_an_operation_of_musters_own_that_was_refused_is_asked_for_again() -> None:
+    machine = Machine()
+    moves = replace(PAGED, on_failure=("muster:transfer", "{in.service}"))
+    machine.registers(moves, 5)
+    (request,) = machine.occurs("web:check", watcher=9, since=EARLIER)
+    assert isinstance(request, RequestOperation)
+    assert machine.occurs("web:check", watcher=9, since=EARLIER) == []
+    machine.step(ActionEnded(request.number, False, "no other node is up"))
+    assert len(machine.occurs("web:check", watcher=9, since=EARLIER)) == 1
+
+
+def test_p6_38_a_program_that_has_done_its_work_is_no_failure_whatever_on_failure_is() -> None:
+    machine = Machine()
+    machine.registers(replace(PAGED, success_exit_status=(0, 3)), 5)
+    (request,) = machine.occurs("web:exit", watcher=9, detail="its program ended with status 3", code="3")
+    assert isinstance(request, RequestOperation)
+    assert request.operation == FailService("web", "its program ended with status 3", 5, 3)
+
+
+def test_p8_16_of_a_check_that_cannot_be_executed_a_record_is_kept_and_nothing_is_done() -> None:
+    machine = Machine()
+    assert watched(machine.registers(PAGED, 5)) == ["web:exit", "web:check", "web:unchecked"]
+    assert machine.occurs("web:unchecked", watcher=9, detail="its check cannot be executed") == []
+    assert machine.verdicts() == ["acted upon"]
+
+
+def test_p8_18_the_end_of_what_a_start_command_left_is_watched_for_unless_it_is_no_daemon() -> None:
+    machine = Machine()
+    started = Definition("web", start_command=("/bin/web",))
+    assert watched(machine.registers(started, 5)) == ["web:exit"]
+    assert watched(machine.registers(replace(started, forking=False), 6)) == []
+    grace = replace(started, forking=False, check_command=("/bin/probe",), start_grace_ms=500)
+    watch = machine.registers(replace(grace, check_unknown_exit_status=(3,)), 7)[0]
+    assert isinstance(watch, Watch)
+    assert (dict(watch.parameters)["grace"], dict(watch.parameters)["unknown"]) == ("500ms", "3")
 
 
 GONE = EventDefinition("gone", "membership", (("state", "inactive"),), action=("log", "{out.node}", "{out.previous}"))

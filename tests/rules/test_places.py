@@ -25,7 +25,7 @@ from muster.core.services.places import MAXIMUM_NAMED, words
 from muster.daemon.shell.places_awaited import PlacesHere
 from muster.drivers.image import watcher
 from muster.drivers.image.runner import MAXIMUM_STARTS
-from muster.drivers.image.watcher import BuiltIn, Check, Subject
+from muster.drivers.image.watcher import BuiltIn, Check, Memory, Subject
 from muster.drivers.runner_client import PlacesOfRunner
 from muster.records.database import Database
 from muster.records.events import EventDefinition, EventGroup, GroupDefinition
@@ -65,7 +65,7 @@ def test_p8_12_a_runner_tells_which_starts_have_waited_for_a_place_and_when_none
 def test_p8_12_checks_that_wait_for_a_place_are_told_by_the_runner_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "MAXIMUM_SLOW_CHECKS", 2)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    built_in = BuiltIn(cast("Any", None), cast("Any", None), {}, (0, 0), theirs, cast("Any", None), {})
+    built_in = BuiltIn(cast("Any", None), cast("Any", None), {}, (0, 0), theirs, cast("Any", None), Memory())
     for number in range(3):
         subject = Subject(Asked(f"c{number}", {"command": "sleep 3600"}, {}))
         subject.is_slow = True

@@ -33,6 +33,8 @@ class Rounds:
         self.now_ms = 0
         self.taken_ms: dict[int, int] = {}  # entry -> when it was committed
         self.failing: set[tuple[str, str, int]] = set()  # (service, action, node) that fails
+        self.statuses: dict[tuple[str, str], int] = {}  # (service, action) -> exit status with which it fails
+        self.leaves_nothing: set[str] = set()  # services of which nothing runs though their stop fails
         self.held: set[tuple[str, str]] = set()  # (service, action) that does not end
         self.notified: dict[tuple[int, str], int] = {}  # (node, service) -> generation whose notify command has ended
         self.decided: list[PlacedTogether] = []  # by each entry that placed something
@@ -107,7 +109,10 @@ class Rounds:
             if action is None or service.node != member.node or (service.name, action) in self.held:
                 continue
             failed = (service.name, action, member.node) in self.failing
-            found.append(CommandState(service.name, service.generation, action, True, not failed, "exit status 1"))
+            status = self.statuses.get((service.name, action), 1) if failed else 0
+            left = service.name not in self.leaves_nothing
+            told = (action, True, not failed, "exit status 1", left, status)
+            found.append(CommandState(service.name, service.generation, *told))
         for (node, name), generation in self.notified.items():
             if node == member.node and self.service(name).node != node:
                 found.append(CommandState(name, generation, "notify", True, True))

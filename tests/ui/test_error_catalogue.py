@@ -223,7 +223,7 @@ def test_every_query_and_every_change_answers_in_json_and_a_change_can_be_named(
             f"node {verb}"
             for verb in ("leave", "evict", "standby", "active", "drain", "restart-daemon", "remove", "set-addresses")
         ),
-        *("service confirm-clean", "node confirm-clean"),
+        *("service confirm-clean", "service confirm-stopped", "node confirm-clean"),
         *("event enable", "event disable", "event withdraw", "maintenance begin", "maintenance end"),
     }
     assert not named & WITH_A_TOKEN

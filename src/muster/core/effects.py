@@ -143,7 +143,9 @@ class RunCommand(Struct, frozen=True):
     The runner refuses a generation that is not newer than the highest it has seen for the service, and a `stop` or
     `recovery` cancels what runs of lower generations first (SPEC 7.7). A `notify` cancels nothing. An empty `command`
     of a `stop` ends whatever the service left running. A command that fails is tried again `retries` times on this
-    node before it counts as failed. A `program` is started and supervised: its end is told (P8.1).
+    node before it counts as failed, but not after an exit status in `final`. A `program` is started and supervised: its
+    end is told (P8.1). What a start that is followed (`follows`) leaves running goes on for it, and the end of that is
+    told (P8.18). With `ready`, a start command's success waits for that too.
 
     Before a start with a `cleanup` runs, that is kept durably; where it cannot be, the start has failed. A stop that
     `clears` runs what was kept for the service, or else `command`; a stop that succeeded makes what was kept void.
@@ -163,6 +165,8 @@ class RunCommand(Struct, frozen=True):
     ready: Readiness = Readiness()
     cleanup: Cleanup | None = None
     clears: bool = False
+    follows: bool = False
+    final: tuple[int, ...] = ()
 
 
 class Reply(Struct, frozen=True):

@@ -42,7 +42,7 @@ LEVELS_BYTES = 600  # of one node: what its registered levels take, whatever the
 # The rest of a node: its member record, its transition, its standby and its maintenance, with their texts.
 NODE_BYTES = 2000
 MISSING_BYTES = 80  # of a required level beside its name: its number, and another program's name (P3.17)
-STATE_BYTES = 280  # of a service: everything that has a fixed size, and the names of its template
+STATE_BYTES = 310  # of a service: everything that has a fixed size, and the names of its template
 TEXTS = ("reason", "cause", "broken")
 TEXT_HEAD_BYTES = 3
 INDEX_BYTES = 9
@@ -141,6 +141,8 @@ class Room:
         texts = sum(max(0, len(getattr(service, key).encode()) - LEAST_TEXT_BYTES) for key in TEXTS)
         if service.takeovers and not service.definition.free_transfer:
             texts += len(service.takeovers) * TAKEOVER_BYTES
+        if service.as_started is not None:
+            texts += len(_encoder.encode(service.as_started))
         template = services.get(service.template) if service.template else None
         if template is not None and template.definition.on_all:
             return texts

@@ -20,6 +20,7 @@ from muster.core.effects import RunCommand
 from muster.core.inputs import AwaitedHere
 from muster.drivers.image.runner import PACKET_BYTES, SEND_BUFFER_BYTES
 from muster.records.messages import PlaceAwaited
+from muster.records.numbers import NO_STATUS
 from muster.records.services import CommandState
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
@@ -158,7 +159,11 @@ class RunnerClient:
             "retry_pause_ms": command.retry_pause_ms,
         }
         if command.program:
-            packet |= {"program": True, "ready": structs.asdict(command.ready)}
+            packet["program"] = True
+        if command.action == "start":
+            packet |= {
+                "ready": structs.asdict(command.ready), "follows": command.follows, "final": list(command.final),
+            }  # fmt: skip
         refusal = _problem(command) or self._send(packet)
         if refusal:
             state = CommandState(command.service, command.generation, command.action, True, False, refusal)
@@ -319,4 +324,5 @@ def _command_state(packet: Mapping[str, object]) -> CommandState:
         succeeded=packet["succeeded"] is True,
         detail=str(packet["detail"]),
         left=packet.get("left", True) is not False,  # a runner of an older image does not say
+        status=int(str(packet.get("status", NO_STATUS))),
     )

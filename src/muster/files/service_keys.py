@@ -21,6 +21,7 @@ from muster.records.service_limits import (
     MAXIMUM_TIMEOUT_MS,
     command_problem,
     environment_problem,
+    exit_status_problem,
     file_problem,
 )
 
@@ -29,6 +30,7 @@ Reader = Callable[[Any, Nodes], dict[str, Any]]
 
 DURATION = "duration"
 COMMAND = "command"
+STATUSES = "list of exit statuses"
 ALLOWED_DURATION = 'a duration with its unit, as "500ms", "60s", "2m" or "1h"'
 _FAILURES = re.compile(r"(\d{1,3})\s*/\s*(\d{1,3})")
 
@@ -171,6 +173,25 @@ def _number(field: str, minimum: int, maximum: int) -> Reader:
     return read
 
 
+def _statuses(field: str) -> Reader:
+    def read(value: object, _nodes: Nodes) -> dict[str, Any]:
+        if not isinstance(value, list) or not all(type(status) is int for status in value):
+            raise Wrong(f"is {shown(value)}", "a list of exit statuses, as [1, 78]")
+        _refuse(exit_status_problem(tuple(value)))
+        return {field: tuple(sorted(value))}
+
+    return read
+
+
+def _yes_or_no(field: str) -> Reader:
+    def read(value: object, _nodes: Nodes) -> dict[str, Any]:
+        if not isinstance(value, bool):
+            raise Wrong(f"is {shown(value)}", "true or false")
+        return {field: value}
+
+    return read
+
+
 def _command(key: str, field: str = "") -> Reader:
     return lambda value, _nodes: {field or key: words_of(key, value)}
 
@@ -257,6 +278,18 @@ CHECK_KEYS: dict[str, Key] = {
     "interval": Key(_duration("check_interval_ms"), DURATION, '"10s"', "From the end of one check to the next."),
     "timeout": Key(_duration("check_timeout_ms"), DURATION, '"10s"', "A check that takes longer has failed."),
     "failures": Key(_failures, '"k/n"', '"1/1"', "So many failures of so many checks are a failure of the service."),
+    "success_exit_status": Key(
+        _statuses("check_success_exit_status"),
+        STATUSES,
+        "[]",
+        "Statuses, beside 0, that say that all is well: as 1 of a plug-in that warns.",
+    ),
+    "unknown_exit_status": Key(
+        _statuses("check_unknown_exit_status"),
+        STATUSES,
+        "[]",
+        "Statuses, beside 126 and 127, that say nothing of the service: as 3 of a plug-in.",
+    ),
 }
 
 _TIMEOUT = "It is killed, and has failed, if it takes longer."
@@ -345,13 +378,33 @@ KEYS: dict[str, Key] = {
     ),
     # supervision
     "run": Key(_command("run"), COMMAND, "[none]", "A long-running program, in place of a start command."),
-    "ready": Key(_ready, "table", "[as soon as it runs]", "When the program of `run` is ready, see below."),
+    "ready": Key(_ready, "table", "[as soon as it runs]", "When it has started, see below."),
     "check": Key(_check, "table", "[none]", "A command that watches the service while it is registered, see below."),
     "restarts": Key(
         _number("restarts", 0, MAXIMUM_COUNT), "number", "3",
         "How often it is restarted in place within `restart_window` before it is moved.",
     ),
     "restart_window": Key(_duration("restart_window_ms"), DURATION, '"10m"', "A failure is forgotten after this."),
+    "start_grace": Key(
+        _duration("start_grace_ms", minimum_ms=0), DURATION, '"0s"',
+        "For so long after its start failures of its check do not count, until one has succeeded.",
+    ),
+    "forking": Key(
+        _yes_or_no("forking"), "true or false", "[as said below]",
+        "Whether what its program leaves running when it ends is the service still.",
+    ),
+    "success_exit_status": Key(
+        _statuses("success_exit_status"), STATUSES, "[]",
+        "Where `run` ends with one of these it has done its work: it is de-registered, and has not failed.",
+    ),
+    "hard_exit_status": Key(
+        _statuses("hard_exit_status"), STATUSES, "[]",
+        "With one of these, `run` or the start command says that it is in vain to try again on this node.",
+    ),
+    "fatal_exit_status": Key(
+        _statuses("fatal_exit_status"), STATUSES, "[]",
+        "With one of these, `run` or the start command says that it is in vain on any node: it stops, with the cause.",
+    ),
     "on_failure": Key(
         _command("on_failure"), COMMAND, "[none]", "Runs where it has failed, in place of restarting and moving it."
     ),

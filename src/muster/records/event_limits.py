@@ -10,6 +10,7 @@ from muster.records.events import (
     NEEDS_WATCHER,
     PROGRAM_WATCHER,
     REFERENCE,
+    UNCHECKED_WATCHER,
     EventDefinition,
     GroupDefinition,
     window_of,
@@ -58,7 +59,7 @@ def problem_of_event(event: EventDefinition) -> str:
         return f"name is {shown(event.name)}: a name has {NAME_RULE}"
     if event.watcher and not NAME.fullmatch(event.watcher):
         return f"watcher is {shown(event.watcher)}: use {', '.join(BUILT_IN)}, or the name of a watcher of your own"
-    if event.watcher in (PROGRAM_WATCHER, BUILT_IN_WATCHER):
+    if event.watcher in (PROGRAM_WATCHER, UNCHECKED_WATCHER, BUILT_IN_WATCHER):
         return f"watcher {event.watcher} is for services' own groups: use {', '.join(BUILT_IN)}, or one of your own"
     given = [key for key, _ in event.parameters]
     if problem := _problem_of_parameters(event, given):

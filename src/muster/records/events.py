@@ -21,8 +21,11 @@ BUILT_IN = {  # watchers that every node has: what they take, and what they fill
     "timer": (("interval", "at"), ("time",)),
     "needs": (("kind", "subject", "severity"), ("kind", "subject", "severity", "words", "next")),
 }
-PROGRAM_WATCHER, MEMBERSHIP_WATCHER = "program", "membership"  # the first for services' own groups only (SPEC 5.4)
-PROCESS_WATCHERS = ("check", "process", "timer", PROGRAM_WATCHER, MEMBERSHIP_WATCHER)  # of the built-in watcher process
+CHECK_WATCHER, MEMBERSHIP_WATCHER = "check", "membership"
+PROGRAM_WATCHER, UNCHECKED_WATCHER = "program", "unchecked"  # for services' own groups only (SPEC 5.4)
+PROCESS_WATCHERS = (  # of the built-in watcher process
+    CHECK_WATCHER, "process", "timer", PROGRAM_WATCHER, MEMBERSHIP_WATCHER, UNCHECKED_WATCHER,
+)  # fmt: skip
 NEEDS_WATCHER = "needs"  # the daemon itself: what needs a person, here (P10.12)
 BUILT_IN_WATCHER = "built-in"  # the name under which that connects
 ACTIONS = ("muster:fail", "muster:restart", "muster:transfer", "muster:register", "muster:deregister")

@@ -22,3 +22,7 @@ Moment = Annotated[int, Meta(ge=0, le=LATEST_S)]
 
 NodeNumber = Annotated[int, Meta(ge=-1, le=1 << 16)]
 """The id of a node; -1 for none."""
+
+NO_STATUS = -1
+ExitStatus = Annotated[int, Meta(ge=NO_STATUS, le=255)]
+"""The exit status of a process; `NO_STATUS` where it has none."""

@@ -26,6 +26,7 @@ from muster.records.services import (
     ApplyServices,
     ClearService,
     ConfirmClean,
+    ConfirmStopped,
     DeregisterService,
     FailService,
     RegisterService,
@@ -63,6 +64,7 @@ OperationRequest = (
     | FinishUpgrade
     | RestartDaemon
     | ConfirmClean
+    | ConfirmStopped
 )
 
 
@@ -110,6 +112,7 @@ OPERATIONS: tuple[OperationKind, ...] = (
     _kind(RestartService, Role.OPERATOR, "service", "cause", since=2, only_removes=True),
     _kind(ClearService, Role.OPERATOR, "service", since=2, only_removes=True),
     _kind(ConfirmClean, Role.ADMINISTRATOR, "service", "node", "cause", since=3, only_removes=True),
+    _kind(ConfirmStopped, Role.ADMINISTRATOR, "service", "cause", since=4, only_removes=True),
     _kind(SetMaintenance, Role.OPERATOR, "kind", "subject", "cause", "end", since=2),
     _kind(SetStandby, Role.OPERATOR, "node", "cause", "end", "override", since=2),
     _kind(ApplyEvents, Role.ADMINISTRATOR, since=2, former="apply_events", is_long=True),

@@ -34,7 +34,7 @@ _TIMEOUTS = (
 )  # fmt: skip
 _BOUNDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(_TIMEOUTS, (1, MAXIMUM_TIMEOUT_MS)),
-    **dict.fromkeys(("maturity_time_ms", "grace_ms"), (0, MAXIMUM_TIMEOUT_MS)),
+    **dict.fromkeys(("maturity_time_ms", "grace_ms", "start_grace_ms"), (0, MAXIMUM_TIMEOUT_MS)),
     **dict.fromkeys(
         ("start_retries", "stop_retries", "notify_retries", "recovery_retries", "cleanup_retries"), (0, MAXIMUM_COUNT)
     ),
@@ -42,6 +42,11 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("check_failures", "check_of"), (1, MAXIMUM_CHECKS)),
     "ready_port": (0, MAXIMUM_PORT),
 }
+MAXIMUM_EXIT_STATUS = 255
+EXIT_STATUSES = (
+    "success_exit_status", "hard_exit_status", "fatal_exit_status",
+    "check_success_exit_status", "check_unknown_exit_status",
+)  # fmt: skip
 _WORDS = {"child_failure": ("alone", "group"), "stop_failure": ("block", "evict")}
 _NODE_LISTS = ("allowable_nodes", "disallowable_nodes", "ordered", "unordered")
 # The parameters that only a service without a parent has: a child goes where its parent goes (SPEC 6.5).
@@ -76,6 +81,9 @@ def problem_of(definition: Definition) -> str:
         value = getattr(definition, key)
         if not minimum <= value <= maximum:
             return f"{key} is {shown(value)}: allowed are {minimum} to {maximum}"
+    for key in EXIT_STATUSES:
+        if problem := exit_status_problem(getattr(definition, key)):
+            return f"{key} {problem}"
     for key, words in _WORDS.items():
         if getattr(definition, key) not in words:
             return f"{key} is {shown(getattr(definition, key))}: allowed are {' and '.join(words)}"
@@ -102,6 +110,14 @@ def command_problem(words: tuple[str, ...]) -> str:
     if sum(len(word.encode()) + 1 for word in words) > MAXIMUM_COMMAND_BYTES:
         return f"is longer than {MAXIMUM_COMMAND_BYTES} bytes: put it into a script and name that"
     return ""
+
+
+def exit_status_problem(statuses: tuple[int, ...]) -> str:
+    """What is wrong with a list of exit statuses; empty where nothing is."""
+    for status in statuses:
+        if not 0 <= status <= MAXIMUM_EXIT_STATUS:
+            return f"has {shown(status)}: an exit status is 0 to {MAXIMUM_EXIT_STATUS}"
+    return "names a status twice: name each once" if len(set(statuses)) < len(statuses) else ""
 
 
 def environment_problem(pairs: tuple[tuple[str, str], ...]) -> str:
@@ -196,14 +212,40 @@ def _of_supervision(definition: Definition) -> Iterator[Contradiction]:
     conditions = [
         key for key in ("ready_command", "ready_port", "ready_file", "ready_notify") if getattr(definition, key)
     ]
-    if conditions and not definition.run:
-        what = "ready is given without run: a start command is ready when it has succeeded"
-        yield Contradiction("ready", what, "leave ready out, or give the program as run")
+    if conditions and not (definition.run or definition.start_command):
+        what = "ready is given, and there is nothing to start"
+        yield Contradiction("ready", what, "leave ready out, or give run or start_command")
     if len(conditions) > 1:
         yield Contradiction("ready", "ready names more than one condition", "keep one of them")
+    yield from _of_exit_statuses(definition)
     if definition.check_failures > definition.check_of:
         what = f"check wants {definition.check_failures} failures of {definition.check_of} checks"
         yield Contradiction("check", what, 'write failures = "k/n" with k at most n')
+
+
+def _of_exit_statuses(definition: Definition) -> Iterator[Contradiction]:
+    """No status has two meanings, and each has something that can end with it."""
+    if definition.success_exit_status and not definition.run:
+        what = "success_exit_status is given without run: a start command succeeds with status 0"
+        yield Contradiction("success_exit_status", what, "leave it out, or give the program as run")
+    if definition.forking is not None and not (definition.run or definition.start_command):
+        yield Contradiction("forking", "forking is given, and there is nothing to start", "leave it out")
+    if definition.start_grace_ms and not definition.check_command:
+        yield Contradiction("start_grace", "start_grace is given without check", "leave it out, or add a check")
+    for keys in (EXIT_STATUSES[:3], EXIT_STATUSES[3:]):
+        seen: dict[int, str] = {}
+        for key in keys:
+            for status in getattr(definition, key):
+                if status in seen:
+                    what = f"status {status} is in {seen[status]} and in {key}"
+                    yield Contradiction(_key_of(key), what, "name it in one of them")
+                seen[status] = key
+    if 0 in definition.check_unknown_exit_status:
+        yield Contradiction("check", "check has 0 in unknown_exit_status: 0 is success", "leave 0 out")
+
+
+def _key_of(field: str) -> str:
+    return "check" if field.startswith("check_") else field
 
 
 def group_problems(

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from muster.records.numbers import Count, CountOrNone
+from muster.records.numbers import NO_STATUS, Count, CountOrNone, ExitStatus
 from muster.records.registers import identity_of
 from muster.records.terms import NO_NODE
+from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS
 
 
 class ServiceState(IntEnum):
@@ -74,6 +75,45 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     cleanup_command: tuple[str, ...] = ()  # clears what it leaves in its machine's kernel (P6.32); of version 3
     cleanup_timeout_ms: int = 60_000
     cleanup_retries: int = 0
+    start_grace_ms: int = 0  # from its start: failures of its check do not count before one has succeeded (P8.18)
+    forking: bool | None = None  # what its program leaves running goes on for it; None: it depends (P8.18)
+    success_exit_status: tuple[int, ...] = ()  # of `run`: it has done its work, and is de-registered (P6.38)
+    hard_exit_status: tuple[int, ...] = ()  # of `run` or its start: trying again on that node is in vain
+    fatal_exit_status: tuple[int, ...] = ()  # trying again is in vain wherever it is
+    check_success_exit_status: tuple[int, ...] = ()  # of its check, beside 0
+    check_unknown_exit_status: tuple[int, ...] = ()  # of its check: it says nothing of the service (P8.16)
+
+
+# What counts only when the service is started again: what runs goes on as it was started (P6.39).
+COUNTS_AT_START = (
+    "run", "start_command", "environment", "ready_command", "ready_port", "ready_file", "ready_notify", "forking",
+    "cleanup_command",
+)  # fmt: skip
+# The keys that a version added: a node of an older release takes no definition that has them (P10.1).
+ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
+    KERNELS_WORD: ("cleanup_command", "cleanup_timeout_ms", "cleanup_retries"),
+    OWNERS_KEYS: (
+        "start_grace_ms", "forking", "success_exit_status", "hard_exit_status", "fatal_exit_status",
+        "check_success_exit_status", "check_unknown_exit_status",
+    ),
+}  # fmt: skip
+_PLAIN = Definition("plain")
+
+
+def version_of_definition(definition: Definition) -> int:
+    """The lowest version whose releases take the definition: that of the newest key that is given."""
+    versions = [
+        version
+        for version, fields in ADDED_BY_VERSION.items()
+        if any(getattr(definition, field) != getattr(_PLAIN, field) for field in fields)
+    ]
+    if definition.start_command and _waits(definition):
+        versions.append(OWNERS_KEYS)  # `ready` was for `run` only
+    return max(versions, default=LOWEST)
+
+
+def _waits(definition: Definition) -> bool:
+    return bool(definition.ready_command or definition.ready_port or definition.ready_file or definition.ready_notify)
 
 
 class Unclean(NamedTuple):
@@ -88,6 +128,22 @@ class Exhausted(NamedTuple):
 
     node: int
     entry: int
+
+
+class Ended(IntEnum):
+    """What the exit status of its program or its start command says, beside that it has failed (P6.38)."""
+
+    FAILED = 0  # or nothing has ended: so it starts
+    DONE = 1  # it has done its work
+    HARD = 2  # in vain on that node
+    FATAL = 3  # in vain on any
+
+
+class Rest(NamedTuple):
+    """A service is not started again before `ms` have passed since this entry (P6.36)."""
+
+    entry: int
+    ms: int
 
 
 class Takeover(NamedTuple):
@@ -128,6 +184,10 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     owes: bool = False  # where it is, its start was given a cleanup command, and it may have left something (P6.32)
     cleaning: bool = False  # its present stop is that cleanup, after a start or a stop that failed
     unclean: Unclean | None = None  # where it was lost, until that machine is known to be clean of it
+    rest: Rest | None = None  # it has failed, and is to be tried again after a pause (P6.36)
+    rounds: int = 0  # how often in a row its start has failed on every node
+    ended: Ended = Ended.FAILED
+    as_started: Definition | None = None  # what runs was defined so, and has been defined otherwise since (P6.39)
 
     @property
     def name(self) -> str:
@@ -176,7 +236,9 @@ class CommandState(Struct, frozen=True, array_like=True):
     finished: bool
     succeeded: bool = False
     detail: str = ""
-    left: bool = True  # of a start: something of it may run still; False only where that is known not to be so
+    left: bool = True  # something of what it is about may run still; False only where that is known not to be so:
+    # of a start that it has left nothing, of a stop that failed that nothing runs of what its start began (P6.35)
+    status: ExitStatus = NO_STATUS  # the exit status of its last attempt, where it ended by itself
 
 
 class Performance(Struct, frozen=True, array_like=True):
@@ -225,6 +287,7 @@ class FailService(Struct, frozen=True, array_like=True, tag="fail"):
     service: str
     detail: str
     generation: Count = 0
+    status: ExitStatus = NO_STATUS  # of its program, where that is how it failed
 
 
 class RestartService(Struct, frozen=True, array_like=True, tag="restart"):
@@ -265,4 +328,11 @@ class ConfirmClean(Struct, frozen=True, array_like=True, tag="confirm_clean"):
 
     service: str = ""
     node: str = ""
+    cause: str = ""
+
+
+class ConfirmStopped(Struct, frozen=True, array_like=True, tag="confirm_stopped"):
+    """An operator vouches that nothing of a service runs any more whose stop has failed (P6.35)."""
+
+    service: str
     cause: str = ""

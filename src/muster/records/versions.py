@@ -10,14 +10,17 @@ is no new version: older releases pass over it. A new kind of record, message or
         operation that were added with them
     3   nothing runs twice, nothing jams: the kernel's word of a stop, silent members, cleanups of services, and what
         goes with them
+    4   services behave as their owners expect: more keys of a service (`services.ADDED_BY_VERSION`), an operator's word
+        that one has stopped
 """
 
 from msgspec import Struct
 
-LOWEST, HIGHEST = 1, 3
+LOWEST, HIGHEST = 1, 4
 VERSIONS = (LOWEST, HIGHEST)
 KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
 KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field is gated together with them
+OWNERS_KEYS = 4  # keys of services, and operations on them, that were added together
 
 
 class Software(Struct, frozen=True, array_like=True):

@@ -28,10 +28,12 @@ from muster.core.inputs import AwaitedHere
 from muster.records.database import Database
 from muster.records.events import (
     BUILT_IN_WATCHER,
+    CHECK_WATCHER,
     MEMBERSHIP_WATCHER,
     PROCESS_WATCHERS,
     PROGRAM_WATCHER,
     REFERENCE,
+    UNCHECKED_WATCHER,
     EventDefinition,
     GroupDefinition,
     Window,
@@ -39,6 +41,7 @@ from muster.records.events import (
 )
 from muster.records.levels import NodeState
 from muster.records.messages import PlaceAwaited
+from muster.records.numbers import NO_STATUS
 from muster.records.operations import OperationRequest
 from muster.records.services import (
     Definition,
@@ -63,7 +66,10 @@ MAXIMUM_OUT = 32
 MAXIMUM_REMEMBERED = 20_000  # events whose last actions are known
 CLOCK_US = 5_000_000  # how often windows are looked at
 MAXIMUM_SNAPSHOTS = 64  # of the nodes' states: what a watcher that begins anew can still be told
-FAILURE_POLICY = ("muster:fail", "{in.service}", "{out.detail}", "{in.generation}")
+FAILURE_POLICY = ("muster:fail", "{in.service}", "{out.detail}", "{in.generation}", "{out.code}")
+
+ENDED = "ended"
+_STATUSES = frozenset(map(str, range(256)))
 
 Values = tuple[tuple[str, str], ...]
 Place = tuple[int, str]  # of an occurrence in the order of all of its event: one that is told again has the same
@@ -218,7 +224,7 @@ class Occurrence(Struct):
     group: str
     parameters: Values
     out: Values
-    verdict: str  # acted upon, debounced, over the rate, too many wait, not enabled
+    verdict: str  # acted upon, debounced, over the rate, too many wait, same failure, not enabled
     action: tuple[str, ...] = ()
     result: str = ""  # of the action: waiting, running, succeeded, failed, cancelled, unknown
     detail: str = ""
@@ -482,12 +488,42 @@ class EventManager:
             return
         place = _place_of(active, told.out)
         if place is not None:
-            if place <= self._told[told.event]:
+            if self._is_known(active, place):
                 self.answer = (0, "known already")
                 return
             self._told[told.event] = place
         known = active.event.outputs
-        self._occurred(active, tuple(item for item in told.out if not known or item[0] in known), place)
+        out = tuple(item for item in told.out if not known or item[0] in known)
+        if self._is_of_check(active, told.out) and _action_of(active.event, out) != FAILURE_POLICY:
+            parameters, verdict = active.event.parameters, "same failure"
+            self._record(
+                Occurrence(0, self._now_us, told.event, active.group, parameters, _bounded(out), verdict, place=place)
+            )
+            return
+        self._occurred(active, out, place)
+
+    def _is_known(self, active: Active, place: Place) -> bool:
+        """Whether what is told was told before; of a check, whether that failure is dealt with already (P8.15)."""
+        name, is_check = active.event.name, active.event.watcher == CHECK_WATCHER
+        if place <= self._told[name]:
+            return not (is_check and self._was_in_vain(name))
+        return is_check and self._is_of_exit(active)
+
+    def _was_in_vain(self, event: str) -> bool:
+        """Whether what was asked for at the event's last occurrence was refused: then it is asked again (P8.15)."""
+        last = next((each for each in reversed(self.history) if each.event == event), None)
+        return last is not None and last.result == "failed" and is_built_in(last.action)
+
+    def _is_of_exit(self, active: Active) -> bool:
+        """Whether a failing check only shows again that the program of its service has ended (P8.15)."""
+        ended = f"{active.service}:exit"
+        return self._told.get(ended) == (active.generation, ENDED) and not self._was_in_vain(ended)
+
+    def _is_of_check(self, active: Active, out: Values) -> bool:
+        """Whether the end of a program belongs to a failure that its check has shown before (P8.15)."""
+        since = dict(out).get("since", "")
+        seen = self._told.get(f"{active.service}:check")
+        return active.event.watcher == PROGRAM_WATCHER and bool(since) and seen == (active.generation, since)
 
     def _occurred(self, active: Active, out: Values, place: Place | None) -> None:
         """Record it; act on it unless it is too soon, too often, or too many wait (P8.5)."""
@@ -508,8 +544,8 @@ class EventManager:
         self._record(occurrence)
         if occurrence.verdict == "acted upon":
             acted.append(self._now_us)
-            if event.action:
-                occurrence.action = substituted(event.action, event.parameters, occurrence.out)
+            if action := _action_of(event, out):
+                occurrence.action = substituted(action, event.parameters, occurrence.out)
                 occurrence.result = "waiting"
                 occurrence.identity = f"event-{self._node}-{self._incarnation}-{occurrence.number}"
                 if event.watcher == PROGRAM_WATCHER:
@@ -649,17 +685,36 @@ def events_of(definition: Definition, generation: int) -> Iterable[EventDefiniti
     """The events of a registered service's own group (SPEC 5.4)."""
     action = definition.on_failure or FAILURE_POLICY
     own = (("service", definition.name), ("generation", str(generation)))
-    if definition.run:
-        ended = ("status", "output", "detail")
-        yield EventDefinition(f"{definition.name}:exit", PROGRAM_WATCHER, own, ended, action)
+    if definition.run or (definition.start_command and definition.forking is not False):
+        ended = ("status", "output", "detail", "code")
+        done = _listed("success", definition.success_exit_status)
+        yield EventDefinition(f"{definition.name}:exit", PROGRAM_WATCHER, (*own, *done), ended, action)
     if definition.check_command:
         how = (
             ("command", shlex.join(definition.check_command)), ("interval", f"{definition.check_interval_ms}ms"),
             ("timeout", f"{definition.check_timeout_ms}ms"), ("failures", str(definition.check_failures)),
-            ("of", str(definition.check_of)),
+            ("of", str(definition.check_of)), *_listed("success", definition.check_success_exit_status),
+            *_listed("unknown", definition.check_unknown_exit_status),
         )  # fmt: skip
+        if definition.start_grace_ms:
+            how = (*how, ("grace", f"{definition.start_grace_ms}ms"))
         out = ("status", "output", "failures", "detail")
-        yield EventDefinition(f"{definition.name}:check", "check", (*own, *how), out, action)
+        check = f"{definition.name}:check"
+        yield EventDefinition(check, CHECK_WATCHER, (*own, *how), out, action)
+        yield EventDefinition(
+            f"{definition.name}:unchecked", UNCHECKED_WATCHER, (*own, ("check", check)), ("status", "output", "detail")
+        )
+
+
+def _listed(name: str, statuses: tuple[int, ...]) -> Values:
+    return ((name, ",".join(map(str, statuses))),) if statuses else ()
+
+
+def _action_of(event: EventDefinition, out: Values) -> tuple[str, ...]:
+    """What is done about an occurrence: a program that has done its work is no failure, whatever `on_failure` is."""
+    done = dict(event.parameters).get("success", "").split(",") if event.watcher == PROGRAM_WATCHER else ()
+    code = dict(out).get("code", "")
+    return FAILURE_POLICY if code and code in done else event.action
 
 
 def substituted(words: tuple[str, ...], parameters: Values, out: Values) -> tuple[str, ...]:
@@ -673,10 +728,11 @@ def operation_of(words: tuple[str, ...]) -> OperationRequest | None:
     function, *rest = words
     if not rest or not rest[0]:
         return None
-    service, first, second = (*rest, "", "")[:3]
+    service, first, second, third = (*rest, "", "", "")[:4]
     match function:
         case "muster:fail":
-            return FailService(service, first[:200], int(second) if second.isdigit() else 0)
+            generation = int(second) if second.isdigit() else 0
+            return FailService(service, first[:200], generation, int(third) if third in _STATUSES else NO_STATUS)
         case "muster:restart":
             return RestartService(service, first[:200])
         case "muster:transfer":
@@ -703,7 +759,9 @@ def _is_about(told: Occurred, active: Active) -> bool:
 def _place_of(active: Active, out: Values) -> Place | None:
     """Where an occurrence that may be told again stands among all of its event; None for all others (P8.7, P8.8)."""
     if active.event.watcher == PROGRAM_WATCHER:
-        return (active.generation, "ended")
+        return (active.generation, ENDED)
+    if active.event.watcher == CHECK_WATCHER and active.service and "since" in dict(out):
+        return (active.generation, dict(out)["since"][:20])  # of the failure that it belongs to (P8.15)
     if active.event.watcher == MEMBERSHIP_WATCHER:
         values = dict(out)
         entry = values.get("entry", "")

@@ -42,6 +42,7 @@ from muster.records.services import (
     ApplyServices,
     ClearService,
     ConfirmClean,
+    ConfirmStopped,
     DeregisterService,
     FailService,
     Maintenance,
@@ -178,6 +179,7 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
             | RestartService()
             | ClearService()
             | ConfirmClean()
+            | ConfirmStopped()
         ):
             return service_operations.carry_out(operation, draft, facts)
         case _:

@@ -95,11 +95,22 @@ class Executor:
         if action == "start" and service.owes:
             words, timeout_ms, retries = command_of(definition, "cleanup")
             cleanup = Cleanup(words, timeout_ms, retries, definition.retry_pause_ms, given)
+        is_start = action == "start"
         return RunCommand(
             service.name, service.uid, service.generation, action, own.words, own.timeout_ms, environment, own.retries,
-            definition.retry_pause_ms, definition.grace_ms, program, ready if program else Readiness(), cleanup,
-            is_cleanup(service),
+            definition.retry_pause_ms, definition.grace_ms, program, ready if is_start else Readiness(), cleanup,
+            is_cleanup(service), is_start and follows(definition),
+            (*definition.hard_exit_status, *definition.fatal_exit_status) if is_start else (),
         )  # fmt: skip
+
+
+def follows(definition: Definition) -> bool:
+    """Whether what its start leaves running is the service (P8.18): of a start command, unless it says otherwise; of
+    `run`, if it says so, or where a check would tell if that does not do its work.
+    """
+    if definition.forking is not None:
+        return definition.forking
+    return bool(definition.check_command) if definition.run else True
 
 
 def _given(definition: Definition) -> dict[str, str]:

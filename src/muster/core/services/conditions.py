@@ -11,8 +11,10 @@ from msgspec.structs import replace
 from muster.core.freezing import is_frozen, silent_node_of
 from muster.core.services.placement import is_allowable, rank
 from muster.core.services.round import Round
+from muster.records.durations import duration_text
 from muster.records.members import Member
-from muster.records.services import Definition, Service, ServiceState, Takeover
+from muster.records.service_limits import MAXIMUM_GENERATIONS
+from muster.records.services import Definition, Ended, Service, ServiceState, Takeover
 from muster.records.terms import NO_NODE
 
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
@@ -42,6 +44,18 @@ def maintenance_of(service: Service, round_: Round) -> str:
         if key in found:
             kind, _, subject = key.partition("/")
             return f"{kind} {subject}".strip() + " is in maintenance"
+    return _maintenance_below(service, round_)
+
+
+def _maintenance_below(service: Service, round_: Round) -> str:
+    """Which service at work further down in its group is in maintenance, in words: it would have to end first."""
+    below = working_children(service, round_)
+    for _ in range(MAXIMUM_GENERATIONS):
+        for child in below:
+            keys = (f"service/{child.name}", f"service/{child.template}")
+            if any(key in round_.draft.maintenance for key in keys):
+                return f"{child.name}, which runs where it does and ends with it, is in maintenance"
+        below = [grandchild for child in below for grandchild in working_children(child, round_)]
     return ""
 
 
@@ -118,9 +132,28 @@ def _stuck(service: Service, round_: Round) -> str:
 
 
 def may_try_again(service: Service, round_: Round) -> bool:
-    """Whether a node is up that a service which failed on others has not tried yet (SPEC 5.4, 6.6)."""
-    tried = (*service.failed, *(found.node for found in service.exhausted))
-    return bool(tried) and round_.place(replace(service, failed=tried)) is not None
+    """Whether a node is up that a service which failed on others has not tried yet, or may be tried again (SPEC 5.4,
+    6.6): since its pause is over, or since what it failed there is longer ago than its window.
+    """
+    if service.ended is Ended.FATAL:
+        return False
+    if service.failed and service.rest is not None and rests_ms(service, round_) == 0:
+        return True
+    tried = (*service.failed, *round_.exhausted(service))
+    is_about_them = bool(service.failed or service.exhausted)
+    return is_about_them and round_.place(replace(service, failed=tried)) is not None
+
+
+def rests_ms(service: Service, round_: Round) -> int:
+    """For how long it is not yet to be started again after a failure (P6.36)."""
+    rest = service.rest
+    return max(0, rest.ms - round_.age_ms(rest.entry)) if rest is not None else 0
+
+
+def _resting(service: Service, round_: Round) -> str:
+    if service.cause or service.rest is None or not rests_ms(service, round_):
+        return ""
+    return f"it pauses for {duration_text(service.rest.ms)} before it is started again: {service.reason}"
 
 
 def not_clean(service: Service, round_: Round) -> str:
@@ -163,6 +196,7 @@ OBSTACLES = (
     Obstacle("silence", why_frozen, "no silent node holds it or its group"),
     Obstacle("policy", _has_instances, "it is placed on one node"),
     Obstacle("stuck", _stuck, "it is not stuck"),
+    Obstacle("pause", _resting, "it need not pause after a failure"),
     Obstacle("clean", not_clean, "no machine is known to hold what it left there"),
     Obstacle("maintenance", maintenance_of, "neither it nor the cluster is in maintenance"),
     Obstacle("group", _obstacle_of_group, "no parent keeps it waiting"),
@@ -180,13 +214,15 @@ def _own_stop(service: Service, round_: Round) -> Stop | None:
     """Why it must end, but for what its group asks of it."""
     node = service.node
     if not service.wanted:
-        return Stop("de-registered by an operator", moves=False)
+        done = service.ended is Ended.DONE
+        return Stop(service.reason if done else "de-registered by an operator", moves=False)
     if round_.is_leaving(node):
         return Stop(f"{round_.name(node)} leaves", moves=True)
     if service.state is ServiceState.REGISTERED:
         if service.intent and service.origin == node:
             return Stop(service.reason or "transferred by an operator", moves=True)
-        if service.target == node or node in round_.exhausted(service):
+        is_in_vain = service.ended is Ended.FATAL and not service.broken
+        if service.target == node or is_in_vain or node in round_.exhausted(service):
             return Stop(service.reason or "restarted by an operator", moves=False)
     if service.definition.parent or node not in round_.draft.standby:
         return None  # a child is moved with its parent

@@ -24,6 +24,7 @@ from muster.core.services.conditions import (
     working_children,
 )
 from muster.core.services.placement import Placement, Rule, Verdict
+from muster.core.services.redefinition import pending_words
 from muster.core.services.round import Round
 from muster.records.nodes import NodeConfig
 from muster.records.placements import PlacedTogether, Wish
@@ -173,17 +174,23 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
         return summary, "boot an allowable node, or: muster status"
     where = f"{service.name} is {service.state} on {round_.name(service.node)}"
     if service.cause:
-        step = f"muster service deregister {service.name} tries its stop again; muster node evict "
-        return f"{where} and stuck: {service.cause}", step + f"{round_.name(service.node)} forces the node out"
+        step = (
+            f"muster service deregister {service.name} tries its stop again; muster service confirm-stopped "
+            f"{service.name} once you are sure that nothing of it runs there; muster node evict "
+            f"{round_.name(service.node)} forces the node out"
+        )
+        return f"{where} and stuck: {service.cause}", step
     if service.broken:
         held = maintenance_of(service, round_)
         follows = f"nothing is done about it, as {held}" if held else "its failure policy decides"
         return f"{where}, and has failed there: {service.broken}; {follows}", _NEXT_STEPS["maintenance"] if held else ""
     if service.reason:
         where += f" ({service.reason})"
+    if words := pending_words(service):
+        where += f"; {words}"
     stop = why_stop(service, round_)
     if stop is None:
-        return where, ""
+        return where, f"muster service restart {service.name}" if words else ""
     where += f"; it is about to end there: {stop.reason}"
     child = _held_by(service, round_)
     if child is None:
@@ -222,6 +229,7 @@ _NEXT_STEPS = {
     "definition": "apply its definition again: muster apply FILE",
     "wanted": "muster service register {name}",
     "stuck": "mend the cause, then: muster service clear {name}",
+    "pause": "mend the cause; it is started again by itself, or at once: muster service register {name}",
     "clean": "boot that node, or clear its machine by hand, then: muster service confirm-clean {name}",
     "maintenance": "when the work is done, end it: muster maintenance list, muster maintenance end",
     "group": "muster why {parent}",

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from muster.core.services.conditions import has_maturity, immaturity
 from muster.core.services.placement import is_allowable
+from muster.core.services.redefinition import redefined
 from muster.core.services.round import Round
 from muster.records.database import Database
 from muster.records.services import Definition, Service, ServiceState
@@ -85,7 +86,7 @@ def _follow(instance: Service, round_: Round) -> None:
         return
     definition = _definition(template.definition, node_name, round_)
     if instance.definition != definition:
-        round_.put(replace(instance, definition=definition), "redefined")
+        round_.put(redefined(instance, definition, round_.draft), "redefined")
 
 
 def _definition(definition: Definition, node_name: str, round_: Round) -> Definition:

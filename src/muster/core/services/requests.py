@@ -8,16 +8,19 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.refusal import Refused, member_named
-from muster.core.services import instances
+from muster.core.services import instances, redefinition
 from muster.core.services.conditions import with_none_by
 from muster.core.services.placement import WILDCARD, is_allowable
+from muster.core.services.redefinition import redefined, tried_again
 from muster.records.service_limits import MAXIMUM_GENERATIONS, contradictions, group_problems
 from muster.records.services import (
     ApplyServices,
     ClearService,
     ConfirmClean,
+    ConfirmStopped,
     Definition,
     DeregisterService,
+    Ended,
     FailService,
     RegisterService,
     RestartService,
@@ -36,7 +39,9 @@ ServiceOperation = (
     | RestartService
     | ClearService
     | ConfirmClean
+    | ConfirmStopped
 )
+_NAMED = 8  # services, in an outcome
 
 
 def carry_out(operation: ServiceOperation, draft: Draft, facts: Facts) -> str:
@@ -56,6 +61,8 @@ def carry_out(operation: ServiceOperation, draft: Draft, facts: Facts) -> str:
             return _restart(service_named(draft, name), cause, draft)
         case ClearService(service=name):
             return _clear(service_named(draft, name), draft)
+        case ConfirmStopped():
+            return _confirm_stopped(operation, draft)
         case ConfirmClean():
             return _confirm_clean(operation, draft, facts)
         case _:
@@ -75,6 +82,7 @@ def _apply(operation: ApplyServices, draft: Draft) -> str:
         service_named(draft, name)
     _check_groups(operation, draft)
     defined = changed = 0
+    pending: list[str] = []
     for definition in definitions:
         before = draft.services.get(definition.name)
         if before is None:
@@ -84,12 +92,14 @@ def _apply(operation: ApplyServices, draft: Draft) -> str:
         elif before.definition != definition or before.removed:
             changed += 1
             wanted = definition.auto_register if before.removed else before.wanted
-            draft.put(
-                replace(before, definition=definition, removed=False, wanted=wanted), f"{definition.name}: redefined"
-            )
+            after = replace(redefined(before, definition, draft), removed=False, wanted=wanted)
+            if redefinition.pending(after):
+                pending.append(definition.name)
+            draft.put(after, f"{definition.name}: redefined")
     for name in operation.withdraw:
         draft.put(replace(draft.services[name], removed=True, wanted=False), f"{name}: withdrawn")
-    return f"{defined} defined, {changed} changed, {len(operation.withdraw)} withdrawn"
+    outcome = f"{defined} defined, {changed} changed, {len(operation.withdraw)} withdrawn"
+    return outcome + (f"; restart pending: {', '.join(pending[:_NAMED])} runs as defined before" if pending else "")
 
 
 def with_inherited_policy(
@@ -173,13 +183,12 @@ def _register(service: Service, draft: Draft) -> str:
     _refuse_instance(service)
     if service.removed:
         raise Refused(f"{service.name} was withdrawn and is about to be forgotten: apply its definition again")
-    if service.wanted and not service.cause and not service.failed:
+    if service.wanted and not service.cause and not service.failed and service.rest is None:
         return f"{service.name} is wanted already and {service.state}"
     if service.state is ServiceState.STOPPING and service.cause:
         raise Refused(f"{service.name} may still be running: {service.cause}")
     for each in _instances(service, draft):
-        wanted = replace(each, wanted=True, cause="", failed=(), exhausted=(), failures=())
-        draft.put(wanted, f"{each.name}: registration requested")
+        draft.put(replace(tried_again(each), wanted=True), f"{each.name}: registration requested")
     return f"{service.name} will be registered"
 
 
@@ -257,10 +266,24 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
         return f"{service.name} is {service.state}, not registered: nothing is done"
     if service.broken or _has_failed(service):
         return f"{service.name} has failed already, and its failure policy is at work: nothing more is done"
+    ended = _ended(service.definition, operation.status)
     failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
-    failed = replace(service, failures=failures, broken=operation.detail or "it failed")
-    draft.put(failed, f"{service.name}: failed on {draft.name(service.node)}: {failed.broken}")
+    if ended is Ended.DONE:
+        failures = service.failures
+    failed = replace(service, failures=failures, broken=operation.detail or "it failed", ended=ended)
+    how = "has done its work" if ended is Ended.DONE else "failed"
+    draft.put(failed, f"{service.name}: {how} on {draft.name(service.node)}: {failed.broken}")
     return f"the failure of {service.name} is recorded: its failure policy decides"
+
+
+def _ended(definition: Definition, status: int) -> Ended:
+    """What the exit status of its program says (P6.38)."""
+    meanings = (
+        (definition.success_exit_status, Ended.DONE),
+        (definition.hard_exit_status, Ended.HARD),
+        (definition.fatal_exit_status, Ended.FATAL),
+    )
+    return next((ended for statuses, ended in meanings if status in statuses), Ended.FAILED)
 
 
 def _has_failed(service: Service) -> bool:
@@ -285,13 +308,42 @@ def _clear(service: Service, draft: Draft) -> str:
     for each in found:
         if each.state is ServiceState.STOPPING and each.cause:
             raise Refused(f"{each.name} may still be running: {each.cause}")
-    forgotten = {"cause": "", "failed": (), "exhausted": (), "failures": (), "takeovers": ()}
-    changed = [each for each in found if replace(each, **forgotten) != each]
+    changed = [each for each in found if _forgotten(each) != each]
     for each in changed:
-        draft.put(replace(each, **forgotten), f"{each.name}: cleared")
+        draft.put(_forgotten(each), f"{each.name}: cleared")
     if not changed:
         return f"{service.name} has nothing to clear: it is {service.state}"
     return f"{service.name} is cleared: it is placed again if it is wanted"
+
+
+def _forgotten(service: Service) -> Service:
+    return replace(tried_again(service), takeovers=())
+
+
+def _confirm_stopped(operation: ConfirmStopped, draft: Draft) -> str:
+    """An operator vouches that nothing of a service runs whose stop has failed: what Muster itself finds of it is
+    ended, and it counts as stopped (P6.35).
+    """
+    service = service_named(draft, operation.service)
+    stuck = [each for each in _instances(service, draft) if each.state is ServiceState.STOPPING and each.cause]
+    if not stuck:
+        raise Refused(f"{service.name} is {service.state}, and no stop of it has failed: there is nothing to confirm")
+    for each in stuck:
+        node = draft.name(each.node)
+        if each.owes:
+            raise Refused(
+                f"its cleanup on {node} has failed; once you have cleared that machine: "
+                f"muster service confirm-clean {each.name}"
+            )
+        if not counts(draft.member(each.node)):
+            raise Refused(
+                f"{node} is {draft.member(each.node).state}: {each.name} goes on when that is proven to be over"
+            )
+        said = f"{each.name}: nothing of it runs on {node}, on an operator's word"
+        stopped = replace(each, cleaning=True, cause="", generation=draft.index)
+        draft.put(stopped, said + (f": {operation.cause}" if operation.cause else ""))
+    names = ", ".join(each.name for each in stuck)
+    return f"on your word nothing of {names} runs; what Muster finds of it is ended, and it may go on"
 
 
 def _confirm_clean(operation: ConfirmClean, draft: Draft, facts: Facts) -> str:

@@ -17,7 +17,7 @@ from muster.records.messages import Report
 from muster.records.placements import Decision, PlacedTogether, Wish
 from muster.records.required_levels import words_of
 from muster.records.service_limits import MAXIMUM_GENERATIONS
-from muster.records.services import CommandState, Definition, Service, ServiceState
+from muster.records.services import CommandState, Definition, Ended, Service, ServiceState
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
 
@@ -152,6 +152,8 @@ class Round:
 
     def shunned(self, service: Service) -> dict[int, str]:
         """The nodes on which it has failed, and how, in words: they are passed over."""
+        if service.ended is Ended.FATAL:
+            return dict.fromkeys(self.draft.nodes, "it has said that it is in vain to try again (its exit status)")
         return dict.fromkeys(self.exhausted(service), "it has failed there too often") | dict.fromkeys(
             service.failed, "its start failed there"
         )

@@ -26,6 +26,7 @@ from muster.core.services.conditions import (
     maintenance_of,
     obstacle,
     preferred_node,
+    rests_ms,
     why_stop,
     with_none_by,
     with_takeover,
@@ -35,11 +36,26 @@ from muster.core.services.round import Round
 from muster.core.transitions.transition import EVENT_MANAGER, reached
 from muster.records.durations import duration_text
 from muster.records.levels import NodeState
-from muster.records.services import CommandState, Exhausted, Service, ServiceState, Takeover, Unclean
+from muster.records.numbers import NO_STATUS
+from muster.records.services import (
+    CommandState,
+    Ended,
+    Exhausted,
+    Rest,
+    Service,
+    ServiceState,
+    Takeover,
+    Unclean,
+)
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
+
+FIRST_PAUSE_MS = 1000  # before a service that has failed twice is started again
+LONGEST_PAUSE_MS = 60_000
+FIRST_ROUND_MS = 10_000  # before its start is tried again on the nodes on all of which it has failed
+_DOUBLINGS = 16
 
 ACTION_OF = {STARTING: "start", STOPPING: "stop", RECOVERING: "recovery"}
 
@@ -105,9 +121,25 @@ def _end_what_is_over(draft: Draft, facts: Facts) -> None:
             return
         if (service.failures or service.exhausted) and not service.broken:
             _forget_what_is_long_ago(service, draft, facts)
+        _forget_what_joins_anew(draft.services[service.name], draft)
         known = configuration.forget_removed(draft, draft.services[service.name])
         if known is not service and known != draft.services[service.name]:
             draft.put(known)
+
+
+def _forget_what_joins_anew(service: Service, draft: Draft) -> None:
+    """A node that boots again is tried again, though a service was given up on it before (P6.36)."""
+    if service.state is not DEREGISTERED or not (service.failed or service.exhausted):
+        return
+    anew = {member.node for member in draft.members.values() if member.state is NodeState.JOINING}
+    failed = tuple(node for node in service.failed if node not in anew)
+    exhausted = tuple(given_up for given_up in service.exhausted if given_up.node not in anew)
+    if (failed, exhausted) != (service.failed, service.exhausted):
+        cause = service.cause if failed or exhausted else ""
+        names = ", ".join(sorted(draft.name(node) for node in anew))
+        rest = service.rest if cause or not service.cause else None
+        after = replace(service, failed=failed, exhausted=exhausted, cause=cause, rest=rest)
+        draft.put(after, f"{service.name}: may be tried again on {names}")
 
 
 def _forget_what_is_clean(draft: Draft, facts: Facts) -> None:
@@ -142,7 +174,11 @@ def _forget_what_is_long_ago(service: Service, draft: Draft, facts: Facts) -> No
     if service.node != NO_NODE and max(entries) > service.generation:
         return  # what is done about it has not begun yet: its children have not ended
     if all(facts.age_us(entry) > window_us for entry in entries):
-        draft.put(replace(service, failures=(), exhausted=()), f"{service.name}: its failures are long ago")
+        is_why = service.state is DEREGISTERED and service.exhausted and not service.failed
+        cause = "" if is_why else service.cause  # it was given up everywhere, and may be tried again (P6.36)
+        draft.put(
+            replace(service, failures=(), exhausted=(), cause=cause), f"{service.name}: its failures are long ago"
+        )
 
 
 def is_lost(service: Service, draft: Draft) -> bool:
@@ -262,13 +298,23 @@ def _take_over(service: Service, round_: Round, name: str) -> None:
 
 def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     """The failure policy: restart in place so many times within the window, then move, then stop (P6.26, SPEC 5.4)."""
+    here = round_.name(service.node)
+    if service.ended is Ended.DONE or service.ended is Ended.FATAL:
+        is_done = service.ended is Ended.DONE
+        reason = f"it has done its work on {here}: {detail}" if is_done else f"it failed on {here}: {detail}, {_FATAL}"
+        ending = replace(service, wanted=service.wanted and not is_done, broken="", reason=reason)
+        round_.put(ending, reason)
+        _stop_at_once(ending, round_)
+        return
     definition = service.definition
     window_ms = definition.restart_window_ms
     recent = tuple(index for index in service.failures if round_.age_ms(index) <= window_ms)
-    here = round_.name(service.node)
-    if len(recent) <= definition.restarts:
-        reason = f"it failed on {here}: {detail}; restart {len(recent)} of {definition.restarts}"
-        restarting = replace(service, broken="", target=service.node, failures=recent, reason=reason)
+    if len(recent) <= definition.restarts and service.ended is not Ended.HARD:
+        pause_ms = _pause_ms(service, len(recent), round_)
+        later = f", in {duration_text(pause_ms)}" if pause_ms else ""
+        reason = f"it failed on {here}: {detail}; restart {len(recent)} of {definition.restarts}{later}"
+        rest = Rest(round_.draft.index, pause_ms) if pause_ms else None
+        restarting = replace(service, broken="", target=service.node, failures=recent, reason=reason, rest=rest)
         round_.put(restarting, reason)
         _stop_at_once(restarting, round_)
         return
@@ -276,11 +322,23 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     reason = f"it failed {times} within {duration_text(window_ms)} on {here}: {detail}"
     others = tuple(earlier for earlier in service.exhausted if earlier.node != service.node)
     given_up = (*others, Exhausted(service.node, round_.draft.index))
-    after = replace(service, broken="", failures=(), exhausted=given_up, reason=reason)
+    after = replace(service, broken="", failures=(), exhausted=given_up, reason=reason, rest=None)
     if round_.elsewhere(after) is not None:
         after = replace(after, intent=True, origin=service.node)
     round_.put(after, reason)
     _stop_at_once(after, round_)
+
+
+_FATAL = "which says that it is in vain to try again"
+
+
+def _pause_ms(service: Service, failures: int, round_: Round) -> int:
+    """How long it rests before it is started again: not at all after its first failure within its window, wherever
+    that was, and twice as long after each further one (P6.36).
+    """
+    elsewhere = len(round_.exhausted(service) - {service.node}) * (service.definition.restarts + 1)
+    further = failures + elsewhere - 2
+    return 0 if further < 0 else min(FIRST_PAUSE_MS << min(further, _DOUBLINGS), LONGEST_PAUSE_MS)
 
 
 def _stop_at_once(service: Service, round_: Round) -> None:
@@ -294,13 +352,17 @@ def _started(service: Service, round_: Round, _detail: str) -> None:
     launched = service.launched and (command is None or command.left)
     done = replace(
         service, state=REGISTERED, launched=launched, intent=False, origin=NO_NODE, target=NO_NODE, failed=(),
-        reason="", cause="",
+        reason="", cause="", rest=None, rounds=0, ended=Ended.FAILED,
         takeovers=with_none_by(service, (round_.draft.member(node) for node in service.failed)),
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
 
 
 def _start_failed(service: Service, round_: Round, detail: str) -> None:
+    command = round_.command(service, service.node)
+    status = command.status if command is not None else NO_STATUS
+    if status in service.definition.fatal_exit_status:
+        service = replace(service, ended=Ended.FATAL)
     if service.owes:  # what it has left is cleared first; then the next node is tried (P6.32)
         failed = replace(service, failed=(*service.failed, service.node))
         _clean_up(failed, round_, f"{_START_FAILED}{detail}")
@@ -327,11 +389,24 @@ def _give_start_up(service: Service, round_: Round, detail: str) -> None:
     after = _released(service, failed=failed, origin=origin, target=NO_NODE, reason=reason)
     if not after.wanted:
         after = replace(after, intent=False, origin=NO_NODE, matured=False)  # what failed is not wanted any more
+    elif after.ended is Ended.FATAL:
+        cause = f"{reason}: {detail}, {_FATAL}; {_mend(service)}"
+        after = replace(after, cause=cause, intent=False, origin=NO_NODE, failed=(), exhausted=())
     elif round_.place(after) is None and not _move_group(after, round_):
-        names = ", ".join(round_.name(node) for node in failed)
-        cause = f"start failed on {names}; last: {detail}; mend it, then: muster service register {service.name}"
-        after = replace(after, cause=cause, intent=False, origin=NO_NODE)
+        after = _given_up_for_now(after, round_, f"; last: {detail}")
     round_.put(after, f"start failed on {round_.name(service.node)}: {detail}")
+
+
+def _given_up_for_now(service: Service, round_: Round, detail: str) -> Service:
+    """Its start has failed on every node that is there: it is tried again after a pause, longer each time (P6.36)."""
+    longest_ms = max(FIRST_ROUND_MS, service.definition.restart_window_ms)
+    pause_ms = min(FIRST_ROUND_MS << min(service.rounds, _DOUBLINGS), longest_ms)
+    names = ", ".join(round_.name(node) for node in service.failed)
+    again = f"it is tried again after {duration_text(pause_ms)}, or at once: muster service register {service.name}"
+    return replace(
+        service, cause=f"start failed on {names}{detail}; mend it; {again}", intent=False, origin=NO_NODE,
+        rest=Rest(round_.draft.index, pause_ms), rounds=service.rounds + 1,
+    )  # fmt: skip
 
 
 def _move_group(child: Service, round_: Round) -> bool:
@@ -340,6 +415,8 @@ def _move_group(child: Service, round_: Round) -> bool:
     if child.definition.child_failure != "group" or not parents:
         return False
     eldest = parents[-1]
+    if maintenance_of(eldest, round_):
+        return False
     shunned = (*eldest.failed, *round_.shunned(child))
     target = round_.place(replace(eldest, origin=eldest.node, failed=shunned, target=NO_NODE))
     if target is None or target in shunned or eldest.state is not REGISTERED or eldest.intent:
@@ -419,15 +496,26 @@ def _stop(service: Service, round_: Round, detail: str) -> None:
 
 
 def _stopped(service: Service, round_: Round, _detail: str) -> None:
+    _released_by(service, round_, f"stopped on {round_.name(service.node)}")
+
+
+def _released_by(service: Service, round_: Round, how: str) -> None:
+    """Its stop has come to its end: `how`, in words."""
     if service.cleaning and service.node in service.failed:
         _give_start_up(service, round_, service.reason.removeprefix(_START_FAILED))
         return
     after = _released(service)
     if not service.wanted:
         after = replace(after, matured=False)
+    elif service.ended is Ended.FATAL:
+        after = replace(after, cause=f"{service.reason}; {_mend(service)}", failures=(), exhausted=())
     if service.intent and not _goes_on(after, round_):  # the service is down: the next registration is a first one
         after = replace(after, intent=False, origin=NO_NODE, target=NO_NODE, matured=False)
-    round_.put(after, f"stopped on {round_.name(service.node)}")
+    round_.put(after, how)
+
+
+def _mend(service: Service) -> str:
+    return f"mend it, then apply its definition, or: muster service register {service.name}"
 
 
 def _goes_on(service: Service, round_: Round) -> bool:
@@ -452,6 +540,10 @@ def _stop_failed(service: Service, round_: Round, detail: str) -> None:
     if service.owes and not service.cleaning and service.definition.stop_command:
         _clean_up(service, round_, f"stop failed: {detail}")  # where that succeeds it has stopped and left nothing
         return
+    command = round_.command(service, service.node)
+    if not service.owes and command is not None and not command.left:  # P6.35
+        _released_by(service, round_, f"stopped on {node}: its stop command failed, and nothing of it runs any more")
+        return
     what = "cleanup" if is_cleanup(service) else "stop"
     if service.definition.stop_failure == "evict":
         cause = f"{what} failed on {node}: {detail}; {node} is forced out, as the stop policy of {name} says"
@@ -459,7 +551,11 @@ def _stop_failed(service: Service, round_: Round, detail: str) -> None:
         if member.eviction is None:
             condemn(round_.draft, member, f"the {what} of {name} failed there: {detail}")
     else:
-        advice = f"mend it, then: muster service deregister {name}, or: muster node evict {node}"
+        advice = (
+            f"mend it and apply its definition, or: muster service deregister {name}, which tries it again; once you "
+            f"are sure that nothing of it runs there: muster service confirm-stopped {name}; "
+            f"or: muster node evict {node}"
+        )
         if what == "cleanup":
             advice = f"mend it, or clear that machine by hand, then: muster service confirm-clean {name}"
         cause = f"{what} failed on {node}: {detail}; {advice}"
@@ -467,12 +563,17 @@ def _stop_failed(service: Service, round_: Round, detail: str) -> None:
 
 
 def _begin_start(service: Service, round_: Round, _detail: str) -> None:
+    if service.cause and service.rest is not None and not rests_ms(service, round_):
+        service = replace(service, failed=())  # its pause is over: each node may be tried again (P6.36)
     node = round_.place(service)
     if node is None:
         _cannot_start(service, round_)
         return
     reason = service.reason if service.matured else ""  # a first registration follows from nothing in the past
-    service = replace(service, matured=True, waits_since=0, cause="", broken="", reason=reason)
+    service = replace(
+        service, matured=True, waits_since=0, cause="", broken="", reason=reason, rest=None, ended=Ended.FAILED,
+        as_started=None,
+    )  # fmt: skip
     if node == service.origin:
         service = replace(service, origin=NO_NODE)  # back where it was: the transfer has found no other place
     definition = service.definition
@@ -495,14 +596,14 @@ def _cannot_start(service: Service, round_: Round) -> None:
     if service.definition.parent:
         nowhere = f"it can run only where its parent {service.definition.parent} does"
     if service.failed and round_.place(replace(service, failed=())) is not None:
-        names = ", ".join(round_.name(node) for node in service.failed)
-        cause = f"start failed on {names}, and {nowhere}; mend it, then: muster service register"
-        round_.put(replace(given_up, cause=f"{cause} {service.name}"), "start failed everywhere")
+        round_.put(_given_up_for_now(given_up, round_, f", and {nowhere}"), "start failed everywhere")
     elif exhausted and round_.place(replace(service, exhausted=(), failed=())) is not None:
         names = ", ".join(sorted(round_.name(node) for node in exhausted))
-        cause = f"it failed too often on {names}, and {nowhere}; last: {service.reason}; "
-        cause += f"mend it, then: muster service clear {service.name}"
-        round_.put(replace(given_up, cause=cause), "failed too often everywhere")
+        cause = (
+            f"it failed too often on {names}, and {nowhere}; last: {service.reason}; it is tried again when that is "
+        )
+        cause += f"{duration_text(service.definition.restart_window_ms)} ago; mend it, then: muster service clear "
+        round_.put(replace(given_up, cause=cause + service.name), "failed too often everywhere")
     elif service.intent:
         round_.put(given_up, "no allowable node is up")
 
@@ -517,7 +618,7 @@ def _assigned(service: Service, round_: Round, state: ServiceState, node: int, r
 def _released(service: Service, **fields: object) -> Service:
     """The record de-registered; what it keeps is the caller's word."""
     base = {"state": DEREGISTERED, "node": NO_NODE, "incarnation": 0, "previous": service.node, "launched": False}
-    return replace(service, **(base | {"owes": False, "cleaning": False} | fields))
+    return replace(service, **(base | {"owes": False, "cleaning": False, "as_started": None} | fields))
 
 
 def _place_after(service: Service, round_: Round) -> int | None:

@@ -16,7 +16,7 @@ from muster.records.database import Database
 from muster.records.members import Member
 from muster.records.nodes import NodeConfig
 from muster.records.operations import OperationRequest, kind_of
-from muster.records.services import ApplyServices
+from muster.records.services import ApplyServices, version_of_definition
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, Software
 
 
@@ -94,6 +94,6 @@ def since(operation: OperationRequest) -> int:
         needed = max(needed, KEEPS_HISTORY)
     if isinstance(operation, ConfigureCluster) and operation.setting.startswith("required_levels"):
         needed = max(needed, KERNELS_WORD)
-    if isinstance(operation, ApplyServices) and any(each.cleanup_command for each in operation.definitions):
-        needed = max(needed, KERNELS_WORD)
+    if isinstance(operation, ApplyServices):
+        needed = max(needed, *map(version_of_definition, operation.definitions), LOWEST)
     return needed

@@ -25,13 +25,14 @@ from muster.core.needs.of_nodes import confirm_dead, setting_of_levels
 from muster.core.room import Fullness
 from muster.core.services.instances import instances_of, is_template
 from muster.core.services.places import AwaitedThere, summary, words, words_about
+from muster.core.services.redefinition import pending
 from muster.core.transitions.required import Waiting
 from muster.daemon.socket.certificate_queries import describe_authority, describe_node
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.refusal import ControlRefused
-from muster.records.services import Maintenance, Service, ServiceState, Standby
+from muster.records.services import Ended, Maintenance, Service, ServiceState, Standby
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
 
@@ -325,6 +326,7 @@ def _service(database: Database, view: NodeView, service: Service) -> Document:
         "down": _why_down(database, service),
         "since_s": view.at_s(service.since) if service.since else None,
         "failures": _failures(database, view, service),
+        "pending": list(pending(service)),
     }
 
 
@@ -359,6 +361,8 @@ def _why_down(database: Database, service: Service) -> str:
     if service.removed:
         return "withdrawn"
     if not service.wanted:
+        if service.ended is Ended.DONE:
+            return "has done its work"
         return "stopped by an operator" if service.generation or service.previous != NO_NODE else "never started"
     if service.cause:
         return "failed"
@@ -405,7 +409,15 @@ def _service_in_full(database: Database, view: NodeView, service: Service) -> Do
         "unclean": _name(database, service.unclean.node) if service.unclean is not None else None,
         "removed": service.removed,
         "definition": msgspec.to_builtins(service.definition),
+        "as_started": _as_started(service),
     }
+
+
+def _as_started(service: Service) -> Document | None:
+    """The keys that have changed since it started, as they were then; null where none has (P6.39)."""
+    if service.as_started is None:
+        return None
+    return {key: msgspec.to_builtins(getattr(service.as_started, key)) for key in pending(service)}
 
 
 def _transitions(database: Database, view: NodeView) -> list[Document]:

@@ -24,6 +24,7 @@ MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_RETRIES = 1000
 _SIGNALS = {each.name: each for each in signal.Signals}
 ACTIONS = ("start", "stop", "recovery", "notify", "act")
+NO_STATUS = -1  # in place of an exit status
 APART = ("notify", "act")  # those that never touch what the service's own commands do, nor the other way round
 
 
@@ -35,8 +36,8 @@ class Request:
     """A checked `run` request."""
 
     __slots__ = (
-        "action", "command", "environment", "generation", "grace_ms", "is_program", "ready", "retries",
-        "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms", "uid",
+        "action", "command", "environment", "final", "follows", "generation", "grace_ms", "is_program", "ready",
+        "retries", "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms", "uid",
     )  # fmt: skip
 
     def __init__(self, packet: dict[str, object]) -> None:
@@ -65,6 +66,8 @@ class Request:
         self.surroundings = _surroundings(packet.get("surroundings"), self.service)
         name = packet.get("stop_signal", "")
         self.stop_signal = _SIGNALS.get(str(name), signal.SIGTERM)
+        self.follows = packet.get("follows") is True
+        self.final = _statuses(packet.get("final", []), self.service)
 
     @property
     def place(self) -> str:
@@ -108,6 +111,12 @@ def _conditions(packet: object, service: str) -> Conditions:
     return Conditions(command, port, file, packet.get("notify") is True)
 
 
+def _statuses(value: object, service: str) -> frozenset[int]:
+    if not isinstance(value, list) or not all(type(status) is int and 0 <= status <= 255 for status in value):
+        raise Refused(f"run {service}: final must be a list of exit statuses")
+    return frozenset(value)
+
+
 def words(value: object, what: str) -> tuple[str, ...]:
     """A command in a packet. Raises `Refused`."""
     if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
@@ -140,8 +149,8 @@ class Run:
     """One command and everything it started, from its keeper's fork until the keeper is reaped."""
 
     __slots__ = (
-        "attempt", "cannot_execute", "condition", "executed_us", "generation", "has_left", "is_supervised", "keeper",
-        "launched_us", "output_fd", "status", "status_fd", "tail",
+        "attempt", "cannot_execute", "condition", "executed_us", "follows", "generation", "has_left", "helped_only",
+        "is_supervised", "keeper", "last_status", "launched_us", "output_fd", "status", "status_fd", "tail",
     )  # fmt: skip
 
     def __init__(self, generation: int, attempt: int, keeper: int, status_fd: int, output_fd: int, now_us: int) -> None:
@@ -155,6 +164,9 @@ class Run:
         self.tail = bytearray()
         self.condition: Condition | None = None  # of a program: when it is ready
         self.is_supervised = False  # a program that is ready: its end is a failure of its service
+        self.follows = False  # what it has left running goes on for it: the end of that is the end of it
+        self.last_status: int | None = None  # wait status of the last process that it had left, if the keeper said so
+        self.helped_only = False  # what it had left looks like helpers, not like a daemon (`keeper.py`)
 
     def output(self) -> str:
         """The end of what it wrote, for the history."""
@@ -164,13 +176,14 @@ class Run:
 class Result:
     """What became of one generation's command."""
 
-    __slots__ = ("action", "detail", "finished", "generation", "left", "succeeded")
+    __slots__ = ("action", "detail", "finished", "generation", "left", "status", "succeeded")
 
     def __init__(self, generation: int, action: str) -> None:
         self.generation, self.action = generation, action
         self.finished = self.succeeded = False
         self.detail = ""
         self.left = True  # something of it may run
+        self.status = NO_STATUS  # the exit status of the command's last attempt, if it ended by itself
 
     def finish(self, succeeded: bool, detail: str) -> None:
         """Record the end of the command."""
@@ -181,20 +194,42 @@ class Result:
         described: dict[str, object] = {"generation": self.generation, "action": self.action}
         if with_state:
             described["finished"] = self.finished
-        return {**described, "succeeded": self.succeeded, "detail": self.detail, "left": self.left}
+        found = {"succeeded": self.succeeded, "detail": self.detail, "left": self.left, "status": self.status}
+        return {**described, **found}
 
 
 class Exited:
-    """The end of a supervised program: what the failure policy of its service is about (SPEC 5.4)."""
+    """The end of a supervised program, or of what a start has left: what the failure policy is about (SPEC 5.4)."""
 
-    __slots__ = ("at_us", "generation", "output", "status")
+    __slots__ = ("at_us", "code", "generation", "output", "status")
 
-    def __init__(self, run: Run, status: str, at_us: int) -> None:
-        self.generation, self.status, self.output, self.at_us = run.generation, status, run.output(), at_us
+    def __init__(self, run: Run, at_us: int) -> None:
+        self.generation, self.output, self.at_us = run.generation, run.output(), at_us
+        self.status, self.code = _end_of(run)
 
     def described(self) -> dict[str, object]:
         """As in a packet to the daemon."""
-        return {"generation": self.generation, "status": self.status, "output": self.output, "at_us": self.at_us}
+        return {
+            "generation": self.generation, "status": self.status, "code": self.code, "output": self.output,
+            "at_us": self.at_us,
+        }  # fmt: skip
+
+
+def _end_of(run: Run) -> tuple[str, int]:
+    """How a run has ended, in words, and its exit status."""
+    own = run.status if run.status is not None else signal.SIGKILL
+    if not run.has_left:
+        return explain_status(own), exit_status(own)
+    ended = f"{explain_status(own)} and " if run.is_supervised else ""
+    if run.last_status is None:
+        return f"{ended}left processes running, and its keeper was killed", NO_STATUS
+    words = f"{ended}left processes running, the last of which {explain_status(run.last_status)}"
+    return words, exit_status(run.last_status)
+
+
+def exit_status(status: int) -> int:
+    """The exit status in a wait status; `NO_STATUS` of what a signal has ended."""
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else NO_STATUS
 
 
 class Job:
@@ -223,7 +258,7 @@ class Job:
 class Service:
     """All that the runner knows of one service, or of one place beside a service."""
 
-    __slots__ = ("exited", "has_run", "job", "name", "place", "result", "runs", "strays")
+    __slots__ = ("exited", "has_run", "is_below", "job", "name", "place", "result", "runs", "strays")
 
     def __init__(self, name: str, place: str) -> None:
         self.name, self.place = name, place
@@ -233,6 +268,7 @@ class Service:
         self.strays: set[int] = set()  # children of the runner whose keeper was killed
         self.exited: Exited | None = None  # the supervised program of the present generation has ended
         self.has_run = False  # a start of it has succeeded here
+        self.is_below = False  # all that its last start has begun is, or was, below a keeper: not begun by others
 
     @property
     def is_apart(self) -> bool:
@@ -268,11 +304,14 @@ def failure_of(run: Run, request: Request, missing: str) -> str:
     """Why an attempt that is over has not succeeded; nothing where it has."""
     if run.cannot_execute:
         return explain_missing(request.command[0], run.cannot_execute)
+    if run.condition is not None and (run.status is None if request.is_program else run.status == 0):
+        if not missing:
+            return ""
+        within = "the time that it had asked for" if run.condition.extended_us else f"{request.timeout_ms} ms"
+        return with_tail(f"was not ready within {within}: {missing}", run)
     if run.status is None:
-        if run.condition is None:
-            return with_tail(f"did not end within {request.timeout_ms} ms", run)
-        return with_tail(f"was not ready within {request.timeout_ms} ms: {missing}", run) if missing else ""
-    if run.condition is not None:
+        return with_tail(f"did not end within {request.timeout_ms} ms", run)
+    if run.condition is not None and request.is_program:
         advice = "a program given as `run` must stay in the foreground" if run.status == 0 else ""
         return with_tail("; ".join(filter(None, (f"{explain_status(run.status)} before it was ready", advice))), run)
     return with_tail(explain_status(run.status), run) if run.status else ""

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import zlib
 from typing import NamedTuple, NoReturn
 
 from muster.drivers.image.control_group import ControlGroup
@@ -50,6 +51,8 @@ _LONGEST_DELAY_PART = 4
 _NOT_EXECUTED = 127
 _PACKET_BYTES = 512
 _SWEEP_US = 10_000_000
+LOWEST_NUMBER = 1000  # the kernel leaves out those below 300 when it begins again
+SPARE_NUMBERS = 2000  # that a namespace has before the kernel begins again
 _GATE_LOOK_MS = 50  # between two looks at the deadline while it waits for the guard
 GUARD_FD, RUNNER_FD, INIT_FD, INCARNATION, NODE_HOME, IMAGE = (
     "MUSTER_GUARD_FD",
@@ -59,7 +62,7 @@ GUARD_FD, RUNNER_FD, INIT_FD, INCARNATION, NODE_HOME, IMAGE = (
     "MUSTER_NODE_HOME",
     "MUSTER_IMAGE",
 )
-IMAGE_VERSION = 2  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
+IMAGE_VERSION = 3  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
 
 
 class InitSetup(NamedTuple):
@@ -92,8 +95,29 @@ def run_init(setup: InitSetup, leash: Leash) -> NoReturn:
     adopt_orphans()
     if not leash.is_tree:
         mount_own_proc()
+        begin_numbers(setup.home, setup.incarnation)
     _await_go(setup, leash)
     _Init(setup, leash).loop()
+
+
+def begin_numbers(home: str, incarnation: int) -> None:
+    """Let the processes of this namespace have other numbers than those of earlier incarnations, and of other nodes
+    (P7.21). Where the kernel does not allow that, they begin at 2, as ever.
+    """
+    try:
+        with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+            highest = int(file.read())
+        with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
+            file.write(str(first_number(home, incarnation, highest) - 1))
+    except (OSError, ValueError):
+        return
+
+
+def first_number(home: str, incarnation: int, highest: int) -> int:
+    """Where the numbers of a namespace begin: spread over what there is, far from that of the incarnation before."""
+    span = max(1, highest - LOWEST_NUMBER - SPARE_NUMBERS)
+    step = span * 618 // 1000  # of the golden ratio: so many points divide a circle as evenly as may be
+    return LOWEST_NUMBER + (zlib.crc32(home.encode()) + incarnation * step) % span
 
 
 def _await_go(setup: InitSetup, leash: Leash) -> None:

@@ -9,7 +9,9 @@ A keeper is forked and never executes anything, so it shares nearly all of its m
 
 On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `X<pid>` once it has been
 executed, if that is asked for, and `S<wait status>` when it has ended; before that `L` if it has left something behind.
-First of all `F<stamp>`, how the file is that it was asked to look at (`looker.py`).
+When that has ended too, `D<wait status>` of the last of it; before that `H` where all of it looks like helpers of the
+command and not like a daemon: in the command's own session, and ended with status 0. First of all `F<stamp>`, how the
+file is that it was asked to look at (`looker.py`).
 """
 
 import contextlib
@@ -75,7 +77,7 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
     score = reset_inherited()
     reset_limits(launch.open_files)
     if launch.looks_at:  # it may never return, and then nothing is executed
-        os.write(status_fd, b"F%s\n" % written(stamp_of(launch.looks_at)))
+        _tell(status_fd, b"F%s\n" % written(stamp_of(launch.looks_at)))
     if leash.is_tree or launch.dies_with_keeper or launch.surroundings != NOTHING:
         command = _fork_and_execute(launch, environment, status_fd, output_fd)
     else:
@@ -84,7 +86,7 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
         set_score(score)
     os.close(output_fd)  # else its reader never sees the end
     if launch.says_executed:
-        os.write(status_fd, b"X%d\n" % command)
+        _tell(status_fd, b"X%d\n" % command)
     _reap_until_alone(command, status_fd, leash)
     os._exit(0)
 
@@ -103,7 +105,7 @@ def _spawn(launch: Launch, environment: dict[str, str], status_fd: int, output_f
             file_actions=streams, setsid=True, setsigmask=(), setsigdef=_SIGNALS,
         )  # fmt: skip
     except OSError as error:
-        os.write(status_fd, b"E%d\nS%d\n" % (error.errno or 0, _NOT_EXECUTED << 8))
+        _tell(status_fd, b"E%d\nS%d\n" % (error.errno or 0, _NOT_EXECUTED << 8))
         os._exit(0)
 
 
@@ -124,8 +126,18 @@ def _fork_and_execute(launch: Launch, environment: dict[str, str], status_fd: in
     return command
 
 
+def _tell(status_fd: int, line: bytes) -> None:
+    """Say it on the status pipe. Whoever read that may be gone, as of a check whose time is over: what is below this
+    process is its to reap all the same.
+    """
+    try:
+        os.write(status_fd, line)
+    except BrokenPipeError:
+        return
+
+
 def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
-    ended: int | None = None  # wait status of the command, until it is said
+    left = Left(command)
     while True:
         if leash.is_tree:
             caught = signal.sigtimedwait(_WAITED, _WATCH_S)
@@ -134,20 +146,42 @@ def _reap_until_alone(command: int, status_fd: int, leash: Leash) -> None:
                 os._exit(BROKEN_EXIT)
         else:
             signal.sigwaitinfo(_WAITED)
+        is_alone = left.reap()
+        if left.ended is not None:
+            _tell(status_fd, b"S%d\n" % left.ended if is_alone else b"L\nS%d\n" % left.ended)
+            left.ended = None
+        elif is_alone and left.last is not None:
+            _tell(status_fd, b"D%d\n" % left.last if left.is_daemon else b"H\nD%d\n" % left.last)
+        if is_alone:
+            return
+
+
+class Left:
+    """What a command leaves behind, as its keeper sees it end."""
+
+    def __init__(self, command: int) -> None:
+        self._command, self._is_over = command, False
+        self.ended: int | None = None  # wait status of the command, until it is said
+        self.last: int | None = None  # of the last process that ended after the command
+        self.is_daemon = False  # one of those had a session of its own, or did not end with status 0
+
+    def reap(self) -> bool:
+        """Reap what has ended. True if nothing is left."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                # looked at before it is reaped: whose session it was in is not known afterwards
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None:
+                    return False
+                session = os.getsid(found.si_pid) if self._is_over else 0
+                _pid, status = os.waitpid(found.si_pid, 0)
             except ChildProcessError:
-                if ended is not None:
-                    os.write(status_fd, b"S%d\n" % ended)
-                return
-            if pid == 0:
-                break
-            if pid == command:
-                ended = status
-        if ended is not None:
-            os.write(status_fd, b"L\nS%d\n" % ended)
-            ended = None
+                return True
+            if found.si_pid == self._command:
+                self.ended, self._is_over = status, True
+            elif self._is_over:
+                self.last = status
+                self.is_daemon = self.is_daemon or status != 0 or session != self._command
 
 
 def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output_fd: int, keeper: int) -> NoReturn:
@@ -167,7 +201,7 @@ def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output
         os.write(output_fd, f"muster: {missing}\n".encode(errors="replace"))
         os._exit(EXIT_CONFIG)
     except OSError as error:
-        os.write(status_fd, b"E%d\n" % (error.errno or 0))
+        _tell(status_fd, b"E%d\n" % (error.errno or 0))
     os._exit(_NOT_EXECUTED)
 
 

@@ -8,7 +8,9 @@ Without any, the program is ready when it has survived `SURVIVAL_MS` after it wa
 A port that accepts before the start belongs to another program, and says so: else the start would seem to succeed.
 
 For READY=1 the program gets an abstract socket of its own in NOTIFY_SOCKET. Only processes below its keeper are heard,
-and those that have ended already (`systemd-notify` does at once), of the same user.
+and those that have ended already (`systemd-notify` does at once): in a namespace any of that node, and in a process
+tree those of this user and of the users of what runs below the keeper. A program that needs longer to start says so
+with EXTEND_TIMEOUT_USEC, as often as it likes (sd_notify): from then on it has so many microseconds, or what was left.
 """
 
 import os
@@ -18,12 +20,13 @@ import struct
 from typing import NamedTuple
 
 from muster.drivers.image.looker import FOUND, Stamp, read
-from muster.drivers.image.process_tree import read_parents
+from muster.drivers.image.process_tree import descendants, read_parents
 from muster.records.units import US_PER_MS
 
 SURVIVAL_MS = 100
 NOTIFICATION_BYTES = 4096
 STATUS_CHARACTERS = 200
+MAXIMUM_EXTENSION_US = 24 * 3600 * 1_000_000  # that a program may ask for at a time: what a start_timeout may be
 _CONNECT_MS = 20  # for the answer of a local port
 _FIRST_PAUSE_MS = 20
 _LONGEST_PAUSE_MS = 200
@@ -61,6 +64,7 @@ class Condition:
         self.conditions = conditions
         self.status = ""  # what the program last said of itself
         self.said_ready = False
+        self.extended_us = 0  # until when it has asked to be given time; 0: it has not
         self.command_succeeded = False
         self.command_detail = "has not been run yet"
         self.next_command_us = 0
@@ -85,7 +89,7 @@ class Condition:
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self.environment = {"NOTIFY_SOCKET": f"@{name}"}
 
-    def receive(self, keeper: int) -> None:
+    def receive(self, keeper: int, now_us: int, *, in_namespace: bool) -> None:
         """Take what the program below `keeper` has said; bounded work a call, bounded memory (SPEC 7.8)."""
         for _ in range(_NOTIFICATIONS_A_TURN):
             if self.listener is None:
@@ -94,16 +98,18 @@ class Condition:
                 data, ancillary, _flags, _address = self.listener.recvmsg(NOTIFICATION_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
-            if _is_of(keeper, ancillary):
-                self._take(data.decode(errors="replace"))
+            if _is_of(keeper, ancillary, in_namespace=in_namespace):
+                self._take(data.decode(errors="replace"), now_us)
 
-    def _take(self, text: str) -> None:
+    def _take(self, text: str, now_us: int) -> None:
         for line in text.splitlines():
             key, _, value = line.partition("=")
             if key == "READY" and value == "1":
                 self.said_ready = True
             elif key == "STATUS":
                 self.status = value[:STATUS_CHARACTERS]
+            elif key == "EXTEND_TIMEOUT_USEC" and value.isdecimal() and len(value) < 20:
+                self.extended_us = max(self.extended_us, now_us + min(int(value), MAXIMUM_EXTENSION_US))
 
     def command_ended(self, detail: str, now_us: int) -> None:
         """The ready command has ended, with nothing to say where it succeeded."""
@@ -187,15 +193,29 @@ def _accepts(port: int) -> bool:
     return False
 
 
-def _is_of(keeper: int, ancillary: list[tuple[int, int, bytes]]) -> bool:
-    """Whether the sender is below `keeper`, or has ended and was of this user."""
+def _is_of(keeper: int, ancillary: list[tuple[int, int, bytes]], *, in_namespace: bool) -> bool:
+    """Whether the sender is below `keeper`, or has ended and may have been.
+
+    The kernel gives a sender outside this process's namespace the number 0.
+    """
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) >= _CREDENTIALS.size:
             pid, user, _group = (int(value) for value in _CREDENTIALS.unpack_from(data))
             parents = read_parents()
-            if pid not in parents:
-                return user == os.geteuid()
+            if pid and pid not in parents:
+                return in_namespace or user == os.geteuid() or user in _users_below(keeper, parents)
             while pid in parents and pid != keeper:
                 pid = parents[pid]
             return pid == keeper
     return False
+
+
+def _users_below(keeper: int, parents: dict[int, int]) -> set[int]:
+    """The users of what runs below a keeper."""
+    found = set()
+    for pid in descendants([keeper], parents):
+        try:
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+        except OSError:
+            continue  # it has just ended
+    return found

@@ -24,18 +24,22 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
      and where wanted "grace_ms", "retries", "retry_pause_ms", "program": true,
      "ready": {"command": [...], "port": N, "file", "notify": true},
      "surroundings": {"user", "group", "directory", "umask", "limits": [[NAME, VALUE], ...], "environment_file"},
-     "stop_signal"}   what a stop sends in place of SIGTERM
+     "stop_signal",   what a stop sends in place of SIGTERM
+     "follows": true   what a start leaves running goes on for it (P8.18),
+     "final": [N, ...]}   exit statuses after which it is not tried again (P6.38)
     {"do": "cancel", "service", "generation", "action": "act", "reason"}
     {"do": "watcher", "wanted": BOOL}   the built-in watcher process, see `watcher.py`
     {"do": "retire"}   take nothing but stops from now on, and answer nothing else, until the node ends (P4.12)
     {"do": "panic"}   the node must stop: end everything, whether or not guard and init do (P7.10)
     {"do": "inventory", "request": N}
     {"do": "output", "request": N, "service"}
-    {"say": "finished", "service", "generation", "action", "succeeded", "detail"}
+    {"say": "finished", "service", "generation", "action", "succeeded", "detail", "status", "left"}   `left`: something
+        of it may run; of a stop that failed, whether what its start had begun may (P6.35)
     {"say": "ended", "service", "generation", "action", "attempt", "failure", "status", "duration_ms", "output"}   one
         attempt of a command, for the history only: left out while many packets wait
-    {"say": "exited", "service", "generation", "status", "output", "at_us"}   a supervised program; for the history
-        only, as the watcher process is told of it on a channel of its own (see `watcher_process.py`)
+    {"say": "exited", "service", "generation", "status", "code", "output", "at_us"}   a supervised program, or what a
+        start has left; for the history only, as the watcher process is told of it on a channel of its own (see
+        `watcher_process.py`)
     {"say": "output", "request": N, "output", "status"}   of what runs now
     {"say": "waiting", "named": [[kind, name, taken, places, by, since_us], ...], "count": N}   what waits for a place
         (P8.12): those that have waited longest, `count` in all; again every second, and when nothing does any more
@@ -63,6 +67,7 @@ from muster.drivers.image.asking import Asked
 from muster.drivers.image.commands import (
     APART,
     DETAIL_CHARACTERS,
+    NO_STATUS,
     OUTPUT_CHARACTERS,
     Exited,
     Job,
@@ -71,6 +76,7 @@ from muster.drivers.image.commands import (
     Result,
     Run,
     Service,
+    exit_status,
     failure_of,
     inventory_of,
     number,
@@ -98,6 +104,7 @@ PACKET_BYTES = 64 * 1024
 SEND_BUFFER_BYTES = 4 * PACKET_BYTES
 OUTBOX_LIMIT = 256
 TAIL_BYTES = 8 * 1024  # of a command's output, kept in memory
+HELPER_US = 60_000_000  # what a start command leaves for no longer than this may be a helper of it
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 MAXIMUM_SERVICES = 16_384
 MAXIMUM_STARTS = 32  # start commands that have just begun; the others wait for their turn, stops and recoveries never
@@ -231,7 +238,9 @@ class Runner:
             elif run.condition is not None and descriptor == run.condition.looker_fd:
                 self._hear_looker(service, run.condition)
             elif run.condition is not None:
-                run.condition.receive(run.keeper)
+                run.condition.receive(run.keeper, boottime_us(), in_namespace=not self._leash.is_tree)
+                if service.job is not None and service.job.run is run:
+                    service.job.deadline_us = max(service.job.deadline_us, run.condition.extended_us)
                 self._look_again(service)
 
     def _look_again(self, service: Service) -> None:
@@ -363,6 +372,8 @@ class Runner:
             service.result.finish(False, f"cancelled by generation {request.generation} ({request.action})")
             job.cancelled = [*service.job.cancelled, service.result][-MAXIMUM_CANCELLED:]
         service.result, service.exited = Result(request.generation, request.action), None
+        if request.action == "start":
+            service.is_below = request.is_program  # of a start command that is known once it has ended
         service.job = job
         self._working[service.place] = service
         self._enter_ladder(service, job, _CLEAR)
@@ -500,6 +511,8 @@ class Runner:
             self._say_finished(service.name, cancelled)
         job.cancelled = []
         if job.phase == _END:
+            if job.request.action == "stop" and job.failure is not None:
+                service.result.left = not service.is_below  # nothing is below its keepers any more (P6.35)
             killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
             self._finish(service, job, job.failure is None, job.failure or killed)
         elif job.phase == _AGAIN:
@@ -518,7 +531,8 @@ class Runner:
         job.run = job.probe = job.failure = None
         condition: Condition | None = None
         try:
-            condition = Condition(request.ready) if request.is_program else None
+            waits = request.is_program or (request.action == "start" and not request.ready.is_empty)
+            condition = Condition(request.ready) if waits else None
             run = self._spawn(service, job, request.command, request.action, condition)
         except PortTaken as taken:
             self._attempt_failed(service, job, str(taken))
@@ -530,6 +544,7 @@ class Runner:
             self._attempt_failed(service, job, f"cannot start {request.command[0]}: {error.strerror}; {advice}")
             return
         self._starts[_lane(service, request)] += request.action == "start"
+        run.follows = request.follows
         job.run, job.phase = run, _RUN
         job.wake_us = job.deadline_us = run.launched_us + request.timeout_ms * US_PER_MS
 
@@ -584,26 +599,47 @@ class Runner:
         if run is None:
             raise AssertionError(f"{service.name}: a command runs without a run")
         missing = ""
-        if run.status is None and now_us < job.deadline_us:
+        if self._is_under_way(job, run) and now_us < job.deadline_us:
+            if run.status is None and not request.is_program:  # its conditions count once the command has ended
+                job.wake_us = job.deadline_us
+                return
             if run.condition is None or now_us < job.wake_us:
                 return
             missing = self._advance_program(service, job, run, run.condition, now_us)
-            if missing:
+            if missing and not self._is_lost(service, run):
                 return
         elif run.condition is not None:
             missing = run.condition.missing(run.executed_us, now_us)
         self._read_output(run, _FINAL_READS)
         failure = failure_of(run, request, missing)
+        if failure and run.has_left and run.last_status is not None:
+            failure = f"what it had left running {explain_status(run.last_status)}; {failure}"
         self._say_ended(service, request.action, run, failure)
         if failure:
+            is_known = run.status is not None and not run.cannot_execute
+            service.result.status = exit_status(run.status) if is_known and run.status is not None else NO_STATUS
             self._attempt_failed(service, job, failure)
         elif request.action == "start":
-            service.has_run = True
-            run.is_supervised = request.is_program
-            service.result.left = run.status is None or run.has_left
-            self._finish(service, job, True, "")
+            self._started(service, job, run)
         else:
             self._enter_ladder(service, job, _END)
+
+    def _is_under_way(self, job: Job, run: Run) -> bool:
+        """Whether an attempt may still succeed: its command runs, or was a start command, and is to be ready yet."""
+        return run.status is None or (run.status == 0 and run.condition is not None and not job.request.is_program)
+
+    def _is_lost(self, service: Service, run: Run) -> bool:
+        """Whether a start command left something that was to become ready, and all of that has ended."""
+        return run.has_left and run not in service.runs
+
+    def _started(self, service: Service, job: Job, run: Run) -> None:
+        service.has_run = True
+        run.is_supervised = job.request.is_program
+        service.result.left = run.status is None or run.has_left
+        service.is_below = service.result.left
+        self._finish(service, job, True, "")
+        if run not in service.runs and _was_a_daemon(run):
+            self._tell_exit(service, run)  # it has ended in this very moment
 
     def _advance_program(self, service: Service, job: Job, run: Run, condition: Condition, now_us: int) -> str:
         """What keeps the program from being ready; has its ready command run in its turn."""
@@ -664,7 +700,8 @@ class Runner:
     def _attempt_failed(self, service: Service, job: Job, failure: str) -> None:
         attempts = f"attempt {job.attempt} of {job.request.retries + 1}: " if job.request.retries else ""
         job.failure = attempts + failure
-        self._enter_ladder(service, job, _AGAIN if job.attempt <= job.request.retries else _END)
+        is_final = service.result.status in job.request.final
+        self._enter_ladder(service, job, _AGAIN if job.attempt <= job.request.retries and not is_final else _END)
 
     def _finish(self, service: Service, job: Job, succeeded: bool, detail: str) -> None:
         service.job = None
@@ -681,16 +718,21 @@ class Runner:
             del self._services[service.place]
 
     def _note_exit(self, service: Service) -> None:
-        """Tell and remember that the supervised program of the present generation has ended (P8.1)."""
+        """Tell and remember that the program of the present generation has ended, or all that its start left (P8.1)."""
         if service.job is not None or service.exited is not None or not service.result.succeeded:
             return
         for run in service.runs:
-            if run.is_supervised and run.status is not None and run.generation == service.result.generation:
-                self._read_output(run, _FINAL_READS)
-                service.exited = Exited(run, explain_status(run.status), boottime_us())
-                self._watcher.tell(service.name)
-                self._say({"say": "exited", "service": service.name, **service.exited.described()})
+            if run.is_supervised and run.status is not None and not _goes_on(run):
+                self._tell_exit(service, run)
                 return
+
+    def _tell_exit(self, service: Service, run: Run) -> None:
+        if run.generation != service.result.generation:
+            return
+        self._read_output(run, _FINAL_READS)
+        service.exited = Exited(run, boottime_us())
+        self._watcher.tell(service.name)
+        self._say({"say": "exited", "service": service.name, **service.exited.described()})
 
     def _exit_of(self, name: str) -> Exited | None:
         """What is remembered of the end of a service's program."""
@@ -756,6 +798,8 @@ class Runner:
         if run.status is None:
             run.status = signal.SIGKILL  # nobody can tell any more how the command ended
         self._note_exit(service)
+        if service.job is None and service.exited is None and service.result.succeeded and _was_a_daemon(run):
+            self._tell_exit(service, run)
         self._close_status(run)
         self._close_output(run)
         if run.condition is not None:
@@ -817,6 +861,10 @@ class Runner:
                     run.executed_us = boottime_us()
                 elif line[:1] == b"L":
                     run.has_left = True
+                elif line[:1] == b"H":
+                    run.helped_only = boottime_us() - run.launched_us < HELPER_US
+                elif line[:1] == b"D":
+                    run.last_status = int(line[1:])
                 elif line[:1] == b"F":
                     if run.condition is not None:
                         run.condition.take_before(line[1:])
@@ -850,6 +898,16 @@ class Runner:
             del self._readers[descriptor]
             os.close(descriptor)
         return -1
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether what a program has left goes on for it: it ended as it wanted to, and is followed (P8.18)."""
+    return run.follows and run.status == 0 and run.has_left and run.last_status is None
+
+
+def _was_a_daemon(run: Run) -> bool:
+    """Whether what a start has left, all of which has ended, was what its service is, and no helper (P8.18)."""
+    return run.follows and run.has_left and (run.is_supervised or not run.helped_only)
 
 
 def _lane(service: Service, request: Request) -> int:

@@ -8,10 +8,12 @@ to detect it hears anew from whatever daemon it connects to, and what holds it t
     membership  a change of the nodes' states that fits `node` and `state`, each given or not (P8.8)
     check       runs a command every `interval`; `failures` failures of the last `of` runs are an occurrence
     process     the end of a process, by its pidfd: `pid`, or what `pid_file` holds, looked at again when it changes
-    timer       every `interval`, or each day `at` HH:MM by the local clock; what is due while no daemon listens is told
-                to the next one, once
+    timer       every `interval`, or each day `at` HH:MM by the local clock (`daily.py`); what is due while no daemon
+                listens is told to the next one, once
+    unchecked   a check of a service cannot be executed (P8.16)
 
-Each check runs below a keeper of its own and is ended with all that it started when its `timeout` is over.
+Each check runs below a keeper of its own and is ended with all that it started when its `timeout` is over. Of one check
+that fails, all failures until it succeeds again are one (P8.15): each is told with the time of the first.
 """
 
 import contextlib
@@ -31,6 +33,8 @@ from typing import NoReturn
 
 from muster.client.errors import ClientError, Refused
 from muster.client.watching import Asked, Change, Members, Watcher
+from muster.drivers.image.commands import NO_STATUS
+from muster.drivers.image.daily import Daily, local_seconds
 from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.image.keeper import Launch, restore_default_signals, spawn_keeper
 from muster.drivers.image.process_tree import (
@@ -45,7 +49,7 @@ from muster.drivers.image.process_tree import (
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED, PACKET_BYTES
 from muster.records.units import NEVER_US, US_PER_MS
 
-Timers = dict[str, tuple[Asked, int]]  # event -> as it was asked for, and when it is due; they outlast a connection
+Program = tuple[str, int]  # service and generation
 
 NAME = "built-in"
 MAXIMUM_CHECKS_AT_WORK = 32  # that have just begun
@@ -61,6 +65,10 @@ _PLACE_LOOK_MS = 100  # for a place for a check
 _SWEEP_US = 5_000_000
 _KILL_AGAIN_MS = 20
 _MAXIMUM_OF = 1000
+NOT_EXECUTED = {  # what shells, env, timeout and others end with where the command that they were given does not run
+    126: "as what it was to run could not be executed",
+    127: "as what it was to run was not found",
+}
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 
@@ -81,12 +89,15 @@ def run_watcher(
     gc.freeze()
     gc.enable()
     path = os.path.join(environment["MUSTER_NODE_HOME"], "control.sock")
-    membership = Membership()
-    timers: Timers = {}
+    membership, memory = Membership(), Memory()
     while True:
         try:
             with Watcher(path, NAME, (), 10.0, 0.0, membership.members) as watcher:
-                BuiltIn(watcher, leash, environment, open_files, channel, membership, timers).loop()
+                built_in = BuiltIn(watcher, leash, environment, open_files, channel, membership, memory)
+                try:
+                    built_in.loop()
+                finally:
+                    built_in.close()  # else each daemon that ends leaves descriptors here
         except ClientError:
             end_everything_below(boottime_us() + _SWEEP_US, boottime_us)  # checks of a daemon that is gone
             time.sleep(_CONNECT_PAUSE_S)
@@ -118,7 +129,27 @@ class Membership:
         return True
 
 
-def _program_of(asked: Asked) -> tuple[str, int]:
+class Memory:
+    """What outlasts a connection: a daemon that is started anew changes nothing of it."""
+
+    def __init__(self) -> None:
+        self.timers: dict[str, tuple[Asked, int]] = {}  # event -> as it was asked for, and when it is due
+        self.daily: dict[str, tuple[Asked, Daily]] = {}
+        self.asked_us: dict[Program, int] = {}  # since when a service's program or check is watched for
+        self.failing_us: dict[Program, int] = {}  # since when its check fails
+        self.succeeded: set[Program] = set()  # its check has succeeded once: what it needed to start is over
+
+    def keep(self, asked: Mapping[str, Asked]) -> None:
+        """All that is asked has been said: what is about nothing of it is void."""
+        self.timers = {event: kept for event, kept in self.timers.items() if event in asked}
+        self.daily = {event: daily for event, daily in self.daily.items() if event in asked}
+        programs = {_program_of(each) for each in asked.values() if "generation" in each.parameters}
+        self.asked_us = {program: at_us for program, at_us in self.asked_us.items() if program in programs}
+        self.failing_us = {program: at_us for program, at_us in self.failing_us.items() if program in programs}
+        self.succeeded &= programs
+
+
+def _program_of(asked: Asked) -> Program:
     values = asked.parameters
     return values.get("service", ""), number(values.get("generation", ""), 1)
 
@@ -137,6 +168,8 @@ def kind_of(parameters: Mapping[str, str]) -> str:
         return "process"
     if "interval" in parameters or "at" in parameters:
         return "timer"
+    if "check" in parameters:
+        return "unchecked"
     return "program" if "generation" in parameters else "membership"
 
 
@@ -148,6 +181,7 @@ class Check:
         self.keeper, self.status_fd, self.output_fd, self.deadline_us = keeper, status_fd, output_fd, deadline_us
         self.tail = bytearray()
         self.status = ""  # in words, once known; nothing for a success
+        self.cannot = ""  # why it could not be executed, or says nothing
         self.is_known = False
 
 
@@ -159,10 +193,14 @@ class Subject:
         values = asked.parameters
         self.interval_us = milliseconds(values.get("interval", ""), 10_000) * US_PER_MS
         self.timeout_us = milliseconds(values.get("timeout", ""), 10_000) * US_PER_MS
+        self.grace_us = milliseconds(values.get("grace", ""), 0) * US_PER_MS  # of its service's start
+        self.success = _statuses(values.get("success", "")) | {0}  # exit statuses that say that all is well
+        self.unknown = _statuses(values.get("unknown", ""))  # and that say nothing
         self.failures = number(values.get("failures", ""), 1)
         self.results: deque[bool] = deque(maxlen=min(_MAXIMUM_OF, max(self.failures, number(values.get("of", ""), 1))))
         self.check: Check | None = None
         self.is_slow = False  # its last check took longer than it has a place
+        self.cannot = ""  # why it could not be executed the last time
         self.waits_since_us = 0  # its check waits for a place since then
         self.pid = 0
         self.pidfd = -1
@@ -180,9 +218,9 @@ class BuiltIn:
         open_files: tuple[int, int],
         runner: socket.socket,
         membership: Membership,
-        timers: Timers,
+        memory: Memory,
     ) -> None:
-        self._watcher, self._leash, self._timers = watcher, leash, timers
+        self._watcher, self._leash, self._memory = watcher, leash, memory
         self._runner, self._membership = runner, membership
         self._members_at_us = 0  # when untold changes are to be told again
         self._environment, self._open_files = environment, open_files
@@ -191,7 +229,7 @@ class BuiltIn:
         self._poll = select.poll()
         self._readers: dict[int, Subject] = {}
         self._ending: set[int] = set()  # keepers of checks that are over, until nothing is below them
-        self._programs: dict[tuple[str, int], str] = {}  # service and generation -> event
+        self._programs: dict[Program, str] = {}  # -> event
         self._tell_waiting_us = 0  # when the runner may be told next of what waits for a place
         self._has_told_waiting = True  # what one before this has told is void
 
@@ -237,12 +275,19 @@ class BuiltIn:
             if event not in self._subjects:
                 self._begin(event, wanted)
         if self._membership.members.is_current:  # all that is asked has been said
-            for event in self._timers.keys() - asked.keys():
-                del self._timers[event]
+            self._memory.keep(asked)
+
+    def close(self) -> None:
+        """The connection has ended: let go of what is watched for."""
+        for subject in self._subjects.values():
+            self._end(subject)
+        self._subjects.clear()
 
     def _begin(self, event: str, wanted: Asked) -> None:
         values = wanted.parameters
         subject = self._subjects[event] = Subject(wanted)
+        if "generation" in values:
+            self._memory.asked_us.setdefault(_program_of(wanted), boottime_us())
         match kind_of(values):
             case "program":
                 service, generation = _program_of(wanted)
@@ -250,15 +295,18 @@ class BuiltIn:
                 self._runner.send(json.dumps({"service": service, "generation": generation}).encode())
             case "process":
                 self._later(event, subject, boottime_us())
+            case "timer" if "at" in values:
+                if self._memory.daily.get(event, (None, None))[0] != wanted:
+                    self._memory.daily[event] = (wanted, Daily(values["at"], local_seconds(), boottime_us()))
+                self._later(event, subject, boottime_us())
             case "timer":
-                wait_us = _until(values["at"]) * 1_000_000 if "at" in values else subject.interval_us
-                asked_before, due_us = self._timers.get(event, (None, 0))
-                self._due_at(event, subject, due_us if asked_before == wanted else boottime_us() + wait_us)
+                asked_before, due_us = self._memory.timers.get(event, (None, 0))
+                self._due_at(event, subject, due_us if asked_before == wanted else boottime_us() + subject.interval_us)
             case "check":
                 self._later(event, subject, boottime_us() + subject.interval_us)
 
     def _due_at(self, event: str, subject: Subject, at_us: int) -> None:
-        self._timers[event] = (subject.asked, at_us)
+        self._memory.timers[event] = (subject.asked, at_us)
         self._later(event, subject, at_us)
 
     def _later(self, event: str, subject: Subject, at_us: int) -> None:
@@ -272,19 +320,27 @@ class BuiltIn:
                 self._look_for_process(event, subject, now_us)
             case "program":
                 self._tell_of_program(event, subject)
+            case "timer" if "at" in subject.asked.parameters:
+                self._look_at_clock(event, subject, now_us)
             case "timer":
-                self._tell_time(event, subject, now_us)
+                self._tell_time(event)
+                self._due_at(event, subject, now_us + subject.interval_us)
 
-    def _tell_time(self, event: str, subject: Subject, now_us: int) -> None:
+    def _look_at_clock(self, event: str, subject: Subject, now_us: int) -> None:
+        """Whether a daily timer is due by the local clock, which may jump (P8.17). Raises `Lost`: it is due still."""
+        _asked, daily = self._memory.daily[event]
+        wait_s = daily.look(local_seconds(), now_us)
+        if daily.is_due:
+            self._tell_time(event)
+            daily.is_due = False
+        self._later(event, subject, now_us + int(wait_s * 1_000_000))
+
+    def _tell_time(self, event: str) -> None:
         """A timer is due. Raises `Lost`, and then it is due still."""
         try:
             self._watcher.occurred(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         except Refused as refused:
             say(f"muster watcher process: {event}: {refused}")
-        at = subject.asked.parameters.get("at")
-        # a minute later at the earliest: the same minute comes again only tomorrow
-        wait_us = (60 + _until(at, in_s=60)) * 1_000_000 if at else subject.interval_us
-        self._due_at(event, subject, now_us + wait_us)
 
     # --- programs of services (P8.1) ---
 
@@ -298,6 +354,11 @@ class BuiltIn:
         if subject is not None:
             detail = f"its program {told['status']}"
             subject.ended = {"status": told["status"], "output": told["output"], "detail": detail}
+            if told.get("code", NO_STATUS) != NO_STATUS:
+                subject.ended["code"] = str(told["code"])
+            since_us = self._memory.failing_us.get(_program_of(subject.asked))
+            if since_us is not None:  # its check has seen the same failure before (P8.15)
+                subject.ended["since"] = _place(since_us)
             self._tell_of_program(event, subject)
 
     def _tell_of_program(self, event: str, subject: Subject) -> None:
@@ -314,9 +375,11 @@ class BuiltIn:
     # --- checks ---
 
     def _work_on_check(self, event: str, subject: Subject, now_us: int) -> None:
-        if subject.check is not None:  # its time is over
+        if subject.check is not None:  # its time is over; the next one begins an interval later, as after any other
             self._kill(subject.check)
             self._judge(event, subject, f"did not end within {subject.timeout_us // US_PER_MS} ms")
+            self._later(event, subject, now_us + subject.interval_us)
+            return
         if not self._has_place(subject, now_us):
             subject.waits_since_us = subject.waits_since_us or now_us
             self._later(event, subject, now_us + _PLACE_LOOK_MS * US_PER_MS)
@@ -325,7 +388,7 @@ class BuiltIn:
         try:
             subject.check = self._start(event, subject, now_us)
         except (OSError, ValueError) as error:
-            self._judge(event, subject, f"cannot be started: {error}")
+            self._cannot_check(event, subject, f"cannot be started: {error}")
             self._later(event, subject, now_us + subject.interval_us)
             return
         self._later(event, subject, subject.check.deadline_us)
@@ -411,15 +474,42 @@ class BuiltIn:
                 check.output_fd = -1
         for line in data.split() if descriptor == check.status_fd else ():
             if line[:1] == b"E":
-                check.status = f"cannot be executed: {os.strerror(int(line[1:]))}"
+                check.cannot = os.strerror(int(line[1:]))
             elif line[:1] == b"S":
-                check.status = check.status or ("" if line == b"S0" else explain_status(int(line[1:])))
+                self._take_status(subject, check, int(line[1:]))
                 check.is_known = True
         if check.is_known:
             self._drain(check)
             self._kill(check)
-            self._judge(event, subject, check.status)
+            if check.cannot:
+                self._cannot_check(event, subject, f"cannot be executed: {check.cannot}")
+            else:
+                self._judge(event, subject, check.status)
             self._reschedule(event, subject)
+
+    def _take_status(self, subject: Subject, check: Check, status: int) -> None:
+        """How a check ended, and what that says: its service is well, has failed, or nothing of it is known (P8.16)."""
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+        if check.cannot or code in subject.success:
+            return
+        if code in NOT_EXECUTED or code in subject.unknown:
+            check.cannot = f"it {explain_status(status)}, {NOT_EXECUTED.get(code, 'which says nothing of its service')}"
+        else:
+            check.status = explain_status(status)
+
+    def _cannot_check(self, event: str, subject: Subject, why: str) -> None:
+        """A check that could not be executed says nothing of its service: it neither fails nor succeeds (P8.16)."""
+        check, subject.check = subject.check, None
+        subject.is_slow = False
+        if subject.cannot == why:
+            return  # it has been told
+        subject.cannot = why
+        output = check.tail.decode(errors="replace").strip() if check else ""
+        detail = f"its check {why}" + (f"; it wrote: {output[-150:]}" if output else "")
+        say(f"muster watcher process: {event}: {detail}; nothing is known of what it checks until this is put right")
+        told = next((name for name, asked in self._watcher.asked.items() if asked.parameters.get("check") == event), "")
+        if told:
+            self._tell(told, status=why, output=output, detail=detail)
 
     def _drain(self, check: Check) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -436,6 +526,15 @@ class BuiltIn:
         """A run is over: k failures of the last n are an occurrence, and are counted anew after it."""
         check, subject.check = subject.check, None
         subject.is_slow = check is not None and boottime_us() - check.began_us > PLACE_MS * US_PER_MS
+        if subject.cannot:
+            subject.cannot = ""
+            say(f"muster watcher process: {event}: its check can be executed again")
+        program = _program_of(subject.asked)
+        if not failure:
+            self._memory.failing_us.pop(program, None)
+            self._memory.succeeded.add(program)
+        elif self._is_starting(subject, program):
+            return
         subject.results.append(not failure)
         failures = subject.results.count(False)
         if not failure or failures < subject.failures:
@@ -444,7 +543,15 @@ class BuiltIn:
         of = f" ({failures} of {len(subject.results)})" if subject.results.maxlen != 1 else ""
         subject.results.clear()
         detail = f"its check {failure}{of}" + (f"; it wrote: {output[-150:]}" if output else "")
-        self._tell(event, status=failure, output=output, failures=str(failures), detail=detail)
+        since = {}
+        if "generation" in subject.asked.parameters:
+            since = {"since": _place(self._memory.failing_us.setdefault(program, boottime_us()))}
+        self._tell(event, status=failure, output=output, failures=str(failures), detail=detail, **since)
+
+    def _is_starting(self, subject: Subject, program: Program) -> bool:
+        """Whether its service may still need time: within its `start_grace`, until a check succeeds (P8.18)."""
+        since_us = self._memory.asked_us.get(program, 0)
+        return program not in self._memory.succeeded and boottime_us() - since_us < subject.grace_us
 
     def _kill(self, check: Check) -> None:
         """End what is left of a check, again until nothing is: it may be forking right now."""
@@ -516,12 +623,14 @@ def number(text: str, otherwise: int) -> int:
     return max(1, int(text)) if text.isdigit() else otherwise
 
 
-def _until(at: str, in_s: int = 0) -> int:
-    """Seconds until the local clock, in `in_s` seconds from now, is next at HH:MM."""
-    hours, _, minutes = (int(part) if part.isdigit() else 0 for part in at.partition(":"))
-    now = time.localtime(time.time() + in_s)
-    wanted = hours * 3600 + minutes * 60
-    return (wanted - (now.tm_hour * 3600 + now.tm_min * 60 + now.tm_sec)) % 86_400
+def _statuses(text: str) -> frozenset[int]:
+    """Exit statuses, as `1,3`."""
+    return frozenset(int(part) for part in text.split(",") if part.strip().isdigit())
+
+
+def _place(at_us: int) -> str:
+    """A time as the place of what began then: later ones sort behind earlier ones."""
+    return f"{at_us:020d}"
 
 
 def _pid_of(parameters: object) -> int:

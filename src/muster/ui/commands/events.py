@@ -93,7 +93,8 @@ def history(name: str, as_json: bool) -> None:
 
     \b
     With --json: occurrences [{node, number, at_s, event, group, in, out, verdict, action, result, detail, took_ms}],
-    unanswered [{node, why}]. verdict: acted upon, debounced, over the rate, too many wait, not enabled.
+    unanswered [{node, why}]. verdict: acted upon, debounced, over the rate, too many wait, same
+    failure, not enabled.
     """
     asked = {"name": name} if name else {}
     answer = settings().connection().query("event_history", **asked)

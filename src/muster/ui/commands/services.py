@@ -341,6 +341,22 @@ def confirm_clean(name: str, cause: str, as_json: bool) -> None:
     _operate("confirm_clean", as_json=as_json, service=name, cause=cause)
 
 
+@service.command("confirm-stopped")
+@_service_argument
+@click.option("--cause", default="", help="How you know; shown in the history.")
+@change_options
+@connection_options
+@reporting
+def confirm_stopped(name: str, cause: str, as_json: bool) -> None:
+    """You vouch that nothing of SERVICE runs any more where its stop has failed: it may go on.
+
+    What Muster itself finds of it there is ended first, and if that does not end, it stays blocked. If its stop command
+    was to stop something that another manager runs (systemd, a container), and that still runs, it may run twice: look
+    at that machine first.
+    """
+    _operate("confirm_stopped", as_json=as_json, service=name, cause=cause)
+
+
 @service.command()
 @_service_argument
 @json_option

@@ -422,6 +422,9 @@ def show_service(answer: Document) -> None:
     _row(table, "since", clock(found["since_s"]) if found.get("since_s") else "")
     _row(table, "held", found.get("held", ""))
     _row(table, "failures", failures_words(found.get("failures")))
+    if was := found.get("as_started"):
+        keys = ", ".join(f"{key} = {as_typed(value)}" for key, value in was.items())
+        _row(table, "restart pending", f"it runs as it was defined when it started: {keys or 'otherwise'}")
     for key, value in found["definition"].items():
         _row(table, key, value)
     console().print(Text(found["name"], style="bold"))
