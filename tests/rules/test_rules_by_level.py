@@ -3,11 +3,13 @@
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
-from muster.core.transitions.registration import follow_reports
+from muster.core.effects import Notify
+from muster.core.node.residents import RESIDENTS
+from muster.core.transitions.registration import follow_reports, refusal
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import advance, open_forced_leave, take_out_the_gone
 from muster.records.database import Database
-from muster.records.levels import Barriers, Gone, Level, NodeState, TransitionKind
+from muster.records.levels import BUILT_IN, Barriers, Gone, Level, NodeState, TransitionKind
 from muster.records.members import Member, Proof
 from muster.records.messages import Report
 from muster.records.nodes import Cluster, NodeConfig
@@ -94,7 +96,7 @@ def test_p3_15_a_leave_tells_of_a_program_that_has_ended_meanwhile_before_it_goe
 
 
 def test_p3_14_a_subsystem_is_not_told_the_end_of_a_life_whose_join_it_never_heard_of() -> None:
-    own = Subsystems(0, 5, False)
+    own = Subsystems(0, 5)
     own.register(level(20))
     first = Transition(7, 1, 5, FORCED, (20,), 0, 0, (0,))
     members = {0: member(0, 20), 1: member(1, 20, state=NodeState.FORCED_LEAVING)}
@@ -113,3 +115,59 @@ def test_p3_5_a_forced_leave_takes_no_level_that_a_leave_of_an_older_release_had
     open_forced_leave(draft, 1, Proof(ProofKind.FENCE_AGENT, 1, 5))
     (forced,) = draft.transitions.values()
     assert forced.levels == (10, 30)
+
+
+class Disks:
+    """A made resident of level 20: it does its work when the test says so."""
+
+    def __init__(self) -> None:
+        self.level = level(20)
+        self.heard: list[Notify] = []
+        self.is_ready = False
+
+    def told(self, notify: Notify) -> tuple[Notify, ...]:
+        """It hears it."""
+        self.heard.append(notify)
+        return ()
+
+    def has_done(self, node: int, transition: Transition, database: Database, *, answered: bool) -> bool:
+        """Once the test says so."""
+        assert (node, transition.identity, database.epoch, answered) == (0, 7, database.epoch, False)
+        return self.is_ready
+
+
+def test_p3_19_a_resident_is_told_as_a_program_is_and_what_it_has_done_counts() -> None:
+    disks = Disks()
+    own = Subsystems(0, 5, (disks,))
+    joining = Transition(7, 1, 5, TransitionKind.JOINING, (20,), 0, 0, (0, 1))
+    database = draft_of(member(0, 20), member(1, 20, state=NodeState.JOINING), transitions=(joining,)).database
+    own.begin_second_step(database, is_confirmed=True)
+    assert list(own.levels) == [20]
+    own.begin_second_step(database, is_confirmed=True)
+    assert own.due(database) == [] and not own.settle(database)
+    assert [(each.transition, each.vector[1]) for each in disks.heard] == [(7, NodeState.JOINING)]
+    assert own.owes
+    disks.is_ready = True
+    assert own.settle(database) and own.has_acknowledged(Acknowledgement(7, 20, 0))
+    assert own.due(database) == [] and len(disks.heard) == 1, "it is told once"
+    restarted = Subsystems(0, 5, (disks,))
+    restarted.register(level(20))
+    restarted.due(database)
+    assert len(disks.heard) == 2, "a daemon that is started again tells it again"
+
+
+def test_p3_19_a_resident_registers_when_all_below_it_has_joined_and_its_number_is_reserved() -> None:
+    database = draft_of(member(0, 10, state=NodeState.JOINING)).database
+    waits = Subsystems(0, 5, (Disks(),))
+    waits.register(level(10))
+    waits.begin_second_step(database, is_confirmed=True)
+    assert list(waits.levels) == [10], "something below it has not joined"
+    parked = Transition(7, 0, 5, TransitionKind.JOINING, (10,), 1, 0, (), awaits=20)
+    joined = draft_of(member(0, 10, state=NodeState.JOINING), transitions=(parked,)).database
+    waits.begin_second_step(joined, is_confirmed=False)
+    assert list(waits.levels) == [10], "what the replica says is not known to hold"
+    waits.begin_second_step(joined, is_confirmed=True)
+    assert list(waits.levels) == [10, 20]
+    for built_in in BUILT_IN:
+        assert "take another one" in refusal(built_in, {}, None, 0, 5)
+    assert tuple(each.level for each in RESIDENTS) == BUILT_IN

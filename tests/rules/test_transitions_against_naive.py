@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from muster.core.decisions.decide import decide
 from muster.core.draft import Facts
 from muster.core.effects import Notify
+from muster.core.events.resident import RehearsedEventManager
 from muster.core.leases.lease import Evidence
 from muster.core.transitions import transition
 from muster.core.transitions.subsystems import Subsystems
@@ -403,7 +404,7 @@ class Real:
     def boot(self, node: int, levels: set[int]) -> None:
         """As `Naive`, all of them."""
         self.incarnations[node] += 1
-        self.running[node] = Subsystems(node, self.incarnations[node], event_manager_outside=True)
+        self.running[node] = Subsystems(node, self.incarnations[node], (RehearsedEventManager(),))
         for level in sorted(levels):
             self.running[node].register(LEVELS[level])
         self._go_on()
@@ -464,7 +465,8 @@ class Real:
                     continue
                 assert member.state is not NodeState.FORCED_LEAVING
             join = next((each for each in self.database.transitions.values() if each.node == node), None)
-            if join is not None and join.awaits == EVENT_MANAGER and join.incarnation == self.incarnations[node]:
+            parked = join is not None and (join.awaits, join.incarnation) == (EVENT_MANAGER, self.incarnations[node])
+            if parked and EVENT_MANAGER not in subsystems.levels:
                 subsystems.register(EVENT_MANAGER_LEVEL)
             for notification in subsystems.due(self.database):
                 self._note(node, notification)

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
+from muster.core.events.resident import RehearsedEventManager
 from muster.core.membership import membership
 from muster.core.transitions import registration, subsystems, transition
 from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState, Required, TransitionKind
@@ -260,7 +261,9 @@ class Point(NamedTuple):
 
 def _begin(kind: TransitionKind) -> Virtual:
     """A calm cluster at rest, in which the transition is about to begin; n0 is master."""
-    world = Virtual(Settings(len(NODES), FAST, LEVELS, reboots=0.0, event_manager=EVENT_MANAGER), Random(7))
+    world = Virtual(
+        Settings(len(NODES), FAST, LEVELS, reboots=0.0, residents=(RehearsedEventManager(EVENT_MANAGER),)), Random(7)
+    )
     present = NODES[:2] if kind is JOINING else NODES
     world.perform(schedule.Boot(0))
     _rest(world, {0: NodeState.JOINED})

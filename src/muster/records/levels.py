@@ -93,3 +93,4 @@ class Gone(NamedTuple):
 MAXIMUM_LEVEL = 65_535
 MEMBERSHIP_LEVEL = Level(0, "membership")
 EVENT_MANAGER_LEVEL = Level(40, "event manager")
+BUILT_IN = (EVENT_MANAGER_LEVEL,)  # lowest first; no program may take their numbers (P3.19)

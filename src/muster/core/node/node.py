@@ -80,7 +80,7 @@ from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.access import Author
 from muster.records.database import Database
-from muster.records.levels import EVENT_MANAGER_LEVEL, Level
+from muster.records.levels import Level
 from muster.records.members import EvictNode
 from muster.records.messages import (
     Abdicated,
@@ -140,7 +140,7 @@ class Node:
         self.memory = Memory(remembered.terms)
         self.room = Room(setup.region_bytes)
         self.executor = Executor(self.me, setup.incarnation, commands)
-        self.subsystems = Subsystems(self.me, setup.incarnation, setup.rehearsed_event_manager is not None)
+        self.subsystems = Subsystems(self.me, setup.incarnation, setup.residents)
         self.now_us = now_us
         view = strip.views[self.me]
         self.links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
@@ -750,8 +750,7 @@ class Node:
         return self.own_report()
 
     def _begin_second_step(self) -> None:
-        event_manager = self.setup.rehearsed_event_manager or EVENT_MANAGER_LEVEL
-        self.subsystems.begin_second_step(self.database, event_manager, is_confirmed=self.confirmed)
+        self.subsystems.begin_second_step(self.database, is_confirmed=self.confirmed)
 
     def _report(self) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""

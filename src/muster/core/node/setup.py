@@ -4,7 +4,8 @@ import msgspec
 
 from muster.core.leases.memory import Remembered
 from muster.core.leases.observer import Kernel
-from muster.records.levels import Level
+from muster.core.node.residents import RESIDENTS
+from muster.core.transitions.resident import Resident
 from muster.records.timing import Profile
 from muster.records.versions import HIGHEST, LOWEST, Software
 
@@ -18,7 +19,7 @@ class Setup(msgspec.Struct, frozen=True):
     profile: Profile
     region_bytes: int = 1 << 20
     one_machine: bool = True  # all daemons share one kernel: scope `host` (SPEC 1.5, 7.1)
-    rehearsed_event_manager: Level | None = None  # in a rehearsal: registered in its place, works outside the node
+    residents: tuple[Resident, ...] = RESIDENTS  # the built-in levels
     software: Software = Software(LOWEST, HIGHEST)
     kernel: Kernel = Kernel()  # that this node runs under
     remembered: Remembered | None = None  # what this node's home holds of the store that it has booted on (P11.2)

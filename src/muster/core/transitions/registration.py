@@ -29,7 +29,7 @@ from muster.core.transitions.transition import (
     take_part,
 )
 from muster.records.database import Database
-from muster.records.levels import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, Gone, Level, NodeState, TransitionKind
+from muster.records.levels import BUILT_IN, MEMBERSHIP_LEVEL, Gone, Level, NodeState, TransitionKind
 from muster.records.members import Member
 from muster.records.messages import Report
 from muster.records.versions import KERNELS_WORD
@@ -42,7 +42,7 @@ def refusal(
 
     `database`: the node's replica, if it is confirmed.
     """
-    for own in (MEMBERSHIP_LEVEL, EVENT_MANAGER_LEVEL):
+    for own in (MEMBERSHIP_LEVEL, *BUILT_IN):
         if level.number == own.number:
             return f"level {own.number} is the {own.name}'s, which is part of Muster: take another one"
     if level.number < 0:
@@ -61,8 +61,8 @@ def why_loss_fails(number: int, registered: Mapping[int, Level], own: Member | N
     """
     if own is not None and number in own.required:
         return "its node has joined by that level (required_levels)"
-    above = [level for level in registered.values() if level.number not in (number, EVENT_MANAGER_LEVEL.number)]
-    above = [level for level in above if level.number > number]
+    built_in = {level.number for level in BUILT_IN}
+    above = [level for level in registered.values() if level.number > number and level.number not in built_in]
     if own is not None and own.state is NodeState.LEAVING:
         left = {level.identity for level in own.levels}
         above = [level for level in above if level.identity in left]

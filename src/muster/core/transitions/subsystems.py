@@ -8,23 +8,24 @@ from collections.abc import Iterable, Mapping
 
 from muster.core.draft import is_silent
 from muster.core.effects import Notify, Trace
-from muster.core.freezing import is_frozen
 from muster.core.transitions import narration as history
 from muster.core.transitions import registration
-from muster.core.transitions.transition import EVENT_MANAGER, told_at_level
+from muster.core.transitions.resident import Resident
+from muster.core.transitions.transition import told_at_level
 from muster.records.database import Database
 from muster.records.levels import Level, NodeState, TransitionKind
+from muster.records.members import Member
 from muster.records.transitions import Acknowledgement, Transition
 
 
 class Subsystems:
     """Notifies the local subsystems, each (transition, level, barrier) once, and remembers their acknowledgements."""
 
-    def __init__(self, node: int, incarnation: int, event_manager_outside: bool = False) -> None:
-        """`event_manager_outside`: that level is notified and acknowledges as any other (a rehearsal, SPEC 8.4)."""
+    def __init__(self, node: int, incarnation: int, residents: Iterable[Resident] = ()) -> None:
+        """`residents`: the built-in levels, told as any other once they are registered (P3.19)."""
         self._node, self._incarnation = node, incarnation
-        self._event_manager_outside = event_manager_outside
-        self._worked: set[Acknowledgement] = set()  # what an event manager outside has processed
+        self._residents = tuple(residents)
+        self._answered: set[Acknowledgement] = set()  # what residents have asked for outside, and was acknowledged
         self.levels: dict[int, Level] = {}
         self._ended: dict[int, int] = {}  # level -> the last registration that has gone
         self._departed: set[tuple[int, int]] = set()  # (level, registration) of those that went by their own wish
@@ -63,18 +64,24 @@ class Subsystems:
             self.unregister(number)
         return found
 
-    def begin_second_step(self, database: Database, event_manager: Level, *, is_confirmed: bool) -> None:
-        """Register the event manager, once the levels below it are there: the second step of the boot (SPEC 3.10)."""
-        if EVENT_MANAGER in self.levels:
-            return
+    def begin_second_step(self, database: Database, *, is_confirmed: bool) -> None:
+        """Register each resident once all below it has joined: the second step of the boot (P3.11, SPEC 3.10)."""
         own = database.member(self._node)
-        mine = is_confirmed and own.incarnation == self._incarnation
-        join = next((t for t in database.transitions.values() if mine and t.node == self._node), None)
-        parked = join is not None and join.awaits == EVENT_MANAGER
-        nothing_below = all(number > EVENT_MANAGER for number in self.levels)
-        counted = any(level.number == EVENT_MANAGER for level in own.levels)  # before a daemon's restart
-        if nothing_below or parked or (mine and (counted or own.state is not NodeState.JOINING)):
-            self.register(event_manager)
+        known = own if is_confirmed and own.incarnation == self._incarnation else None
+        for resident in self._residents:
+            if self._is_time_for(resident.level.number, database, known):
+                self.register(resident.level)
+
+    def _is_time_for(self, number: int, database: Database, own: Member | None) -> bool:
+        if number in self.levels:
+            return False
+        if all(other > number for other in self.levels):
+            return True  # nothing is below it
+        if own is None:
+            return False
+        if any(level.number == number for level in own.levels) or own.state is not NodeState.JOINING:
+            return True  # it was registered before a daemon's restart
+        return any(each.node == self._node and each.awaits == number for each in database.transitions.values())
 
     def unregister(self, number: int, *, departed: bool = False, ended: bool = False) -> bool:
         """The subsystem of this level is gone, and what it had not acknowledged with it. False if there was none.
@@ -109,32 +116,33 @@ class Subsystems:
         return self._departed & {level.identity for level in own.levels}
 
     def due(self, database: Database) -> list[Notify]:
-        """The notifications to give now; each is returned once (P3.8). Forgets what is over."""
+        """Tell residents what is new, and return what to tell programs, each once (P3.8). Forgets what is over."""
         current = self._current(database)
         self._notified &= current.keys()
         self._acknowledged &= current.keys()
-        self._worked &= current.keys()
-        notifications = []
+        self._answered &= current.keys()
+        notifications: list[Notify] = []
         vectors: dict[int, dict[int, NodeState]] = {}
         for step, transition in current.items():
             if step in self._notified:
                 continue
             self._notified.add(step)
-            if step.level == EVENT_MANAGER and not self._event_manager_outside:
-                continue  # the event manager is part of the node: see `settle`
             if step.level not in vectors:
                 vectors[step.level] = _vector(database, step.level)
             if self._never_heard(step, transition):
                 self._acknowledged.add(step)
                 continue
             self._remember(step, transition, vectors[step.level])
-            notifications.append(
-                Notify(
-                    step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
-                    transition.barrier, vectors[step.level], database.epoch,
-                )
+            notify = Notify(
+                step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
+                transition.barrier, vectors[step.level], database.epoch,
             )  # fmt: skip
+            resident = self._resident_of(step.level)
+            notifications += (notify,) if resident is None else resident.told(notify)
         return notifications
+
+    def _resident_of(self, number: int) -> Resident | None:
+        return next((each for each in self._residents if each.level.number == number), None)
 
     def _never_heard(self, step: Acknowledgement, transition: Transition) -> bool:
         """Whether this is the end of a join that was over before this node saw it: its subsystem is told nothing.
@@ -152,30 +160,29 @@ class Subsystems:
             self._ends[step.level, transition.node] = transition.identity
 
     def settle(self, database: Database) -> bool:
-        """Let the event manager acknowledge what it has done; True if it newly did (P6.18, SPEC 6.8, 6.9)."""
+        """Let the residents acknowledge what they have done; True if one newly did (P3.19)."""
         self._departed = self._departed_of(database)
-        before = len(self._acknowledged)
-        if not database.transitions or EVENT_MANAGER not in self.levels:
+        if not database.transitions:
             return False
-        for step, transition in self._current(database, EVENT_MANAGER).items():
-            own_leave = transition.kind is TransitionKind.LEAVING and transition.node == self._node
-            if self._event_manager_outside and step not in self._worked:
-                continue
-            if not (own_leave and self._holds_services(database)):
-                self._acknowledged.add(step)
+        before = len(self._acknowledged)
+        for resident in self._residents:
+            if resident.level.number in self.levels:
+                for step, transition in self._current(database, resident.level.number).items():
+                    if resident.has_done(self._node, transition, database, answered=step in self._answered):
+                        self._acknowledged.add(step)
         return len(self._acknowledged) != before
 
     def acknowledge(self, step: Acknowledgement) -> bool:
         """A subsystem has processed a notification. False if it was not asked (stale, or never notified)."""
         if step not in self._notified:
             return False
-        (self._worked if step.level == EVENT_MANAGER else self._acknowledged).add(step)
+        (self._acknowledged if self._resident_of(step.level) is None else self._answered).add(step)
         return True
 
     @property
     def owes(self) -> bool:
         """Whether a subsystem was told of something that it has not acknowledged."""
-        return not self._notified <= self._acknowledged | self._worked
+        return not self._notified <= self._acknowledged | self._answered
 
     def has_acknowledged(self, step: Acknowledgement) -> bool:
         """Whether this node's subsystem has processed the step."""
@@ -239,17 +246,6 @@ class Subsystems:
         if transition is None or (transition.level, transition.barrier) != (step.level, step.barrier):
             return False
         return step.level in counted and self._node in transition.participants
-
-    def _holds_services(self, database: Database) -> bool:
-        """Whether this node still has services, or handed some over that have not started elsewhere (SPEC 6.8).
-
-        What it handed over to a node that has fallen silent since is that one's: nobody waits for it (P4.8).
-        """
-        return any(
-            service.node == self._node
-            or (service.origin == self._node and service.intent and not is_frozen(service, database))
-            for service in database.services.values()
-        )
 
 
 def is_present(levels: Mapping[int, Level], counted: Level) -> bool:

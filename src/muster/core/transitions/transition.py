@@ -21,7 +21,7 @@ for members of that time, every level is told of every node (`by_level` is False
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts, is_silent, takes_part
-from muster.records.levels import EVENT_MANAGER_LEVEL, Gone, Level, NodeState, TransitionKind
+from muster.records.levels import BUILT_IN, EVENT_MANAGER_LEVEL, Gone, Level, NodeState, TransitionKind
 from muster.records.members import Member, Proof
 from muster.records.transitions import Acknowledgement, Transition
 from muster.records.versions import KERNELS_WORD
@@ -438,13 +438,13 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
 def _awaited(draft: Draft, transition: Transition, level: int) -> int:
     """The level for whose registration a join stops before `level`; 0 where it goes on.
 
-    The event manager of the joining node registers in the second step of its boot, when everything below it has joined
+    A built-in level of the joining node registers in the second step of its boot, when everything below it has joined
     (P3.11, SPEC 3.10). What this join requires was there when it was opened, and may have gone since (P3.17).
     """
     if transition.kind is not TransitionKind.JOINING or transition.late:
         return 0
     member = draft.member(transition.node)
-    lacking = {EVENT_MANAGER, *member.required} - _own(member)
+    lacking = {*(level.number for level in BUILT_IN), *member.required} - _own(member)
     return min((number for number in lacking if number <= level), default=0)
 
 

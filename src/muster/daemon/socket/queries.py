@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct, field
 
 from muster.core.draft import is_silent
+from muster.core.events.resident import holding
 from muster.core.freezing import is_frozen
 from muster.core.needs.machine import NOTHING, Told
 from muster.core.needs.need import Need
@@ -283,12 +284,7 @@ def _services_that_hold(database: Database, member: Member) -> str:
     """What a leave waits for at the event manager's level: a stop there, or a start elsewhere (P6.18, SPEC 6.8)."""
     if member.state is not NodeState.LEAVING:
         return ""
-    found = [
-        service
-        for service in database.services.values()
-        if service.node == member.node
-        or (service.origin == member.node and service.intent and not is_frozen(service, database))
-    ]
+    found = list(holding(database, member.node))
     stuck = [service for service in found if service.cause]
     if not found:
         return ""

@@ -12,7 +12,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from muster.core.effects import RunCommand
+from muster.core.events.resident import RehearsedEventManager
+from muster.core.node.residents import RESIDENTS
 from muster.core.services.instances import SEPARATOR
+from muster.core.transitions.resident import Resident
 from muster.core.transitions.transition import EVENT_MANAGER, SETTLED_STATE
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import LeaveNode, Member
@@ -131,6 +134,12 @@ def rehearse(scenario: Scenario, seed: int) -> Iterator[Frame | Verdict]:
     yield Verdict(stage.loop.now_us, missing, tuple(broken))
 
 
+def _residents(levels: list[Level]) -> tuple[Resident, ...]:
+    """The built-in levels; one that the scenario names takes the time that it gives."""
+    named = tuple(RehearsedEventManager(level) for level in levels if level.number == EVENT_MANAGER)
+    return named or RESIDENTS
+
+
 def _patience(scenario: Scenario) -> tuple[int, int, int]:
     """(how long nothing may happen before it counts as settled, as stuck; how long it may go on at all), us."""
     nodes = len(scenario.nodes)
@@ -162,7 +171,7 @@ class Stage(World):
             reboots=0.0,
             kernel=True,
             names=scenario.nodes,
-            event_manager=next((level for level in levels if level.number == EVENT_MANAGER), None),
+            residents=_residents(levels),
             services=tuple(service.definition for service in scenario.services),
             drift=0.0,
         )

@@ -275,7 +275,7 @@ class Model:
 
     def _registered(self, node: int, incarnation: int, levels: Iterable[Level]) -> int:
         """A node's subsystems, registered before it knows anything of the cluster."""
-        subsystems = Subsystems(node, incarnation, self.world.event_manager is not None)
+        subsystems = Subsystems(node, incarnation, self.world.residents)
         for level in levels:
             subsystems.register(level)
         return self._keep(subsystems)
@@ -464,7 +464,7 @@ class Model:
 
     def _resident(self, node: int, seat: Seat, number: int) -> Resident:
         """The node itself, with the replica and the subsystems that it has in this state."""
-        setup = Setup(node, f"n{node}", seat.incarnation, FAST, rehearsed_event_manager=self.world.event_manager)
+        setup = Setup(node, f"n{node}", seat.incarnation, FAST, residents=self.world.residents)
         database = self.databases.values[max(0, number)]
         return Resident(setup, database, self._strip, self._subsystems.values[seat.subsystems], number != NO_REPLICA)
 
@@ -638,7 +638,7 @@ class Model:
         heard = {key for key, _ in seat.held}
         for number, _ in here:
             if number == EVENT_MANAGER and self.world.event_manager is None:
-                continue  # inside, it reads the record itself, and nobody tells it (see `Subsystems.due`)
+                continue  # inside, it reads the record itself, and tells nobody outside what it was told
             for member in database.members.values():
                 inside = member.state is NodeState.JOINED and any(each.number == number for each in member.levels)
                 known = (number, member.node) in heard or not inside

@@ -7,9 +7,12 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft
 from muster.core.effects import Effect, Notify
+from muster.core.events.resident import RehearsedEventManager
 from muster.core.inputs import Input, StoreDone
 from muster.core.node.node import Node
+from muster.core.node.residents import RESIDENTS
 from muster.core.node.setup import Setup
+from muster.core.transitions.resident import Resident as BuiltIn
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import IDENTITIES_PER_ENTRY
 from muster.records.database import Change, Database, Entry, Forget
@@ -29,7 +32,7 @@ INDEX = 1 << 20  # of every database in the search, plus the late joins so far: 
 SERIALS = 16  # transitions of one incarnation, at most
 TERM = Term(1, 0)
 EVENT_MANAGER = EVENT_MANAGER_LEVEL.number
-ONLY_NARRATED = ("_narrated",)  # of `Subsystems`: what its history has told already
+NOT_A_STATE = ("_narrated", "_residents")  # of `Subsystems`: what its history has told already, what never changes
 
 
 class Budget(NamedTuple):
@@ -58,6 +61,11 @@ class World(NamedTuple):
     tall: Level | None = None  # only the last node has this level, from its boot on
     departs: bool = False  # what goes has said so; else its program has ended
     required: tuple[Required, ...] = ()  # that a node must have before it joins, from the beginning of the search on
+
+    @property
+    def residents(self) -> tuple[BuiltIn, ...]:
+        """The built-in levels of each node."""
+        return RESIDENTS if self.event_manager is None else (RehearsedEventManager(self.event_manager),)
 
     @property
     def barriers(self) -> dict[int, Level]:
@@ -158,7 +166,7 @@ def _copy_of(subsystems: Subsystems) -> Subsystems:
     for name, value in vars(subsystems).items():
         if isinstance(value, dict | set):
             setattr(found, name, value.copy())
-        elif isinstance(value, tuple):
+        elif name == "_narrated":
             setattr(found, name, tuple(each.copy() for each in value))
     return found
 
@@ -172,7 +180,7 @@ def frozen(fields: dict[str, Any]) -> tuple[Any, ...]:
         if isinstance(value, set)
         else value
         for name, value in fields.items()
-        if name not in ONLY_NARRATED
+        if name not in NOT_A_STATE
     )
 
 

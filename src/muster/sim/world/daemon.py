@@ -140,7 +140,7 @@ class Daemon:
         self.record(DaemonStarted(world.loop.now_us, node, life.incarnation, database.index, database.term))
         setup = Setup(
             node, self.machine.name, life.incarnation, world.profile,
-            rehearsed_event_manager=world.settings.event_manager, one_machine=not world.settings.shared,
+            residents=world.settings.residents, one_machine=not world.settings.shared,
             region_bytes=world.settings.half_bytes,
             kernel=Kernel(world.kernel.boot_id, MACHINE_ID) if world.settings.kernel else NO_KERNEL,
             remembered=self.machine.remembered,

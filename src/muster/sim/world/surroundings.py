@@ -9,6 +9,8 @@ from random import Random
 from typing import NamedTuple
 
 from muster.core.effects import RunCommand
+from muster.core.node.residents import RESIDENTS
+from muster.core.transitions.resident import Resident
 from muster.records.levels import Level
 from muster.records.services import Definition
 from muster.records.timing import Profile
@@ -33,7 +35,7 @@ class Settings(NamedTuple):
     flaky: float = 0.0  # share of commands that fail
     reboots: float = 1.0  # share of nodes that boot again by themselves after they stopped
     names: tuple[str, ...] = ()  # of the nodes; empty: n0, n1, ...
-    event_manager: Level | None = None  # a rehearsed event manager, with simulated work (SPEC 8.4)
+    residents: tuple[Resident, ...] = RESIDENTS  # a rehearsal gives the event manager simulated work (SPEC 8.4)
     services: tuple[Definition, ...] = ()  # defined before the first node boots
     shared: bool = False  # each node is a machine of its own: an expired lease proves nothing (SPEC 7.1)
     kernel: bool = False  # all nodes run under one kernel, which is asked (P7.13); without it leases are proof
