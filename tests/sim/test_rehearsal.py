@@ -246,7 +246,7 @@ def test_spec_3_9_a_kill_during_a_leave_skips_the_levels_that_the_leave_had_comp
 
 def test_spec_2_4_a_kill_of_the_master_in_the_middle_of_a_join_ends_as_if_nothing_had_happened() -> None:
     steps = """13000 boot N3
-               13500 kill N0"""
+               13900 kill N0"""
     run = Rehearsed(scenario(4, steps, 'work = { sfs = "900ms" }', booted=3))
     run.check_end("N1 N2 N3")
     died = run.when_said("kill N0")
