@@ -109,7 +109,7 @@ def test_p2_6_a_node_is_whole_between_two_steps_and_says_what_is_not(cluster: Co
     for role in ("master", "member", "joining", "started"):
         assert not node_of(cluster, role).invariant(), role
     member = copy.deepcopy(node_of(cluster, "member"))
-    member.leading = MasterTerm(member.this, member.term, Outbox({}))
+    member.leadership.term = MasterTerm(member.this, member.term, Outbox({}))
     assert "term" in member.invariant()
     master = copy.deepcopy(node_of(cluster, "master"))
     master.replica.confirmed = False
@@ -118,5 +118,5 @@ def test_p2_6_a_node_is_whole_between_two_steps_and_says_what_is_not(cluster: Co
     assert master.leading is not None
     master.leading.in_flight = InFlight(Entry(1, master.term, "", ()), 1, None, [])
     assert "in flight" in master.invariant()
-    master.leading = None
+    master.leadership.term = None
     assert "term" in master.invariant()

@@ -85,7 +85,7 @@ def test_p2_11_a_master_that_cannot_write_its_journal_gives_way_and_another_one_
 
 
 def test_p2_11_the_mutant_never_giving_way_stops_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muster.core.node.node.patience_of", lambda _profile: Patience(1 << 60, 1 << 61))
+    monkeypatch.setattr("muster.core.decisions.leadership.patience_of", lambda _profile: Patience(1 << 60, 1 << 61))
     world = cluster()
     world.perform(schedule.Spoil(JOURNAL, node=0))
     world.perform(schedule.Ask(1, "after", ApplyServices((Definition("page"),))))

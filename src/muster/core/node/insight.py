@@ -46,7 +46,7 @@ def last_words(node: Node, other: int) -> str:
 
 def unable_to_lead(node: Node) -> dict[int, str]:
     """The nodes that say that they cannot lead, and why: their own area cannot be written (P2.11)."""
-    return node.inability.everywhere(node.me, node.links.connected)
+    return node.leadership.inability.everywhere(node.me, node.links.connected)
 
 
 def remembered(node: Node) -> tuple[int, Term, dict[int, int]]:
@@ -61,7 +61,7 @@ def age_ms(node: Node, index: int) -> int:
 
 def fullness(node: Node) -> Fullness:
     """How full the store is, as far as this node's replica knows."""
-    return fullness_of(node.room, node.database)
+    return fullness_of(node.leadership.room, node.database)
 
 
 def places_awaited(node: Node) -> dict[int, AwaitedThere]:

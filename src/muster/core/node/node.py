@@ -15,10 +15,10 @@ from typing import assert_never
 
 import msgspec
 
+from muster.core.decisions.leadership import Beside, Leadership
 from muster.core.decisions.term import MasterTerm, Told
 from muster.core.effects import (
     Effect,
-    Elected,
     LevelRefused,
     ReadStrip,
     Reply,
@@ -56,10 +56,6 @@ from muster.core.leases.observer import Observer
 from muster.core.leases.reads import Reads
 from muster.core.links.links import Links
 from muster.core.mastership import machine as mastership
-from muster.core.mastership.candidacy import Candidacy, has_successor
-from muster.core.mastership.inability import Inability
-from muster.core.mastership.machine import Became, Compact, Decided, Halt, Withdrawn
-from muster.core.mastership.tenure import JOURNAL_FULL, Claims, GaveWay, Outcome, Tenure, Trouble, patience_of
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
 from muster.core.node.setup import Setup
@@ -73,7 +69,6 @@ from muster.core.services.commands import Executor
 from muster.core.services.grades import is_news
 from muster.core.services.places import Places
 from muster.core.this_node import ThisNode
-from muster.core.transitions import narration as history
 from muster.core.transitions import registration
 from muster.core.transitions.objections import Questions
 from muster.core.transitions.subsystems import Subsystems
@@ -122,10 +117,6 @@ class Node:
         own_claim = strip.claims[self.me]
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
         self._numbers = itertools.count(1)  # of store operations and reads
-        self._tenure = Tenure(
-            own_claim, setup.incarnation, setup.profile.read_ms * US_PER_MS, self._numbers, patience_of(setup.profile)
-        )
-        self.inability = Inability(setup.profile)
         self.places = Places()
         self.observer = Observer(
             self.me,
@@ -138,7 +129,6 @@ class Node:
         )
         remembered = setup.remembered or Remembered("", "")
         self.memory = Memory(remembered.terms)
-        self.room = Room(setup.region_bytes)
         self.executor = Executor(self.me, setup.incarnation, commands)
         self.subsystems = Subsystems(self.me, setup.incarnation, setup.residents)
         self.now_us = now_us
@@ -153,11 +143,11 @@ class Node:
         self.reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
         config = database.nodes.get(self.me)
         generation = config.generation if config is not None else 0
-        self._candidacy = Candidacy(me)
         self._presence = Presence(me, generation, database.index, self._out)
         self._own = OwnRegisters(me, strip, self._numbers, self._out)
         self._reads = Reads(setup.profile, now_us)
-        self.leading: MasterTerm | None = None  # exists exactly while this node is master
+        self.leadership = Leadership(me, own_claim, self._numbers, Room(setup.region_bytes), self._out)
+        self._beside = Beside(self.replica, self.observer, self.links, self._own)
         self._next_heartbeat_us = now_us
         self._look_at_links = True  # something has happened that may change whom this node hears
 
@@ -166,7 +156,12 @@ class Node:
     @property
     def is_master(self) -> bool:
         """Whether this node acts as master now."""
-        return self._tenure.is_master
+        return self.leading is not None
+
+    @property
+    def leading(self) -> MasterTerm | None:
+        """What this node is master with; it exists exactly while it is."""
+        return self.leadership.term
 
     @property
     def database(self) -> Database:
@@ -212,30 +207,20 @@ class Node:
         if self._out.has_ended:
             return NEVER_US
         times = [self._next_heartbeat_us, self.links.next_view_us]
-        others = (self._reads.due_us, self.reporting.due_us, self.reporting.count_due_us, self._tenure.retry_us)
+        others = (self._reads.due_us, self.reporting.due_us, self.reporting.count_due_us, self.leadership.retry_us)
         return min(*times, *(due_us for due_us in others if due_us is not None))
 
     def invariant(self) -> str:
         """What does not hold of this node between two steps, though it always must, in words; empty where all does."""
-        leading, tenure = self.leading, self._tenure
-        if (leading is not None) != tenure.is_master:
-            return "a term as master exists, or none does, against what the tenure says"
-        if leading is not None:
-            if not self.confirmed:
-                return "a master's replica is not confirmed"
-            if not leading.term == self.term == tenure.state.term:
-                return f"a master of term {leading.term} has accepted {self.term} and claimed {tenure.state.term}"
-            if (leading.in_flight is None) != tenure.is_free:
-                return "an entry is in flight without a frame, or a frame without an entry"
         if len(self._out):
             return "something is left in the outbox"
-        return self._own.problem()
+        return self.leadership.problem(self.replica) or self._own.problem()
 
     def start(self, now_us: int) -> list[Effect]:
         """The first effects: withdraw what an earlier life claimed, begin to read."""
         self.now_us = now_us
-        self._tenure.start(now_us)
-        self._settle_tenure()
+        self.leadership.start(now_us)
+        self._settle()
         self._timers()
         self._report()
         return self._out.drain()
@@ -262,7 +247,7 @@ class Node:
         match happened:
             case StripRead() | StripUnread() | StoreDone() | StoreRefused() | JournalRead():
                 self._store_answered(happened)
-                self._settle_tenure()
+                self._settle()
             case MessageReceived(sender=sender, message=message):
                 return self._message(sender, message)
             case PeerConnected() | PeerLost() | OwnLinksChanged():
@@ -321,7 +306,7 @@ class Node:
         evidence = Evidence(kind, word.incarnation, word.detail)
         sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
         self.reporting.want()  # the master may be one that cannot ask
-        self._consider_claim()
+        self._claim_if_due()
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -353,205 +338,70 @@ class Node:
         match answer:
             case StripRead() if another := self.memory.another_store(answer, self.this):
                 self._out.panic(f"its store went back in time, or is another one: {another}")
-            case StripRead(read=read) if self._tenure.awaits_read(read):
+            case StripRead() if self.leadership.awaits(answer):
                 self._observe(answer)
-                self._tenure.read(answer.strip, self.observer.is_out, self.now_us, may_lead=self.observer.may_lead)
+                self.leadership.take(answer, self._beside, self.now_us)
             case StripRead(read=read) if self._reads.awaits(read):
                 self._strip_read(answer)
-            case StripUnread(read=read) if self._tenure.awaits_read(read):
-                self._tenure.unread(self.now_us)
             case StripUnread(read=read) if self._reads.awaits(read):
                 self._reads.failed(self.now_us)
                 self.observer.lose_sight(self.now_us)
-            case JournalRead(operation=operation) if self._tenure.awaits(operation):
-                index, term = self.replica.known
-                self._tenure.journal_read(answer, index, term, self.now_us)
-            case StoreDone(operation=operation, claims=claims):
-                self._store_done(operation, claims)
-            case StoreRefused():
-                self._store_refused(answer)
+            case StoreRefused(kind="foreign"):
+                self._out.panic(answer.error)
+            case _ if self.leadership.awaits(answer):
+                self.leadership.take(answer, self._beside, self.now_us)
+            case StoreDone(operation=operation):
+                self._register_written(self._own.ended(operation))
+            case StoreRefused(operation=operation):
+                self._register_refused(self._own.ended(operation), answer)
             case _:
                 pass  # an answer that nobody waits for any more
-
-    def _answer_unchanged(self, read: StripRead) -> None:
-        """A read of all claims has shown no higher term: answer what changed nothing (P9.4)."""
-        known = None not in read.strip.claims
-        if self.leading is None or not known or not self.observer.may_lead:
-            return
-        if self.observer.highest_term() <= self.term:
-            self._deliver(self.leading.claims_read(read.started_us))
 
     def _strip_read(self, read: StripRead) -> None:
         self._reads.done(read.started_us, self.now_us)
         self._observe(read)
         self.links.see_views(read.strip, self.now_us)
-        may_lead = self.observer.may_lead
-        if self._tenure.observe(read.strip, self.now_us, may_lead=may_lead):
-            self._end_term_if_over()
-            why = "a higher term was claimed" if may_lead else "its own lease has run out"
-            self._out.trace("superseded", why)
-        self._answer_unchanged(read)
-        self._watch_links()
-        self._consider_claim()
+        self._deliver(self.leadership.look(read, self.observer, self.now_us))
+        self.leadership.watch_links(self._beside, self.now_us)
+        self._claim_if_due()
         self._find_master()
 
     def _observe(self, read: StripRead) -> None:
         sightings.take_read(self.observer, self.links, read, self.database, self.now_us, self._out)
 
-    def _store_done(self, operation: int, claims: Claims) -> None:
-        if self._tenure.awaits(operation):
-            observer = self.observer
-            self._tenure.done(self.now_us, claims, observer.is_out, may_lead=observer.may_lead)
-        else:
-            kind = self._own.ended(operation)
-            self.inability.written(kind)
-            if kind == "marks":
-                self._publish_marks()
-
-    def _store_refused(self, refused: StoreRefused) -> None:
-        if refused.kind == "foreign":
-            self._out.panic(refused.error)
-        elif self._tenure.awaits(refused.operation):
-            self._tenure.refused(refused, self.now_us)
-        else:
-            self._register_refused(self._own.ended(refused.operation), refused)
+    def _register_written(self, kind: str) -> None:
+        self.leadership.inability.written(kind)
+        if kind == "marks":
+            self.leadership.publish_marks(self._beside)
 
     def _register_refused(self, kind: str, refused: StoreRefused) -> None:
-        """The view or the marks could not be written: again soon; a master without marks gives way (P2.11).
-
-        A mark stops a condemned node that lives (P4.3). Its view tells the others whom this node hears: who leads looks
-        at all of them, so whoever cannot write its own is no good candidate.
-        """
+        """The view or the marks could not be written: again soon (P2.11)."""
         if kind == "marks":
             self._own.publish_anew()
         elif kind == "view":
             self.links.view_refused(self.now_us)
-        if kind and self.inability.refused(kind, self.now_us):
-            self._found_unable(f"its {kind} register cannot be written: {refused.error}")
-            if kind == "marks" and self.leading is not None:
-                self._out.trace("gives way", "it cannot publish its marks")
-                self._abdicate()
-                self._settle_tenure()
+        if kind:
+            self.leadership.register_refused(kind, refused.error, self.now_us)
 
-    # ---- mastership ----------------------------------------------------------------------------------------------
+    def _settle(self) -> None:
+        """Take over what has become of a claim or a mastership."""
+        told, has_withdrawn = self.leadership.settle(self._beside, self.now_us)
+        self._deliver(told)
+        if has_withdrawn:
+            self._presence.finish()
 
-    def _settle_tenure(self) -> None:
-        """Take over what the mastership machine wants done and what has become of it."""
-        while True:
-            self._end_term_if_over()
-            effects, outcomes = self._tenure.drain()
-            self._out.extend(effects)
-            if not outcomes or self._out.has_ended:
-                return
-            for outcome in outcomes:
-                self._tenure_outcome(outcome)
-
-    def _end_term_if_over(self) -> None:
-        if not self._tenure.is_master:
-            self.leading = None
-
-    def _abdicate(self) -> None:
-        """Give a mastership up, at once or when the frame in flight is decided."""
-        self._tenure.abdicate(self.now_us)
-        self._end_term_if_over()
-
-    def _tenure_outcome(self, outcome: Outcome) -> None:
-        match outcome:
-            case Became(term=term):
-                self._became(term)
-            case Decided():
-                self._decided()
-            case Withdrawn():
-                self._withdrawn()
-            case Compact():
-                self._tenure.compact(self.database, self.now_us)
-            case Halt(cause=cause):
-                self._out.panic(cause)
-            case Trouble(event=event, detail=detail):
-                self._out.trace(event, detail)
-                if event == JOURNAL_FULL:
-                    self.room.entry_refused()
-                self._candidacy.after_trouble(self.now_us)
-            case GaveWay(detail=detail):
-                self._out.trace("gives way", f"{detail}; another node may lead")
-                self._found_unable(detail)
-
-    def _found_unable(self, why: str) -> None:
-        """This node could not do what leading takes: all others go first from now on (P2.11)."""
-        self._candidacy.put_off(self.now_us + self.inability.found(why))
-
-    def _end_if_hopeless(self) -> None:
-        """A claim that this node can neither act on nor withdraw keeps all others waiting: end with it (P2.11)."""
-        why = self._tenure.hopeless(self.observer.strip, self.now_us)
-        if why:
-            self._out.panic(f"{why}; the others wait for its claim")
-
-    def _consider_claim(self) -> None:
-        """Claim mastership if no predecessor may lead any more and no better candidate claims (P2.2, P2.10, P2.13)."""
-        unable = self.inability.everywhere(self.me, self.links.connected).keys()
-        now_us, observer = self.now_us, self.observer
-        if self._presence.is_going or not self._candidacy.has_its_turn(
-            self._tenure, observer, self.links, self.database, unable, now_us
-        ):
-            return
-        self._candidacy.claimed()
-        self._out.trace("claiming", f"above term {self.observer.highest_term()}")
-        self._tenure.claim(self.observer.strip, self.now_us)
-
-    def _became(self, term: Term) -> None:
-        adopted = self._tenure.adopted
-        assert adopted is not None
-        self.leading = MasterTerm(self.this, term, self._out)
-        self.inability.over()
-        self.replica.adopt(adopted, term, self.now_us)
-        self._own.publish_anew()
-        self._out.put(Elected(term.number, term.node))
-        self._out.trace(history.ELECTED, f"{self.setup.name} is master, term {term}, at index {adopted.index}")
-        self._publish_marks()
-        self._abdicate_if_due()
-        self._remind()
-
-    def _decided(self) -> None:
-        assert self.leading is not None
-        self.room.entry_taken()
-        self._deliver(self.leading.committed(self.replica, self.now_us))
-        self._publish_marks()
-        self._abdicate_if_due()
-
-    def _withdrawn(self) -> None:
-        for node in self.links.connected:
-            self._out.send(node, Abdicated(self._tenure.state.term))
-        self._presence.finish()
-
-    def _abdicate_if_due(self) -> None:
-        """A leaving master hands over to a joined member; a decision to abdicate waits for the frame in flight."""
-        if self.leading is None or not self._tenure.is_free:
-            return
-        if self._tenure.state.abdicating:
-            self._abdicate()
-        elif has_successor(self.database, self.me, self.leading.followers.reports):
-            self._out.trace("abdicating", "it leaves the cluster")
-            self._abdicate()
+    def _claim_if_due(self) -> None:
+        if not self._presence.is_going:
+            self.leadership.claim_if_due(self._beside, self.now_us)
 
     # ---- the links -----------------------------------------------------------------------------------------------
-
-    def _watch_links(self) -> None:
-        """On the master: find who is outside the surviving set; abdicate if this node is (P4.4, SPEC 7.4)."""
-        if self.leading is not None and self.leading.judge_links(self.links, self.observer, self.database, self.now_us):
-            self._out.trace("abdicating", "its links failed; the surviving set goes on without it")
-            self._abdicate()
 
     def _write_view_if_due(self, early_us: int) -> None:
         live = [node for node in self.database.nodes if self.observer.is_live(node)]
         sightings.note_late(self.observer, self.links, self.database, self.now_us, self._out)
         heard = self.links.view_due(len(self.database.nodes), live, self.now_us, early_us)
         if heard is not None:
-            self._own.write_view(self.links, self.database, heard, self._tenure.state.term, self.now_us)
-
-    def _publish_marks(self) -> None:
-        """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
-        if self.leading is not None:
-            self._own.publish_marks(self.database, self._tenure.state.term)
+            self._own.write_view(self.links, self.database, heard, self.leadership.claimed, self.now_us)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
@@ -595,7 +445,7 @@ class Node:
     def _heard(self, sender: int, heartbeat: Heartbeat) -> None:
         self.memory.heard(heartbeat.term, self.now_us)
         self.links.store_lost_ms[sender] = heartbeat.store_lost_ms
-        self.inability.told[sender] = heartbeat.unable
+        self.leadership.inability.told[sender] = heartbeat.unable
         self.places.heard(sender, heartbeat)
         if self.leading is not None:
             self.leading.followers.is_at(sender, heartbeat.term, heartbeat.index)
@@ -679,7 +529,7 @@ class Node:
             waiting = tuple(self.leading.waited_for(self.database, self._settled_report()).items())
         lost_ms = self.observer.lost_ms(self.now_us)
         heartbeat = Heartbeat(
-            self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self.inability.own,
+            self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self.leadership.inability.own,
             *self.places.own(self.now_us),
         )  # fmt: skip
         for node in nodes:
@@ -733,11 +583,10 @@ class Node:
 
     def _hand_over(self) -> None:
         """Give up what is left of a mastership; then this node goes (SPEC 3.11, P10.3)."""
-        if self._tenure.is_idle:
+        if self.leadership.hand_over(self.now_us):
             self._presence.finish()
         else:
-            self._abdicate()
-            self._settle_tenure()
+            self._settle()
 
     def own_report(self) -> Report:
         """All that the master must know of this node, as it is now (P5.3)."""
@@ -792,29 +641,24 @@ class Node:
 
     def _decide(self) -> None:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
-        while self.leading is not None and self._tenure.is_free and not self._out.has_ended:
-            if self._presence.is_going:
-                return
+        while self.leadership.can_decide and not self._out.has_ended and not self._presence.is_going:
             self.reporting.round_us = self.now_us
-            own = self._settled_report()
-            facts = self.leading.facts(self.replica, self.observer, own, self.waiting, self.room, self.now_us)
-            result = self.leading.decide(self.database, facts)
+            result = self.leadership.decide(self._beside, self._settled_report(), self.waiting, self.now_us)
             if result.is_awaited:
                 self._reads.soon(self.now_us)
             self._deliver(result.told)
             if not result.frame:
                 return
-            self._tenure.propose(result.frame, self.now_us)
-            self._settle_tenure()
+            self._settle()
 
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def _timers(self) -> bool:
         """What time has made due; whether a round of decisions is."""
         counts = self.reporting.count_is_due(self.now_us)
-        self._tenure.retry(self.now_us)
-        self._settle_tenure()
-        self._end_if_hopeless()
+        self.leadership.retry(self.now_us)
+        self._settle()
+        self.leadership.end_if_hopeless(self.observer, self.now_us)
         early_us = 0
         if self._reads.is_due(self.now_us):
             number = next(self._numbers)
@@ -835,14 +679,9 @@ class Node:
         for request in self._clients.unanswered():
             self._forward(request)
         if self.leading is not None:
-            self._publish_marks()
+            self.leadership.publish_marks(self._beside)
             self._deliver(self.leading.decide_polls(self.database, self.now_us))
-            self._remind()
+            self.leading.remind(self.links.connected, self.replica, self.now_us)
             self.leading.raise_alarms(self.replica, self.waiting, self._settled_report(), self.now_us)
         elif self._has_something_pending():
             self.reporting.want(force=True)
-
-    def _remind(self) -> None:
-        """On the master: repeat what a node has missed, or the snapshot that it has not answered."""
-        if self.leading is not None:
-            self.leading.remind(self.links.connected, self.replica, self.now_us)
