@@ -214,6 +214,8 @@ class Node:
         """What does not hold of this node between two steps, though it always must, in words; empty where all does."""
         if len(self._out):
             return "something is left in the outbox"
+        if self._out.has_ended:
+            return ""  # it takes nothing in any more, and what was at work in its last step stays as it was
         return self.leadership.problem(self.replica) or self._own.problem()
 
     def start(self, now_us: int) -> list[Effect]:
