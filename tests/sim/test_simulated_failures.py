@@ -158,6 +158,8 @@ def test_p6_26_a_program_is_restarted_in_place_then_moved_and_then_stopped_with_
     for _ in range(6):
         fail(world, "web")
         pass_time(world, 1500)
+        rest = service(world, "web").rest  # longer each time (P6.36)
+        pass_time(world, rest.ms if rest is not None else 0)
         places.append(service(world, "web").node)
     other = 1 - first
     assert places == [first, first, other, other, other, -1]

@@ -233,6 +233,13 @@ class FailurePolicy(Checker):
 
     def _followed(self, before: Service, after: Service, seen: Applied) -> Findings:
         name, policy = after.name, _policy(after)
+        if before.state is ServiceState.DEREGISTERED and before.definition != after.definition:  # it is mended (P6.37)
+            self._failures.pop(name, None)
+            self._given_up.pop(name, None)
+        given_up_before = self._given_up.get(name, {})
+        members = seen.state.members
+        for node in [each for each in given_up_before if each in members and members[each].state is NodeState.JOINING]:
+            del given_up_before[node]  # it boots again (P6.36)
         failures = self._failures.setdefault(name, [])
         if has_failed(before, after, seen.index):
             failures.append(seen.at_us)

@@ -212,6 +212,8 @@ class Runner:
         left = outcome.left or command.action != "start"
         if not left:
             self.end_service(command.service)
+        if command.action == "stop" and not succeeded:  # it may have failed because there was nothing to stop (P6.35)
+            left = command.service in self._active
         detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
         state = CommandState(command.service, command.generation, command.action, True, succeeded, detail, left)
         self._commands[command.service] = state
