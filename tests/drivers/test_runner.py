@@ -587,3 +587,20 @@ def test_p8_3_of_action_functions_a_bounded_number_is_at_work(tmp_path: Path) ->
 def children(runner: RealRunner) -> list[int]:
     """Of the runner, those included that have ended and are not reaped."""
     return [pid for pid, parent in read_parents().items() if parent == runner.process.pid]
+
+
+def test_p8_20_the_output_of_commands_is_told_in_pieces_and_a_flood_neither_blocks_nor_fills(
+    runner: RealRunner,
+) -> None:
+    flood = "head -c 20000000 /dev/zero | tr '\\0' x; echo; echo the end; exec sleep 1000"
+    assert runner.run(1, "start", *shell(flood), program=True)["succeeded"]
+    told = ""
+    while not told.endswith("the end\n"):
+        piece = runner.take(lambda packet: packet["say"] == "wrote")
+        assert (piece["service"], piece["generation"]) == ("s", 1)
+        told = f"{told}{piece['text']}"[-50_000:]
+        omitted = piece["omitted"] or 0
+        assert omitted >= 0
+    assert runner.resident_kib() < 60_000
+    assert runner.run(2, "stop", *shell("echo stopping"))["succeeded"]
+    assert runner.take(lambda packet: packet["say"] == "wrote" and packet["generation"] == 2)["text"] == "stopping\n"

@@ -94,6 +94,7 @@ class RunnerClient:
         self.acts_ended_early: deque[CommandState] = deque(maxlen=MAXIMUM_EARLY)
         self.acts_at_work: set[int] = set()
         self._on_ended, self._on_exited, self._on_waiting = on_ended, on_exited, on_waiting
+        self.on_wrote: Callable[[str, str, int], None] | None = None  # service, text, bytes left out before it
         self._outputs: dict[int, asyncio.Future[Output]] = {}
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -271,6 +272,8 @@ class RunnerClient:
                 self._on_exited(ProgramExited(*(packet[name] for name in ProgramExited._fields)))
             case {"say": "waiting", "named": [*named], "count": int(count)} if self._on_waiting:
                 self._on_waiting(PlacesOfRunner(tuple(_waiting(*each) for each in named), count))
+            case {"say": "wrote", "service": str(service), "text": str(text), "omitted": int(omitted)} if self.on_wrote:
+                self.on_wrote(service, text, omitted)
             case {"say": "output", "request": int(request), "output": output, "status": status}:
                 future = self._outputs.get(request)
                 if future is not None and not future.done():

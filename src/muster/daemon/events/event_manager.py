@@ -42,6 +42,7 @@ from muster.daemon.events import command_log, event_history
 from muster.daemon.events.command_log import CommandLog
 from muster.daemon.events.event_history import EventHistory
 from muster.daemon.events.kept_history import KeptHistory
+from muster.daemon.events.output_files import OutputFiles, Piece
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.events import BUILT_IN_WATCHER, NEEDS_WATCHER, PROCESS_WATCHERS, EventDefinition
 from muster.records.names import shown
@@ -107,21 +108,23 @@ class EventManager:
         self._asked_of_needs: dict[str, tuple[events.Values, set[tuple[str, str]]]] = {}  # event -> asked for, told
         self._history = EventHistory(self.kept(home / event_history.FILE_NAME), node.incarnation)
         self.commands = CommandLog(self.kept(home / command_log.FILE_NAME))
+        self.outputs = OutputFiles(home, self._lost_lines)
 
     def kept(self, path: Path) -> KeptHistory:
         """A history in the node's home; why it loses lines goes into the log."""
+        return KeptHistory(path, self._lost_lines)
 
-        def trouble(why: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                self._loop.call_soon_threadsafe(self._note, "history not kept", why)
-
-        return KeptHistory(path, trouble)
+    def _lost_lines(self, why: str) -> None:
+        """Heard in a thread that writes."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._note, "history not kept", why)
 
     # ---- the daemon's side ----------------------------------------------------------------------------------------
 
     def start(self, runner: RunnerClient) -> None:
         """Begin, with what was recorded before, and what the runner remembers of it (P8.9)."""
         self._runner = runner
+        runner.on_wrote = lambda service, text, omitted: self.outputs.add(Piece(service, text, omitted))
         for ended in runner.ended_early:
             self.command_ended(ended)
         for exited in runner.exited.values():
@@ -139,6 +142,7 @@ class EventManager:
         self._stopped = True
         self._history.close()
         self.commands.close()
+        self.outputs.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._lingering is not None:
@@ -300,7 +304,9 @@ class EventManager:
             case "service_log" if subject and "\0" not in subject and self._runner is not None:
                 now = await self._runner.output(subject, 1.0)
                 commands = self.commands.of(subject)[-SHOWN_COMMANDS:]
-                return {"commands": commands, "running": {"output": now.output, "status": now.status}}
+                written = await asyncio.to_thread(self.outputs.tail, subject)
+                running = {"output": now.output, "status": now.status}
+                return {"commands": commands, "running": running, "written": written}
         raise ControlRefused(f"this node cannot say what {shown(question)} is", "control socket", "see the help")
 
     # ---- inside ---------------------------------------------------------------------------------------------------

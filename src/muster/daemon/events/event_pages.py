@@ -15,7 +15,9 @@ def merged(question: str, answers: dict[str, Document]) -> Document:
         return {"occurrences": sorted(found, key=lambda each: float(each["at_s"]))[-NEWEST:]}
     entries = [{"node": node, **each} for node, answer in answers.items() for each in answer.get("commands", [])]
     running = {node: answer["running"] for node, answer in answers.items() if any(answer.get("running", {}).values())}
-    return {"commands": sorted(entries, key=lambda each: float(each["at_s"]))[-NEWEST:], "running": running}
+    written = {node: answer["written"] for node, answer in answers.items() if answer.get("written")}
+    commands = sorted(entries, key=lambda each: float(each["at_s"]))[-NEWEST:]
+    return {"commands": commands, "running": running, "written": written}
 
 
 def _groups(answers: dict[str, Document]) -> Document:

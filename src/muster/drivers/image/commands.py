@@ -150,7 +150,8 @@ class Run:
 
     __slots__ = (
         "attempt", "cannot_execute", "condition", "executed_us", "follows", "generation", "has_left", "helped_only",
-        "is_supervised", "keeper", "last_status", "launched_us", "output_fd", "status", "status_fd", "tail",
+        "is_supervised", "keeper", "last_status", "launched_us", "omitted", "output_fd", "service", "status",
+        "status_fd", "tail", "unsaid",
     )  # fmt: skip
 
     def __init__(self, generation: int, attempt: int, keeper: int, status_fd: int, output_fd: int, now_us: int) -> None:
@@ -162,6 +163,9 @@ class Run:
         self.cannot_execute = 0  # errno
         self.has_left = False  # the command has ended and left something running
         self.tail = bytearray()
+        self.service = ""  # whose output is kept; empty: nobody's, as of a probe
+        self.unsaid = bytearray()  # what it has written and the daemon has not been told
+        self.omitted = 0  # bytes before that for which there was no room
         self.condition: Condition | None = None  # of a program: when it is ready
         self.is_supervised = False  # a program that is ready: its end is a failure of its service
         self.follows = False  # what it has left running goes on for it: the end of that is the end of it

@@ -40,6 +40,8 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
     {"say": "exited", "service", "generation", "status", "code", "output", "at_us"}   a supervised program, or what a
         start has left; for the history only, as the watcher process is told of it on a channel of its own (see
         `watcher_process.py`)
+    {"say": "wrote", "service", "generation", "text", "omitted": BYTES}   to be kept; what is written faster
+        than that is told is left out
     {"say": "output", "request": N, "output", "status"}   of what runs now
     {"say": "waiting", "named": [[kind, name, taken, places, by, since_us], ...], "count": N}   what waits for a place
         (P8.12): those that have waited longest, `count` in all; again every second, and when nothing does any more
@@ -98,13 +100,19 @@ from muster.drivers.image.process_tree import (
 from muster.drivers.image.readiness import Condition, PortTaken
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED
 from muster.drivers.image.watcher_process import WatcherProcess
-from muster.records.units import US_PER_MS
+from muster.records.units import NEVER_US, US_PER_MS
 
 PACKET_BYTES = 64 * 1024
 SEND_BUFFER_BYTES = 4 * PACKET_BYTES
 OUTBOX_LIMIT = 256
 TAIL_BYTES = 8 * 1024  # of a command's output, kept in memory
 HELPER_US = 60_000_000  # what a start command leaves for no longer than this may be a helper of it
+KEPT_ACTIONS = ("start", "stop", "recovery")  # of a service, whose output is kept
+UNSAID_BYTES = 48 * 1024  # of it, before the daemon is told
+WRITTEN_BYTES = 8 * 1024  # told at a time: as JSON it may be six times as long
+WRITTEN_PIECES = 4  # of one command, in a turn
+WRITTEN_PAUSE_US = 150_000  # from one turn to the next
+WRITTEN_OUTBOX = 32  # while so many packets wait, no more of that kind
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 MAXIMUM_SERVICES = 16_384
 MAXIMUM_STARTS = 32  # start commands that have just begun; the others wait for their turn, stops and recoveries never
@@ -151,6 +159,8 @@ class Runner:
         self._lookers: set[int] = set()  # the pids of lookers and of readers, see `looker.py` and `asking.py`
         self._working: dict[str, Service] = {}  # services with a job
         self._outbox: deque[bytes] = deque()
+        self._unsaid: dict[int, Run] = {}  # by identity: runs whose output is to be told
+        self._say_written_us = NEVER_US
         self._watcher = WatcherProcess(leash, base_environment, self._open_files, self._exit_of)
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
@@ -187,6 +197,7 @@ class Runner:
             self._pulse_if_due()
             wake_us = min(
                 self._next_pulse_us,
+                self._say_written_us,
                 self._leash.deadline_us(),
                 *(service.job.wake_us for service in self._working.values() if service.job),
             )
@@ -202,6 +213,7 @@ class Runner:
                 self._pulse_if_due()  # each may fork, and there may be thousands
             self._watcher.keep_running(boottime_us(), self._epoll)
             self._say_waiting(boottime_us())
+            self._say_written(boottime_us())
             self._flush()
 
     def _pulse_if_due(self) -> None:
@@ -319,6 +331,40 @@ class Runner:
                     "duration_ms": duration_ms, "output": run.output(),
                 }
             )  # fmt: skip
+
+    def _say_written(self, now_us: int) -> None:
+        """Tell the daemon what commands have written, a piece of each at a time; nobody waits for a disk here."""
+        if now_us < self._say_written_us:
+            return
+        for key, run in list(self._unsaid.items()):
+            for _ in range(WRITTEN_PIECES):
+                if run.unsaid and len(self._outbox) < WRITTEN_OUTBOX:
+                    self._say_piece(run)
+            if not run.unsaid:
+                del self._unsaid[key]
+        self._say_written_us = now_us + WRITTEN_PAUSE_US if self._unsaid else NEVER_US
+
+    def _say_piece(self, run: Run) -> None:
+        piece = bytes(run.unsaid[:WRITTEN_BYTES])
+        del run.unsaid[:WRITTEN_BYTES]
+        self._say(
+            {
+                "say": "wrote", "service": run.service, "generation": run.generation,
+                "text": piece.decode(errors="replace"), "omitted": run.omitted,
+            }
+        )  # fmt: skip
+        run.omitted = 0
+
+    def _keep(self, run: Run, data: bytes) -> None:
+        if not run.service:
+            return
+        run.unsaid += data
+        over = len(run.unsaid) - UNSAID_BYTES
+        if over > 0:
+            del run.unsaid[:over]
+            run.omitted += over
+        self._unsaid[id(run)] = run
+        self._say_written_us = min(self._say_written_us, boottime_us() + WRITTEN_PAUSE_US)
 
     def _say_output(self, request: int, name: str) -> None:
         service = self._services.get(name)
@@ -585,6 +631,7 @@ class Runner:
         os.set_blocking(opened[2], False)
         run = Run(request.generation, job.attempt, keeper, opened[0], opened[2], boottime_us())
         run.condition = condition
+        run.service = service.name if action in KEPT_ACTIONS and not service.is_apart else ""
         service.runs.append(run)
         self._keepers[run.keeper] = (service, run)
         heard = condition.listener.fileno() if condition and condition.listener else -1
@@ -885,6 +932,7 @@ class Runner:
                 return
             run.tail += data[-TAIL_BYTES:]
             del run.tail[:-TAIL_BYTES]
+            self._keep(run, data)
 
     def _close_status(self, run: Run) -> None:
         run.status_fd = self._close(run.status_fd)

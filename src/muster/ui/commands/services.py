@@ -1,5 +1,7 @@
 """Commands about services: apply a file, register, deregister, transfer, withdraw, show (SPEC 6.2, 6.8, 6.9)."""
 
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import click
 
 from muster.client.errors import Unreachable
 from muster.setup.errors import Mistaken
+from muster.setup.harmless import one_line
 from muster.setup.nodes import Connection, Document
 from muster.ui.commands.waiting import Awaited, WaitingCommand, settled_words, wait_option
 from muster.ui.options import (
@@ -22,10 +25,12 @@ from muster.ui.options import (
     print_json,
     reporting,
     settings,
+    show_beside,
     show_change,
 )
 from muster.ui.pages.plan_page import plan_of, show_foreseen
 
+FOLLOW_S = 0.5
 SHOWN_COMMANDS = 6  # with everything else that is known of a service
 SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its lines
 
@@ -359,23 +364,75 @@ def confirm_stopped(name: str, cause: str, as_json: bool) -> None:
 
 @service.command()
 @_service_argument
+@click.option("-f", "--follow", is_flag=True, help="Stay, and print what it writes; Ctrl-C ends it.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 1000),
+    default=300,
+    show_default=True,
+    help="So many of what it has written.",
+)
 @json_option
 @connection_options
 @reporting
-def log(name: str, as_json: bool) -> None:
+def log(name: str, follow: bool, lines: int, as_json: bool) -> None:
     """What the commands of SERVICE did last on each node: how they ended, how long they took, what they wrote.
+
+    What they and its program have written is kept on each node, in output/SERVICE.log of its home, up to 1 MiB.
+
+    \b
+    Examples:
+      muster service log web
+      muster service log web -f         stays, as `tail -f` does
+      muster service log web -n 1000
 
     \b
     With --json: commands [{node, at_s, action, generation, attempt, succeeded, status, duration_ms, output}], oldest
-    first, running {node: {output, status}} of what runs now, unanswered [{node, why}].
+    first, running {node: {output, status}} of what runs now, written {node: [line]}, unanswered [{node, why}].
     """
-    answer = settings().connection().query("service_log", name=name)
+    connection = settings().connection()
+    answer = connection.query("service_log", name=name)
+    answer["written"] = {node: found[max(0, len(found) - lines) :] for node, found in answer.get("written", {}).items()}
+    if follow:
+        follow_log(connection, name, answer, as_json=as_json)
+        return
     if as_json:
         print_json(answer)
         return
     from muster.ui.pages.event_pages import show_log
 
     show_log(answer)
+
+
+def follow_log(connection: Connection, name: str, answer: Document, *, as_json: bool) -> None:
+    """Print the lines that are kept, and each that comes, with its node, until somebody ends it."""
+    told: dict[str, list[str]] = {}
+    while True:
+        for node, found in answer.get("written", {}).items():
+            before = told.get(node, [])
+            fresh = found[_overlap(before, found) :]
+            for line in fresh:
+                if as_json:
+                    print_json({"node": node, "line": line}, line=True)
+                else:
+                    click.echo(f"{node}  {one_line(line)}")
+            told[node] = found
+        sys.stdout.flush()
+        time.sleep(FOLLOW_S)
+        try:
+            answer = connection.query("service_log", name=name)
+        except Unreachable as error:
+            show_beside(f"no node answers: {error.where}")
+
+
+def _overlap(before: list[str], now: list[str]) -> int:
+    """How many of the lines were there before: the end of `before` is somewhere in `now`."""
+    tail = before[-20:]
+    for end in range(len(now), 0, -1):
+        if tail and now[max(0, end - len(tail)) : end] == tail[-end:]:
+            return end
+    return 0
 
 
 @service.command()

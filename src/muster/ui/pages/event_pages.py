@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from muster.setup.harmless import one_line
 from muster.ui.pages.screen import _plain as plain
 from muster.ui.pages.screen import _table as table
 from muster.ui.pages.screen import console
@@ -88,9 +89,14 @@ def show_log(answer: Document) -> None:
     parts: list[Any] = (
         [page] if answer["commands"] else [plain("no command of it has been run, as far as is remembered")]
     )
+    written = answer.get("written", {})
     for node, now in answer["running"].items():
         says = f", and says: {now['status']}" if now["status"] else ""
-        parts.append(plain(f"\nrunning on {node}{says}; it wrote last:\n{now['output'] or '(nothing)'}"))
+        last = "" if written.get(node) else f"; it wrote last:\n{now['output'] or '(nothing)'}"
+        parts.append(plain(f"\nrunning on {node}{says}{last}"))
+    for node, lines in written.items():
+        parts.append(plain(f"\nwhat it has written on {node} (times in UTC):"))
+        parts += [plain(one_line(line)) for line in lines]
     console().print(Group(*parts))
     _show_unanswered(answer)
 

@@ -25,18 +25,19 @@ def show_plan(answer: Document) -> None:
     if not answer["steps"]:
         click.echo("nothing would be started, stopped or moved")
     for number, step in enumerate(answer["steps"][:_SHOWN_STEPS], 1):
-        words = _WORDS[step["action"]].format(**step)
+        named = {key: one_line(str(value)) for key, value in step.items()}
+        words = _WORDS.get(step["action"], "{action} {service} on {node}").format(**named)
         reason = f"  ({one_line(step['reason'])})" if step["reason"] else ""
         click.echo(f"{number:4}  {words}{reason}")
     if len(answer["steps"]) > _SHOWN_STEPS:
         click.echo(f"      ... and {len(answer['steps']) - _SHOWN_STEPS} more: see --json")
     for name, places in answer["changed"].items():
-        click.echo(f"{name}: {places['before'] or 'nowhere'} -> {places['after'] or 'nowhere'}")
+        before, after = (one_line(places[key] or "nowhere") for key in ("before", "after"))
+        click.echo(f"{one_line(name)}: {before} -> {after}")
     newly = {step["service"] for step in answer["steps"] if step["action"] == "stuck"}
     for name, cause in answer["stuck"].items():
-        click.secho(
-            f"{name} {'would be stuck' if name in newly else 'is stuck and would stay so'}: {one_line(cause)}", fg="red"
-        )
+        how = "would be stuck" if name in newly else "is stuck and would stay so"
+        click.secho(f"{one_line(name)} {how}: {one_line(cause)}", fg="red")
     count = answer["unchanged"]
     click.echo(f"{count} service{'' if count == 1 else 's'} would stay as {'it is' if count == 1 else 'they are'}")
 
@@ -54,6 +55,6 @@ def plan_of(connection: Connection, operation: str, **arguments: object) -> Docu
 def show_foreseen(foreseen: Document) -> None:
     """The plan of a preview."""
     if "refused" in foreseen:
-        click.secho(f"it would be refused: {foreseen['refused']}", fg="red")
+        click.secho(f"it would be refused: {one_line(foreseen['refused'])}", fg="red")
     elif foreseen:
         show_plan(foreseen | {"outcomes": []})
