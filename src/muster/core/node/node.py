@@ -21,7 +21,6 @@ from muster.core.effects import (
     Effect,
     LevelRefused,
     ReadStrip,
-    Reply,
 )
 from muster.core.inputs import (
     Acknowledged,
@@ -59,7 +58,7 @@ from muster.core.mastership import machine as mastership
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
 from muster.core.node.setup import Setup
-from muster.core.operations.clients import Clients
+from muster.core.operations.desk import Desk
 from muster.core.outbox import Outbox
 from muster.core.replica import news
 from muster.core.replica.replica import Replica, Taken
@@ -70,13 +69,11 @@ from muster.core.services.grades import is_news
 from muster.core.services.places import Places
 from muster.core.this_node import ThisNode
 from muster.core.transitions import registration
-from muster.core.transitions.objections import Questions
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.access import Author
 from muster.records.database import Database
 from muster.records.levels import Level
-from muster.records.members import EvictNode
 from muster.records.messages import (
     Abdicated,
     Append,
@@ -137,9 +134,8 @@ class Node:
         self._out = Outbox(self.links.connected)
         accepted, known = mastership.newest_mark(strip)[1].term, (remembered.index, remembered.term)
         self.replica = Replica(me, database, accepted, known, self._out)
-        self._clients = Clients()
+        self._desk = Desk(me, self._out)
         self.waiting = Waiting()
-        self._questions = Questions()
         self.reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
         config = database.nodes.get(self.me)
         generation = config.generation if config is not None else 0
@@ -270,8 +266,7 @@ class Node:
             case OperationRequested(identity=identity, operation=operation, author=author):
                 self._requested(identity, operation, author)
             case SubsystemAnswered(question=question, level=level, objection=objection):
-                self._questions.answered(question, level, objection)
-                self._tell_verdicts()
+                self._judged(self._desk.answered(question, level, objection))
             case PerformanceMeasured(performance=performance):
                 if is_news(self.reporting.performance, performance):
                     self.reporting.performance = performance
@@ -425,12 +420,11 @@ class Node:
             case Request() if self.leading is not None:
                 self._deliver(self.leading.request(sender, message, self.database, self.now_us))
             case Response():
-                self._clients.answered(message)
-                self._answer()
+                self._desk.hear(message, self.database.index)
             case Abdicated():
                 self._reads.soon(self.now_us)
             case Ask() if sender == self.term.node:
-                self._asked(sender, message)
+                self._judged(self._desk.question(sender, message, self.subsystems))
             case Verdict() if self.leading is not None:
                 self.leading.judged(sender, message)
                 self._deliver(self.leading.decide_polls(self.database, self.now_us))
@@ -478,25 +472,17 @@ class Node:
         return may_decide
 
     def _requested(self, identity: str, operation: OperationRequest, author: Author) -> None:
-        reply = self._clients.cannot_ask(identity, operation, self.database)
-        if reply is not None:
-            self._out.put(reply)
-            return
-        if isinstance(operation, EvictNode) and operation.confirmed_dead:
-            self.observer.believe(operation, self.database)
-        request = self._clients.add(identity, operation, author, self.database.index)
-        if isinstance(request, Reply):
-            self._out.put(request)
-        else:
+        request = self._desk.ask(identity, operation, author, self.database, self.observer)
+        if request is not None:
             self._forward(request)
 
     def _forward(self, request: Request) -> None:
         holder = self._holder()
         if self.leading is not None:
-            self._clients.asked(request.identity, self.term)
+            self._desk.clients.asked(request.identity, self.term)
             self._deliver(self.leading.request(self.me, request, self.database, self.now_us))
         elif holder is not None:
-            self._clients.asked(request.identity, holder)
+            self._desk.clients.asked(request.identity, holder)
             self._out.send(holder.node, request)
 
     def _deliver(self, told: Told) -> None:
@@ -505,25 +491,16 @@ class Node:
             if node != self.me:
                 self._out.send(node, message)
             elif isinstance(message, Ask):
-                self._asked(node, message)
+                self._judged(self._desk.question(node, message, self.subsystems))
             else:
-                self._clients.answered(message)
-                self._answer()
+                self._desk.hear(message, self.database.index)
 
-    def _asked(self, asker: int, ask: Ask) -> None:
-        self._out.extend(self._questions.ask(asker, ask, self.subsystems.levels.values()))
-        self._tell_verdicts()
-
-    def _tell_verdicts(self) -> None:
-        for asker, verdict in self._questions.over():
-            if asker != self.me:
-                self._out.send(asker, verdict)
-            elif self.leading is not None:
+    def _judged(self, verdicts: list[Verdict]) -> None:
+        """What the programs of this node have told its own master (P4.5)."""
+        if self.leading is not None and verdicts:
+            for verdict in verdicts:
                 self.leading.judged(self.me, verdict)
-                self._deliver(self.leading.decide_polls(self.database, self.now_us))
-
-    def _answer(self) -> None:
-        self._out.extend(self._clients.due(self.database.index))
+            self._deliver(self.leading.decide_polls(self.database, self.now_us))
 
     def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -545,7 +522,7 @@ class Node:
             return
         asked = self._presence.look(self.database, self.subsystems.lost(self.replica.own.required))
         if asked in (Asked.TO_LEAVE, Asked.TO_RESTART):
-            self._answer()
+            self._desk.reply(self.database.index)
             self._hand_over()
         if asked in (Asked.TO_LEAVE, Asked.TO_END):
             return
@@ -557,7 +534,7 @@ class Node:
         self._out.extend(self.subsystems.due(self.database))
         self.subsystems.settle(self.database)
         self._out.extend(self.executor.due(self.database))
-        self._answer()
+        self._desk.reply(self.database.index)
 
     def _register(self, level: Level) -> None:
         """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
@@ -571,8 +548,7 @@ class Node:
 
     def _level_gone(self, number: int, *, departed: bool) -> None:
         """A subsystem has deregistered, or its program has ended: then its node may have to fail with it (P3.18)."""
-        self._questions.lost(number)
-        self._tell_verdicts()
+        self._judged(self._desk.lost(number))
         own = self.replica.own_now
         fails = "" if departed else registration.why_loss_fails(number, self.subsystems.levels, own)
         level = self.subsystems.levels.get(number)
@@ -678,7 +654,7 @@ class Node:
         interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
         self._next_heartbeat_us = self.now_us + interval_ms * US_PER_MS
         self._heartbeat(tuple(self.links.connected))
-        for request in self._clients.unanswered():
+        for request in self._desk.clients.unanswered():
             self._forward(request)
         if self.leading is not None:
             self.leadership.publish_marks(self._beside)
