@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from muster.drivers.image.readiness import Condition, Conditions, _is_of
-from real_node import wait_for
+from real_node import DEADLINE_S, SOURCE, wait_for
 from real_runner import RealRunner, shell
 
 SLOW = """
@@ -202,6 +203,32 @@ def test_nobody_outside_a_namespace_is_heard_and_whoever_has_ended_inside_is() -
     assert _is_of(os.getpid(), said_by(gone, somebody), in_namespace=True)
     assert not _is_of(os.getpid(), said_by(gone, somebody), in_namespace=False)
     assert _is_of(os.getpid(), said_by(gone, os.geteuid()), in_namespace=False)
+
+
+UNHEARD = """
+import os, resource, sys
+from muster.drivers.image.deadman import Leash, adopt_orphans
+from muster.drivers.image.keeper import Launch, spawn_keeper
+from muster.records.registers import Deadman
+adopt_orphans()
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+launch = Launch("check", ("/bin/sh", "-c", sys.argv[1]), dict(os.environ), limits, dies_with_keeper=True)
+status, output = os.pipe(), os.pipe()
+keeper = spawn_keeper(launch, status[1], output[1], Leash(Deadman.PROCESS_TREE))
+for descriptor in (*status, *output):
+    os.close(descriptor)
+print(os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("check", ["exit 3", "sleep 0.2 & exit 0", "/nowhere/at/all"])
+def test_a_keeper_whom_nobody_hears_any_more_reaps_what_is_below_it_and_writes_nothing(check: str) -> None:
+    """As of a check whose time is over while it begins: it must leave neither processes nor lines in the log."""
+    ended = subprocess.run(
+        [sys.executable, "-c", UNHEARD, check], capture_output=True, text=True, timeout=DEADLINE_S, check=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
 
 
 # ---- P6.35, P6.38 ----------------------------------------------------------------------------------------------------
