@@ -136,6 +136,7 @@ def test_every_field_of_a_definition_can_be_set_in_a_file() -> None:
     samples: dict[str, list[Any]] = {
         "node_preferences": [{"ordered": ["n0"]}, {"unordered": ["n0"]}],
         "ready": [{"port": 1}, {"file": "/f"}, {"command": "c"}, {"notify": True}],
+        "limits": [{"nofile": 1024}],
         "check": [{"command": "c", "interval": "1s", "timeout": "1s", "failures": "1/2"}],
     }
     samples["check"][0] |= {"success_exit_status": [1], "unknown_exit_status": [3]}

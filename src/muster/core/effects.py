@@ -137,6 +137,17 @@ class Cleanup(Struct, frozen=True):
     environment: dict[str, str]  # the service's own
 
 
+class Surroundings(Struct, frozen=True):
+    """What a command begins with beside its environment; empty where nothing is said (SPEC 6.6)."""
+
+    user: str = ""
+    group: str = ""
+    directory: str = "/"
+    umask: int = 0o022
+    limits: tuple[tuple[str, str], ...] = ()
+    environment_file: str = ""
+
+
 class RunCommand(Struct, frozen=True):
     """Run a service's command; answered by `CommandFinished`.
 
@@ -167,6 +178,8 @@ class RunCommand(Struct, frozen=True):
     clears: bool = False
     follows: bool = False
     final: tuple[int, ...] = ()
+    surroundings: Surroundings | None = None
+    stop_signal: str = "SIGTERM"  # what a `stop` sends first
 
 
 class Reply(Struct, frozen=True):

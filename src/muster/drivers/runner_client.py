@@ -159,6 +159,10 @@ class RunnerClient:
             "retries": command.retries,
             "retry_pause_ms": command.retry_pause_ms,
         }
+        if command.surroundings is not None:
+            packet["surroundings"] = structs.asdict(command.surroundings)
+        if command.stop_signal != "SIGTERM":
+            packet["stop_signal"] = command.stop_signal
         if command.program:
             packet["program"] = True
         if command.action == "start":

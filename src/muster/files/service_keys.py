@@ -19,10 +19,13 @@ from muster.records.service_limits import (
     MAXIMUM_COUNT,
     MAXIMUM_PORT,
     MAXIMUM_TIMEOUT_MS,
+    account_problem,
     command_problem,
     environment_problem,
     exit_status_problem,
     file_problem,
+    limit_problem,
+    signal_problem,
 )
 
 Nodes = Collection[str] | None
@@ -32,6 +35,7 @@ DURATION = "duration"
 COMMAND = "command"
 STATUSES = "list of exit statuses"
 ALLOWED_DURATION = 'a duration with its unit, as "500ms", "60s", "2m" or "1h"'
+_OCTAL = re.compile(r"0?[0-7]{3}")
 _FAILURES = re.compile(r"(\d{1,3})\s*/\s*(\d{1,3})")
 
 
@@ -212,6 +216,37 @@ def _environment(value: object, _nodes: Nodes) -> dict[str, Any]:
     return {"environment": pairs}
 
 
+def _text(field: str, problem: Callable[[str], str]) -> Reader:
+    def read(value: object, _nodes: Nodes) -> dict[str, Any]:
+        if not isinstance(value, str) or not value:
+            raise Wrong(f"is {shown(value)}", f"a text in quotation marks, or leave {field} out")
+        _refuse(problem(value))
+        return {field: value}
+
+    return read
+
+
+def _umask(value: object, _nodes: Nodes) -> dict[str, Any]:
+    allowed = 'octal digits as a text, as "027", from "000" to "777"'
+    if not isinstance(value, str) or not _OCTAL.fullmatch(value):
+        raise Wrong(f"is {shown(value)}", allowed)
+    return {"umask": int(value, 8)}
+
+
+def _limits(value: object, _nodes: Nodes) -> dict[str, Any]:
+    example = 'write limits = {nofile = 65536, core = "unlimited", nproc = "512:1024"}'
+    if not isinstance(value, dict):
+        raise Wrong(f"is {shown(value)}", example)
+    found = []
+    for name, limit in value.items():
+        text = str(limit) if type(limit) is int else limit
+        if not isinstance(text, str):
+            raise Wrong(f"gives {name} the value {shown(limit)}", example, (name,))
+        _refuse(limit_problem(name, text))
+        found.append((name, text))
+    return {"limits": tuple(sorted(found))}
+
+
 def _file(value: object, _nodes: Nodes) -> dict[str, Any]:
     if not isinstance(value, str):
         raise Wrong(f"is {shown(value)}", 'a path, as "/run/service.ready"')
@@ -367,6 +402,26 @@ KEYS: dict[str, Key] = {
     "retry_pause": Key(_duration("retry_pause_ms"), DURATION, '"1s"', "Between two tries of a command."),
     "environment": Key(
         _environment, "table of texts", "{}", "Given to each of its commands, beside the variables MUSTER_*."
+    ),
+    "environment_file": Key(
+        _text("environment_file", file_problem), '"/etc/default/web" or another path', "[none]",
+        "NAME=VALUE a line, read on the node before each command; `#` begins a comment.",
+    ),
+    "user": Key(
+        _text("user", account_problem), "user", "[none: the node's]",
+        "Its commands run as this user, with its groups and HOME; its `check` and its cleanup run as the node.",
+    ),
+    "group": Key(_text("group", account_problem), "group", "[none: the user's]", "The main group of its commands."),
+    "working_directory": Key(
+        _text("working_directory", file_problem), '"/srv/web" or another path', '"/"', "Where its commands start."
+    ),
+    "umask": Key(_umask, '"022" or other octal digits', '"022"', "Which rights its new files do not get."),
+    "limits": Key(
+        _limits, "table", "{}", "As `ulimit` has them: nofile, nproc, core, memlock, stack and others, see below."
+    ),
+    "stop_signal": Key(
+        _text("stop_signal", signal_problem), '"SIGQUIT" or another signal', '"SIGTERM"',
+        "What `run`, or what a command has left, is sent first when it is to end; SIGKILL follows after `grace`.",
     ),
     "stop_failure": Key(
         _one_of("stop_failure", {"block": "block", "evict": "evict"}), '"block" or "evict"', '"block"',

@@ -5,6 +5,7 @@ another way, and what no key can know alone: contradictions within a definition 
 group (`group_problems`). Keys in messages are those of a service file.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -47,6 +48,13 @@ EXIT_STATUSES = (
     "success_exit_status", "hard_exit_status", "fatal_exit_status",
     "check_success_exit_status", "check_unknown_exit_status",
 )  # fmt: skip
+LIMITS = (
+    "as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+    "sigpending", "stack",
+)  # fmt: skip
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGKILL")
+ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
+LIMIT = re.compile(r"(?:\d{1,15}|unlimited)(?::(?:\d{1,15}|unlimited))?")
 _WORDS = {"child_failure": ("alone", "group"), "stop_failure": ("block", "evict")}
 _NODE_LISTS = ("allowable_nodes", "disallowable_nodes", "ordered", "unordered")
 # The parameters that only a service without a parent has: a child goes where its parent goes (SPEC 6.5).
@@ -89,6 +97,8 @@ def problem_of(definition: Definition) -> str:
             return f"{key} is {shown(getattr(definition, key))}: allowed are {' and '.join(words)}"
     if problem := environment_problem(definition.environment):
         return f"environment {problem}"
+    if problem := _problem_of_surroundings(definition):
+        return problem
     if definition.ready_file and (problem := file_problem(definition.ready_file)):
         return f"ready_file {problem}"
     if not definition.allowable_nodes:
@@ -98,6 +108,42 @@ def problem_of(definition: Definition) -> str:
             return f"{key} {problem}"
     for found in contradictions(definition):
         return f"{found.what}: {found.allowed}"
+    return ""
+
+
+def account_problem(name: str) -> str:
+    """What is wrong with the name of a Unix user or group; empty where nothing is."""
+    return "" if ACCOUNT.fullmatch(name) else f"is {shown(name)}: give the name of a Unix user or group"
+
+
+def signal_problem(name: str) -> str:
+    """What is wrong with the name of a stop signal; empty where nothing is."""
+    return "" if name in STOP_SIGNALS else f"is {shown(name)}: allowed are {', '.join(STOP_SIGNALS)}"
+
+
+def _problem_of_surroundings(definition: Definition) -> str:
+    for key, problem_with in (
+        ("user", account_problem), ("group", account_problem), ("working_directory", file_problem),
+        ("environment_file", file_problem), ("stop_signal", signal_problem),
+    ):  # fmt: skip
+        if (value := getattr(definition, key)) and (problem := problem_with(value)):
+            return f"{key} {problem}"
+    if not 0 <= definition.umask <= 0o777:
+        return f"umask is {definition.umask}: allowed are 0 to 0o777"
+    if len(dict(definition.limits)) < len(definition.limits):
+        return "limits names one twice: give each once"
+    for name, value in definition.limits:
+        if problem := limit_problem(name, value):
+            return f"limits {problem}"
+    return ""
+
+
+def limit_problem(name: str, value: str) -> str:
+    """What is wrong with one limit; empty where nothing is."""
+    if name not in LIMITS:
+        return f"has the unknown limit {shown(name)}: allowed are {', '.join(LIMITS)}"
+    if not LIMIT.fullmatch(value):
+        return f'gives {name} the value {shown(value)}: give a number, "unlimited", or "SOFT:HARD"'
     return ""
 
 

@@ -82,19 +82,27 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     fatal_exit_status: tuple[int, ...] = ()  # trying again is in vain wherever it is
     check_success_exit_status: tuple[int, ...] = ()  # of its check, beside 0
     check_unknown_exit_status: tuple[int, ...] = ()  # of its check: it says nothing of the service (P8.16)
+    user: str = ""  # that its commands run as; empty: the node's own.
+    group: str = ""  # empty: the user's own
+    working_directory: str = "/"
+    umask: int = 0o022
+    limits: tuple[tuple[str, str], ...] = ()  # name -> "N", "unlimited" or "SOFT:HARD"
+    environment_file: str = ""  # NAME=VALUE a line, on the node
+    stop_signal: str = "SIGTERM"  # what a stop sends first
 
 
 # What counts only when the service is started again: what runs goes on as it was started (P6.39).
 COUNTS_AT_START = (
     "run", "start_command", "environment", "ready_command", "ready_port", "ready_file", "ready_notify", "forking",
-    "cleanup_command",
+    "cleanup_command", "user", "group", "working_directory", "umask", "limits", "environment_file",
 )  # fmt: skip
 # The keys that a version added: a node of an older release takes no definition that has them (P10.1).
 ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
     KERNELS_WORD: ("cleanup_command", "cleanup_timeout_ms", "cleanup_retries"),
     OWNERS_KEYS: (
         "start_grace_ms", "forking", "success_exit_status", "hard_exit_status", "fatal_exit_status",
-        "check_success_exit_status", "check_unknown_exit_status",
+        "check_success_exit_status", "check_unknown_exit_status", "user", "group", "working_directory", "umask",
+        "limits", "environment_file", "stop_signal",
     ),
 }  # fmt: skip
 _PLAIN = Definition("plain")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from muster.core.effects import Cleanup, Readiness, RunCommand
+from muster.core.effects import Cleanup, Readiness, RunCommand, Surroundings
 from muster.core.services.placement import choosing_of, is_allowable
 from muster.records.database import Database
 from muster.records.levels import NodeState
@@ -101,6 +101,7 @@ class Executor:
             definition.retry_pause_ms, definition.grace_ms, program, ready if is_start else Readiness(), cleanup,
             is_cleanup(service), is_start and follows(definition),
             (*definition.hard_exit_status, *definition.fatal_exit_status) if is_start else (),
+            None if is_cleanup(service) else surroundings_of(definition), definition.stop_signal,
         )  # fmt: skip
 
 
@@ -111,6 +112,15 @@ def follows(definition: Definition) -> bool:
     if definition.forking is not None:
         return definition.forking
     return bool(definition.check_command) if definition.run else True
+
+
+def surroundings_of(definition: Definition) -> Surroundings | None:
+    """What each command of a service begins with, where its definition says so (P8.19)."""
+    found = Surroundings(
+        definition.user, definition.group, definition.working_directory, definition.umask, definition.limits,
+        definition.environment_file,
+    )  # fmt: skip
+    return found if found != Surroundings() else None
 
 
 def _given(definition: Definition) -> dict[str, str]:
@@ -145,7 +155,8 @@ def last_stop(name: str, generation: int, database: Database, node: int, incarna
     environment = _given(definition) | _said(service, database, node, incarnation, "stop", NO_NODE)
     return RunCommand(
         name, service.uid, generation, "stop", own.words, own.timeout_ms, environment, own.retries,
-        definition.retry_pause_ms, definition.grace_ms,
+        definition.retry_pause_ms, definition.grace_ms, surroundings=surroundings_of(definition),
+        stop_signal=definition.stop_signal,
     )  # fmt: skip
 
 
