@@ -83,9 +83,10 @@ bench: $(INSTALLED) ## measure on real daemons, every figure at least five times
 bench-quick: $(INSTALLED) ## the same with fewer runs, within five minutes
 	@mkdir -p build && $(BIN)/python bench --scale quick --json build/bench-quick.json $(ARGUMENTS)
 
-docs: $(INSTALLED) ## write docs/COMMANDS.md from the commands and docs/INDEX.md from what cites what
+docs: $(INSTALLED) ## write docs/COMMANDS.md from the commands, docs/INDEX.md from what cites what, docs/DIAGRAMS.md from the tables
 	@$(BIN)/muster man --output docs --markdown
 	@$(BIN)/python tests/citations.py
+	@$(BIN)/python tests/diagrams.py
 
 lock: ## write the lock files anew from pyproject.toml, with the newest releases
 	@test -x .venv-lock/bin/pip-compile || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-tools; }

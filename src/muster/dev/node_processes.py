@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from muster.drivers.image.processes import BYSTANDERS as NAMES_OF_BYSTANDERS
+
 COOKIE = "MUSTER_DEVELOPMENT_HOME"
 GUARD_FILE = "guard.json"
-# Names of a node's processes that outlive it, with all below them: they belong to no life of it.
-BYSTANDERS = (b"muster-cleanup", b"muster-log")  # `drivers/image/caretaker.py`, `drivers/image/log_writer.py`
+BYSTANDERS = tuple(name.encode() for name in NAMES_OF_BYSTANDERS)
 _PASSES = 50  # a pass that finds no new process ends the search; processes that fork can delay it only so long
 _PAUSE_S = 0.005
 _EXEC_LOOKS = 20

@@ -12,6 +12,7 @@ proven to have stopped and the forced leave has reached the event manager's leve
 
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -93,7 +94,7 @@ def advance(draft: Draft, facts: Facts) -> None:
         happened = _what_happens(service, round_)
         if happened is not None:
             event, detail = happened
-            RULES[service.state, event](service, round_, detail)
+            RULES[service.state, event].rule(service, round_, detail)
         elif _may_be_forgotten(service) and not round_.children(service):
             draft.forget("service", service.name, f"{service.name}: forgotten")
     draft.placed = round_.placed
@@ -627,26 +628,34 @@ def _place_after(service: Service, round_: Round) -> int | None:
 
 Rule = Callable[[Service, Round, str], None]
 
+
+class Row(NamedTuple):
+    """The rule of one state and event, and the states to which it may lead (docs/DIAGRAMS.md is drawn from them)."""
+
+    rule: Rule
+    leads_to: tuple[ServiceState, ...]
+
+
 # SPEC 6.7 (Figs. 18-20) as data: rules P6.4 to P6.17 and P6.21 to P6.26 of docs/PROTOCOL.md, in this order.
-RULES: dict[tuple[ServiceState, Event], Rule] = {
-    (DEREGISTERED, Event.WANTED): _begin_start,
-    (STARTING, Event.SUCCEEDED): _started,
-    (STARTING, Event.FAILED): _start_failed,
-    (STARTING, Event.LOST): _lost_while_starting,
-    (STARTING, Event.UNWANTED): _stop,
-    (REGISTERED, Event.UNWANTED): _stop,
-    (REGISTERED, Event.LOST): _lost,
-    (STOPPING, Event.SUCCEEDED): _stopped,
-    (STOPPING, Event.FAILED): _stop_failed,
-    (STOPPING, Event.LOST): _lost,
-    (RECOVERING, Event.FREED): _freed,
-    (RECOVERING, Event.SUCCEEDED): _recovered,
-    (RECOVERING, Event.FAILED): _recovery_failed,
-    (RECOVERING, Event.LOST): _lost,
-    (DEREGISTERED, Event.WAITS): _await_maturity,
-    (DEREGISTERED, Event.ALONE): _wait_no_more,
-    (DEREGISTERED, Event.ABANDONED): _abandon_transfer,
-    (REGISTERED, Event.MOVES): _announce_move,
-    (REGISTERED, Event.PREFERRED): _take_over,
-    (REGISTERED, Event.BROKEN): _failed_in_service,
+RULES: dict[tuple[ServiceState, Event], Row] = {
+    (DEREGISTERED, Event.WANTED): Row(_begin_start, (STARTING, REGISTERED, DEREGISTERED)),
+    (STARTING, Event.SUCCEEDED): Row(_started, (REGISTERED,)),
+    (STARTING, Event.FAILED): Row(_start_failed, (DEREGISTERED,)),
+    (STARTING, Event.LOST): Row(_lost_while_starting, (DEREGISTERED,)),
+    (STARTING, Event.UNWANTED): Row(_stop, (STOPPING,)),
+    (REGISTERED, Event.UNWANTED): Row(_stop, (STOPPING, DEREGISTERED)),
+    (REGISTERED, Event.LOST): Row(_lost, (RECOVERING, DEREGISTERED)),
+    (STOPPING, Event.SUCCEEDED): Row(_stopped, (DEREGISTERED,)),
+    (STOPPING, Event.FAILED): Row(_stop_failed, (STOPPING,)),
+    (STOPPING, Event.LOST): Row(_lost, (RECOVERING, DEREGISTERED)),
+    (RECOVERING, Event.FREED): Row(_freed, (RECOVERING,)),
+    (RECOVERING, Event.SUCCEEDED): Row(_recovered, (DEREGISTERED,)),
+    (RECOVERING, Event.FAILED): Row(_recovery_failed, (RECOVERING, DEREGISTERED)),
+    (RECOVERING, Event.LOST): Row(_lost, (RECOVERING, DEREGISTERED)),
+    (DEREGISTERED, Event.WAITS): Row(_await_maturity, (DEREGISTERED,)),
+    (DEREGISTERED, Event.ALONE): Row(_wait_no_more, (DEREGISTERED,)),
+    (DEREGISTERED, Event.ABANDONED): Row(_abandon_transfer, (DEREGISTERED,)),
+    (REGISTERED, Event.MOVES): Row(_announce_move, (REGISTERED,)),
+    (REGISTERED, Event.PREFERRED): Row(_take_over, (STOPPING, DEREGISTERED, REGISTERED)),
+    (REGISTERED, Event.BROKEN): Row(_failed_in_service, (STOPPING, DEREGISTERED, REGISTERED)),
 }

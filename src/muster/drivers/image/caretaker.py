@@ -37,13 +37,13 @@ from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, is_kept, lo
 from muster.drivers.image.lease_writer import LeaseStore
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.process_tree import close_descriptors_except, end_everything_below, explain_status, fork_into
+from muster.drivers.image.processes import CARETAKER
 from muster.drivers.image.service_surroundings import DEFAULT_PATH
 from muster.drivers.image.standby import Standby
 from muster.drivers.store.failures import StoreFailed
 from muster.records.registers import Lease, Owed
 from muster.records.units import US_PER_MS
 
-PROCESS_NAME = "muster-cleanup"
 MAXIMUM_AT_WORK = 8  # cleanups at a time
 RETRY_US = 10_000_000  # at boot, from a failure to the next try
 END_US = 600_000_000  # after the guard's end: no longer than this for the rest to end and the store to take a record
@@ -124,7 +124,7 @@ class _Caretaker:
     def run(self) -> NoReturn:
         """Until there is nothing more to do."""
         os.setsid()
-        set_process_name(PROCESS_NAME)
+        set_process_name(CARETAKER)
         self._prepare()
         lock = lock_folder(self._duty.home)
         if lock is None:
@@ -406,7 +406,7 @@ def _is_over(pidfd: int) -> bool:
 def _clean(home: str, kept: Kept, reason: str, says: int, caretaker: int) -> NoReturn:
     """Run one cleanup in a process of its own, retries included, and end all that it has started."""
     os.setsid()
-    set_process_name(PROCESS_NAME)
+    set_process_name(CARETAKER)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

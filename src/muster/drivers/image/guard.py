@@ -42,7 +42,7 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from muster.core.leases.lease import LeaseKeeper, LeaseWatch, Stop, next_incarnation
-from muster.drivers.image.caretaker import PROCESS_NAME, Duty, start_caretaker
+from muster.drivers.image.caretaker import Duty, start_caretaker
 from muster.drivers.image.control_group import ControlGroup, group_at, make_group
 from muster.drivers.image.deadman import (
     DeadmanFailed,
@@ -82,6 +82,7 @@ from muster.drivers.image.process_tree import (
     say,
     send,
 )
+from muster.drivers.image.processes import CARETAKER, FORKED, GUARD, LOG_WRITER
 from muster.drivers.image.systemd import notify, watchdog_pause_us
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.failures import StoreFailed
@@ -100,7 +101,6 @@ _EMPTY_HOME_US = 5_000_000
 _HAND_OVER_US = 5_000_000  # for the caretaker of an earlier run to end after SIGTERM, and again after SIGKILL
 _LEAVE_US = 10_000_000  # from the end of a graceful leave until all that the node ran must have ended
 _STOP_AT_ONCE = (signal.SIGINT, signal.SIGQUIT)
-_FORKED_NAMES = ("muster-init", "muster-runner", "muster-watcher", "muster-keeper")
 _STATE_BYTES = 4096
 _LOG_BOUND_MS = 500  # what the last lines of the log may keep the guard from ending
 _LEAST_MARGIN_MS = 20  # before the deadman fires, for the guard's own last words
@@ -218,7 +218,7 @@ def empty_home(home: str, log_writer: int = 0) -> None:
     may hang, and does nothing but write.
     """
     found = [pid for pid, parent in read_parents().items() if log_writer not in (pid, parent)]
-    found = [pid for pid in found if read_name(pid) == "muster-log"]
+    found = [pid for pid in found if read_name(pid) == LOG_WRITER]
     send((pid for pid in found if os.fsencode(home) in read_command_line(pid)), signal.SIGKILL)
     give_up_us = boottime_us() + _EMPTY_HOME_US
     stopped: set[int] = set()
@@ -279,7 +279,7 @@ def _find_left(home: str) -> set[int]:
 
 def _belongs_to(pid: int, home: str) -> bool:
     words = read_command_line(pid)
-    forked = read_name(pid) in _FORKED_NAMES and os.fsencode(home) in words and b"muster.drivers.guard" in words
+    forked = read_name(pid) in FORKED and os.fsencode(home) in words and b"muster.drivers.guard" in words
     if not forked and read_environment(pid).get(NODE_HOME.encode()) != os.fsencode(home):
         return False
     try:
@@ -320,7 +320,7 @@ def _caretaker_of(home: str) -> int:
             pid = int(file.read(32))
     except (OSError, ValueError):
         return 0
-    return pid if read_name(pid) == PROCESS_NAME else 0
+    return pid if read_name(pid) == CARETAKER else 0
 
 
 class _Patience:
@@ -403,7 +403,7 @@ class Guard:
 
     def start(self) -> None:
         """Everything up to a held lease. Raises `StartRefused`, `Ended`."""
-        set_process_name("muster-guard")
+        set_process_name(GUARD)
         self._ran_here = self._recorded_incarnation()
         self._catch_signals()
         self._poll.register(self._log_writer.ended, select.POLLIN)

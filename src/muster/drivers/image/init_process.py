@@ -38,6 +38,7 @@ from muster.drivers.image.process_tree import (
     fork_into,
     only_wake,
 )
+from muster.drivers.image.processes import INIT
 from muster.drivers.image.runner import run_runner
 from muster.drivers.image.service_surroundings import base_environment
 from muster.drivers.image.systemd import VARIABLES
@@ -87,7 +88,7 @@ def run_init(setup: InitSetup, leash: Leash) -> NoReturn:
         setup.group.enter()
     os.setsid()
     signal.set_wakeup_fd(-1)  # the guard's
-    set_process_name("muster-init")
+    set_process_name(INIT)
     signal.pthread_sigmask(signal.SIG_BLOCK, (LEASH_SIGNAL,))
     keep = [item.fileno() for item in setup[:6] if isinstance(item, socket.socket)]
     close_descriptors_except([*keep, setup.guard_alive])

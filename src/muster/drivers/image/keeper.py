@@ -22,6 +22,7 @@ from typing import NamedTuple, NoReturn
 from muster.drivers.image.deadman import Leash, adopt_orphans, boottime_us, die_with_parent, set_process_name
 from muster.drivers.image.looker import stamp_of, written
 from muster.drivers.image.process_tree import BROKEN_EXIT, close_descriptors_except, end_everything_below, fork_into
+from muster.drivers.image.processes import KEEPER
 from muster.drivers.image.service_surroundings import (
     DEFAULT_PATH,
     DEFAULT_UMASK,
@@ -69,7 +70,7 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     leash.bind(runner)
     adopt_orphans()
-    set_process_name("muster-keeper")
+    set_process_name(KEEPER)
     close_descriptors_except((status_fd, output_fd))
     environment = {"PATH": DEFAULT_PATH, **launch.environment}
     os.chdir("/")

@@ -22,6 +22,7 @@ from typing import NoReturn, Protocol
 
 from muster.core.leases.lease import LeaseKeeper, Stop
 from muster.drivers.image.deadman import boottime_us, die_with_parent, hold_memory_and_priority, set_process_name
+from muster.drivers.image.processes import LEASE_WRITER
 from muster.drivers.store.failures import StoreFailed
 from muster.records.registers import Lease, Marks, Owed, decode_life
 
@@ -118,7 +119,7 @@ def run_lease_writer(
     die_with_parent(signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(0)
-    set_process_name("muster-lease")
+    set_process_name(LEASE_WRITER)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches all of the group; the guard decides
     signal.set_wakeup_fd(-1)

@@ -28,6 +28,7 @@ from typing import NamedTuple, NoReturn
 from muster.drivers.image.deadman import set_process_name
 from muster.drivers.image.log_lines import FILE, FILE_BYTES, Log
 from muster.drivers.image.process_tree import fork_into
+from muster.drivers.image.processes import LOG_WRITER
 from muster.drivers.image.standby import Standby
 
 DEFAULT_BYTES = 8 << 20
@@ -117,7 +118,7 @@ class _Writer:
         self._not_rotated = ""  # why, as last said
 
     def loop(self) -> NoReturn:
-        set_process_name("muster-log")
+        set_process_name(LOG_WRITER)
         if self._times:
             text = "the log writer was killed: another one has taken its place, and some lines may be lost"
             self._log.tell("warning", "log writer killed", text)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from muster.drivers.image.deadman import die_with_parent, set_process_name
 from muster.drivers.image.process_tree import close_descriptors_except, fork_into
+from muster.drivers.image.processes import KEEPER
 
 LOOKED, FOUND = b".", b"y"
 _FIRST_PAUSE_S = 0.02
@@ -54,7 +55,7 @@ def _look(path: str, before: Stamp | None, says_fd: int, runner: int) -> NoRetur
     die_with_parent(signal.SIGKILL)
     if os.getppid() != runner:
         os._exit(1)
-    set_process_name("muster-keeper")  # by which a boot finds what an earlier run has left
+    set_process_name(KEEPER)  # by which a boot finds what an earlier run has left
     close_descriptors_except((says_fd,))
     pause_s, said = _FIRST_PAUSE_S, False
     while True:

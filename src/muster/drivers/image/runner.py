@@ -97,6 +97,7 @@ from muster.drivers.image.process_tree import (
     read_parents,
     send,
 )
+from muster.drivers.image.processes import RUNNER
 from muster.drivers.image.readiness import Condition, PortTaken
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED
 from muster.drivers.image.watcher_process import WatcherProcess
@@ -972,7 +973,7 @@ def run_runner(
     base_environment: dict[str, str],
 ) -> NoReturn:
     """Become the runner, in a process freshly forked by `parent`. `guard` and `daemon` are its ends of the channels."""
-    set_process_name("muster-runner")
+    set_process_name(RUNNER)
     adopt_orphans()
     runner = Runner(guard, daemon, leash, pulse_ms, base_environment)
     runner.prepare()

@@ -46,6 +46,7 @@ from muster.drivers.image.process_tree import (
     say,
     send,
 )
+from muster.drivers.image.processes import WATCHER
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED, PACKET_BYTES
 from muster.records.units import NEVER_US, US_PER_MS
 
@@ -84,7 +85,7 @@ def run_watcher(
     signal.signal(LEASH_SIGNAL, lambda _number, _frame: os._exit(1))
     leash.bind(runner)
     adopt_orphans()
-    set_process_name("muster-watcher")
+    set_process_name(WATCHER)
     close_descriptors_except((channel.fileno(),))
     gc.freeze()
     gc.enable()
