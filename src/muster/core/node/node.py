@@ -7,6 +7,9 @@ of it is one idempotent report (P5.3). On the master every input ends in a round
 draft, whose changes become one entry; one entry is in flight at a time; only when it is committed is it applied and
 told (P2.6).
 
+The rules are in the machines, each of which writes into one outbox and returns what has become of an input. Here is who
+is asked, in which order: `_take` gives an input to its machine, `step` has the phases (docs/ARCHITECTURE.md).
+
 Durations are microseconds inside; `now_us` comes from a clock that runs through suspend (SPEC 7.1).
 """
 
