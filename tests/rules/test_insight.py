@@ -16,10 +16,12 @@ from muster.core.decisions.term import InFlight, MasterTerm
 from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.core.outbox import Outbox
+from muster.core.replica.ages import Ages
 from muster.core.room import Room
-from muster.records.database import Entry
+from muster.records.database import Database, Entry
 from muster.records.levels import EVENT_MANAGER_LEVEL
-from muster.records.services import ApplyServices, Definition, SetMaintenance
+from muster.records.nodes import Cluster
+from muster.records.services import ApplyServices, Definition, Rest, Service, SetMaintenance
 
 QUERIES = {
     name: found
@@ -120,3 +122,13 @@ def test_p2_6_a_node_is_whole_between_two_steps_and_says_what_is_not(cluster: Co
     assert "in flight" in master.invariant()
     master.leadership.term = None
     assert "term" in master.invariant()
+
+
+def test_p6_36_an_entry_that_a_service_rests_from_is_counted_and_a_rule_counts_whatever_it_asks_for() -> None:
+    database = Database(Cluster("test", "0" * 32, "fast", ""), 20)
+    database.services["web"] = Service(Definition("web"), 1, rest=Rest(7, 1000))
+    ages = Ages()
+    ages.adopted(database, ((7, 400),), 5_000_000)
+    assert ages.age_ms(7, 5_100_000) == 500
+    assert [ages.age_us(9, now_us) for now_us in (6_000_000, 7_000_000)] == [0, 0]  # a query counts nothing
+    assert [ages.counted_us(9, now_us) for now_us in (8_000_000, 9_000_000)] == [0, 1_000_000]

@@ -193,7 +193,7 @@ class MasterTerm:
         facts = Facts(
             now_us, self._me, reports, observer.evidence, observer.is_live, self.unreachable,
             self._find_hung(replica.database, waiting, reports, now_us), self.services_open,
-            lambda index: replica.ages.age_us(index, now_us),
+            lambda index: replica.ages.counted_us(index, now_us),
             observer.slots(), observer.ran_out, observer.unclean, observer.owed, observer.foreign,
             room=room, entry_bytes=room.entry_bytes, sheds=self._sheds, after=self._next_service,
             aged_index=replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, now_us),

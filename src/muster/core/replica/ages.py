@@ -43,6 +43,10 @@ class Ages:
         """How long ago entry `index` was committed, at least; 0 for one that is not known."""
         return max(0, now_us - self._taken_us.get(index, now_us))
 
+    def counted_us(self, index: int, now_us: int) -> int:
+        """The same, for a rule of the master: one that was not known is counted from now on, so that its wait ends."""
+        return max(0, now_us - self._taken_us.setdefault(index, now_us))
+
     def age_ms(self, index: int, now_us: int) -> int:
         """The same in milliseconds."""
         return self.age_us(index, now_us) // US_PER_MS
@@ -76,5 +80,7 @@ def counted_from(database: Database) -> set[int]:
         found.update(exhausted.entry for exhausted in service.exhausted)
         if service.waits_since:
             found.add(service.waits_since)
+        if service.rest is not None:
+            found.add(service.rest.entry)
     found.discard(0)
     return found
