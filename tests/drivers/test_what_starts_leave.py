@@ -43,12 +43,14 @@ time.sleep(1000)
 """
 SUCCESSOR = """
 import os, signal, sys, time
-open(sys.argv[1], "w").write(str(os.getpid()))
 def hand_over(*_):
     if os.fork():
         os._exit(int(sys.argv[2]))
     os.execv("/bin/sleep", ["sleep", "1000"])
 signal.signal(signal.SIGUSR2, hand_over)
+with open(sys.argv[1] + ".new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(sys.argv[1] + ".new", sys.argv[1])
 while True:
     signal.pause()
 """
