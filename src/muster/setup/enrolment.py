@@ -8,6 +8,7 @@ and the key that the store names: the token is shown to nobody else.
 import json
 import socket
 import ssl
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,9 @@ def _own_key(home: Path, name: str) -> str:
     from muster.drivers.certificates.private_files import write_private
 
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if mode & 0o066:  # as mkdir leaves it: the node would refuse a home that others may list or change
+        home.chmod(mode & 0o711)
     draft = home / DRAFT_FILE
     if draft.exists():
         return draft.read_text()
