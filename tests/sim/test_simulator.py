@@ -104,7 +104,7 @@ def test_a_seed_gives_the_same_history_in_every_process() -> None:
 def test_random_runs_reach_what_the_rules_are_about() -> None:
     """A campaign that never elects, recovers, transfers or forces out proves nothing."""
     seen: set[str] = set()
-    for seed in (*range(24), 50):  # action functions of people are rare
+    for seed in (*range(24), 67):  # action functions of people are rare
         _, history = campaign.run_seed(seed)
         seen |= {type(observation).__name__ for observation in history}
         seen |= {f"{item.action}" for item in history if isinstance(item, CommandTaken)}
