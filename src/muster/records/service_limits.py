@@ -129,7 +129,7 @@ def _problem_of_surroundings(definition: Definition) -> str:
         if (value := getattr(definition, key)) and (problem := problem_with(value)):
             return f"{key} {problem}"
     if not 0 <= definition.umask <= 0o777:
-        return f"umask is {definition.umask}: allowed are 0 to 0o777"
+        return f"umask is {shown(definition.umask)}: allowed are 0 to 0o777"
     if len(dict(definition.limits)) < len(definition.limits):
         return "limits names one twice: give each once"
     for name, value in definition.limits:

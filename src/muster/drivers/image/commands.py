@@ -85,7 +85,11 @@ def _surroundings(packet: object, service: str) -> Surroundings:
     plain = Surroundings()
     texts = [packet.get(key, getattr(plain, key)) for key in ("user", "group", "directory", "environment_file")]
     limits, umask = packet.get("limits", []), packet.get("umask", plain.umask)
-    if not all(isinstance(each, str) and "\0" not in each for each in texts) or type(umask) is not int:
+    if (
+        not all(isinstance(each, str) and "\0" not in each for each in texts)
+        or type(umask) is not int
+        or not 0 <= umask <= 0o777
+    ):
         raise Refused(f"run {service}: surroundings must be texts, and umask a number")
     if not isinstance(limits, list) or not all(_is_limit(each) for each in limits):
         raise Refused(f"run {service}: surroundings.limits must name known limits")
