@@ -86,6 +86,21 @@ def test_p7_9_init_ends_the_node_of_a_guard_that_never_exits() -> None:
     _settle(world)
 
 
+def test_p7_9_a_signal_to_go_on_wakes_nothing_that_waits_in_the_kernel() -> None:
+    """Seed 1102 of an earlier schedule: a guard that was continued went on renewing after its deadline, for ever."""
+    world = _cluster()
+    world.perform(schedule.Stall(0, 0, ("runner",)))
+    world.perform(schedule.Pause("guard", 50_000, 0))
+    _run(world, 5000)
+    guard = world.machines[0].guard
+    assert guard is not None and guard.process.alive and not guard.process.running
+    assert not world.machines[0].lives[0].runner.process.running
+    world.perform(schedule.Calm())
+    _run(world, 1)
+    assert not guard.process.alive, "its deadline is over: what woke it was its end"
+    _settle(world)
+
+
 def test_p7_9_nothing_is_proven_while_init_waits_in_the_kernel_beside_its_guard() -> None:
     """The runner ends the services at the same deadline; nobody is told so, and nothing starts elsewhere."""
     world = _cluster()

@@ -334,7 +334,7 @@ class Guard:
         """It waits in the kernel from now on: it does nothing, and no signal ends it."""
         if self.process.alive and self._deadman_us is not None:
             self._stalled = True
-            self.world.loop.pause(self.process)
+            self.world.loop.hold(self.process)
 
     def wake(self) -> None:
         """It goes on; if its deadline is over, the deadman's signal ends it first (P7.4)."""
@@ -346,7 +346,7 @@ class Guard:
             self._log("the guard wakes after its deadline")
             self.die(self._dying or "its lease ran out")
         else:
-            self.world.loop.resume(self.process)
+            self.world.loop.let_go(self.process)
 
     def die(self, cause: str) -> None:
         """This guard is killed; the rest of the node dies with it, within the panic bound."""

@@ -335,7 +335,7 @@ class Life:
         process = self.init if which == "init" else self.runner.process
         if not self.ended and process.alive and process not in self.held:
             self.held.append(process)
-            self.machine.world.loop.pause(process)
+            self.machine.world.loop.hold(process)
 
     def release(self) -> None:
         """What the kernel held goes on, and ends if it was killed meanwhile."""
@@ -350,7 +350,7 @@ class Life:
             self.stop(self._stop_later, self.bound_us())
         else:
             for process in held:
-                loop.resume(process)
+                loop.let_go(process)
 
     def sweep(self) -> None:
         """Its guard, or the next one, kills the control group with what is left of this incarnation (P7.11)."""

@@ -17,13 +17,14 @@ Action = Callable[..., None]
 class Process:
     """Something that runs: it can be paused and resumed, and it dies once."""
 
-    __slots__ = ("alive", "deferred", "lost_power", "name", "paused_at_us")
+    __slots__ = ("alive", "deferred", "in_kernel", "lost_power", "name", "paused_at_us")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
         self.lost_power = False  # it died in a power cut: its writes under way may land, tear or vanish
         self.paused_at_us: int | None = None
+        self.in_kernel = False  # it waits there: no signal reaches it
         self.deferred: list[tuple[Action, tuple[Any, ...]]] = []
 
     @property
@@ -83,9 +84,19 @@ class EventLoop:
         if process.alive and process.paused_at_us is None:
             process.paused_at_us = self.now_us
 
+    def hold(self, process: Process) -> None:
+        """It waits in the kernel from now on."""
+        process.in_kernel = True
+        self.pause(process)
+
+    def let_go(self, process: Process) -> None:
+        """What it waited for has come: it goes on."""
+        process.in_kernel = False
+        self.resume(process)
+
     def resume(self, process: Process) -> None:
-        """Continue a process (SIGCONT): what waited happens now, in its order."""
-        if process.paused_at_us is None:
+        """Continue a process (SIGCONT): what waited happens now, in its order. Nothing, while it waits in the kernel."""
+        if process.paused_at_us is None or process.in_kernel:
             return
         process.paused_at_us = None
         waiting, process.deferred = process.deferred, []
