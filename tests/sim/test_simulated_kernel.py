@@ -93,7 +93,8 @@ def test_p7_9_a_signal_to_go_on_wakes_nothing_that_waits_in_the_kernel() -> None
     world.perform(schedule.Pause("guard", 50_000, 0))
     _run(world, 5000)
     guard = world.machines[0].guard
-    assert guard is not None and guard.process.alive and not guard.process.running
+    assert guard is not None
+    assert (guard.process.alive, guard.process.running) == (True, False)
     assert not world.machines[0].lives[0].runner.process.running
     world.perform(schedule.Calm())
     _run(world, 1)

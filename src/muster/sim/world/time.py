@@ -95,7 +95,7 @@ class EventLoop:
         self.resume(process)
 
     def resume(self, process: Process) -> None:
-        """Continue a process (SIGCONT): what waited happens now, in its order. Nothing, while it waits in the kernel."""
+        """Continue a process (SIGCONT): what waited happens now, in its order. Nothing while it waits in the kernel."""
         if process.paused_at_us is None or process.in_kernel:
             return
         process.paused_at_us = None
