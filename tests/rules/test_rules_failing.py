@@ -1,5 +1,7 @@
 """What follows when services fail, are mended, or have done their work: P6.30, P6.35 to P6.39 (SPEC 5.4, 6.6, 6.8)."""
 
+import typing
+
 import pytest
 from msgspec.structs import replace
 
@@ -8,6 +10,7 @@ from muster.core.services.redefinition import pending
 from muster.core.services.table import FIRST_PAUSE_MS, FIRST_ROUND_MS, LONGEST_PAUSE_MS
 from muster.core.versions.upgrade import refusal
 from muster.records.levels import NodeState
+from muster.records.operations import OperationRequest
 from muster.records.service_limits import problem_of
 from muster.records.services import (
     ApplyServices,
@@ -41,6 +44,61 @@ def settled(*definitions: Definition, nodes: int = 3) -> Rounds:
 def fail(rounds: Rounds, name: str = "web", status: int = 1) -> None:
     rounds.ask(FailService(name, "ended with status 1", rounds.service(name).generation, status))
     rounds.settle()
+
+
+# ---- P6.26 a failure is kept until its service begins to end --------------------------------------------------------
+
+ASKED_MEANWHILE = {
+    "cleared": (ClearService("volume"),),
+    "registered anew": (DeregisterService("volume"), RegisterService("volume")),
+    "cleared, then registered anew": (ClearService("volume"), DeregisterService("volume"), RegisterService("volume")),
+    "registered anew, then cleared": (DeregisterService("volume"), RegisterService("volume"), ClearService("volume")),
+    "its window is over": (),
+}
+POLICIES = {
+    "restarted": ({"restarts": 1}, 1),
+    "given up": ({"restarts": 0}, 1),
+    "hard": ({"hard_exit_status": (5,)}, 5),
+    "fatal": ({"fatal_exit_status": (6,)}, 6),
+    "done": ({"success_exit_status": (0,)}, 0),
+}
+
+
+@pytest.mark.parametrize("in_turn", [True, False], ids=["a round after each", "one after the other"])
+@pytest.mark.parametrize("asked", ASKED_MEANWHILE.values(), ids=ASKED_MEANWHILE)
+@pytest.mark.parametrize(("policy", "status"), POLICIES.values(), ids=POLICIES)
+def test_p6_26_what_has_failed_ends_whatever_is_forgotten_while_it_waits_for_its_children(
+    policy: dict[str, typing.Any], status: int, asked: tuple[OperationRequest, ...], in_turn: bool
+) -> None:
+    window = {"restart_window_ms": 60_000, "allowable_nodes": ("n0",)}
+    rounds = settled(replace(WEB, name="volume", **window, **policy), replace(WEB, name="database", parent="volume"))
+    generation = rounds.service("volume").generation
+    rounds.held = {("database", "stop")}
+    fail(rounds, "volume", status)
+    for operation in asked:
+        rounds.ask(operation)
+        if in_turn:
+            rounds.settle()
+    rounds.wait(70_000)
+    assert rounds.service("volume").generation == generation  # its child has not ended
+    rounds.held.clear()
+    rounds.settle()
+    rounds.wait(70_000)
+    service = rounds.service("volume")
+    assert service.state is not REGISTERED or service.generation > generation
+    if RegisterService("volume") in asked or (asked and status != 0):
+        assert service.state is REGISTERED  # people wanted it to be tried
+
+
+def test_p6_38_what_a_program_says_counts_before_its_registration_is_committed_too() -> None:
+    rounds = Rounds()
+    rounds.held = {("web", "start")}
+    rounds.define(replace(WEB, fatal_exit_status=(6,)))
+    rounds.settle()
+    rounds.ask(FailService("web", "ended with status 6", rounds.service("web").generation, 6))
+    rounds.held.clear()
+    rounds.settle()
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE) and "in vain" in rounds.service("web").cause
 
 
 # ---- P6.35 a stop that fails where nothing runs ----------------------------------------------------------------------

@@ -183,7 +183,7 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     launched: bool = False  # a start command given on `node` may have left something, whatever is defined by now
     waits_since: int = 0  # index of the entry that began its wait for maturity; 0: it does not wait (SPEC 6.3)
     matured: bool = False  # the wait for this registration is over
-    broken: str = ""  # how it failed where it is registered, until that is acted upon (SPEC 5.4)
+    broken: str = ""  # how it failed where it is registered, until it begins to end (P6.26)
     failures: tuple[int, ...] = ()  # indices of the entries that recorded its failures, within its window
     exhausted: tuple[Exhausted, ...] = ()  # where its failure policy has given it up (SPEC 5.4)
     takeovers: tuple[Takeover, ...] = ()  # the recent free transfers (SPEC 6.8)

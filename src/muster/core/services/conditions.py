@@ -221,8 +221,8 @@ def _own_stop(service: Service, round_: Round) -> Stop | None:
     if service.state is ServiceState.REGISTERED:
         if service.intent and service.origin == node:
             return Stop(service.reason or "transferred by an operator", moves=True)
-        is_in_vain = service.ended is Ended.FATAL and not service.broken
-        if service.target == node or is_in_vain or node in round_.exhausted(service):
+        is_over = service.ended in (Ended.DONE, Ended.FATAL) and not service.broken  # and that was acted upon
+        if service.target == node or is_over or node in round_.exhausted(service):
             return Stop(service.reason or "restarted by an operator", moves=False)
     if service.definition.parent or node not in round_.draft.standby:
         return None  # a child is moved with its parent

@@ -180,7 +180,8 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
             f"{round_.name(service.node)} forces the node out"
         )
         return f"{where} and stuck: {service.cause}", step
-    if service.broken:
+    stop = why_stop(service, round_)
+    if service.broken and stop is None:
         held = maintenance_of(service, round_)
         follows = f"nothing is done about it, as {held}" if held else "its failure policy decides"
         return f"{where}, and has failed there: {service.broken}; {follows}", _NEXT_STEPS["maintenance"] if held else ""
@@ -188,7 +189,6 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
         where += f" ({service.reason})"
     if words := pending_words(service):
         where += f"; {words}"
-    stop = why_stop(service, round_)
     if stop is None:
         return where, f"muster service restart {service.name}" if words else ""
     where += f"; it is about to end there: {stop.reason}"

@@ -24,9 +24,15 @@ def redefined(service: Service, definition: Definition, draft: Draft) -> Service
 
 
 def tried_again(service: Service) -> Service:
-    """The service, of which nothing runs, with all forgotten that keeps it from being tried (P6.37)."""
-    ended = service.ended if service.broken else Ended.FAILED  # else what it says has been acted upon
-    return replace(service, cause="", failed=(), exhausted=(), failures=(), rest=None, rounds=0, ended=ended)
+    """The service with all forgotten that keeps it from being tried (P6.37), but not that its program has ended."""
+    ended, broken = service.ended, service.broken
+    if service.state is not ServiceState.REGISTERED:
+        ended = ended if broken else Ended.FAILED  # else what it says has been acted upon
+    elif ended is Ended.FATAL and not broken:  # it waits for its children to end, and is started again then (P6.26)
+        ended, broken = Ended.FAILED, "its program has ended, and it is to be tried again"
+    return replace(
+        service, cause="", failed=(), exhausted=(), failures=(), rest=None, rounds=0, ended=ended, broken=broken
+    )
 
 
 def _as_started(service: Service, definition: Definition) -> Definition | None:

@@ -264,7 +264,7 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     runs = service.state is ServiceState.REGISTERED or (service.state is ServiceState.STARTING and operation.generation)
     if not runs or instances.is_template(service):
         return f"{service.name} is {service.state}, not registered: nothing is done"
-    if service.broken or _has_failed(service):
+    if _has_failed(service):
         return f"{service.name} has failed already, and its failure policy is at work: nothing more is done"
     ended = _ended(service.definition, operation.status)
     failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
@@ -288,8 +288,7 @@ def _ended(definition: Definition, status: int) -> Ended:
 
 def _has_failed(service: Service) -> bool:
     """Whether a failure of the present generation is recorded: one is enough, however often it is seen (P6.26)."""
-    entries = (*service.failures[-1:], *(given_up.entry for given_up in service.exhausted[-1:]))
-    return any(entry > service.generation for entry in entries)
+    return bool(service.broken) or service.ended in (Ended.DONE, Ended.FATAL)
 
 
 def _restart(service: Service, cause: str, draft: Draft) -> str:

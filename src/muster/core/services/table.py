@@ -298,7 +298,11 @@ def _take_over(service: Service, round_: Round, name: str) -> None:
 
 
 def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
-    """The failure policy: restart in place so many times within the window, then move, then stop (P6.26, SPEC 5.4)."""
+    """The failure policy: restart in place so many times within the window, then move, then stop (P6.26, SPEC 5.4).
+
+    That it has failed stays in the record until it begins to end, which may have to wait for its children: whatever is
+    forgotten meanwhile of how often it has failed, or of what is to follow, this is asked again.
+    """
     here = round_.name(service.node)
     if service.ended is Ended.DONE or service.ended is Ended.FATAL:
         is_done = service.ended is Ended.DONE
@@ -313,9 +317,10 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     if len(recent) <= definition.restarts and service.ended is not Ended.HARD:
         pause_ms = _pause_ms(service, len(recent), round_)
         later = f", in {duration_text(pause_ms)}" if pause_ms else ""
-        reason = f"it failed on {here}: {detail}; restart {len(recent)} of {definition.restarts}{later}"
+        how = f"restart {len(recent)} of {definition.restarts}" if recent else "restarted, its failures are forgotten"
+        reason = f"it failed on {here}: {detail}; {how}{later}"
         rest = Rest(round_.draft.index, pause_ms) if pause_ms else None
-        restarting = replace(service, broken="", target=service.node, failures=recent, reason=reason, rest=rest)
+        restarting = replace(service, target=service.node, failures=recent, reason=reason, rest=rest)
         round_.put(restarting, reason)
         _stop_at_once(restarting, round_)
         return
@@ -323,7 +328,7 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     reason = f"it failed {times} within {duration_text(window_ms)} on {here}: {detail}"
     others = tuple(earlier for earlier in service.exhausted if earlier.node != service.node)
     given_up = (*others, Exhausted(service.node, round_.draft.index))
-    after = replace(service, broken="", failures=(), exhausted=given_up, reason=reason, rest=None)
+    after = replace(service, failures=(), exhausted=given_up, reason=reason, rest=None, ended=Ended.FAILED)
     if round_.elsewhere(after) is not None:
         after = replace(after, intent=True, origin=service.node)
     round_.put(after, reason)
@@ -353,7 +358,7 @@ def _started(service: Service, round_: Round, _detail: str) -> None:
     launched = service.launched and (command is None or command.left)
     done = replace(
         service, state=REGISTERED, launched=launched, intent=False, origin=NO_NODE, target=NO_NODE, failed=(),
-        reason="", cause="", rest=None, rounds=0, ended=Ended.FAILED,
+        reason="", cause="", rest=None, rounds=0,
         takeovers=with_none_by(service, (round_.draft.member(node) for node in service.failed)),
     )  # fmt: skip
     round_.put(done, f"registered on {round_.name(service.node)}")
