@@ -251,12 +251,14 @@ def _count_each_sight(_original: Callable[[Service], bool]) -> Callable[[Service
     return lambda _service: False
 
 
-def _restart_for_ever(original: dict[Any, service.Rule]) -> dict[Any, service.Rule]:
+def _restart_for_ever(original: dict[Any, service.Row]) -> dict[Any, service.Row]:
+    broken = (ServiceState.REGISTERED, service.Event.BROKEN)
+
     def failed_in_service(service_: Service, round_: Round, detail: str) -> None:
         forgetful = replace(service_, failures=service_.failures[-1:])
-        original[ServiceState.REGISTERED, service.Event.BROKEN](forgetful, round_, detail)
+        original[broken].rule(forgetful, round_, detail)
 
-    return original | {(ServiceState.REGISTERED, service.Event.BROKEN): failed_in_service}
+    return original | {broken: original[broken]._replace(rule=failed_in_service)}
 
 
 def _nothing_is_wrong(_original: Callable[..., str]) -> Callable[..., str]:
@@ -280,7 +282,7 @@ def _notify_anybody(_original: Callable[..., bool]) -> Callable[..., bool]:
     return lambda _definition, _name: True
 
 
-def _skip_recovery(original: dict[Any, service.Rule]) -> dict[Any, service.Rule]:
+def _skip_recovery(original: dict[Any, service.Row]) -> dict[Any, service.Row]:
     """What was registered on a lost node counts as a start that was lost."""
     lost_while_starting = original[ServiceState.STARTING, service.Event.LOST]
     return original | {(ServiceState.REGISTERED, service.Event.LOST): lost_while_starting}
