@@ -194,8 +194,10 @@ class Patient:
 def _outline(view: Document) -> Document:
     """What all nodes must agree on: a status without what each node sees for itself."""
     nodes = {name: (node["state"], node["incarnation"], node["services"]) for name, node in view["nodes"].items()}
-    same = {key: view[key] for key in ("cluster", "index", "epoch", "master", "term", "services")}
-    return same | {"nodes": nodes}
+    same = {key: view[key] for key in ("cluster", "index", "epoch", "master", "term")}
+    # since when something is so, each node tells by its own clock, and from when it heard of it
+    told = {name: service | {"since_s": 0, "failures": None} for name, service in view["services"].items()}
+    return same | {"nodes": nodes, "services": told}
 
 
 def _definitions(names: list[str], record: Path, locks: Path) -> list[Document]:
