@@ -4,6 +4,7 @@ The daemon of these tests pulses, carries out orders that a test appends to HOME
 to HOME/heard, a JSON object a line.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -188,12 +189,15 @@ class RealNode:
 
         Log writer and caretaker are not of the node: they outlive it, and one may hang for as long as the log does.
         """
+        return {pid: name for pid, name in self._all_processes().items() if name not in OUTSIDE}
+
+    def _all_processes(self) -> dict[int, str]:
         found = {}
         home, inside = os.fsencode(self.home), os.fsencode(self.home) + b"/"
         for pid in read_parents():
             words = read_command_line(pid)
             named = any(word == home or word.startswith(inside) for word in words)
-            if (named or read_environment(pid).get(NODE_HOME.encode()) == home) and read_name(pid) not in OUTSIDE:
+            if named or read_environment(pid).get(NODE_HOME.encode()) == home:
                 found[pid] = read_name(pid)
         return found
 
@@ -221,9 +225,17 @@ class RealNode:
                 path.unlink()
 
     def close(self) -> None:
-        """End everything."""
+        """End everything, what outlives a node too: its caretaker tries for minutes to reach the store of a test."""
         self.halt()
         self._register.close()
+        deadline = time.monotonic() + DEADLINE_S
+        while left := self._all_processes():  # the standby of one that is killed takes its place
+            assert time.monotonic() < deadline, f"{self.name} is not gone: {left}"
+            for pid, name in left.items():
+                if name in OUTSIDE:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def halt(self) -> None:
         """End every process of the node."""
