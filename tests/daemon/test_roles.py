@@ -93,9 +93,11 @@ def test_p10_4_a_role_that_is_just_too_low_is_refused_and_remembered_within_boun
 
 
 def test_p10_4_a_user_without_a_role_may_not_even_ask() -> None:
-    gate = Gate("n0", lambda: NAMES, lambda _event, _text: None)
+    told: list[str] = []
+    gate = Gate("n0", lambda: NAMES, lambda _event, text: told.append(text))
     with pytest.raises(ControlRefused, match="has no role in this cluster"):
         gate.admit({"query": "status", "peer": {"pid": 1, "uid": STRANGER, "gid": STRANGER, "groups": ()}})
+    assert not told and not gate.refused, "what is kept and logged is who wanted to change something"
 
 
 def test_p10_4_what_others_have_done_is_shown_to_operators() -> None:
