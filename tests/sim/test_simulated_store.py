@@ -74,6 +74,18 @@ def test_p11_1_an_older_copy_that_is_renamed_over_the_path_ends_every_node_and_n
         assert tokens == sorted(tokens)
 
 
+def test_a_copy_that_was_made_while_nothing_ran_is_as_new_as_its_journal_says() -> None:
+    """Seed 1101116: it passed for empty, and took the place of a store of which no home knew more."""
+    world = _cluster(kernel=True)
+    for machine in world.machines:
+        machine.power_cut()
+    world.perform(schedule.CopyStore())
+    world.perform(schedule.ReplaceStore("copy"))
+    assert world.store is world.store_of_the_cluster, "no home could tell the two apart"
+    world.perform(schedule.Calm())
+    _settle(world)
+
+
 def test_p11_1_a_path_that_is_away_for_a_moment_ends_nothing_and_one_that_stays_away_ends_the_nodes() -> None:
     world = _cluster(kernel=True)
     world.perform(schedule.ReplaceStore("nothing", 5 * US_PER_S))

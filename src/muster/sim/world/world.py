@@ -11,6 +11,7 @@ import msgspec
 
 from muster.core.effects import WatchLife
 from muster.core.inputs import OperationRequested
+from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.services.instances import SEPARATOR
 from muster.records.database import encode_database, initial_database
 from muster.records.levels import Required
@@ -31,6 +32,7 @@ from muster.sim.world.time import US_PER_S
 ASK_AGAIN_US = 1 * US_PER_S
 MAXIMUM_ASKING = 6  # times that a client repeats a request
 MAXIMUM_EVENTS = 3_000_000  # of one run: more is a loop without progress in virtual time
+NO_HOME_KNOWS = 1 << 60  # an index above all others
 FIRST_TERM = Term(1, 0)
 FIRST_MARK = Mark(FIRST_TERM, 0, 1)
 
@@ -40,7 +42,7 @@ class World(Surroundings):
 
     def __init__(self, settings: Settings, random: Random) -> None:
         super().__init__(settings, random, self._reached)
-        self._copy: tuple[VirtualStore, int] | None = None  # of the store, and the index that was committed by then
+        self._copy: tuple[VirtualStore, int] | None = None  # of the store, and the index that it holds
         self.machines = [Machine(self, node, self.machine_stopped, self._hand_over) for node in range(settings.nodes)]
         self._armed: list[tuple[schedule.When, list[int]]] = []  # with what remains to be counted
         self._perform = self._performers()
@@ -199,11 +201,8 @@ class World(Surroundings):
         self.kernel.boot_anew()
 
     def _copy_store(self, _deed: schedule.CopyStore) -> None:
-        self._copy = self.store_of_the_cluster.copied(), self._known_index()
-
-    def _known_index(self) -> int:
-        daemons = [machine.daemon for machine in self.machines if machine.daemon is not None]
-        return max((daemon.node.database.index for daemon in daemons if daemon.node is not None), default=0)
+        copy = self.store_of_the_cluster.copied()
+        self._copy = copy, _index_of(copy)
 
     def _replace_store(self, deed: schedule.ReplaceStore) -> None:
         match deed.by:
@@ -362,6 +361,13 @@ class World(Surroundings):
                 self.loop.resume(process)
             machine.boot()
         self.history.append(Healed(self.loop.now_us))
+
+
+def _index_of(store: VirtualStore) -> int:
+    """The index that a boot on this store finds, whether anybody ran when it was written or not."""
+    newest = newest_journal(store.newest())
+    image = store.halves[newest[0]][newest[1].half].read(newest[1]) if newest is not None else None
+    return restore(*image).index if image is not None else NO_HOME_KNOWS
 
 
 def _at(deed: schedule.Here, node: int) -> schedule.Here:
