@@ -92,8 +92,9 @@ class Cluster:
         return [each["detail"] for each in self.query(node, "timeline")["events"] if each["event"] == event]
 
     def settled(self) -> bool:
-        """Whether no node knows of a transition."""
-        return all(self.query(node, "transitions")["transitions"] == [] for node in NODES)
+        """Whether no node knows of a transition, and none is behind another: it may not have heard of one yet."""
+        told = [self.query(node, "transitions") for node in NODES]
+        return all(each["transitions"] == [] and each["index"] == told[0]["index"] for each in told)
 
     def joins(self, name: str, level: int, node: str, **options: Any) -> Subsystem:
         """Register this process as a program of `node`, until the end of the test."""
@@ -256,6 +257,7 @@ def test_who_registers_in_the_middle_of_another_s_transition_is_told_of_everythi
     assert own is not None
     assert (own.node, own.kind) == ("n0", Kind.JOINING)
     own.acknowledge()
+    wait("its own join to be over", cluster.settled)  # who registers meanwhile would take part in it
     second = cluster.joins("second", 60, "n1")
     join = first.next_notification(DEADLINE_S)  # of n1 at this level; not acknowledged yet
     assert join is not None
