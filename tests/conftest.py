@@ -1,7 +1,8 @@
 """What several test files use: development clusters through the command line, always torn down.
 
 A test that needs root or a package skips with a reason that says so; `MUSTER_FORBID_SKIPS=1` makes every skip a failure
-(`.ci/run`), but for those whose reason begins with "not applicable".
+(`.ci/run`), but for those whose reason begins with "not applicable". `MUSTER_FAILURES=FILE` gets the names of the tests
+that failed in a run that came to its end, a line each: `unsteady.py` reads it.
 """
 
 import os
@@ -17,6 +18,7 @@ from dev_cluster import SOURCE, CommandLine, DevCluster
 _LINES_OF_A_LOG = 60
 
 _skipped: list[str] = []
+_failed: dict[str, None] = {}  # in the order in which they did
 _has_failed = pytest.StashKey[bool]()
 
 # A shell that runs a command in the background has it ignore SIGINT, and so all that it starts: some tests send one.
@@ -30,6 +32,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note what was skipped; under xdist this runs where all reports come together."""
     if report.skipped and not hasattr(report, "wasxfail"):
         _note_skip(report.nodeid, report.longrepr)
+    if report.failed:
+        _failed[report.nodeid] = None
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
@@ -52,10 +56,14 @@ def _note_skip(name: str, representation: object) -> None:
         _skipped.append(f"{name}: {reason}")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where nothing may be skipped, a skip fails the run."""
-    if os.environ.get("MUSTER_FORBID_SKIPS") and _skipped and not hasattr(session.config, "workerinput"):
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where nothing may be skipped, a skip fails the run; if only tests did, their names are told to `unsteady.py`."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if os.environ.get("MUSTER_FORBID_SKIPS") and _skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif exitstatus == pytest.ExitCode.TESTS_FAILED and "MUSTER_FAILURES" in os.environ:
+        Path(os.environ["MUSTER_FAILURES"]).write_text("".join(f"{name}\n" for name in _failed))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
