@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
-from muster.drivers.image.commands import DETAIL_CHARACTERS, MAXIMUM_NAME_CHARACTERS
+from muster.core.launching.ledger import DETAIL_CHARACTERS
+from muster.drivers.image.commands import MAXIMUM_NAME_CHARACTERS
 from muster.drivers.image.process_tree import read_parents, send
 from muster.drivers.image.runner import OUTBOX_LIMIT, PACKET_BYTES
 from muster.drivers.runner_client import RunnerClient, RunnerLost

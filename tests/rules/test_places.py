@@ -20,11 +20,11 @@ from muster.core.events.manager import (
     WatcherCame,
 )
 from muster.core.inputs import AwaitedHere, PlacesAwaited
+from muster.core.launching.turns import MAXIMUM_STARTS
 from muster.core.node import insight
 from muster.core.services.places import MAXIMUM_NAMED, words
 from muster.daemon.shell.places_awaited import PlacesHere
 from muster.drivers.image import watcher
-from muster.drivers.image.runner import MAXIMUM_STARTS
 from muster.drivers.image.watcher import BuiltIn, Check, Memory, Subject
 from muster.drivers.runner_client import PlacesOfRunner
 from muster.records.database import Database

@@ -1,4 +1,4 @@
-"""What the runner knows of service commands: requests, runs, results, jobs (SPEC 6.6, 7.7); rules: `runner.py`.
+"""What the runner knows of service commands: requests, runs, jobs (SPEC 6.6, 7.7); the rules are in `core/launching/`.
 
 A request names its service and what the command is for:
 
@@ -13,19 +13,18 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 
+from muster.core.launching.job import Progress
+from muster.core.launching.ledger import DETAIL_CHARACTERS, NO_STATUS, Entry, Exited, Result
 from muster.drivers.image.process_tree import explain_status
 from muster.drivers.image.readiness import Condition, Conditions
 from muster.drivers.image.service_surroundings import LIMITS, UNLIMITED, Surroundings
 
-DETAIL_CHARACTERS = 1000  # of a result, of which the tail of the output gets what the cause leaves
 OUTPUT_CHARACTERS = 2000  # of what a command wrote, for the history
 GRACE_MS = 2000  # from SIGTERM to SIGKILL where the request does not say
 MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_RETRIES = 1000
 _SIGNALS = {each.name: each for each in signal.Signals}
 ACTIONS = ("start", "stop", "recovery", "notify", "act")
-NO_STATUS = -1  # in place of an exit status
-APART = ("notify", "act")  # those that never touch what the service's own commands do, nor the other way round
 
 
 class Refused(ValueError):
@@ -68,13 +67,6 @@ class Request:
         self.stop_signal = _SIGNALS.get(str(name), signal.SIGTERM)
         self.follows = packet.get("follows") is True
         self.final = _statuses(packet.get("final", []), self.service)
-
-    @property
-    def place(self) -> str:
-        """Where it belongs: its service, or a place of its own. Names hold no NUL characters."""
-        if self.action == "notify":
-            return f"{self.service}\0notify"
-        return f"{self.service}\0{self.generation}" if self.action == "act" else self.service
 
 
 def _surroundings(packet: object, service: str) -> Surroundings:
@@ -181,46 +173,19 @@ class Run:
         return self.tail.decode(errors="replace").strip()[-OUTPUT_CHARACTERS:]
 
 
-class Result:
-    """What became of one generation's command."""
-
-    __slots__ = ("action", "detail", "finished", "generation", "left", "status", "succeeded")
-
-    def __init__(self, generation: int, action: str) -> None:
-        self.generation, self.action = generation, action
-        self.finished = self.succeeded = False
-        self.detail = ""
-        self.left = True  # something of it may run
-        self.status = NO_STATUS  # the exit status of the command's last attempt, if it ended by itself
-
-    def finish(self, succeeded: bool, detail: str) -> None:
-        """Record the end of the command."""
-        self.finished, self.succeeded, self.detail = True, succeeded, detail[:DETAIL_CHARACTERS]
-
-    def described(self, with_state: bool) -> dict[str, object]:
-        """As in a packet to the daemon."""
-        described: dict[str, object] = {"generation": self.generation, "action": self.action}
-        if with_state:
-            described["finished"] = self.finished
-        found = {"succeeded": self.succeeded, "detail": self.detail, "left": self.left, "status": self.status}
-        return {**described, **found}
+def result_packet(result: Result, with_state: bool) -> dict[str, object]:
+    """A result as in a packet to the daemon."""
+    described: dict[str, object] = {"generation": result.generation, "action": result.action}
+    if with_state:
+        described["finished"] = result.finished
+    found = {"succeeded": result.succeeded, "detail": result.detail, "left": result.left, "status": result.status}
+    return {**described, **found}
 
 
-class Exited:
-    """The end of a supervised program, or of what a start has left: what the failure policy is about (SPEC 5.4)."""
-
-    __slots__ = ("at_us", "code", "generation", "output", "status")
-
-    def __init__(self, run: Run, at_us: int) -> None:
-        self.generation, self.output, self.at_us = run.generation, run.output(), at_us
-        self.status, self.code = _end_of(run)
-
-    def described(self) -> dict[str, object]:
-        """As in a packet to the daemon."""
-        return {
-            "generation": self.generation, "status": self.status, "code": self.code, "output": self.output,
-            "at_us": self.at_us,
-        }  # fmt: skip
+def exit_of(run: Run, at_us: int) -> Exited:
+    """The end of a run, as it is remembered and told."""
+    status, code = _end_of(run)
+    return Exited(run.generation, status, code, run.output(), at_us)
 
 
 def _end_of(run: Run) -> tuple[str, int]:
@@ -240,52 +205,32 @@ def exit_status(status: int) -> int:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else NO_STATUS
 
 
-class Job:
+class Job(Progress):
     """The request that a service works on, and how far it is."""
 
-    __slots__ = (
-        "attempt", "cancelled", "deadline_us", "failure", "kill_us", "killing", "phase", "probe", "request", "run",
-        "waits_since_us", "wake_us",
-    )  # fmt: skip
+    __slots__ = ("probe", "request", "run")
 
     def __init__(self, request: Request) -> None:
+        super().__init__(request)
         self.request = request
-        self.waits_since_us = 0  # for a place among the starts; 0 while it does not
-        self.cancelled: list[Result] = []  # older requests that this one replaced, to be reported once cleared
-        self.phase = ""
-        self.attempt = 0  # number of the present one; the first is 1
         self.run: Run | None = None
         self.probe: Run | None = None  # the ready command of the program
-        self.failure: str | None = None  # why it will be reported as failed
-        self.deadline_us = 0  # of the attempt
-        self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
-        self.killing = False
-        self.wake_us = 0  # when to look at it again, whatever happens
 
 
-class Service:
+class Service(Entry):
     """All that the runner knows of one service, or of one place beside a service."""
 
-    __slots__ = ("exited", "has_run", "is_below", "job", "name", "place", "result", "runs", "strays")
+    __slots__ = ("job", "runs", "strays")
 
     def __init__(self, name: str, place: str) -> None:
-        self.name, self.place = name, place
-        self.result = Result(0, "")  # of the highest generation ever asked for
+        super().__init__(name, place)
         self.job: Job | None = None
         self.runs: list[Run] = []
         self.strays: set[int] = set()  # children of the runner whose keeper was killed
-        self.exited: Exited | None = None  # the supervised program of the present generation has ended
-        self.has_run = False  # a start of it has succeeded here
-        self.is_below = False  # all that its last start has begun is, or was, below a keeper: not begun by others
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether this is a place of its own beside a service."""
-        return self.place != self.name
 
     def is_idle(self) -> bool:
         """Whether nothing runs and nothing is to be done."""
-        return self.job is None and not self.runs and not self.strays
+        return super().is_idle() and not self.runs and not self.strays
 
 
 def with_tail(cause: str, run: Run) -> str:
@@ -331,9 +276,9 @@ def inventory_of(services: Iterable[Service], limit_bytes: int) -> Iterator[dict
     highest: dict[str, int] = {}
     size = 0
     for service in services:
-        command = {"service": service.name, **service.result.described(with_state=True)}
+        command = {"service": service.name, **result_packet(service.result, with_state=True)}
         if service.exited is not None:
-            command["exited"] = service.exited.described()
+            command["exited"] = service.exited._asdict()
         length = len(json.dumps(command)) + len(json.dumps(service.name)) + 32
         if part and size + length > limit_bytes:
             yield {"last": False, "commands": part, "highest": highest}

@@ -2,20 +2,14 @@
 
 Theory of operation. One small loop. Per service it knows the highest generation ever asked for, what became of it, and
 the live `Run`s: a run is one command with its keeper (see `keeper.py`), alive until nothing of the command is left. A
-request with a newer generation becomes the service's `Job`, which goes through phases:
+request with a newer generation becomes the service's `Job`. What decides is in `core/launching/`, which the simulator
+runs too: `ledger.py` says what is accepted, refused, remembered and cancelled, `job.py` what follows what in a job,
+`turns.py` which starts may begin. Here are processes, pipes and packets.
 
-    CLEAR    end what an older generation must not leave: for stop, its command if that still runs; else everything
-    RUN      the command, until it ends or its time is over (an empty command succeeds at once); a program that is to be
-             supervised: until it is ready (see `readiness.py`)
-    AGAIN    it failed and may be retried: end what the attempt left, of a stop only the stop command's own processes
-    PAUSE    until the next attempt
-    END      unless a start succeeded: end what is left of the service, SIGTERM, grace, SIGKILL
-    done     report, and remember the result
-
-CLEAR, AGAIN and END are the same ladder. A job reports only when the ladder has found everything gone, or that
-something does not go even after SIGKILL, which is a failure. A newer request replaces the job at any phase; the
-replaced one is reported as cancelled when the new one has cleared. A supervised program goes on after its start; its
-end, at any time before the next request, is told and remembered.
+A job's command runs below a keeper; a program that is to be supervised is at that until it is ready (`readiness.py`).
+A job reports only when a ladder has found everything gone, or that something does not go even after SIGKILL, which is
+a failure. A supervised program goes on after its start; its end, at any time before the next request, is told and
+remembered.
 
 Channel to the daemon: SOCK_SEQPACKET, one JSON object a packet of at most `PACKET_BYTES` (both ends ask for a send
 buffer of four times that, and the kernel's default holds three). The daemon's end is kept open by init across restarts.
@@ -65,23 +59,32 @@ import socket
 from collections import deque
 from typing import NoReturn
 
+from muster.core.launching import ledger
+from muster.core.launching.job import CLEAR, END, KILL_BOUND_MS, PAUSE, RUN, Next, Whom
+from muster.core.launching.ledger import (
+    DETAIL_CHARACTERS,
+    MAXIMUM_ACTS,
+    MAXIMUM_SERVICES,
+    NO_STATUS,
+    Exited,
+    Ledger,
+    Result,
+)
+from muster.core.launching.turns import MAXIMUM_STARTS, PLACE_MS, Turns, lane_of
 from muster.drivers.image.asking import Asked
 from muster.drivers.image.commands import (
-    APART,
-    DETAIL_CHARACTERS,
-    NO_STATUS,
     OUTPUT_CHARACTERS,
-    Exited,
     Job,
     Refused,
     Request,
-    Result,
     Run,
     Service,
+    exit_of,
     exit_status,
     failure_of,
     inventory_of,
     number,
+    result_packet,
     text,
 )
 from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
@@ -114,23 +117,14 @@ WRITTEN_BYTES = 8 * 1024  # told at a time: as JSON it may be six times as long
 WRITTEN_PIECES = 4  # of one command, in a turn
 WRITTEN_PAUSE_US = 150_000  # from one turn to the next
 WRITTEN_OUTBOX = 32  # while so many packets wait, no more of that kind
-KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
-MAXIMUM_SERVICES = 16_384
-MAXIMUM_STARTS = 32  # start commands that have just begun; the others wait for their turn, stops and recoveries never
-PLACE_MS = 1000  # how long a start has its place: one that takes longer waits for something, and holds up no other
-MAXIMUM_SLOW_STARTS = 1024  # that have lost their place, and are at work still
 WAITED_US = 1_000_000  # what has waited for a place for so long is told, and so often
-MAXIMUM_ACTS = 64  # action functions at work at once; the daemon asks for fewer
 MAXIMUM_OPEN_FILES = 65_536
-MAXIMUM_CANCELLED = 16
-_KILL_AGAIN_MS = 20
 _READ_BYTES = 64 * 1024
 _READS_A_TURN = 4
 _FINAL_READS = 64  # of what a command wrote before it ended: more than a pipe holds
 _INVENTORY_BYTES = PACKET_BYTES // 2
 _SWEEP_US = 10_000_000
 _ASKED_S = 1.0  # for what the processes of a killed keeper belong to
-_CLEAR, _RUN, _AGAIN, _PAUSE, _END = "clear", "run", "again", "pause", "end"
 
 
 class Runner:
@@ -148,17 +142,14 @@ class Runner:
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._pulse_us = pulse_ms * US_PER_MS
         self._next_pulse_us = 0
-        self._starts = [0, 0]  # places taken: by first starts here; by programs, and by what has run here before
-        self._slow_starts = 0
+        self._turns = Turns(MAXIMUM_STARTS, PLACE_MS)
         self._say_waiting_us = 0  # when it may be told next
         self._has_said_waiting = False
         self._environment = base_environment
-        self._services: dict[str, Service] = {}
-        self._forgotten_generation = 0  # highest generation of a service that was dropped from memory
+        self._ledger = Ledger(Service, MAXIMUM_SERVICES, MAXIMUM_ACTS)
         self._keepers: dict[int, tuple[Service, Run]] = {}
         self._readers: dict[int, tuple[Service, Run]] = {}
         self._lookers: set[int] = set()  # the pids of lookers and of readers, see `looker.py` and `asking.py`
-        self._working: dict[str, Service] = {}  # services with a job
         self._outbox: deque[bytes] = deque()
         self._unsaid: dict[int, Run] = {}  # by identity: runs whose output is to be told
         self._say_written_us = NEVER_US
@@ -166,7 +157,7 @@ class Runner:
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
         self._parents: dict[int, int] | None = None  # of this turn of the loop
-        self._orphaned = self._retired = False
+        self._orphaned = False
 
     def prepare(self) -> None:
         """Signals, descriptors and limits of this process."""
@@ -200,7 +191,7 @@ class Runner:
                 self._next_pulse_us,
                 self._say_written_us,
                 self._leash.deadline_us(),
-                *(service.job.wake_us for service in self._working.values() if service.job),
+                *(service.job.wake_us for service in self._ledger.working.values() if service.job),
             )
             ready = self._epoll.poll(max(0.0, (wake_us - boottime_us()) / 1e6))
             self._parents = None
@@ -209,7 +200,7 @@ class Runner:
             self._reap()
             self._parents = None
             self._count_starts(boottime_us())
-            for service in list(self._working.values()):
+            for service in list(self._ledger.working.values()):
                 self._advance(service, boottime_us())
                 self._pulse_if_due()  # each may fork, and there may be thousands
             self._watcher.keep_running(boottime_us(), self._epoll)
@@ -259,7 +250,7 @@ class Runner:
     def _look_again(self, service: Service) -> None:
         """What a program's start waits for may have come."""
         job = service.job
-        if job is not None and job.phase == _RUN and job.run is not None and job.run.condition is not None:
+        if job is not None and job.phase == RUN and job.run is not None and job.run.condition is not None:
             job.wake_us = 0
 
     # --- the daemon's channel ---
@@ -290,20 +281,18 @@ class Runner:
         what = packet.get("do") if isinstance(packet, dict) else None
         if what == "run":
             try:
-                request = Request(packet)
-                if request.action == "stop" or not self._retired:
-                    self._accept(request)
+                self._accept(Request(packet))
             except Refused as refusal:
                 self._fail_refused(packet, str(refusal))
                 raise
         elif what == "cancel":
-            act = self._services.get(f"{text(packet, 'service')}\0{number(packet, 'generation', 1)}")
-            if act is not None and act.job is not None:
-                self._cancel(act, act.job, text(packet, "reason"))
+            act = self._ledger.act_at_work(text(packet, "service"), number(packet, "generation", 1))
+            if act is not None:
+                self._cancel(act, text(packet, "reason"))
         elif what == "watcher":
             self._watcher.want(packet.get("wanted") is True)
         elif what == "retire":
-            self._retired = True
+            self._ledger.retire()
         elif what == "panic":
             self._orphaned = True
         elif what == "inventory":
@@ -318,7 +307,7 @@ class Runner:
         self._outbox.append(json.dumps(packet).encode())
 
     def _say_finished(self, name: str, result: Result) -> None:
-        self._say({"say": "finished", "service": name, **result.described(with_state=False)})
+        self._say({"say": "finished", "service": name, **result_packet(result, with_state=False)})
 
     def _say_ended(self, service: Service, action: str, run: Run, failure: str) -> None:
         """For the history: nobody waits for it, so it never holds up what somebody does wait for."""
@@ -368,7 +357,7 @@ class Runner:
         self._say_written_us = min(self._say_written_us, boottime_us() + WRITTEN_PAUSE_US)
 
     def _say_output(self, request: int, name: str) -> None:
-        service = self._services.get(name)
+        service = self._ledger.places.get(name)
         runs = [] if service is None else [run for run in service.runs if run.status is None]
         output = "\n".join(run.output() for run in runs)[-OUTPUT_CHARACTERS:]
         status = next((run.condition.status for run in runs if run.condition), "")
@@ -376,7 +365,7 @@ class Runner:
 
     def _say_inventory(self, request: object) -> None:
         """Every service's result, in as many packets as it takes (SPEC 7.7)."""
-        for part in inventory_of(self._services.values(), _INVENTORY_BYTES):
+        for part in inventory_of(self._ledger.places.values(), _INVENTORY_BYTES):
             self._say({"say": "inventory", "request": request, **part})
 
     def _flush(self) -> None:
@@ -396,40 +385,18 @@ class Runner:
 
     def _accept(self, request: Request) -> None:
         """Make the request its place's job, or answer from memory, or refuse it (SPEC 7.7, P6.20, P8.2, P8.3)."""
-        service = self._services.get(request.place)
-        highest = service.result.generation if service else 0 if request.action in APART else self._forgotten_generation
-        if service and request.generation == highest and request.action == service.result.action:
-            if service.result.finished:
-                self._say_finished(service.name, service.result)
-            return
-        if request.action == "notify" and (own := self._services.get(request.service)) is not None:
-            highest = max(highest, own.result.generation)  # what this node was told of the service is newer
-        if request.generation <= highest:
-            self._refuse(request, f"refused: generation {request.generation} is not newer than {highest}")
-            return
-        acts = [other for other in self._working.values() if other.result.action == "act"]
-        if request.action == "act" and len(acts) >= MAXIMUM_ACTS:
-            self._refuse(request, f"refused: {MAXIMUM_ACTS} action functions are at work on this node already")
-            return
-        if service is None:
-            self._forget()
-            service = self._services[request.place] = Service(request.service, request.place)
-        job = Job(request)
-        if service.job is not None:
-            service.result.finish(False, f"cancelled by generation {request.generation} ({request.action})")
-            job.cancelled = [*service.job.cancelled, service.result][-MAXIMUM_CANCELLED:]
-        service.result, service.exited = Result(request.generation, request.action), None
-        if request.action == "start":
-            service.is_below = request.is_program  # of a start command that is known once it has ended
-        service.job = job
-        self._working[service.place] = service
-        self._enter_ladder(service, job, _CLEAR)
-        notice = None if service.is_apart else self._services.get(f"{service.name}\0notify")
-        if notice is not None and notice.job is not None:
-            self._cancel(notice, notice.job, f"cancelled by generation {request.generation} ({request.action})")
-
-    def _refuse(self, request: Request, detail: str) -> None:
-        self._say_failed(request.service, request.generation, request.action, detail)
+        match self._ledger.take(request):
+            case ledger.Taken(entry=service, ends=notice, reason=reason):
+                service.job = job = Job(request)
+                self._enter_ladder(service, job, CLEAR)
+                if notice is not None:
+                    self._cancel(notice, reason)
+            case ledger.Known(result=Result() as result):
+                self._say_finished(request.service, result)
+            case ledger.Refusal(detail=detail):
+                self._say_failed(request.service, request.generation, request.action, detail)
+            case ledger.NoRoom(detail=detail):
+                raise Refused(detail)
 
     def _fail_refused(self, packet: dict[str, object], detail: str) -> None:
         """A command that is refused has failed: somebody waits for its end (P6.31)."""
@@ -438,68 +405,51 @@ class Runner:
             self._say_failed(service, generation, action, f"refused: {detail}")
 
     def _say_failed(self, service: str, generation: int, action: str, detail: str) -> None:
-        refused = Result(generation, action)
-        refused.finish(False, detail)
-        self._say_finished(service, refused)
+        self._say_finished(service, ledger.refused(generation, action, detail))
 
-    def _cancel(self, service: Service, job: Job, reason: str) -> None:
+    def _cancel(self, service: Service, reason: str) -> None:
         """End a job that stands apart: nothing else waits for it."""
-        if job.phase != _END:
-            job.failure = reason
-            self._enter_ladder(service, job, _END)
-
-    def _forget(self) -> None:
-        """Drop the idle service asked for longest ago when there are too many; no older command is taken afterwards."""
-        if len(self._services) < MAXIMUM_SERVICES:
-            return
-        idle = [service for service in self._services.values() if service.is_idle()]
-        if not idle:
-            raise Refused(f"run: {MAXIMUM_SERVICES} services run on this node already; no node can hold more")
-        oldest = min(idle, key=lambda service: (not service.is_apart, service.result.generation))
-        if not oldest.is_apart:
-            self._forgotten_generation = max(self._forgotten_generation, oldest.result.generation)
-        del self._services[oldest.place]
+        if service.job is not None and service.job.is_cancelled(reason):
+            self._enter_ladder(service, service.job, END)
 
     # --- jobs ---
 
     def _enter_ladder(self, service: Service, job: Job, phase: str) -> None:
         now_us = boottime_us()
         request = job.request
-        grace_ms = min(request.grace_ms, request.timeout_ms) if request.action == "stop" else request.grace_ms
-        job.phase, job.killing = phase, False
         self._parents = None
-        job.kill_us = now_us + grace_ms * US_PER_MS
-        job.wake_us = job.kill_us
+        job.enter(phase, now_us)
         self._signal(service, job, request.stop_signal if request.action == "stop" else signal.SIGTERM)
         self._advance(service, now_us)
 
     def _doomed(self, service: Service, job: Job) -> tuple[list[Run], set[int]]:
         """The runs and strays that the ladder of the job's phase must see the end of."""
-        if job.request.action == "stop" and job.phase == _CLEAR:  # the rest is its stop command's work
-            return [run for run in service.runs if run.status is None and not run.is_supervised], set()
-        if job.request.action == "stop" and job.phase == _AGAIN:
-            return [run for run in service.runs if run is job.run], set()
-        return service.runs, service.strays
+        match job.whom():
+            case Whom.COMMANDS_AT_WORK:
+                return [run for run in service.runs if run.status is None and not run.is_supervised], set()
+            case Whom.THIS_ATTEMPT:
+                return [run for run in service.runs if run is job.run], set()
+            case Whom.EVERYTHING:
+                return service.runs, service.strays
 
     def _advance(self, service: Service, now_us: int) -> None:
         job = service.job
         if job is None:
             return
-        if job.phase == _RUN:
+        if job.phase == RUN:
             self._advance_command(service, job, now_us)
-        elif job.phase == _PAUSE:
+        elif job.phase == PAUSE:
             if now_us >= job.wake_us and self._may_launch(service, job, now_us):
                 self._launch(service, job)
         elif not any(self._doomed(service, job)):
-            if job.phase != _CLEAR or self._may_launch(service, job, now_us):
+            if job.phase != CLEAR or self._may_launch(service, job, now_us):
                 self._ladder_done(service, job)
         elif now_us >= job.wake_us:
             self._kill_again(service, job, now_us)
 
     def _may_launch(self, service: Service, job: Job, now_us: int) -> bool:
         """Whether there is a place for it: no start waits for one that is slow or hangs (P8.10)."""
-        is_full = self._starts[_lane(service, job.request)] >= MAXIMUM_STARTS
-        if job.request.action == "start" and (is_full or self._slow_starts >= MAXIMUM_SLOW_STARTS):
+        if job.request.action == "start" and not self._turns.has_place(_lane(service, job.request)):
             job.wake_us, job.waits_since_us = now_us + self._pulse_us, job.waits_since_us or now_us
             return False
         job.waits_since_us = 0
@@ -510,7 +460,7 @@ class Runner:
         if now_us < self._say_waiting_us or len(self._outbox) >= OUTBOX_LIMIT // 2:
             return
         self._say_waiting_us = now_us + WAITED_US
-        jobs = [(service, service.job) for service in self._working.values() if service.job is not None]
+        jobs = [(service, service.job) for service in self._ledger.working.values() if service.job is not None]
         late = [(job.waits_since_us, service, job) for service, job in jobs if job.waits_since_us]
         starts = sorted((each for each in late if each[0] <= now_us - WAITED_US), key=lambda each: each[0])
         named = [[*self._place_awaited(service, job), since_us] for since_us, service, job in starts[:MAXIMUM_NAMED]]
@@ -522,60 +472,51 @@ class Runner:
 
     def _place_awaited(self, service: Service, job: Job) -> tuple[str, str, int, int, str]:
         """What a start waits for: its kind and name, places taken of how many, and by what."""
-        lane = _lane(service, job.request)
-        if self._slow_starts >= MAXIMUM_SLOW_STARTS:
-            return "start", service.name, self._slow_starts, MAXIMUM_SLOW_STARTS, "slow starts"
-        by = "starts of programs, and of what has run there before," if lane else "starts"
-        return "start", service.name, self._starts[lane], MAXIMUM_STARTS, by
+        return "start", service.name, *self._turns.awaited(_lane(service, job.request))
 
     def _count_starts(self, now_us: int) -> None:
         """Which places are taken; a program has one until it has been executed."""
-        self._starts, self._slow_starts = [0, 0], 0
-        for service in self._working.values():
+        starts: list[tuple[int, int]] = []
+        for service in self._ledger.working.values():
             job = service.job
-            if job is None or job.phase != _RUN or job.request.action != "start" or job.run is None:
+            if job is None or job.phase != RUN or job.request.action != "start" or job.run is None:
                 continue
-            if job.run.executed_us is not None:
-                continue
-            if now_us - job.run.launched_us < PLACE_MS * US_PER_MS:
-                self._starts[_lane(service, job.request)] += 1
-            else:
-                self._slow_starts += 1
+            if job.run.executed_us is None:
+                starts.append((_lane(service, job.request), job.run.launched_us))
+        self._turns.count(starts, now_us)
 
     def _kill_again(self, service: Service, job: Job, now_us: int) -> None:
-        job.killing = True
-        if now_us >= job.kill_us + KILL_BOUND_MS * US_PER_MS:
+        if job.hangs(now_us, KILL_BOUND_MS):
             runs, strays = self._doomed(service, job)
             left = self._below(runs, strays) or [run.keeper for run in runs]
             names = ", ".join(f"{pid} ({read_name(pid)})" for pid in left[:5])
-            self._finish(service, job, False, f"still there after SIGKILL, so the kernel holds them: {names}")
+            self._finish(service, False, f"still there after SIGKILL, so the kernel holds them: {names}")
             return
         self._signal(service, job, signal.SIGKILL)
-        job.wake_us = now_us + _KILL_AGAIN_MS * US_PER_MS
 
     def _ladder_done(self, service: Service, job: Job) -> None:
-        for cancelled in job.cancelled:
+        for cancelled in self._ledger.cleared(service):
             self._say_finished(service.name, cancelled)
-        job.cancelled = []
-        if job.phase == _END:
-            if job.request.action == "stop" and job.failure is not None:
-                service.result.left = not service.is_below  # nothing is below its keepers any more (P6.35)
-            killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
-            self._finish(service, job, job.failure is None, job.failure or killed)
-        elif job.phase == _AGAIN:
-            job.phase, job.wake_us = _PAUSE, boottime_us() + job.request.retry_pause_ms * US_PER_MS
-        elif job.request.command:
-            self._launch(service, job)
-        elif job.request.action == "stop":
-            self._enter_ladder(service, job, _END)
-        else:
-            self._finish(service, job, True, "")
+        match job.ladder_is_done(boottime_us()):
+            case Next.FINISH:
+                if job.request.action == "stop" and job.failure is not None:
+                    service.stop_fails()
+                killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
+                self._finish(service, job.failure is None, job.failure or killed)
+            case Next.LAUNCH:
+                self._launch(service, job)
+            case Next.END_THE_REST:
+                self._enter_ladder(service, job, END)
+            case Next.SUCCEED:
+                self._finish(service, True, "")
+            case Next.WAIT:
+                return
 
     def _launch(self, service: Service, job: Job) -> None:
         """Begin an attempt."""
         request = job.request
-        job.attempt += 1
-        job.run = job.probe = job.failure = None
+        job.attempt_begins()
+        job.run = job.probe = None
         condition: Condition | None = None
         try:
             waits = request.is_program or (request.action == "start" and not request.ready.is_empty)
@@ -590,10 +531,11 @@ class Runner:
             advice = "free processes or descriptors of the node"
             self._attempt_failed(service, job, f"cannot start {request.command[0]}: {error.strerror}; {advice}")
             return
-        self._starts[_lane(service, request)] += request.action == "start"
+        if request.action == "start":
+            self._turns.begun(_lane(service, request))
         run.follows = request.follows
-        job.run, job.phase = run, _RUN
-        job.wake_us = job.deadline_us = run.launched_us + request.timeout_ms * US_PER_MS
+        job.run = run
+        job.launched(run.launched_us)
 
     def _spawn(
         self, service: Service, job: Job, command: tuple[str, ...], action: str, condition: Condition | None = None
@@ -670,7 +612,7 @@ class Runner:
         elif request.action == "start":
             self._started(service, job, run)
         else:
-            self._enter_ladder(service, job, _END)
+            self._enter_ladder(service, job, END)
 
     def _is_under_way(self, job: Job, run: Run) -> bool:
         """Whether an attempt may still succeed: its command runs, or was a start command, and is to be ready yet."""
@@ -681,11 +623,9 @@ class Runner:
         return run.has_left and run not in service.runs
 
     def _started(self, service: Service, job: Job, run: Run) -> None:
-        service.has_run = True
         run.is_supervised = job.request.is_program
-        service.result.left = run.status is None or run.has_left
-        service.is_below = service.result.left
-        self._finish(service, job, True, "")
+        service.started(left=run.status is None or run.has_left)
+        self._finish(service, True, "")
         if run not in service.runs and _was_a_daemon(run):
             self._tell_exit(service, run)  # it has ended in this very moment
 
@@ -746,28 +686,18 @@ class Runner:
                 send((condition.looker,), signal.SIGKILL)
 
     def _attempt_failed(self, service: Service, job: Job, failure: str) -> None:
-        attempts = f"attempt {job.attempt} of {job.request.retries + 1}: " if job.request.retries else ""
-        job.failure = attempts + failure
-        is_final = service.result.status in job.request.final
-        self._enter_ladder(service, job, _AGAIN if job.attempt <= job.request.retries and not is_final else _END)
+        self._enter_ladder(service, job, job.attempt_failed(failure, service.result.status))
 
-    def _finish(self, service: Service, job: Job, succeeded: bool, detail: str) -> None:
+    def _finish(self, service: Service, succeeded: bool, detail: str) -> None:
         service.job = None
-        del self._working[service.place]
-        for cancelled in job.cancelled:
-            self._say_finished(service.name, cancelled)
-        service.result.finish(succeeded, detail)
-        self._say_finished(service.name, service.result)
+        for result in self._ledger.finish(service, succeeded, detail):
+            self._say_finished(service.name, result)
         self._note_exit(service)  # of a program that has ended just now
-        self._drop_act(service)
-
-    def _drop_act(self, service: Service) -> None:
-        if service.result.action == "act" and service.is_idle():
-            del self._services[service.place]
+        self._ledger.drop_act(service)
 
     def _note_exit(self, service: Service) -> None:
         """Tell and remember that the program of the present generation has ended, or all that its start left (P8.1)."""
-        if service.job is not None or service.exited is not None or not service.result.succeeded:
+        if not service.awaits_an_end():
             return
         for run in service.runs:
             if run.is_supervised and run.status is not None and not _goes_on(run):
@@ -775,16 +705,15 @@ class Runner:
                 return
 
     def _tell_exit(self, service: Service, run: Run) -> None:
-        if run.generation != service.result.generation:
-            return
         self._read_output(run, _FINAL_READS)
-        service.exited = Exited(run, boottime_us())
-        self._watcher.tell(service.name)
-        self._say({"say": "exited", "service": service.name, **service.exited.described()})
+        exited = exit_of(run, boottime_us())
+        if service.ended(exited):
+            self._watcher.tell(service.name)
+            self._say({"say": "exited", "service": service.name, **exited._asdict()})
 
     def _exit_of(self, name: str) -> Exited | None:
         """What is remembered of the end of a service's program."""
-        service = self._services.get(name)
+        service = self._ledger.places.get(name)
         return service.exited if service is not None else None
 
     # --- processes ---
@@ -829,7 +758,7 @@ class Runner:
                 if status != 0:
                     bereaved.append(service)
             else:
-                owners = [service for service in self._services.values() if pid in service.strays]
+                owners = [service for service in self._ledger.places.values() if pid in service.strays]
                 for service in owners:
                     service.strays.discard(pid)
                 bereaved += owners  # what it leaves behind has no keeper either
@@ -846,7 +775,7 @@ class Runner:
         if run.status is None:
             run.status = signal.SIGKILL  # nobody can tell any more how the command ended
         self._note_exit(service)
-        if service.job is None and service.exited is None and service.result.succeeded and _was_a_daemon(run):
+        if service.awaits_an_end() and _was_a_daemon(run):
             self._tell_exit(service, run)
         self._close_status(run)
         self._close_output(run)
@@ -855,7 +784,7 @@ class Runner:
         if run.condition is not None and run.condition.listener is not None:
             self._close(run.condition.listener.detach())
         service.runs.remove(run)
-        self._drop_act(service)
+        self._ledger.drop_act(service)
 
     def _end_orphaned_checks(self) -> None:
         """A check ends with the watcher that ran it (P8.6); what it had started comes here, as its keeper dies too."""
@@ -887,7 +816,7 @@ class Runner:
         names = self._ask(strays, b"MUSTER_SERVICE")
         for pid in strays:
             # Not only among the bereaved: of keepers that died at once, some may not have been reaped yet.
-            named = self._services.get(names.get(pid, b"").decode(errors="replace"))
+            named = self._ledger.places.get(names.get(pid, b"").decode(errors="replace"))
             # One without a name may be of each of them, and is theirs even if it was another's before: ended too
             # early rather than never.
             for service in (named,) if named else bereaved:
@@ -961,7 +890,7 @@ def _was_a_daemon(run: Run) -> bool:
 
 def _lane(service: Service, request: Request) -> int:
     """Which places a start takes: what has run here before, and programs, begin quickly, and wait for no others."""
-    return 1 if service.has_run or request.is_program else 0
+    return lane_of(has_run=service.has_run, is_program=request.is_program)
 
 
 def run_runner(

@@ -33,7 +33,7 @@ from typing import NoReturn
 
 from muster.client.errors import ClientError, Refused
 from muster.client.watching import Asked, Change, Members, Watcher
-from muster.drivers.image.commands import NO_STATUS
+from muster.core.launching.ledger import NO_STATUS
 from muster.drivers.image.daily import Daily, local_seconds
 from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.image.keeper import Launch, restore_default_signals, spawn_keeper

@@ -20,7 +20,8 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from muster.drivers.image.commands import Exited, Refused, number, text
+from muster.core.launching.ledger import Exited
+from muster.drivers.image.commands import Refused, number, text
 from muster.drivers.image.deadman import Leash
 from muster.drivers.image.process_tree import fork_into, send
 from muster.drivers.image.watcher_packets import PACKET_BYTES
@@ -135,7 +136,7 @@ class WatcherProcess:
             service = next(iter(self._untold))
             exited = self._exited(service)  # nothing where a command has come since: that is the answer to it
             if exited is not None:
-                packet = json.dumps({"service": service, **exited.described()}).encode()
+                packet = json.dumps({"service": service, **exited._asdict()}).encode()
                 try:
                     self._channel.send(packet)
                 except BlockingIOError:

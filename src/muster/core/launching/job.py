@@ -1,0 +1,146 @@
+"""How far the command of a place is, and what follows: retries, and the ladder that ends things (SPEC 6.6, 7.7).
+
+    CLEAR    end what an older generation must not leave: for stop, its command if that still runs; else everything
+    RUN      the command, until it ends or its time is over (an empty command succeeds at once)
+    AGAIN    it failed and may be retried: end what the attempt left, of a stop only the stop command's own processes
+    PAUSE    until the next attempt
+    END      unless a start succeeded: end what is left of the service
+    done     tell the result, and remember it
+
+CLEAR, AGAIN and END are the same ladder: a signal that asks, a grace, SIGKILL again and again, and a bound after which
+what is still there hangs in the kernel. This machine says what is next; the driver signals, looks and waits. The
+runner's image imports it, so it needs the standard library only.
+"""
+
+from enum import Enum, auto
+from typing import Protocol
+
+from muster.records.units import US_PER_MS
+
+KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
+KILL_AGAIN_MS = 20
+CLEAR, RUN, AGAIN, PAUSE, END = "clear", "run", "again", "pause", "end"
+
+
+class Next(Enum):
+    """What follows when all that a ladder had to end is gone."""
+
+    FINISH = auto()  # the command has failed if it has a `failure`, else succeeded
+    WAIT = auto()  # for the next attempt
+    LAUNCH = auto()  # the command
+    END_THE_REST = auto()  # there is no command: the ladder is what stops the service
+    SUCCEED = auto()  # there is no command, and nothing to do
+
+
+class Whom(Enum):
+    """What the ladder of a phase must see the end of."""
+
+    COMMANDS_AT_WORK = auto()  # what still runs of older commands; the rest is the stop command's work
+    THIS_ATTEMPT = auto()
+    EVERYTHING = auto()
+
+
+class Wanted(Protocol):
+    """What a request says of how its command is to be carried out."""
+
+    @property
+    def action(self) -> str:
+        """See `ledger.Asked`."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Its words; none: there is nothing to execute."""
+
+    @property
+    def timeout_ms(self) -> int:
+        """Within which an attempt must end."""
+
+    @property
+    def grace_ms(self) -> int:
+        """From the signal that asks to SIGKILL."""
+
+    @property
+    def retries(self) -> int:
+        """How often it is tried again."""
+
+    @property
+    def retry_pause_ms(self) -> int:
+        """Before each."""
+
+    @property
+    def final(self) -> frozenset[int]:
+        """Exit statuses after which it is not tried again (P6.38)."""
+
+
+class Progress:
+    """One command, from its being taken to its result."""
+
+    __slots__ = (
+        "attempt", "deadline_us", "failure", "kill_us", "killing", "phase", "waits_since_us", "wake_us", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.phase = ""
+        self.attempt = 0  # number of the present one; the first is 1
+        self.failure: str | None = None  # why it will be told as failed
+        self.deadline_us = 0  # of the attempt
+        self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
+        self.killing = False
+        self.waits_since_us = 0  # for a place among the starts; 0 while it does not
+        self.wake_us = 0  # when to look at it again, whatever happens
+
+    def enter(self, phase: str, now_us: int) -> None:
+        """A ladder begins: what it must end is to be asked to end now."""
+        wanted = self.wanted
+        grace_ms = min(wanted.grace_ms, wanted.timeout_ms) if wanted.action == "stop" else wanted.grace_ms
+        self.phase, self.killing = phase, False
+        self.kill_us = now_us + grace_ms * US_PER_MS
+        self.wake_us = self.kill_us
+
+    def whom(self) -> Whom:
+        """What the ladder of this phase ends."""
+        if self.wanted.action == "stop" and self.phase == CLEAR:
+            return Whom.COMMANDS_AT_WORK
+        return Whom.THIS_ATTEMPT if self.wanted.action == "stop" and self.phase == AGAIN else Whom.EVERYTHING
+
+    def hangs(self, now_us: int, bound_ms: int = KILL_BOUND_MS) -> bool:
+        """The grace is over, and something is left: whether it hangs. If not, it is to be killed again now."""
+        self.killing = True
+        self.wake_us = now_us + KILL_AGAIN_MS * US_PER_MS
+        return now_us >= self.kill_us + bound_ms * US_PER_MS
+
+    def ladder_is_done(self, now_us: int) -> Next:
+        """Nothing is left of what this phase had to end."""
+        if self.phase == END:
+            return Next.FINISH
+        if self.phase == AGAIN:
+            self.phase, self.wake_us = PAUSE, now_us + self.wanted.retry_pause_ms * US_PER_MS
+            return Next.WAIT
+        if self.wanted.command:
+            return Next.LAUNCH
+        return Next.END_THE_REST if self.wanted.action == "stop" else Next.SUCCEED
+
+    def attempt_begins(self) -> None:
+        """Another attempt begins."""
+        self.attempt += 1
+        self.failure = None
+
+    def launched(self, at_us: int) -> None:
+        """Its command runs."""
+        self.phase = RUN
+        self.wake_us = self.deadline_us = at_us + self.wanted.timeout_ms * US_PER_MS
+
+    def attempt_failed(self, failure: str, status: int) -> str:
+        """The attempt has failed, with this exit status: the phase that follows."""
+        attempts = f"attempt {self.attempt} of {self.wanted.retries + 1}: " if self.wanted.retries else ""
+        self.failure = attempts + failure
+        is_final = status in self.wanted.final
+        return AGAIN if self.attempt <= self.wanted.retries and not is_final else END
+
+    def is_cancelled(self, reason: str) -> bool:
+        """It is to end, as nothing else waits for it; false where its end is under way already."""
+        if self.phase == END:
+            return False
+        self.failure = reason
+        return True
