@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 
 from muster.core.leases.lease import LeaseKeeper, LeaseWatch, Renewal, Stop, next_incarnation
+from muster.core.leases.vigil import Vigil
 from muster.drivers.image import guard as guard_module
 from muster.drivers.image.deadman import boottime_us, read_boot_id
 from muster.drivers.image.guard import (
@@ -163,13 +164,13 @@ def prove_stopped(incarnations: dict[RealNode, int]) -> dict[RealNode, int]:
 def test_p6_31_a_node_that_has_left_waits_no_longer_than_a_bound_for_its_last_processes() -> None:
     options = Options("store", 0, "n0", "/nowhere", PROFILE, ("true",))
     guard = Guard(options, lambda _path, _node: cast("LeaseStore", None), cast("LogWriter", None), -1)
-    guard._leaving, guard._init = True, os.getppid()
-    guard._lease_deadline_us = boottime_us() + 3600_000_000  # its lease is renewed all the while
-    guard._emptied_by_us = boottime_us() + 60_000_000
+    guard._vigil.leaving, guard._init = True, os.getppid()
+    guard._vigil.lease_deadline_us = boottime_us() + 3600_000_000  # its lease is renewed all the while
+    guard._vigil.emptied_by_us = boottime_us() + 60_000_000
     guard._judge(boottime_us())
-    assert guard._judgement_us() == guard._emptied_by_us  # the loop wakes for it
+    assert guard._vigil.judgement_us() == guard._vigil.emptied_by_us  # the loop wakes for it
     with pytest.raises(Panicked, match=rf"do not end 10 s after SIGKILL: .*\b{os.getpid()} \(.*restart this machine"):
-        guard._judge(guard._emptied_by_us)
+        guard._judge(guard._vigil.emptied_by_us)
 
 
 HERE = Place(b"k" * 16, b"m" * 16, 1, 2)
@@ -275,8 +276,8 @@ def test_p7_4_a_guard_that_wakes_after_its_deadline_panics_before_anything_moves
     monkeypatch.setattr(guard, "_pause_ms", lambda: 0)
     monkeypatch.setattr(guard, "_move_deadline", lambda _now_us: pytest.fail("it has moved its deadline"))
     guard._log_writer = cast("LogWriter", SimpleNamespace(ended=-1))
-    guard._lease_deadline_us = boottime_us() + 60_000_000
-    guard._deadline_us = boottime_us() - 1
+    guard._vigil.lease_deadline_us = boottime_us() + 60_000_000
+    guard._vigil.deadline_us = boottime_us() - 1
     guard._channels = cast("Any", {"writer": None})
     with pytest.raises(Panicked, match="it woke after its deadline had passed"):
         guard._loop()
@@ -471,7 +472,8 @@ def test_p7_5_a_tombstone_waits_for_the_end_of_init_and_is_not_written_where_tha
     guard = Guard.__new__(Guard)
     guard._deadman, guard._profile = Deadman.PID_NAMESPACE, PROFILE
     guard._writer, guard._caretaker, guard._wake_read = 0, None, wake_read
-    guard._deadline_us = boottime_us() + (PROFILE.panic_bound_ms // 8 + 300) * 1000
+    guard._vigil = Vigil(PROFILE)
+    guard._vigil.deadline_us = boottime_us() + (PROFILE.panic_bound_ms // 8 + 300) * 1000
     guard._log_writer = cast("LogWriter", SimpleNamespace(tell_state=lambda _content: True))
     monkeypatch.setattr(guard, "_bury", lambda *_bound, **_words: buried.append(next(left)))
     monkeypatch.setattr(guard, "_say", said.append)

@@ -4,11 +4,11 @@
 
 Theory of operation. Start: take the lock on the node's home; end what an earlier incarnation may have left on this
 machine; watch the own lease register until the predecessor is proven stopped, by the kernel's word where it can be had
-(`kernels_word.py`), else by `LeaseWatch`; renew twice, the second time
+(`kernels_word.py`), else by what `core/leases/predecessor.py` says; renew twice, the second time
 proving that nobody else has begun under this name; arm the deadman; fork init. From then on a loop that never waits for
 the store: the lease writer (its child) does each cycle and answers with the new deadline, and the deadman is moved. The
-guard panics the node when a rule of `core/leases/lease.py` says so, when a pulse is missing, a child has ended, and
-shortly before the deadman would fire, because a panic can still write a tombstone.
+guard panics the node when a rule of `core/leases/lease.py` or `core/leases/vigil.py` says so, and when a child has
+ended. It decides nothing of that itself.
 
 Init begins only when a lease record that names it is durable, so that whoever comes later can ask the kernel about it.
 The guard also asks the kernel about other nodes, for its daemon, which lives in a namespace and cannot: it polls the
@@ -42,6 +42,17 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from muster.core.leases.lease import LeaseKeeper, LeaseWatch, Stop, next_incarnation
+from muster.core.leases.predecessor import (
+    Here,
+    OtherKernels,
+    Patience,
+    Predecessor,
+    Verdict,
+    has_stopped_here,
+    settled,
+    to_ask,
+)
+from muster.core.leases.vigil import LEAVE_US, Vigil, Why
 from muster.drivers.image.caretaker import Duty, start_caretaker
 from muster.drivers.image.control_group import ControlGroup, group_at, make_group
 from muster.drivers.image.deadman import (
@@ -86,20 +97,16 @@ from muster.drivers.image.processes import CARETAKER, FORKED, GUARD, LOG_WRITER
 from muster.drivers.image.systemd import notify, watchdog_pause_us
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.failures import StoreFailed
-from muster.records.registers import LIFE_SINCE, Deadman, Lease, LeaseState, Life, Owed, decode_life, encode_life
-from muster.records.timing import InconsistentProfile, Profile, check, with_drift_ms
+from muster.records.registers import LIFE_SINCE, Deadman, Lease, Life, Owed, decode_life, encode_life
+from muster.records.timing import InconsistentProfile, Profile, check
 from muster.records.units import US_PER_MS
 
 EXIT_CLEAN, EXIT_USAGE, EXIT_REFUSED, EXIT_PANIC, EXIT_NOT_NOW = 0, 2, 3, 70, 75
-_ASKED_FOR_PATIENCE = 4  # times the restart bound, for a daemon that was asked for: the first, or one in its place
-_START_PATIENCE_US = 10_000_000  # a store that cannot be read for so long, while starting, refuses the start
-_TURNS_A_SPAN = 3  # of the loop, at least, while the loop deadline would pass
 MAXIMUM_CAUSE_CHARACTERS = 400
 _PACKETS_A_TURN = 256  # taken from one channel before the loop goes on
 _CREDENTIALS = struct.Struct("3i")
 _EMPTY_HOME_US = 5_000_000
 _HAND_OVER_US = 5_000_000  # for the caretaker of an earlier run to end after SIGTERM, and again after SIGKILL
-_LEAVE_US = 10_000_000  # from the end of a graceful leave until all that the node ran must have ended
 _STOP_AT_ONCE = (signal.SIGINT, signal.SIGQUIT)
 _STATE_BYTES = 4096
 _LOG_BOUND_MS = 500  # what the last lines of the log may keep the guard from ending
@@ -323,22 +330,6 @@ def _caretaker_of(home: str) -> int:
     return pid if read_name(pid) == CARETAKER else 0
 
 
-class _Patience:
-    """With a store that cannot be read or written while the node starts: what passes by itself refuses nothing."""
-
-    def __init__(self) -> None:
-        self._since_us: int | None = None
-
-    def is_over(self, *, failed: bool) -> bool:
-        """Whether one attempt after another has failed for too long; the newest one did, or did not."""
-        if not failed:
-            self._since_us = None
-            return False
-        now_us = boottime_us()
-        self._since_us = now_us if self._since_us is None else self._since_us
-        return now_us - self._since_us >= _START_PATIENCE_US
-
-
 class _Panicked(Exception):
     """The node must stop at once; the message is the cause."""
 
@@ -374,17 +365,12 @@ class Guard:
         self._failure = ""  # of the last cycle, until one succeeds
         self._account = LeaseAccount()
         self._watchdog_us, self._pet_us = watchdog_pause_us(), 0  # of the service manager
-        self._due_us: dict[str, int] = {}  # when each pulse is overdue
-        self._daemon_up = False  # the present daemon has pulsed
         self._last_words = ""  # of init
-        self._terminating = self._leaving = False
+        self._terminating = False
         self._terminated_us = 0  # when it was told to leave
         self._lacking: list[str] = []  # what has ended for good
-        self._emptied_by_us = 0  # when a node that leaves must run nothing any more
         self._deadman = Deadman.NONE
-        self._lease_deadline_us = 0  # moved by renewals
-        self._deadline_us = 0  # of the deadman: that of the lease, or that of the loop, whichever is first (P7.12)
-        self._loop_us, self._turned_us = self._profile.loop_ms * US_PER_MS, 0
+        self._vigil = Vigil(self._profile)
         self._group: ControlGroup | None = None  # of all of the node but this process and the writers (P7.11)
         self._ran_here = 0  # the last incarnation that HOME knows of
         self._caretaker: socket.socket | None = None
@@ -392,7 +378,7 @@ class Guard:
         self._here: Place = read_place()  # before this process enters any namespace
         self._witnesses = Witnesses(self._poll, self._here)
         self._version = options.version
-        self._lease_stands_apart = self._one_kernel = False
+        self._one_kernel = False
         self._offer: Offer | None = None
         self._life = b""  # what the lease record is to say of init, once it is forked
         self._named = self._released = False  # the writer has been told of it; init has been let go on
@@ -409,7 +395,7 @@ class Guard:
         self._poll.register(self._log_writer.ended, select.POLLIN)
         self._one_kernel = self._store.one_machine
         if self._one_kernel:
-            self._lease_stands_apart = self._version >= LIFE_SINCE
+            self._vigil.stands_apart = self._version >= LIFE_SINCE  # others ask the kernel: nobody counts its lease
             self._refuse_other_kernels()
         predecessor = self._settle_predecessor()
         # Of an incarnation that was killed; not before, a refused start must leave it to the next.
@@ -421,7 +407,7 @@ class Guard:
             self._options.node,
             next_incarnation(last, int.from_bytes(os.urandom(4), "little")),
             predecessor,
-            self._profile.leased(one_machine=self._kernel_is_asked()),
+            self._profile.leased(one_machine=self._vigil.stands_apart),
             self._deadman,
             read_boot_id(),
         )
@@ -465,27 +451,20 @@ class Guard:
 
     def _refuse_other_kernels(self) -> None:
         """One kernel only may use a store of scope `host`: watch what runs under another one (P7.17)."""
-        watches: dict[int, LeaseWatch] = {}
-        first: dict[int, Lease] = {}
+        others = OtherKernels(self._profile.gap_ms, self._here.boot_id)
         while True:
             started_us = boottime_us()
             try:
                 leases = self._store.read_leases()
             except (StoreFailed, OSError):
                 leases = ()  # to take the own lease fails just so, and tells why
-            foreign = {
-                node: lease for node, lease in enumerate(leases)
-                if lease is not None and lease.state is LeaseState.LIVE and lease.boot_id != self._here.boot_id
-            }  # fmt: skip
-            for node, lease in foreign.items():
-                watch = watches.setdefault(node, LeaseWatch(self._profile.gap_ms))
-                watch.observe(lease, started_us, boottime_us())
-                if lease.stamp != first.setdefault(node, lease).stamp:
-                    raise StartRefused(
-                        f"node {node} renews its lease in {self._options.store} under another kernel, and a store of "
-                        "scope host is for the nodes of one machine: stop that one, or make a store of scope shared"
-                    )
-            if not any(watches[node].is_live() for node in foreign):
+            found = others.read(leases, started_us, boottime_us())
+            if found.beats >= 0:
+                raise StartRefused(
+                    f"node {found.beats} renews its lease in {self._options.store} under another kernel, and a store "
+                    "of scope host is for the nodes of one machine: stop that one, or make a store of scope shared"
+                )
+            if not found.may_run:
                 return
             if self._signals:
                 raise Ended
@@ -493,10 +472,8 @@ class Guard:
 
     def _settle_predecessor(self) -> Lease:
         """Watch the own register until the last incarnation is proven stopped (SPEC 7.1); its last record."""
-        watch = LeaseWatch(self._profile.gap_ms, timers_prove=self._store.one_machine)
-        first: Lease | None = None
+        predecessor = Predecessor(self._profile.gap_ms, one_kernel=self._store.one_machine)
         witness: Witness | None = None
-        patience = _Patience()
         where = f"the lease register of node {self._options.node} in {self._options.store}"
         while True:
             if self._signals:
@@ -506,25 +483,26 @@ class Guard:
                 lease, failure = self._store.read_own(), "no copy of it is valid; run `muster store check`"
             except (StoreFailed, OSError) as error:
                 lease, failure = None, str(error)
-            watch.observe(lease, started_us, boottime_us())
-            if patience.is_over(failed=lease is None):
+            verdict = predecessor.read(lease, started_us, boottime_us())
+            if verdict is Verdict.UNREADABLE:
                 raise NotNow(f"cannot read {where}: {failure}")
+            if verdict is Verdict.BEATS:
+                text = f"another host runs under this name: the beat in {where} advances; stop that one, or correct"
+                raise StartRefused(f"{text} the name of this one")
             if lease is not None:
-                first = first or lease
-                if lease.stamp != first.stamp and lease.state is LeaseState.LIVE:
-                    text = f"another host runs under this name: the beat in {where} advances; stop that one, or correct"
-                    raise StartRefused(f"{text} the name of this one")
                 witness = witness or self._witness(lease)
-                if (witness and witness.look()) or self._is_settled(lease, watch, where, asked=witness is not None):
+                ended = witness is not None and bool(witness.look())
+                if ended or self._is_settled(lease, predecessor.watch, where, asked=witness is not None):
                     return lease
             self._pause(witness)
 
     def _witness(self, lease: Lease) -> Witness | None:
         """Whoever can tell that the predecessor has stopped, if the kernel can be asked (P7.14)."""
-        if lease.state is not LeaseState.LIVE or lease.life is None:
+        life = to_ask(lease)
+        if life is None:
             return None
         try:
-            return Witness(lease.life, lease.boot_id, self._here)
+            return Witness(life, lease.boot_id, self._here)
         except (CannotAsk, OSError):
             return None
 
@@ -536,64 +514,49 @@ class Guard:
         poll.poll(self._profile.read_ms)
 
     def _is_settled(self, lease: Lease, watch: LeaseWatch, where: str, *, asked: bool) -> bool:
-        if lease.state is LeaseState.NEVER or watch.evidence(lease.stamp.incarnation) is not None:
-            return True
-        if watch.silent_us() < with_drift_ms(lease.lease_ms) * US_PER_MS:
-            return False
-        if self._options.predecessor_stopped or self._has_stopped_here(lease):
-            return True
-        if asked and lease.life is not None:
+        vouched = self._options.predecessor_stopped
+        verdict = settled(lease, watch, self._as_remembered(), vouched=vouched, asked=asked)
+        if verdict is Verdict.STILL_RUNS and lease.life is not None:
             life = lease.life
             what = f"its init is process {life.init_pid}" if life.init_pid else f"in control group {life.group}"
             raise StartRefused(
                 f"incarnation {lease.stamp.incarnation} of this node, silent in {where}, still runs on this machine "
                 f"({what}): end what keeps it, or restart this machine, then start the node again"
             )
-        raise StartRefused(
-            f"{where} shows incarnation {lease.stamp.incarnation} alive and silent, and nothing proves that it has "
-            "stopped: make sure that it is stopped wherever it ran, then start once with --predecessor-stopped"
-        )
+        if verdict is Verdict.UNPROVEN:
+            raise StartRefused(
+                f"{where} shows incarnation {lease.stamp.incarnation} alive and silent, and nothing proves that it has "
+                "stopped: make sure that it is stopped wherever it ran, then start once with --predecessor-stopped"
+            )
+        return verdict is Verdict.GONE
+
+    def _as_remembered(self) -> Here:
+        return Here(self._here.boot_id, self._here.machine_id, self._ran_here)
 
     def _has_stopped_here(self, lease: Lease) -> bool:
-        """Whether a silent incarnation ran on this very machine, under a kernel that is gone or by an older release.
-
-        The lock on HOME is held by now. HOME must be the machine's own: what it records is taken for what ran here.
-        """
-        if lease.deadman is Deadman.NONE:
-            return False
-        if lease.life is not None:  # nothing is inferred from silence on the kernel that it ran under (P7.6)
-            same_machine = any(lease.life.machine_id) and lease.life.machine_id == self._here.machine_id
-            ran_here = same_machine or lease.stamp.incarnation == self._ran_here
-            return ran_here and lease.boot_id != self._here.boot_id
-        if lease.boot_id == self._here.boot_id:
-            return lease.deadman is not Deadman.PROCESS_TREE  # P7.11
-        return lease.stamp.incarnation == self._ran_here
+        return has_stopped_here(lease, self._as_remembered())
 
     def _recorded_incarnation(self) -> int:
         """The incarnation that HOME/guard.json names; 0 where it names none."""
         incarnation = _recorded(self._options.home).get("incarnation")
         return incarnation if isinstance(incarnation, int) else 0
 
-    def _kernel_is_asked(self) -> bool:
-        """Whether others ask the kernel if this node runs, and did at its start: nobody counts its lease (P7.12)."""
-        return self._lease_stands_apart
-
     def _take_lease(self) -> None:
         """Two renewals: if somebody else begins under this name now, the second sees it. Raises `StartRefused`."""
-        patience = _Patience()
+        patience = Patience()
         where = f"the lease of node {self._options.node} in {self._options.store}"
         while True:
             asked_us = boottime_us()
             try:
                 outcome = renew(self._store, self._keeper)
             except CycleFailed as failure:
-                if patience.is_over(failed=True):
+                if patience.is_over(boottime_us(), failed=True):
                     raise NotNow(f"cannot take {where}: {failure}") from failure
             else:
                 if isinstance(outcome, Stop):
                     raise StartRefused(f"cannot take {where}: {outcome.cause}")
-                patience.is_over(failed=False)
-                before_us, self._lease_deadline_us = self._lease_deadline_us, outcome
+                patience.is_over(boottime_us(), failed=False)
+                before_us, self._vigil.lease_deadline_us = self._vigil.lease_deadline_us, outcome
                 if before_us:
                     self._next_cycle_us = asked_us + self._profile.renew_ms * US_PER_MS
                     return
@@ -683,9 +646,7 @@ class Guard:
         for name, (ours, theirs) in pairs.items():
             theirs.close()
             self._add_channel(name, ours)
-            # Nothing of a service runs before the first daemon is up, so a busy machine may take its time to load it.
-            patience = _ASKED_FOR_PATIENCE if name == "daemon" else 1
-            self._due_us[name] = now_us + patience * self._profile.restart_ms * US_PER_MS
+            self._vigil.begun(name, now_us)
         life = life_of(0 if self._leash.is_tree else self._init, self._here, self._group)
         self._life = encode_life(life)
         if self._one_kernel and (life.init_pid or life.group):
@@ -729,10 +690,8 @@ class Guard:
 
     def _move_deadline(self, now_us: int) -> None:
         """This loop turns: move the deadman, no further than the lease lets it (P7.12)."""
-        self._turned_us = now_us
-        deadline_us = min(self._lease_deadline_us, now_us + self._loop_us)
-        if deadline_us - self._deadline_us >= self._loop_us // 8:  # less is not worth the system calls
-            self._deadline_us = deadline_us
+        deadline_us = self._vigil.turned(now_us)
+        if deadline_us is not None:
             self._timer.arm(deadline_us)
             self._leash.extend(deadline_us)
 
@@ -754,10 +713,10 @@ class Guard:
             others = [one for one in ready if one != self._wake_read and not self._witnesses.woken(one)]
             names = [self._waking[descriptor] for descriptor in others]
             now_us = boottime_us()
-            if now_us >= self._deadline_us:
+            if self._vigil.is_late(now_us):
                 raise _Panicked("it woke after its deadline had passed")  # P7.4: before anything moves it
             # Everything that has arrived is heard before anything is judged: this process may itself have been late.
-            if "writer" in names or now_us >= self._judgement_us():
+            if "writer" in names or now_us >= self._vigil.judgement_us():
                 names = list(self._channels)
             for name in names:
                 self._hear(name)
@@ -771,24 +730,11 @@ class Guard:
             self._move_deadline(now_us)
             self._pet_service_manager(now_us)
 
-    def _judgement_us(self) -> int:
-        """When there is something to judge, if nothing is heard until then."""
-        others_us = [self._emptied_by_us] if self._leaving else list(self._due_us.values())
-        return min([self._give_up_us(), *others_us])
-
     def _pause_ms(self) -> int:
-        wake_us = min(self._judgement_us(), self._turned_us + self._loop_us // _TURNS_A_SPAN)
+        wake_us = self._vigil.wake_us()
         if not self._busy:
             wake_us = min(wake_us, self._next_cycle_us)
         return int(max(0, (wake_us - boottime_us()) // US_PER_MS + 1))
-
-    def _give_up_us(self) -> int:
-        """When a panic that can still write its tombstone must begin, if the lease has not been renewed by then."""
-        profile = self._profile
-        margin_ms = min(profile.renew_ms, profile.panic_bound_ms)
-        if self._kernel_is_asked():
-            margin_ms = profile.loop_ms  # the lease is so long there that a panic may have all the time it needs
-        return self._lease_deadline_us - margin_ms * US_PER_MS
 
     def _renew_if_due(self) -> None:
         now_us = boottime_us()
@@ -799,23 +745,22 @@ class Guard:
         self._next_cycle_us = max(self._next_cycle_us + self._profile.renew_ms * US_PER_MS, now_us)
 
     def _judge(self, now_us: int) -> None:
-        if now_us >= self._give_up_us():
+        found = self._vigil.judge(now_us)
+        if found is None:
+            return
+        if found.why is Why.NOT_RENEWED:
             waited_ms = (now_us - self._asked_us) // US_PER_MS
             why = self._failure or f"the store {self._options.store} has not answered for {waited_ms} ms"
             raise _Panicked(f"its lease could not be renewed: {why}")
-        if self._leaving:
-            if now_us >= self._emptied_by_us:
-                raise _Panicked(self._not_emptied())
-            return
-        for name, due_us in self._due_us.items():
-            if now_us >= due_us:
-                raise _Panicked(f"its {name} gave no sign of life in time")
+        if found.why is Why.NOT_EMPTIED:
+            raise _Panicked(self._not_emptied())
+        raise _Panicked(f"its {found.who} gave no sign of life in time")
 
     def _not_emptied(self) -> str:
         """What a node that has left still runs, in words: the kernel holds it, so no tombstone is written (P6.31)."""
         below = descendants((self._init,), read_parents())
         names = ", ".join(f"{pid} ({read_name(pid)})" for pid in below[:5]) or f"{self._init} (its init process)"
-        waited = f"{_LEAVE_US // 1_000_000} s after SIGKILL"
+        waited = f"{LEAVE_US // 1_000_000} s after SIGKILL"
         return f"it has left, but some of its processes do not end {waited}: {names}; restart this machine"
 
     def _pet_service_manager(self, now_us: int) -> None:
@@ -857,8 +802,8 @@ class Guard:
         self._busy = False
         if word == "renewed":
             self._failure = ""
-            self._account.renewed(self._lease_deadline_us - boottime_us())
-            self._lease_deadline_us = int(rest)
+            self._account.renewed(self._vigil.lease_deadline_us - boottime_us())
+            self._vigil.lease_deadline_us = int(rest)
             if self._named:  # the writer was told of init before it was asked for this renewal
                 self._release_init()
         elif word == "failed":
@@ -871,15 +816,14 @@ class Guard:
         if word != "pulse":
             self._last_words = f"its {word} {rest}"
             return
-        self._due_us[name] = boottime_us() + self._profile.pulse_loss_ms * US_PER_MS
+        self._vigil.pulsed(name, boottime_us())
         if name in self._pids:
             self._pids[name] = sender
 
     def _hear_daemon(self, word: str, rest: str, sender: int) -> None:
         now_us = boottime_us()
         if word == "pulse":
-            self._daemon_up = True
-            self._due_us["daemon"] = now_us + self._profile.pulse_loss_ms * US_PER_MS
+            self._vigil.pulsed("daemon", now_us)
             self._pids["daemon"] = sender
             self._tell_lease(now_us)
         elif word == "started":
@@ -888,13 +832,10 @@ class Guard:
             self._tell_lacking()
         elif word == "exited":
             self._pids["daemon"] = 0
-            if self._daemon_up:  # one that dies again before its first pulse gets no more time
-                patience = _ASKED_FOR_PATIENCE if rest == explain_status(0) else 1  # P10.3: no sign of a fault
-                self._due_us["daemon"] = now_us + patience * self._profile.restart_ms * US_PER_MS
-            self._daemon_up = False
+            self._vigil.daemon_ended(now_us, asked_for=rest == explain_status(0))
             self._say(f"the daemon {rest}; it is started again, the services go on")
-        elif word == "leave" and not self._leaving:
-            self._leaving, self._emptied_by_us = True, now_us + _LEAVE_US
+        elif word == "leave" and not self._vigil.leaving:
+            self._vigil.leaves(now_us)
             os.kill(self._init, signal.SIGKILL)  # renewals go on until it and all below it are gone
         elif word == "panic":
             raise _Panicked(rest[:MAXIMUM_CAUSE_CHARACTERS])
@@ -953,7 +894,7 @@ class Guard:
 
     def _tell_term(self, now_us: int) -> None:
         """A daemon that begins while the node leaves goes on with that (P4.10)."""
-        if self._terminating and not self._leaving:
+        if self._terminating and not self._vigil.leaving:
             age_ms = (now_us - self._terminated_us) // US_PER_MS
             try:
                 self._channels["daemon"].send(b"term %d" % age_ms, socket.MSG_DONTWAIT)
@@ -970,7 +911,7 @@ class Guard:
                 raise _Panicked(f"its lease writer {explain_status(status)}")
             if pid == self._init:
                 self._init = 0
-                if self._leaving:
+                if self._vigil.leaving:
                     raise _Left
                 for name in ("daemon", "init"):  # why it has ended, of whom knows best
                     if name in self._channels:
@@ -1004,7 +945,7 @@ class Guard:
                 os.kill(pid, signal.SIGKILL)
         if not clean:
             self._say(f"panic: {cause}; everything that this node runs is stopped")
-        give_up_us = self._deadline_us - max(_LEAST_MARGIN_MS, self._profile.panic_bound_ms // 8) * US_PER_MS
+        give_up_us = self._vigil.deadline_us - max(_LEAST_MARGIN_MS, self._profile.panic_bound_ms // 8) * US_PER_MS
         if is_tree:
             self._leash.extend(0)  # each of them ends what is below it
             stopped = self._group is None or self._group.end(give_up_us, boottime_us)
