@@ -116,8 +116,8 @@ def test_p9_2_a_wait_that_is_no_number_is_refused(cluster: DevCluster) -> None:
 def test_the_history_says_who_when_from_where_and_a_rollback_is_shown_first(cluster: DevCluster) -> None:
     apply(cluster, "history-a")
     before = cluster.json("config", "history")["version"]
-    apply(cluster, "history-b", "--node", "n1")
-    history = cluster.json("config", "history")
+    index = apply(cluster, "history-b", "--node", "n1")["index"]
+    history = cluster.json("config", "history", "--at-least", str(index))
     newest = history["versions"][0]
     assert newest["version"] == before + 1
     assert (newest["uid"], newest["node"]) == (os.geteuid(), "n1")

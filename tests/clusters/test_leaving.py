@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, DevCluster
 from muster.core.effects import Reply, RunCommand
 from muster.core.services.commands import last_stop
 from muster.daemon.main import main
@@ -25,6 +25,7 @@ from muster.records.database import Database
 from muster.records.members import LeaveNode
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import CommandState, Definition, Service, ServiceState
+from real_node import wait_for
 from real_runner import RealRunner, shell
 
 
@@ -422,7 +423,7 @@ def test_p4_12_a_real_node_without_a_master_stops_its_services_in_order_and_then
     deaf.mkdir()
     (deaf / "sitecustomize.py").write_text(DEAF)
     path = os.pathsep.join([str(deaf), os.environ["PYTHONPATH"]])
-    up = cluster.run("dev", "up", "--nodes", "2", "--profile", "fast", PYTHONPATH=path)
+    up = cluster.run("dev", "up", "--nodes", "2", *PATIENT, PYTHONPATH=path)
     assert up.returncode == 0, up.stderr
     say = f'echo "$MUSTER_SERVICE $MUSTER_ACTION on $MUSTER_NODE" >> {told}'
     file = tmp_path / "services.toml"
@@ -455,7 +456,6 @@ stop_command = ["sh", "-c", '{say}; sleep 0.3']
     assert told.read_text().splitlines() == [
         *("db start on n1", "app start on n1", "app stop on n1", "db stop on n1", "db start on n0", "app start on n0"),
     ]
-    log = (home / "log").read_text()
-    assert "it stops app, db, without the cluster" in log
-    assert "panic" not in log
+    wait_for("the log", lambda: "it stops app, db, without the cluster" in (home / "log").read_text())
+    assert "panic" not in (home / "log").read_text()
     assert cluster.status("n0")["nodes"]["n1"]["state"] == "inactive"

@@ -20,7 +20,7 @@ import pytest
 from dev_cluster import DevCluster
 
 BOUND_S = 2.0
-GRACE_S = 8.0  # a busy machine is no slow instrument: what is asserted is the order of seconds, not of the load
+GRACE_S = 60.0  # a busy machine is no slow instrument: what is asserted is the order of seconds, not of the load
 ROWS, COLUMNS = 24, 80
 SERVICES = """
 [[service]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dev_cluster import PATIENT, DevCluster
+from dev_cluster import DevCluster
 from muster.dev.development_cluster import free_addresses, open_cluster
 from muster.dev.node_processes import COOKIE
 from muster.drivers.certificates.certificates import create_authority, issue
@@ -116,7 +116,7 @@ def is_joined(cluster: DevCluster, name: str) -> bool:
 def test_p1_4_a_fresh_machine_becomes_a_node_with_one_command_and_a_token_and_takes_services(
     dev_cluster: DevCluster, tmp_path: Path
 ) -> None:
-    dev_cluster.up(2, *PATIENT)
+    dev_cluster.up(2)
     token = add(dev_cluster, "fresh")
     machine = Machine(dev_cluster, "fresh")
     try:
@@ -151,7 +151,7 @@ def test_p1_4_a_fresh_machine_becomes_a_node_with_one_command_and_a_token_and_ta
 def test_p1_4_wrong_expired_and_replaced_tokens_are_refused_and_say_what_helps(
     dev_cluster: DevCluster, tmp_path: Path
 ) -> None:
-    dev_cluster.up(1, *PATIENT)
+    dev_cluster.up(1)
     short = add(dev_cluster, "n1", "--expires", "1s")
     machine = Machine(dev_cluster, "n1")
     refused = machine.enrol("x" * 43, "--wait", "2")
@@ -186,7 +186,7 @@ def test_p1_4_wrong_expired_and_replaced_tokens_are_refused_and_say_what_helps(
 
 
 def test_p1_4_a_stranger_at_the_door_is_refused_and_costs_nothing(dev_cluster: DevCluster) -> None:
-    dev_cluster.up(2, *PATIENT)
+    dev_cluster.up(2)
     (address,) = nodes(dev_cluster)["n0"]["addresses"]
     host, _, port = address.rpartition(":")
     for words in (b"MUSTER", b"MUSTER-ENROL 9\n", b"M" * 100_000):
@@ -220,7 +220,7 @@ def _rest(source: socket.socket) -> bytes:
 
 
 def test_p1_3_a_removed_nodes_key_opens_nothing_and_its_slot_is_free(dev_cluster: DevCluster) -> None:
-    dev_cluster.up(2, *PATIENT)
+    dev_cluster.up(2)
     dev_cluster.succeed("dev", "add")
     cluster = open_cluster(dev_cluster.directory)
     refused = dev_cluster.run("node", "remove", "n2", "--yes")
@@ -253,7 +253,7 @@ def test_p1_3_a_removed_nodes_key_opens_nothing_and_its_slot_is_free(dev_cluster
 @pytest.mark.long
 def test_p1_6_certificates_are_renewed_in_place_before_they_end(dev_cluster: DevCluster) -> None:
     lifetime_s = 30
-    dev_cluster.up(2, *PATIENT, "--certificate-lifetime", f"{lifetime_s}s")
+    dev_cluster.up(2, "--certificate-lifetime", f"{lifetime_s}s")
     began = time.monotonic()
     first = {name: certificate_of(dev_cluster, name) for name in ("n0", "n1")}
     before = {name: node["incarnation"] for name, node in dev_cluster.status()["nodes"].items()}
@@ -275,7 +275,7 @@ def test_p1_6_certificates_are_renewed_in_place_before_they_end(dev_cluster: Dev
 def test_p1_6_an_expired_node_is_told_the_way_back_and_takes_it(dev_cluster: DevCluster) -> None:
     """By a new token while others run; by the authority's key in its home where the whole cluster slept too long."""
     lifetime_s = 12
-    dev_cluster.up(2, *PATIENT, "--certificate-lifetime", f"{lifetime_s}s")
+    dev_cluster.up(2, "--certificate-lifetime", f"{lifetime_s}s")
     dev_cluster.succeed("dev", "leave", "n1")
     time.sleep(lifetime_s + 1)
     store, home = dev_cluster.directory / "store", dev_cluster.directory / "nodes" / "n1"
@@ -306,7 +306,7 @@ def test_p1_6_an_expired_node_is_told_the_way_back_and_takes_it(dev_cluster: Dev
 
 @pytest.mark.parametrize("victim", ["master", "other"])
 def test_p1_7_the_authority_is_replaced_while_a_node_dies_in_the_middle(dev_cluster: DevCluster, victim: str) -> None:
-    dev_cluster.up(3, *PATIENT)
+    dev_cluster.up(3)
     shown = dev_cluster.json("authority", "show")
     old = shown["present"][0]["fingerprint"]
     assert "--yes does it" in dev_cluster.succeed("authority", "rotate")
@@ -339,7 +339,7 @@ def test_p1_1_a_certificate_of_the_right_authority_for_another_key_is_refused(
     dev_cluster: DevCluster, tmp_path: Path
 ) -> None:
     """Who holds the authority's key and the store still cannot pass for a node: the key on record is another."""
-    dev_cluster.up(2, *PATIENT)
+    dev_cluster.up(2)
     cluster = open_cluster(dev_cluster.directory)
     identity = dev_cluster.status()["cluster_identity"]
     folder = cluster.directory / "nodes" / "authority"

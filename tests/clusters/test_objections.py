@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from dev_cluster import PATIENT, DevCluster
+from dev_cluster import DevCluster
 from muster.client import Planned, register
 from real_node import DEADLINE_S, wait_for
 
@@ -110,7 +110,7 @@ def test_p4_5_nobody_is_asked_about_a_forced_leave(dev_cluster: DevCluster) -> N
 
 def test_p4_10_a_leave_that_sigterm_asked_for_goes_on_when_the_daemon_was_killed(dev_cluster: DevCluster) -> None:
     cluster = dev_cluster
-    cluster.up(2, *PATIENT)
+    cluster.up(2)
     home = cluster.directory / "nodes" / "n1"
     state = json.loads((home / "guard.json").read_text())
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -224,7 +225,7 @@ def test_a_late_join_is_told_to_its_level_after_the_lower_one_on_every_node_and_
     high = [acknowledge_in_background(cluster.joins("high", 60, node)) for node in ("n0", "n1")]
     counted = {30, 40, 60}
     wait("all to be counted with", lambda: all(cluster.levels("n0", node).keys() == counted for node in low))
-    wait("the late joins to be over", lambda: cluster.query("n0", "transitions")["transitions"] == [])
+    wait("the late joins to be over", cluster.settled)
     assert all(told.node != "n2" for heard in (*low.values(), *high) for told in heard)
     assert all(heard[-1].vector["n2"] == "inactive" for heard in high)  # it has nothing there
     acknowledge_in_background(cluster.joins("low", 30, "n2"))
@@ -301,9 +302,10 @@ def test_p3_16_the_end_of_a_connection_is_no_end_of_a_program_and_its_death_is(c
     acknowledge_in_background(cut)
     wait("both to have joined", lambda: 60 in cluster.levels("n2", "n0") and cluster.settled())
     cut.close()
-    (event,) = wait("it to be overdue", lambda: cluster.events("n0", "subsystem hung"))
-    assert f"victim (level 60), process {os.getpid()}: its connection has ended, and its process lives" in event
-    assert cluster.settled()
+    # of its join, too, it may have been overdue: this machine may have been busy
+    alive = f"victim (level 60), process {os.getpid()}: its connection has ended, and its process lives"
+    wait("it to be overdue", lambda: any(alive in event for event in cluster.events("n0", "subsystem hung")))
+    wait("every node to know all there is", cluster.settled)
     assert 60 in cluster.levels("n2", "n0")
     assert about(heard, "n0") == [Kind.JOINING]
     again = cluster.joins("victim", 60, "n0")
@@ -330,14 +332,14 @@ def test_the_death_of_a_program_deregisters_its_level_or_fails_its_node(cluster:
     wait("both to be counted with", lambda: all(60 in cluster.levels("n2", node) for node in ("n0", "n1")))
     mild.kill()
     wait("the level to go", lambda: 60 not in cluster.levels("n2", "n0"))
-    (event,) = cluster.events("n0", "subsystem lost")
+    (event,) = wait("the event", lambda: cluster.events("n0", "subsystem lost"))
     assert f"victim (level 60), process {mild.pid}" in event
     assert cluster.query("n2", "status")["nodes"]["n0"]["state"] == "joined"
     strict.kill()
     out = wait("its node to be out", lambda: inactive(cluster.query("n2", "nodes")["nodes"]["n1"]))
     assert "subsystem victim of level 60 has died" in out["last_proof"]["detail"] or out["last_proof"]["kind"]
-    log = (cluster.dev.directory / "nodes" / "n1" / "log").read_text(errors="replace")
-    assert "subsystem victim of level 60 has died" in log
+    log = cluster.dev.directory / "nodes" / "n1" / "log"  # its writer is a process of its own
+    wait("the log", lambda: "subsystem victim of level 60 has died" in log.read_text(errors="replace"))
 
 
 def inactive(node: Any) -> Any:
@@ -399,7 +401,7 @@ def test_a_registration_outlives_its_daemon_and_nothing_passes_a_program_at_work
     wait("a new daemon", lambda: daemons(cluster, "n1") not in ([], [daemon]) and cluster.query("n1", "status"))
     cluster.joins("later", 65, "n0")
     wait("the cluster to work", lambda: 65 in cluster.levels("n1", "n0"))
-    assert waited_for(cluster, "n0") == ["n1"]
+    wait("it alone to be waited for again", lambda: waited_for(cluster, "n0") == ["n1"])  # a new master asks anew
     assert cluster.levels("n0", "n1")[60] == "cache"
     told.acknowledge()
     wait("the join to go on", lambda: all(t["level"] != 60 for t in cluster.query("n0", "transitions")["transitions"]))
@@ -430,9 +432,12 @@ def daemons(cluster: Cluster, node: str) -> list[int]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """One joined node, for all tests that leave it as it was."""
     dev = DevCluster(tmp_path_factory.mktemp("shared") / "cluster")
-    dev.up(1)
-    yield dev
-    dev.down()
+    try:
+        dev.up(1)
+        yield dev
+    finally:
+        if (dev.directory / "cluster.json").exists():
+            dev.down()
 
 
 @pytest.fixture
@@ -457,13 +462,14 @@ def test_a_command_that_fails_is_run_again_and_acknowledges_only_when_it_succeed
     wait("a second attempt", lambda: tries.exists() and len(tries.read_text().splitlines()) >= 2)
     assert waited_for(alone, "n0") == ["n0"]
     allowed.touch()
-    wait("it to succeed", lambda: alone.query("n0", "transitions")["transitions"] == [])
+    assert program.stdout is not None
+    acknowledged = "n0 joining, barrier 0: acknowledged after"
+    said = list(itertools.takewhile(lambda line: acknowledged not in line, program.stdout))
+    wait("it to succeed", alone_settled(alone))
     program.terminate()
-    said, _ = program.communicate(timeout=DEADLINE_S)
-    assert program.returncode == 0
-    assert f"n0 joining, barrier 0: {script} ended with status 1; again in 0.1 s" in said
-    assert "n0 joining, barrier 0: acknowledged after" in said
-    assert "slow: deregistered" in said
+    assert program.wait(DEADLINE_S) == 0
+    assert any(f"n0 joining, barrier 0: {script} ended with status 1; again in 0.1 s" in line for line in said)
+    assert "slow: deregistered" in program.stdout.read()
     assert "slow (level 60): as it asked" in alone.events("n0", "subsystem deregistered")
 
 
@@ -572,13 +578,32 @@ def test_transitions_can_be_watched(alone: Cluster) -> None:
     holder = alone.joins("cache", 60, "n0")
     told = holder.next_notification(DEADLINE_S)
     assert told is not None
-    (shown,) = json.loads(watch.stdout.readline())["transitions"]
+    before = lines_until(watch, lambda found: any(each["stragglers"] for each in found))
+    (shown,) = before[-1]["transitions"]
     assert (shown["node"], shown["kind"], shown["level_name"], shown["barrier"]) == ("n0", "joining", "cache", 0)
     assert [straggler["subsystem"] for straggler in shown["stragglers"]] == ["cache"]
     told.acknowledge()
-    assert json.loads(watch.stdout.readline())["transitions"] == []  # time alone adds no lines
+    after = lines_until(watch, lambda found: not found)
+    for line in (each for answer in (*before, *after) for each in answer["transitions"]):
+        del line["elapsed_ms"]
+    assert all(one != other for one, other in itertools.pairwise((*before, *after))), "time alone adds no lines"
     watch.send_signal(signal.SIGINT)
     assert watch.wait(DEADLINE_S) == 130
+
+
+def lines_until(watch: "subprocess.Popen[str]", holds: Callable[[Any], bool]) -> list[Any]:
+    """The answers that a watch prints, up to the first of whose transitions this is true."""
+    assert watch.stdout is not None
+    found: list[Any] = []
+    patience = threading.Timer(DEADLINE_S, watch.kill)  # then its output ends
+    patience.start()
+    try:
+        while not found or not holds(found[-1]["transitions"]):
+            found.append(json.loads(watch.stdout.readline()))
+    finally:
+        patience.cancel()
+        patience.join()
+    return found
 
 
 APPLICATION = Level(60, "application")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dev_cluster import PATIENT, DevCluster
+from dev_cluster import DevCluster
 from muster.core.inputs import OwnLinksChanged
 from muster.core.leases.diagnosis import CONDITIONS, Signs, diagnose
 from muster.core.links.links import Links
@@ -200,7 +200,7 @@ def test_the_matrix_shows_every_direction_and_the_reasons() -> None:
 
 def test_a_hung_node_and_one_whose_power_was_cut_are_told_apart_on_real_daemons(dev_cluster: DevCluster) -> None:
     # with slow timers a look at the hung node comes in time, however busy this machine is
-    dev_cluster.up(3, *PATIENT)
+    dev_cluster.up(3)
     well = dev_cluster.wait_for(
         "all to be well", lambda status: all(node["condition"] == "well" for node in status["nodes"].values())
     )

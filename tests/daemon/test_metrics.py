@@ -23,7 +23,7 @@ from muster.drivers.image import systemd as service_manager
 from muster.drivers.image.lease_account import TELL_US, LeaseAccount
 from muster.records.levels import TransitionKind
 from muster.records.services import CommandState
-from muster.records.timing import FAST
+from muster.records.timing import VIRTUALISED
 
 SERVICE = '[[service]]\nname = "sleeper"\nstart_command = "sh -c \'sleep 1000 &\'"\n'
 
@@ -186,7 +186,7 @@ def test_a_running_node_shows_its_metrics_where_it_is_told_to(
     assert found["muster_command_seconds_count", "start,succeeded"] == 1
     assert found["muster_store_seconds_count", "append frame"] >= 1
     assert found["muster_lease_renewals_total", "done"] >= 1
-    lease_ms = FAST.leased(one_machine=True).lease_ms
+    lease_ms = VIRTUALISED.leased(one_machine=True).lease_ms
     assert 0 < found["muster_lease_margin_seconds", ""] < lease_ms / 1000
     assert found["muster_daemon_resident_bytes", ""] > 1 << 20
 

@@ -15,7 +15,8 @@ from warm_commands import WarmCommands, is_fit_for
 
 SOURCE = Path(__file__).parents[2] / "src"
 ANSWER_S = 10.0
-PATIENT = ("--profile", "virtualised")  # where a busy machine must end no node: a daemon takes seconds to start there
+FAST = ("--profile", "fast")  # where a test is about how soon something is noticed; a pause ends nodes then
+PATIENT = ("--profile", "virtualised")  # a busy machine ends no node: a daemon may take seconds to start there
 
 _warm = WarmCommands()
 
@@ -67,8 +68,8 @@ class DevCluster(CommandLine):
         return super().run(*arguments, timeout_s=timeout_s, MUSTER_DIR=str(self.directory), **environment)
 
     def up(self, nodes: int = 3, *arguments: str) -> None:
-        """Bring it up."""
-        self.succeed("dev", "up", "--nodes", str(nodes), "--profile", "fast", *arguments)
+        """Bring it up: patient, unless `arguments` name another profile."""
+        self.succeed("dev", "up", "--nodes", str(nodes), *PATIENT, *arguments)
 
     def status(self, node: str | None = None) -> Any:
         """What `muster status --json` prints, of one node or of any; asked for without another process."""

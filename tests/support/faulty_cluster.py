@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from dev_cluster import DevCluster
+from dev_cluster import FAST, DevCluster
 from lab import exclusive_service
 from lab.exclusive_record import RecordReader
 from muster.client.control import ControlClient
@@ -103,7 +103,7 @@ class FaultyCluster:
         """Bring it up, with its services applied."""
         definitions = self._folder / "services.toml"
         definitions.write_text(self._definitions())
-        self._dev.up(len(self.names), "--services", str(definitions))
+        self._dev.up(len(self.names), *FAST, "--services", str(definitions))
         self.cluster = open_cluster(self._dev.directory)
 
     def _definitions(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bad_input import clear
-from dev_cluster import PATIENT, CommandLine, DevCluster
+from dev_cluster import CommandLine, DevCluster
 from muster.setup import redaction
 
 SECRETS = {
@@ -56,7 +56,7 @@ recovery_command = ["sh", "-c", "echo http://user:{SECRETS["url"]}@host/ 'Author
 
 
 def test_a_bundle_of_a_running_cluster_has_everything_and_no_secret(dev_cluster: DevCluster, tmp_path: Path) -> None:
-    dev_cluster.up(2, "--services", str(service_file(tmp_path)), *PATIENT)
+    dev_cluster.up(2, "--services", str(service_file(tmp_path)))
     dev_cluster.wait_for("the service", lambda status: status["services"]["web"]["state"] == "registered")
     homes = dev_cluster.directory / "nodes"
     with (homes / "n0" / "log").open("a") as log:
@@ -110,7 +110,7 @@ def test_a_bundle_can_be_had_from_the_store_while_nothing_runs(
     other = tmp_path / "store.tar.gz"
     nowhere = ("--socket", "/nowhere/control.sock")
     muster.succeed("debug", "bundle", "--store", str(store), "--output", str(other), *nowhere)
-    assert json.loads(extracted(other)["store/database.json"])["cluster"]["profile"] == "fast"
+    assert json.loads(extracted(other)["store/database.json"])["cluster"]["profile"] == "virtualised"
 
 
 def test_a_damaged_store_is_no_reason_for_no_bundle(muster: CommandLine, tmp_path: Path) -> None:

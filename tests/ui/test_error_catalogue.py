@@ -18,7 +18,7 @@ import click
 import pytest
 
 from bad_input import clear
-from dev_cluster import PATIENT, DevCluster
+from dev_cluster import DevCluster
 from muster.ui.command_line import main
 from muster.ui.command_line import muster as program
 from muster.ui.manual import EXIT_CODES, commands_of, reference
@@ -317,7 +317,7 @@ def test_names_that_the_cluster_does_not_know_and_the_form_of_its_documents(
 ) -> None:
     services = tmp_path / "services.toml"
     services.write_text('[[service]]\nname = "sleeper"\nstart_command = "sh -c \'sleep 1000 &\'"\n')
-    dev_cluster.up(2, "--services", str(services), *PATIENT)
+    dev_cluster.up(2, "--services", str(services))
     dev_cluster.wait_for("the service", lambda status: status["services"]["sleeper"]["state"] == "registered")
     for line, words in UNKNOWN:
         ended = dev_cluster.run(*line.split())

@@ -14,7 +14,7 @@ import pytest
 from test_error_catalogue import below_open, documented_keys, keys_of
 
 from bad_input import clear, until
-from dev_cluster import PATIENT, CommandLine, DevCluster
+from dev_cluster import CommandLine, DevCluster
 from muster.dev.development_cluster import free_addresses
 from muster.records.versions import HIGHEST
 
@@ -78,7 +78,7 @@ def serving(dev_cluster: DevCluster, tmp_path: Path) -> Callable[[int], Path]:
     def up(nodes: int) -> Path:
         file = tmp_path / "services.toml"
         file.write_text(SERVICES)
-        dev_cluster.up(nodes, *PATIENT)
+        dev_cluster.up(nodes)
         return file
 
     return up
