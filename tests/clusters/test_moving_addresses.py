@@ -254,7 +254,7 @@ def test_p1_8_looks_into_the_store_for_an_address_use_up_none_of_those_for_trust
 def test_p1_8_a_running_cluster_moves_its_nodes_and_nothing_happens_to_members_or_services(
     dev_cluster: DevCluster, tmp_path: Path
 ) -> None:
-    dev_cluster.up(3, "--profile", "standard")
+    dev_cluster.up(3)
     file = tmp_path / "s.toml"
     file.write_text('[[service]]\nname = "web"\nrun = ["/bin/sleep", "1000"]\nallowable_nodes = ["n1"]\n')
     dev_cluster.succeed("apply", str(file))

@@ -77,7 +77,7 @@ class Watch:
     def close(self) -> None:
         """End it."""
         self._process.terminate()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         os.close(self._end)
 
 

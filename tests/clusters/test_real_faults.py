@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dev_cluster import PATIENT
 from faulty_cluster import (
     CORE_ROLES,
     DEADLINE_S,
@@ -36,17 +37,24 @@ SEED = int(os.environ.get("MUSTER_FAULT_SEED") or int.from_bytes(os.urandom(4), 
 
 
 @pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[FaultyCluster]:
-    """Three nodes that run the services, through all tests here: what one has left, the next one has to live with."""
+def hasty_cluster() -> Iterator[FaultyCluster]:
+    """Three nodes that run the services, through all rounds: what one has left, the next one has to live with."""
     with faulty_cluster() as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def patient_cluster() -> Iterator[FaultyCluster]:
+    """The same for one fault at a time: no node ends but by that fault, however busy this machine is."""
+    with faulty_cluster(3, *PATIENT) as running:
+        yield running
+
+
 @pytest.fixture
-def cluster(shared_cluster: FaultyCluster) -> FaultyCluster:
-    """The shared cluster, whole again."""
-    shared_cluster.settle()
-    return shared_cluster
+def cluster(patient_cluster: FaultyCluster) -> FaultyCluster:
+    """The patient cluster, whole again."""
+    patient_cluster.settle()
+    return patient_cluster
 
 
 # ---- random moments --------------------------------------------------------------------------------------------------
@@ -111,11 +119,12 @@ class Rounds:
 
 @pytest.mark.random_faults
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_signal_to_any_process_at_any_moment_runs_a_service_twice(cluster: FaultyCluster, part: int) -> None:
+def test_no_signal_to_any_process_at_any_moment_runs_a_service_twice(hasty_cluster: FaultyCluster, part: int) -> None:
     print(f"to repeat these choices: MUSTER_FAULT_SEED={SEED}")
-    rounds = Rounds(cluster, random.Random(f"{SEED} {part}"))
+    hasty_cluster.settle()
+    rounds = Rounds(hasty_cluster, random.Random(f"{SEED} {part}"))
     for number in range(part, ROUNDS, PARTS):
-        cluster.told.append(f"round {number} of seed {SEED}")
+        hasty_cluster.told.append(f"round {number} of seed {SEED}")
         rounds.run()
 
 
@@ -181,7 +190,7 @@ def expect_the_kernels_word(cluster: FaultyCluster, hit: Hit) -> None:
 
 def test_a_killed_daemon_comes_back_in_the_same_incarnation_and_no_service_notices(cluster: FaultyCluster) -> None:
     node = cluster.node_of("daemon")
-    before = cluster.views()[node]
+    before = cluster.settle()[node]
     mine = {name for name in cluster.services if before["services"][name]["node"] == node}
     lines: dict[str, Line | None] = {name: cluster.record.judge.newest(name) for name in mine}
     hit = cluster.strike(Fault(node, signal.SIGKILL, ("daemon",)))
@@ -261,7 +270,7 @@ def test_services_whose_keepers_are_killed_together_stay_apart_and_can_still_be_
 
 
 def test_survivors_of_the_master_agree_and_run_its_services_exactly_once() -> None:
-    with faulty_cluster(5) as cluster:
+    with faulty_cluster(5, *PATIENT) as cluster:
         (master,) = {view["master"] for view in cluster.settle().values()}
         cluster.operate(master, "transfer", service="plain", target=master)
         before = cluster.settle()[master]

@@ -36,7 +36,7 @@ def cluster(dev_cluster: DevCluster, tmp_path: Path) -> DevCluster:
     """n0, n1 and n2 on a store of scope `shared`, n1 and n2 each with a service of its own."""
     text = "".join(SERVICES.format(name=f"on-{node}", node=node, directory=tmp_path) for node in ("n1", "n2"))
     (tmp_path / "services.toml").write_text(text)
-    dev_cluster.up(3, "--scope", "shared", "--profile", "standard", "--services", str(tmp_path / "services.toml"))
+    dev_cluster.up(3, "--scope", "shared", "--services", str(tmp_path / "services.toml"))
     dev_cluster.wait_for("all run", lambda seen: all(state == "registered" for state, _ in running_on(seen).values()))
     return dev_cluster
 

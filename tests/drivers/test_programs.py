@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from muster.core.effects import Readiness, RunCommand
+from muster.dev.development_cluster import free_addresses
 from muster.drivers.image.process_tree import read_parents
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.services import CommandState
@@ -54,13 +55,6 @@ def start(runner: RealRunner, generation: int, *command: str, ready: dict[str, A
 def exited(runner: RealRunner, generation: int) -> dict[str, Any]:
     """What the runner says of the end of a program."""
     return runner.take(lambda packet: packet["say"] == "exited" and packet["generation"] == generation)
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def test_p8_1_a_program_is_started_when_it_has_survived_a_moment_and_its_end_is_told_once(runner: RealRunner) -> None:
@@ -111,18 +105,18 @@ def test_a_program_is_ready_when_it_says_so_and_its_status_is_known(runner: Real
 
 def test_only_the_program_itself_can_say_that_it_is_ready(runner: RealRunner, tmp_path: Path) -> None:
     start(runner, 1, *shell(f"echo $NOTIFY_SOCKET > {tmp_path}/address; exec sleep 1000"), ready={"notify": True},
-          timeout_ms=1000)  # fmt: skip
+          timeout_ms=3000)  # fmt: skip
     file = tmp_path / "address"
     address: str = wait_for("the address", lambda: file.read_text() if file.exists() else "")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.sendto(b"READY=1", "\0" + address.strip()[1:])
     detail = runner.result(1, "start")["detail"]
-    assert "was not ready within 1000 ms: it has not said READY=1" in detail
+    assert "was not ready within 3000 ms: it has not said READY=1" in detail
     assert not runner.below()
 
 
 def test_a_program_is_ready_when_its_port_accepts(runner: RealRunner, tmp_path: Path) -> None:
-    port = free_port()
+    port = int(free_addresses(1)[0].rpartition(":")[2])
     go = tmp_path / "go"
     start(runner, 1, sys.executable, "-S", "-c", LISTENER, str(port), str(go), ready={"port": port})
     wait_for("the program", runner.below)
@@ -217,7 +211,7 @@ def test_p7_9_a_looker_that_is_killed_is_replaced_and_one_that_is_not_needed_any
     file.touch()
     assert runner.result(1, "start")["succeeded"]
     wait_for("its end", lambda: not lookers())
-    start(runner, 2, "sleep", "1000", ready={"file": str(file)}, timeout_ms=300)
+    start(runner, 2, "sleep", "1000", ready={"file": str(file)}, timeout_ms=2000)
     assert f"{file} is an old one" in runner.result(2, "start")["detail"]
     wait_for("the end of all", lambda: not runner.keepers())
 
@@ -232,11 +226,12 @@ def test_a_ready_command_is_repeated_until_it_succeeds(runner: RealRunner, tmp_p
 
 
 def test_a_stop_command_finds_the_program_running_and_the_ladder_ends_it(runner: RealRunner, tmp_path: Path) -> None:
-    bystander = "sleep 1111"
-    runner.ask(1, "start", *shell(f"{bystander} &"), service="bystander")
-    start(runner, 2, *shell("trap '' TERM; while :; do sleep 0.05; done"))
+    assert runner.run(1, "start", *shell("sleep 1111 &"), service="bystander")["succeeded"]
+    file = tmp_path / "pid"
+    own = f"trap '' TERM; echo $$ > {file}.new; mv {file}.new {file}; while :; do sleep 0.05; done"
+    start(runner, 2, *shell(own), ready={"file": str(file)})
     assert runner.result(2, "start")["succeeded"]
-    (program,) = [pid for pid, name in runner.below().items() if name == "sh"]
+    program = int(file.read_text())
     stop = shell(f"kill -0 {program} && touch {tmp_path}/alive")
     result = runner.run(3, "stop", *stop, grace_ms=100)
     assert (result["succeeded"], result["detail"]) == (True, "what was left ignored SIGTERM and was killed")

@@ -109,11 +109,12 @@ def test_p8_19_what_this_machine_lacks_is_said_and_nothing_runs(
 
 
 def test_p8_19_the_stop_signal_comes_first(runner: RealRunner, tmp_path: Path) -> None:
-    told = tmp_path / "told"
+    told, ready = tmp_path / "told", tmp_path / "ready"
     catches = (
-        f"trap 'echo quit > {told}; exit 0' QUIT; trap 'echo term > {told}; exit 0' TERM; while :; do sleep 0.02; done"
+        f"trap 'echo quit > {told}; exit 0' QUIT; trap 'echo term > {told}; exit 0' TERM; touch {ready}; "
+        "while :; do sleep 0.02; done"
     )
-    assert runner.run(1, "start", *shell(catches), program=True)["succeeded"]
+    assert runner.run(1, "start", *shell(catches), program=True, ready={"file": str(ready)})["succeeded"]
     assert runner.run(2, "stop", stop_signal="SIGQUIT")["succeeded"]
     assert told.read_text() == "quit\n"
 

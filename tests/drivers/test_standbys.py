@@ -13,10 +13,10 @@ import pytest
 from muster.core.needs.machine import Needs
 from muster.core.needs.need import Seen
 from muster.drivers.image import standby
-from muster.drivers.image.process_tree import read_command_line, read_name, read_parents, send
+from muster.drivers.image.process_tree import read_command_line, read_name, read_parents
 from muster.records.database import Database
 from muster.records.nodes import Cluster, NodeConfig
-from real_node import RealNode, make_store, wait_for
+from real_node import RealNode, kill_at_once, make_store, wait_for
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_p7_19_a_killed_standby_is_replaced(node: RealNode) -> None:
 def test_p7_19_where_both_are_killed_the_daemon_is_told(node: RealNode) -> None:
     node.start()
     daemon = node.up()["daemon_pid"]
-    send(pair(node), signal.SIGKILL)
+    kill_at_once(pair(node))
 
     def told() -> list[str]:
         return [each["text"] for each in node.heard("guard") if each["text"].startswith("lacks")]

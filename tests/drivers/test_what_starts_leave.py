@@ -20,8 +20,8 @@ import os, socket, time
 address = os.environ["NOTIFY_SOCKET"]
 end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 for _ in range(4):
-    end.sendto(b"EXTEND_TIMEOUT_USEC=2000000\\n", "\\0" + address[1:])
-    time.sleep(0.3)
+    end.sendto(b"EXTEND_TIMEOUT_USEC=10000000\\n", "\\0" + address[1:])
+    time.sleep(1)
 end.sendto(b"READY=1\\n", "\\0" + address[1:])
 time.sleep(1000)
 """
@@ -98,14 +98,18 @@ def test_p8_18_the_end_of_a_daemon_that_a_start_command_left_is_told_at_once(run
 @pytest.mark.parametrize(
     ("left", "told"),
     [
-        ("sleep 0.2 &", False),  # a helper: in the session of its command, gone soon, with status 0
-        ("(sleep 0.2; exit 3) &", True),
-        ("setsid sleep 0.2 &", True),
+        ("sh -c '{waits}' &", False),  # a helper: in the session of its command, gone soon, with status 0
+        ("({waits}; exit 3) &", True),
+        ("setsid sh -c '{waits}' &", True),
     ],
 )
-def test_p8_18_what_looks_like_a_helper_of_the_start_is_no_daemon(runner: RealRunner, left: str, told: bool) -> None:
-    runner.ask(1, "start", *shell(left), follows=True)
+def test_p8_18_what_looks_like_a_helper_of_the_start_is_no_daemon(
+    runner: RealRunner, tmp_path: Path, left: str, told: bool
+) -> None:
+    go = tmp_path / "go"
+    runner.ask(1, "start", *shell(left.format(waits=f"until [ -e {go} ]; do sleep 0.02; done")), follows=True)
     assert runner.result(1, "start")["succeeded"]
+    go.touch()
     if told:
         assert "left processes running" in exited(runner, 1)["status"]
     else:
@@ -155,22 +159,23 @@ def test_p8_18_a_start_command_may_have_something_to_wait_for(runner: RealRunner
     go.touch()
     assert runner.result(1, "start")["succeeded"]
     assert runner.run(2, "stop")["succeeded"]
-    result = runner.run(3, "start", *shell("exit 0"), ready={"file": "/nowhere/at/all"}, timeout_ms=300)
-    assert "was not ready within 300 ms: file /nowhere/at/all is not there" in result["detail"]
+    result = runner.run(3, "start", *shell("exit 0"), ready={"file": "/nowhere/at/all"}, timeout_ms=1500)
+    assert "was not ready within 1500 ms: file /nowhere/at/all is not there" in result["detail"]
     result = runner.run(4, "start", *shell("setsid sh -c 'exit 7' & sleep 0.1"), ready={"file": "/nowhere/at/all"},
                         timeout_ms=300)  # fmt: skip
     assert not result["succeeded"]
 
 
 def test_p8_18_a_daemon_that_ends_before_it_is_ready_has_failed_to_start_at_once(runner: RealRunner) -> None:
-    daemon = "setsid sh -c 'sleep 0.3; exit 7' & sleep 0.1"
+    # it ends once the start command has, whose process id the outer shell puts in
+    daemon = 'setsid sh -c "while kill -0 $$ 2>/dev/null; do sleep 0.02; done; sleep 0.2; exit 7" & sleep 0.1'
     result = runner.run(1, "start", *shell(daemon), ready={"file": "/nowhere/at/all"}, follows=True)
     assert "what it had left running ended with status 7" in result["detail"]
 
 
 def test_p8_18_a_program_is_given_the_time_that_it_asks_for(runner: RealRunner) -> None:
     command = (sys.executable, "-S", "-c", SLOW)
-    runner.ask(1, "start", *command, program=True, ready={"notify": True}, timeout_ms=800)
+    runner.ask(1, "start", *command, program=True, ready={"notify": True}, timeout_ms=3000)  # it takes four seconds
     assert runner.result(1, "start")["succeeded"]
     runner.ask(2, "start", *shell("exec sleep 1000"), program=True, ready={"notify": True}, timeout_ms=300)
     assert "was not ready within 300 ms" in runner.result(2, "start")["detail"]

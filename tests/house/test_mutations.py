@@ -109,7 +109,7 @@ now = "turns = 6"
 tests = ["test_sums.py::test_half"]
 """
 RUN = (
-    "import mutate, pathlib; mutate.ROOT = pathlib.Path(sys.argv[1]); mutate.TABLES = mutate.ROOT; mutate.SPARE_S = 2.0"
+    "import mutate, pathlib; mutate.ROOT = pathlib.Path(sys.argv[1]); mutate.TABLES = mutate.ROOT; mutate.SPARE_S = 6.0"
 )
 
 

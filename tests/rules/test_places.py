@@ -181,7 +181,7 @@ def test_p8_12_that_the_seconds_run_on_is_no_news_to_whoever_watches() -> None:
 def test_p8_12_status_and_why_name_starts_and_actions_that_wait_behind_those_that_hang(
     dev_cluster: DevCluster, tmp_path: Path
 ) -> None:
-    dev_cluster.up(2, "--profile", "standard")
+    dev_cluster.up(2)
     file = tmp_path / "hung.toml"
     services = [
         f'[[service]]\nname = "s{number:03}"\nallowable_nodes = ["n1"]\nstart_command = ["/bin/sleep", "60"]\n'

@@ -30,7 +30,7 @@ from muster.drivers.image.process_tree import read_command_line, read_environmen
 
 SERVICE_PROGRAM = Path(exclusive_service.__file__)
 DEADLINE_S = 90.0  # far beyond what anything here takes: other tests share the machine
-ANSWER_S = 0.5
+ANSWER_S = 2.0
 PAUSE_S = 0.02
 US_PER_S = 1_000_000
 
@@ -99,11 +99,11 @@ class FaultyCluster:
         self.hurt: set[str] = set()  # services of which a fault may have ended a process, or failed a command
         self.cluster: DevelopmentCluster
 
-    def up(self) -> None:
-        """Bring it up, with its services applied."""
+    def up(self, *options: str) -> None:
+        """Bring it up, with its services applied; hasty, unless `options` name another profile."""
         definitions = self._folder / "services.toml"
         definitions.write_text(self._definitions())
-        self._dev.up(len(self.names), *FAST, "--services", str(definitions))
+        self._dev.up(len(self.names), *FAST, *options, "--services", str(definitions))
         self.cluster = open_cluster(self._dev.directory)
 
     def _definitions(self) -> str:
@@ -365,12 +365,12 @@ Kind = TypeVar("Kind", bound=FaultyCluster)
 
 
 @contextlib.contextmanager
-def running_cluster(kind: type[Kind], nodes: int = 3) -> Iterator[Kind]:
+def running_cluster(kind: type[Kind], nodes: int = 3, *options: str) -> Iterator[Kind]:
     """A cluster with its services running; afterwards its record is judged to the end, and nothing of it is left."""
     with tempfile.TemporaryDirectory(prefix="muster-test-", ignore_cleanup_errors=True) as folder:
         cluster = kind(DevCluster(Path(folder) / "cluster"), nodes)
         try:
-            cluster.up()
+            cluster.up(*options)
             cluster.settle()
             yield cluster
             cluster.settle()
@@ -378,6 +378,6 @@ def running_cluster(kind: type[Kind], nodes: int = 3) -> Iterator[Kind]:
             cluster.close()
 
 
-def faulty_cluster(nodes: int = 3) -> AbstractContextManager[FaultyCluster]:
+def faulty_cluster(nodes: int = 3, *options: str) -> AbstractContextManager[FaultyCluster]:
     """A running cluster with services of four forms, each by itself."""
-    return running_cluster(FaultyCluster, nodes)
+    return running_cluster(FaultyCluster, nodes, *options)

@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from muster.drivers.image.guard import Options, empty_home, guard_command
 from muster.drivers.image.init_process import NODE_HOME
-from muster.drivers.image.process_tree import read_command_line, read_environment, read_name, read_parents
+from muster.drivers.image.process_tree import read_command_line, read_environment, read_name, read_parents, send
 from muster.drivers.store.disk.geometry import Scope, new_header
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.store import create_store
@@ -33,7 +33,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 DEADLINE_S = 30.0
 
 # Slower than `fast`, because many nodes of one test share a machine.
-PROFILE = Profile("test", 150, 1200, 240, 60, 400, 240, 100, 40, 5, 60, 1500, 6000, 150, 1000)
+PROFILE = Profile("test", 150, 2400, 480, 60, 400, 240, 100, 40, 5, 60, 3000, 12_000, 150, 1000)
 
 T = TypeVar("T")
 OUTSIDE = ("muster-log", "muster-cleanup")
@@ -73,6 +73,13 @@ def wait_for(what: str, probe: Callable[[], T | None]) -> T:
         assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
         time.sleep(0.01)
     return value
+
+
+def kill_at_once(pids: Iterable[int]) -> None:
+    """Kill several processes so that none of them sees the end of another."""
+    doomed = list(pids)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        send(doomed, number)
 
 
 def make_store(folder: Path, scope: Scope = Scope.HOST, slots: int = 16) -> Path:
@@ -142,6 +149,15 @@ class RealNode:
         except FileNotFoundError:
             return {}
         return state
+
+    def state_after(self, killed: int) -> dict[str, Any] | None:
+        """The same once it names another daemon than the one that was killed: another process writes it, later."""
+        state = self.state()
+        return state if state and state["daemon_pid"] not in (0, killed) else None
+
+    def says(self, *words: str) -> None:
+        """Wait until the log has these words: its writer is a process of its own, for which nobody waits long."""
+        wait_for(f"{words} in the log of {self.name}", lambda: all(each in self.log() for each in words))
 
     def log(self) -> str:
         """What the node wrote to its standard error."""

@@ -84,9 +84,9 @@ class RealRunner:
         return packet
 
     def below(self) -> dict[int, str]:
-        """What runs below the runner, but for keepers: pid and name."""
+        """What runs below the runner, but for keepers, and its forks that look at environments: pid and name."""
         found = {pid: read_name(pid) for pid in descendants([self.process.pid], read_parents())}
-        return {pid: name for pid, name in found.items() if name != "muster-keeper"}
+        return {pid: name for pid, name in found.items() if name not in ("", "muster-keeper", "muster-runner")}
 
     def keepers(self) -> list[int]:
         """The keepers."""

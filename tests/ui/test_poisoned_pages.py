@@ -75,7 +75,7 @@ def nodes() -> Iterator[DevCluster]:
             'in = {interval = "300ms"}\naction = ["/bin/echo", "{out.time}"]\n'
         )
         try:
-            dev.up(2, "--profile", "standard")
+            dev.up(2)
             dev.succeed("apply", str(file))
             dev.succeed("maintenance", "begin", "--service", "web", "--cause", "a test")
             dev.succeed("node", "standby", "n1", "--cause", "a test")
