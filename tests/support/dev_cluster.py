@@ -68,8 +68,15 @@ class DevCluster(CommandLine):
         return super().run(*arguments, timeout_s=timeout_s, MUSTER_DIR=str(self.directory), **environment)
 
     def up(self, nodes: int = 3, *arguments: str) -> None:
-        """Bring it up: patient, unless `arguments` name another profile."""
-        self.succeed("dev", "up", "--nodes", str(nodes), *PATIENT, *arguments)
+        """Bring it up: patient, unless `arguments` name another profile.
+
+        Once more where another cluster has taken a port between its choice and its use: several tests run at a time.
+        """
+        words = ("dev", "up", "--nodes", str(nodes), *PATIENT, *arguments)
+        ended = self.run(*words)
+        if ended.returncode and "in use by" in ended.stderr:
+            ended = self.run(*words)
+        assert ended.returncode == 0, f"muster {' '.join(words)}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
 
     def status(self, node: str | None = None) -> Any:
         """What `muster status --json` prints, of one node or of any; asked for without another process."""
