@@ -118,6 +118,9 @@ def words_for(name: str, folder: Path) -> list[str]:
     return words if len(words) > len(name.split()) else [*name.split(), *required(command)]
 
 
+MOMENT_S = 0.01  # who looks at processes pauses for less, for each on this machine that is being executed just now
+
+
 def walk(name: str, nodes: DevCluster, folder: Path, answer: Answer, *more: str) -> tuple[Ended, int]:
     """Run a command with these answers, for a bounded time; how it ended, and how many answers it was given."""
     given = 0
@@ -130,7 +133,7 @@ def walk(name: str, nodes: DevCluster, folder: Path, answer: Answer, *more: str)
 
     def sleep(seconds: float) -> None:
         nonlocal slept
-        slept += 1
+        slept += seconds > MOMENT_S
         if slept > 20:
             raise KeyboardInterrupt
         real_sleep(min(seconds, 0.02))
