@@ -274,7 +274,7 @@ def test_p1_6_certificates_are_renewed_in_place_before_they_end(dev_cluster: Dev
 @pytest.mark.long
 def test_p1_6_an_expired_node_is_told_the_way_back_and_takes_it(dev_cluster: DevCluster) -> None:
     """By a new token while others run; by the authority's key in its home where the whole cluster slept too long."""
-    lifetime_s = 12
+    lifetime_s = 20
     dev_cluster.up(2, "--certificate-lifetime", f"{lifetime_s}s")
     dev_cluster.succeed("dev", "leave", "n1")
     time.sleep(lifetime_s + 1)
