@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
 from muster.core.draft import Draft, Facts
 from muster.core.effects import RunCommand
-from muster.core.services.commands import Executor, is_newer
+from muster.core.launching.ledger import is_newer
+from muster.core.services.commands import Executor
 from muster.core.services.table import ACTION_OF, RULES, Event, advance, is_lost
 from muster.records.database import Database
 from muster.records.levels import EVENT_MANAGER_LEVEL, Level, NodeState, TransitionKind

@@ -2,9 +2,9 @@
 
 import pytest
 
+from muster.core.launching import ledger
 from muster.core.mastership import machine as mastership
 from muster.core.membership import membership
-from muster.core.services import commands as executor
 from muster.sim.faults import campaign
 from muster.sim.faults.mutants import MUTANTS, mutated
 
@@ -48,17 +48,17 @@ def test_each_mutant_is_caught_within_200_seeds(name: str) -> None:
 
 def test_a_mutant_is_gone_after_its_run() -> None:
     """Patches last as long as the run, also when it fails."""
-    originals = (membership.proof_of_death, mastership.withdrawn_term, executor.is_newer)
+    originals = (membership.proof_of_death, mastership.withdrawn_term, ledger.is_newer)
     with pytest.raises(RuntimeError, match="in the middle"):
         _fail_as_a_mutant()
     for name in MUTANTS:
         with mutated(name):
             pass
-    assert originals == (membership.proof_of_death, mastership.withdrawn_term, executor.is_newer)
-    assert not executor.is_newer(1, 2)
+    assert originals == (membership.proof_of_death, mastership.withdrawn_term, ledger.is_newer)
+    assert not ledger.is_newer(1, 2)
 
 
 def _fail_as_a_mutant() -> None:
     with mutated("stale-start"):
-        assert executor.is_newer(1, 2)
+        assert ledger.is_newer(1, 2)
         raise RuntimeError("in the middle")

@@ -35,6 +35,7 @@ from muster.sim.history import (
     Applied,
     Asked,
     ClaimWritten,
+    CommandAnswered,
     CommandTaken,
     DaemonStarted,
     Elected,
@@ -428,7 +429,8 @@ def test_the_runner_refuses_old_generations_and_a_stop_cancels_a_start() -> None
     loop.run_until(20_000)
     runner.request(command(7, "stop"))
     loop.run_until(100_000)
-    assert [(state.generation, state.succeeded) for state in answers] == [(7, True)]
+    assert [(state.generation, state.succeeded) for state in answers] == [(5, False), (7, True)]
+    assert "cancelled by generation 7" in answers[0].detail
     assert runner.active == ()
     runner.request(command(6, "start"))
     loop.run_until(200_000)
@@ -557,6 +559,19 @@ BROKEN: dict[str, tuple[str, History]] = {
         "NewerCommandsOnly",
         [CommandTaken(0, 0, 1, "web", 4, "stop", 1), CommandTaken(0, 0, 1, "web", 3, "start", 1)],
     ),
+    "a command that was answered runs": (
+        "OneAnswer",
+        [CommandAnswered(0, 0, 1, "web", 4, "start", False), CommandTaken(0, 0, 1, "web", 4, "start", 1)],
+    ),
+    "a runner changes its mind": (
+        "OneAnswer",
+        [
+            CommandTaken(0, 0, 1, "web", 4, "start", 1),
+            CommandAnswered(0, 0, 1, "web", 4, "start", True),
+            CommandAnswered(0, 0, 1, "web", 4, "start", False),
+        ],
+    ),
+    "a success of what never ran": ("OneAnswer", [CommandAnswered(0, 0, 1, "web", 4, "start", True)]),
     "a fencing token falls": (
         "NewerCommandsOnly",
         [CommandTaken(0, 0, 1, "web", 3, "start", 9), CommandTaken(0, 1, 1, "web", 4, "start", 8)],

@@ -230,6 +230,18 @@ class CommandEnded(Struct, frozen=True):
     succeeded: bool
 
 
+class CommandAnswered(Struct, frozen=True):
+    """A runner says what has become of a command of a service: at its end, from memory, or by refusing it."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    service: str
+    generation: int
+    action: str
+    succeeded: bool
+
+
 class ServiceBegan(Struct, frozen=True):
     """From now on something of this service (or its recovery) runs on the node."""
 
@@ -357,6 +369,7 @@ Observation = (
     | Replied
     | CommandTaken
     | CommandEnded
+    | CommandAnswered
     | ServiceBegan
     | ServiceEnded
     | ServiceFailed

@@ -30,6 +30,11 @@ def place_of(service: str, generation: int, action: str) -> str:
     return f"{service}\0{generation}" if action == "act" else service
 
 
+def is_newer(generation: int, highest: int) -> bool:
+    """Whether a command of `generation` may run where `highest` is the highest generation seen (P6.20, SPEC 7.7)."""
+    return generation > highest
+
+
 class Asked(Protocol):
     """A command that is asked for, as far as the ledger judges it."""
 
@@ -186,7 +191,7 @@ class Ledger(Generic[E]):
             return Known(entry.result if entry.result.finished else None)
         if asked.action == "notify" and (own := self.places.get(asked.service)) is not None:
             highest = max(highest, own.result.generation)  # what this node was told of the service is newer
-        if asked.generation <= highest:
+        if not is_newer(asked.generation, highest):
             return Refusal(f"refused: generation {asked.generation} is not newer than {highest}")
         if asked.action == "act" and self._acts() >= self._maximum_acts:
             return Refusal(f"refused: {self._maximum_acts} action functions are at work on this node already")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from muster.core.effects import Cleanup, Readiness, RunCommand, Surroundings
+from muster.core.launching import ledger
 from muster.core.services.placement import choosing_of, is_allowable
 from muster.records.database import Database
 from muster.records.levels import NodeState
@@ -16,11 +17,6 @@ from muster.records.services import CommandState, Definition, Service, ServiceSt
 from muster.records.terms import NO_NODE
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
-
-
-def is_newer(generation: int, highest: int) -> bool:
-    """Whether a command of `generation` may run where `highest` is the highest generation seen (P6.20, SPEC 7.7)."""
-    return generation > highest
 
 
 class Executor:
@@ -72,7 +68,7 @@ class Executor:
 
     def _is_due(self, service: Service) -> bool:
         known = self._commands.get(service.name)
-        return is_newer(service.generation, known.generation if known else 0)
+        return ledger.is_newer(service.generation, known.generation if known else 0)
 
     def _begin(self, service: Service, database: Database) -> RunCommand:
         action = ACTIONS.get(service.state, "notify")

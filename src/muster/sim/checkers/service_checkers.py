@@ -7,7 +7,15 @@ from muster.records.members import Member
 from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 from muster.sim.checkers.checker import Checker
-from muster.sim.history import Applied, CommandTaken, KernelCleared, KernelHeld, Observation, ReplicaState
+from muster.sim.history import (
+    Applied,
+    CommandAnswered,
+    CommandTaken,
+    KernelCleared,
+    KernelHeld,
+    Observation,
+    ReplicaState,
+)
 
 Findings = Iterator[str]
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
@@ -73,6 +81,30 @@ class NotifyElsewhere(Checker):
                 yield f"n{seen.node} is notified of {seen.service}, which is registered there"
             elif not _allows(eldest, self._names.get(seen.node, "")):
                 yield f"n{seen.node} is notified of {seen.service}, which it may not run"
+
+
+class OneAnswer(Checker):
+    """SPEC 7.7: a runner remembers. What it has said of a command it says again; what it has answered it never runs."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[int, int, str, int, str]] = set()
+        self._answers: dict[tuple[int, int, str, int, str], bool] = {}
+
+    def see(self, seen: Observation) -> Findings:
+        """See `Checker`."""
+        if not isinstance(seen, CommandTaken | CommandAnswered):
+            return
+        key = (seen.node, seen.incarnation, seen.service, seen.generation, seen.action)
+        what = f"{seen.action} {seen.generation} of {seen.service}"
+        if isinstance(seen, CommandTaken):
+            if key in self._answers:
+                yield f"n{seen.node} runs {what}, of which it has said already what became of it"
+            self._taken.add(key)
+            return
+        if self._answers.setdefault(key, seen.succeeded) is not seen.succeeded:
+            yield f"n{seen.node} says now that {what} has {'succeeded' if seen.succeeded else 'failed'}, and before not"
+        if seen.succeeded and key not in self._taken:
+            yield f"n{seen.node} says that {what} has succeeded, which it never ran"
 
 
 class RecoveryBeforeRestart(Checker):

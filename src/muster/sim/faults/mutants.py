@@ -15,6 +15,7 @@ from muster.core import draft
 from muster.core.draft import Draft, Facts, counts, is_silent
 from muster.core.effects import RunCommand, WatchLife
 from muster.core.events import manager as events
+from muster.core.launching import ledger
 from muster.core.leases import lease, observer
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.machine import Action, Decided, IsOut, Mastership, Phase
@@ -482,7 +483,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "stale-start": Mutant(
         "node and runner accept a generation that is not newer (against SPEC 7.7)",
-        ("NewerCommandsOnly", "OneNodeAtATime"), executor, "is_newer", _stale_start,
+        ("NewerCommandsOnly", "OneNodeAtATime"), ledger, "is_newer", _stale_start,
     ),
     "join-without": Mutant(
         "a join is opened without the levels that the operator requires (against SPEC 3.10)",

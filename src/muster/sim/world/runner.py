@@ -1,18 +1,22 @@
 """The runner of one incarnation, and the services below it, as `core.effects.RunCommand` describes them (SPEC 7.7).
 
-Commands take their time and sometimes fail or hang; services outlive the daemon, and a paused runner does not stop
-them. Whatever runs when the incarnation dies, dies at its own moment within the panic bound.
+What it accepts, refuses, remembers and cancels the real runner's ledger says (`core/launching/ledger.py`). Here is what
+becomes of processes. Commands take their time and sometimes fail or hang; services outlive the daemon, and a paused
+runner does not stop them. Whatever runs when the incarnation dies, dies at its own moment within the panic bound.
 """
 
 from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
 from muster.core.effects import RunCommand
-from muster.core.services import commands as executor
+from muster.core.launching import ledger
+from muster.core.launching.ledger import Entry, Exited, Ledger, Result
 from muster.records.services import CommandState
 from muster.records.units import US_PER_MS
 from muster.sim.history import (
     ActionBegan,
+    CommandAnswered,
     CommandEnded,
     CommandTaken,
     History,
@@ -25,6 +29,15 @@ from muster.sim.world.surroundings import Outcome
 from muster.sim.world.time import EventLoop, Process
 
 Decide = Callable[[int, RunCommand], Outcome]  # (node, command) -> what becomes of it
+
+
+class Asked(NamedTuple):
+    """A command, as the ledger judges it."""
+
+    service: str
+    generation: int
+    action: str
+    is_program: bool
 
 
 class Runner:
@@ -47,11 +60,10 @@ class Runner:
         self.process = Process(f"runner of n{node}")
         self._leftovers = leftovers  # of its machine
         self._decide, self._finished, self._program_ended = decide, finished, program_ended
-        self._commands: dict[str, CommandState] = {}  # the highest generation seen of each service
+        self._ledger = Ledger(Entry)
         self._active: dict[str, int] = {}  # service -> generation of which something runs
-        self._at_work: dict[str, RunCommand] = {}  # the newest command of each service, while it has not ended
+        self._at_work: dict[str, RunCommand] = {}  # the newest command of each place, while it has not ended
         self._supervised: dict[str, int] = {}  # service -> generation of its program
-        self._exits: dict[str, int] = {}  # service -> generation of its program that has ended, until the next command
         self._ailing: dict[str, int] = {}  # service -> generation whose check fails
         self._actions: dict[int, RunCommand] = {}  # action functions, by the number of their occurrence
 
@@ -61,47 +73,51 @@ class Runner:
         return tuple(self._active)
 
     def inventory(self) -> tuple[CommandState, ...]:
-        """What became of the newest command of each service."""
-        return tuple(self._commands.values())
+        """What became of the newest command of each place."""
+        found = self._ledger.places.values()
+        return tuple(_state(entry.name, entry.result) for entry in found if entry.result.action != "act")
 
     def request(self, command: RunCommand) -> None:
-        """The daemon asks for a command; an action function stands apart from those of services (P8.3)."""
-        take = self._take_action if command.action == "act" else self._take
-        self.loop.deliver_after(60, self.process, take, command)
+        """The daemon asks for a command."""
+        self.loop.deliver_after(60, self.process, self._take, command)
 
     def _take(self, command: RunCommand) -> None:
-        known = self._commands.get(command.service)
-        if known is not None and not executor.is_newer(command.generation, known.generation):
-            self._refuse(command, known)
+        match self._ledger.take(Asked(command.service, command.generation, command.action, command.program)):
+            case ledger.Taken(entry=entry, ends=notice, reason=reason):
+                self._at_work[entry.place] = command
+                self._run(command, entry)
+                if notice is not None:
+                    del self._at_work[notice.place]
+                    self._finish(notice, succeeded=False, detail=reason)
+            case ledger.Known(result=Result() as result):
+                self._say(command.service, result)
+            case ledger.Refusal(detail=detail) | ledger.NoRoom(detail=detail):
+                self._say(command.service, ledger.refused(command.generation, command.action, detail))
+
+    def _run(self, command: RunCommand, entry: Entry) -> None:
+        if command.action == "act":
+            self._actions[command.generation] = command
+            self.history.append(
+                ActionBegan(self.loop.now_us, self.node, self.incarnation, command.service, command.generation)
+            )
+            outcome = self._decide(self.node, command)
+            ending = (command.generation, outcome.succeeded)
+            self.loop.deliver_after(outcome.duration_us, self.process, self._end_action, *ending)
             return
-        self._commands[command.service] = CommandState(command.service, command.generation, command.action, False)
         self.history.append(
             CommandTaken(
                 self.loop.now_us, self.node, self.incarnation, command.service, command.generation, command.action,
                 int(command.environment["MUSTER_EPOCH"]),
             )
         )  # fmt: skip
-        self._at_work[command.service] = command
-        self._exits.pop(command.service, None)
         if command.action == "recovery":
             self.end_service(command.service)
+        for cancelled in self._ledger.cleared(entry):  # what it had begun ends at once, or is the new one's
+            self._say(command.service, cancelled)
         if command.action not in ("stop", "notify"):
             self._begin_service(command)
         outcome = self._decide(self.node, command)
         self.loop.after(outcome.duration_us, self._command_exits, command, outcome)
-
-    def _refuse(self, command: RunCommand, known: CommandState) -> None:
-        """An old generation is answered from memory: its own result, or that it came too late (SPEC 7.7)."""
-        repeated = (known.generation, known.action) == (command.generation, command.action)
-        if repeated and known.finished:
-            self._say(known)
-        elif not repeated:
-            self._say(
-                CommandState(
-                    command.service, command.generation, command.action, True, False,
-                    f"generation {command.generation} is not newer than {known.generation}",
-                )
-            )  # fmt: skip
 
     def _begin_service(self, command: RunCommand) -> None:
         self._active[command.service] = command.generation
@@ -119,7 +135,8 @@ class Runner:
 
     def exit_of(self, service: str) -> int:
         """The generation of its supervised program, if that has ended and no command has come since (P8.1)."""
-        return self._exits.get(service, 0)
+        entry = self._ledger.places.get(service)
+        return entry.exited.generation if entry is not None and entry.exited is not None else 0
 
     def ails(self, service: str) -> int:
         """The generation of it whose check fails."""
@@ -127,20 +144,25 @@ class Runner:
 
     def is_started(self, service: str) -> bool:
         """Whether its start has succeeded here: what fails before is the start command's to say."""
-        known = self._commands.get(service)
-        return known is not None and known.action == "start" and known.finished and known.succeeded
+        known = self._known(service)
+        return known.action == "start" and known.finished and known.succeeded
+
+    def _known(self, service: str) -> Result:
+        """What is remembered of the newest command of a service; generation 0 where nothing is."""
+        entry = self._ledger.places.get(service)
+        return entry.result if entry is not None else Result(0, "")
 
     def ail(self, service: str) -> None:
         """From now on the check of the service fails, until its next command or an action function that succeeds."""
-        generation = self._commands[service].generation if service in self._commands else 0
+        generation = self._known(service).generation
         if generation and self.is_started(service) and self._ailing.get(service) != generation:
             self._ailing[service] = generation
             self._failed(service, generation, ended=False)
 
     def dies(self, service: str) -> bool:
         """The service ends of itself, whatever the runner does at this moment; whether there was anything to end."""
-        generation, known = self.generation_of(service), self._commands.get(service)
-        if not generation or known is None or known.action not in ("start", "stop"):
+        generation, known = self.generation_of(service), self._known(service)
+        if not generation or known.action not in ("start", "stop"):
             return False
         started = self.is_started(service)
         self.end_service(service)
@@ -158,24 +180,20 @@ class Runner:
 
     def _note_exit(self, service: str, generation: int) -> None:
         """Remember the end of a program, and tell of it, unless a newer command has answered it (P8.1)."""
-        if self._commands[service].generation == generation:
-            self._exits[service] = generation
+        entry = self._ledger.places.get(service)
+        exited = Exited(generation, "it ended", 0, "", self.loop.now_us)
+        if entry is not None and entry.awaits_an_end() and entry.ended(exited):
             self._program_ended(service, generation)
-
-    def _take_action(self, command: RunCommand) -> None:
-        number = command.generation
-        self._actions[number] = command
-        self.history.append(ActionBegan(self.loop.now_us, self.node, self.incarnation, command.service, number))
-        outcome = self._decide(self.node, command)
-        self.loop.deliver_after(outcome.duration_us, self.process, self._end_action, number, outcome.succeeded)
 
     def _end_action(self, number: int, succeeded: bool) -> None:
         command = self._actions.pop(number, None)
-        if command is None:
+        act = self._ledger.act_at_work(command.service, number) if command is not None else None
+        if command is None or act is None:
             return
+        del self._at_work[act.place]
         if succeeded:  # it has mended the service that it is about
             self._ailing.pop(command.environment.get("MUSTER_IN_SERVICE", ""), None)
-        self._say(CommandState(command.service, number, "act", True, succeeded, "" if succeeded else "status 1"))
+        self._finish(act, succeeded=succeeded, detail="" if succeeded else "status 1")
 
     @property
     def actions_at_work(self) -> frozenset[int]:
@@ -194,15 +212,15 @@ class Runner:
 
     def _command_exits(self, command: RunCommand, outcome: Outcome) -> None:
         """The command's process ends, whatever the runner does at this moment."""
-        if self._at_work.get(command.service) is not command or not self.process.alive:
+        if self._at_work.get(_place(command)) is not command or not self.process.alive:
             return  # a newer command has cancelled it, its program has died, or everything is being killed
         self.loop.deliver(self.process, self._end_command, command, outcome)
 
     def _end_command(self, command: RunCommand, outcome: Outcome) -> None:
         succeeded = outcome.succeeded
-        if self._at_work.get(command.service) is not command:
+        if self._at_work.get(_place(command)) is not command:
             return
-        del self._at_work[command.service]
+        del self._at_work[_place(command)]
         # A stop that failed leaves the service as it is; a failed start is cleaned up before it is reported.
         failed_or_stopped = succeeded == (command.action == "stop")
         if command.action == "recovery" or (failed_or_stopped and command.action != "notify"):
@@ -214,16 +232,43 @@ class Runner:
             self.end_service(command.service)
         if command.action == "stop" and not succeeded:  # it may have failed because there was nothing to stop (P6.35)
             left = command.service in self._active
-        detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
-        state = CommandState(command.service, command.generation, command.action, True, succeeded, detail, left)
-        self._commands[command.service] = state
+        entry = self._ledger.places[_place(command)]
+        if command.action == "start" and succeeded:
+            entry.started(left=left)
+        entry.result.left = left  # of a stop that failed: here it is known what runs
         self.history.append(
             CommandEnded(
                 self.loop.now_us, self.node, self.incarnation, command.service, command.generation, command.action,
                 succeeded,
             )
         )  # fmt: skip
-        self._say(state)
+        detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
+        self._finish(entry, succeeded=succeeded, detail=detail)
 
-    def _say(self, state: CommandState) -> None:
+    def _finish(self, entry: Entry, *, succeeded: bool, detail: str) -> None:
+        """The command of a place has ended: tell it, and remember it."""
+        for result in self._ledger.finish(entry, succeeded, detail):
+            self._say(entry.name, result)
+        self._ledger.drop_act(entry)
+
+    def _say(self, name: str, result: Result) -> None:
+        state = _state(name, result)
+        if result.action != "act":
+            self.history.append(
+                CommandAnswered(
+                    self.loop.now_us, self.node, self.incarnation, name, result.generation, result.action,
+                    result.succeeded,
+                )
+            )  # fmt: skip
         self.loop.after(60 + int(self.random.random() * 2 * US_PER_MS), self._finished, state)
+
+
+def _place(command: RunCommand) -> str:
+    return ledger.place_of(command.service, command.generation, command.action)
+
+
+def _state(name: str, result: Result) -> CommandState:
+    """A result as the daemon is told of it."""
+    return CommandState(
+        name, result.generation, result.action, result.finished, result.succeeded, result.detail, result.left
+    )
