@@ -26,6 +26,7 @@ class BareMachine:
         self.name = world.settings.names[node] if world.settings.names else f"n{node}"
         self.access = StoreAccess(world.store, node)
         self.remembered: Remembered | None = None  # what its home remembers of the store (P11.2)
+        self.ran_here: set[int] = set()  # incarnations that the home has recorded (P7.6)
         self.plugged = True  # its own interfaces have a link
         self.hung: set[int] = set()  # levels whose subsystem does not get on
         self._drift_ppm = int((world.random.random() * 2 - 1) * MAXIMUM_DRIFT_PPM * world.settings.drift)

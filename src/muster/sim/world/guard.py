@@ -1,8 +1,9 @@
 """The guard of one node in the virtual world: boot, lease, two deadlines, panic (SPEC 7.1-7.3, P7.1-P7.17).
 
-It uses `core.leases` exactly as the real guard does. The deadman is a kernel timer: it fires whatever is paused, kills
-the guard, and everything else of the incarnation dies at moments of its own within the panic bound. A guard that waits
-in the kernel is not ended by it; then init ends the node at the same deadline (P7.9).
+It runs the machines of `core.leases` that the real guard runs, and imitates nothing of what they decide. The deadman is
+a kernel timer: it fires whatever is paused, kills the guard, and everything else of the incarnation dies at moments of
+its own within the panic bound. A guard that waits in the kernel is not ended by it; then init ends the node at the same
+deadline (P7.9).
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from muster.core import effects, inputs
-from muster.core.leases.lease import Evidence, LeaseKeeper, LeaseWatch, Shown, Stop, next_incarnation, replacement
-from muster.records.registers import Deadman, Lease, LeaseState, Owed, RegisterKind, Strip
-from muster.records.timing import with_drift_ms
+from muster.core.leases.lease import LeaseKeeper, Shown, Stop, next_incarnation, replacement
+from muster.core.leases.predecessor import Here, OtherKernels, Others, Predecessor, Verdict, settled, to_ask
+from muster.core.leases.vigil import DAEMON, Vigil, Why
+from muster.records.registers import Deadman, Lease, Owed, RegisterKind, Strip
 from muster.records.units import US_PER_MS
 from muster.sim.history import Logged, Renewed
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.disk import RegisterTarget, TwoCopyWrite
-from muster.sim.world.kernel import counts_in, is_of
+from muster.sim.world.kernel import MACHINE_ID, counts_in, is_of
 from muster.sim.world.life import Life, ToGuard
 from muster.sim.world.time import US_PER_S, Clock, Process
 
 TOMBSTONE_TRIES = 3
 FIRST_PAUSE_US, LONGEST_PAUSE_US = 500_000, 4_000_000  # between two requests to be handed a descriptor
+REFUSALS = {
+    Verdict.UNREADABLE: "the lease register cannot be read",
+    Verdict.BEATS: "the lease beats",
+    Verdict.STILL_RUNS: "it still runs, by the kernel's word",
+    Verdict.UNPROVEN: "nothing proves that the last incarnation has stopped",
+}
 MEMORY_LOOKS = 3  # at a store that shows less than is remembered: it may be in use (P11.2)
 
 Judge = Callable[[Strip | None, int], None]  # (what the store shows, when the read began)
@@ -54,13 +62,14 @@ class Guard:
         profile = self.world.profile
         self._profile = profile.leased(one_machine=self.world.settings.kernel)  # P7.12
         self._keeper: LeaseKeeper | None = None
-        self._watch = LeaseWatch(profile.gap_ms)
-        self._foreign: dict[int, LeaseWatch] = {}  # leases of other boots of the machine (P7.17)
-        self._first_seen: dict[int, Lease] = {}
+        one_kernel = self.world.settings.kernel
+        self._predecessor = Predecessor(profile.gap_ms, one_kernel=one_kernel)
+        self._others = OtherKernels(profile.gap_ms, self.world.kernel.boot_id) if one_kernel else None
+        self._vigil = Vigil(profile)
+        self._vigil.stands_apart = one_kernel
         self._wanted: dict[int, int] = {}  # node -> the incarnation of which a descriptor is wanted (P7.20)
         self._handed: set[tuple[int, int]] = set()  # those of which there is one
         self._doubts = 0  # reads in a row that showed less than the home remembers
-        self._turned_us = 0  # when the loop turned last
         self._deadman_us: int | None = None  # world time; None until it is armed
         self._panicking = False
         self._stalled = False  # it waits in the kernel, where no signal ends it
@@ -90,60 +99,44 @@ class Guard:
 
     def _observe(self, strip: Strip | None, started_us: int) -> None:
         lease = strip.leases[self.machine.node] if strip is not None else None
-        self._watch.observe(lease, started_us, self.now_us())
-        foreign = self._foreign_lives(strip, started_us)
+        refusal = REFUSALS.get(self._predecessor.read(lease, started_us, self.now_us()), "")
+        others = self._other_kernels(strip, started_us)
+        if others.beats >= 0:
+            refusal = refusal or f"n{others.beats} beats under another kernel"
         wrong = self.machine.wrong_with(strip) if strip is not None else ""
         self._doubts = self._doubts + 1 if wrong else 0
-        if lease is not None and not foreign and not wrong and self._may_begin(lease):
-            self._acquire(lease)
-            return
-        refusal = self._refusal(lease, strip)
         if self._doubts >= MEMORY_LOOKS:
             refusal = f"the store went back in time, or is another one: {wrong}"
+        if lease is not None and not (refusal or others.may_run or wrong):
+            verdict = self._settled(lease)
+            if verdict is Verdict.GONE:
+                self._acquire(lease)
+                return
+            refusal = REFUSALS.get(verdict, "")
         if refusal:
             self._log(f"boot refused: {refusal}")
             self._ended(self)
         else:
             self.world.loop.deliver_after(self.world.profile.read_ms * US_PER_MS, self.process, self.boot)
 
-    def _foreign_lives(self, strip: Strip | None, started_us: int) -> bool:
+    def _other_kernels(self, strip: Strip | None, started_us: int) -> Others:
         """Whether anybody may still run under another boot of the kernel (P7.17)."""
-        alive = strip is None and bool(self._foreign)
-        for node, lease in enumerate(strip.leases if strip is not None else ()):
-            if lease is not None and self._is_foreign(lease):
-                watch = self._foreign.setdefault(node, LeaseWatch(self.world.profile.gap_ms))
-                watch.observe(lease, started_us, self.now_us())
-                alive = alive or watch.is_live()
-        return alive
+        if self._others is None:
+            return Others(may_run=False)
+        return self._others.read(strip.leases if strip is not None else (), started_us, self.now_us())
 
-    def _is_foreign(self, lease: Lease) -> bool:
-        kernel = self.world.kernel if self.world.settings.kernel else None
-        return kernel is not None and lease.state is LeaseState.LIVE and lease.boot_id != kernel.boot_id
-
-    def _refusal(self, own: Lease | None, strip: Strip | None) -> str:
-        """Why this node may not start at all: somebody beats under its name, or under another kernel (P7.6, P7.17)."""
-        if own is not None and self._first_seen.setdefault(self.machine.node, own).stamp != own.stamp:
-            return "the lease beats"
-        for node, lease in enumerate(strip.leases if strip is not None else ()):
-            foreign = lease is not None and self._is_foreign(lease)
-            if lease is not None and foreign and self._first_seen.setdefault(node, lease).stamp != lease.stamp:
-                return f"n{node} beats under another kernel"
-        return ""
-
-    def _may_begin(self, lease: Lease) -> bool:
-        return lease.state is LeaseState.NEVER or self._evidence(lease) is not None or self._has_ended(lease)
-
-    def _evidence(self, lease: Lease) -> Evidence | None:
-        return self._watch.evidence(lease.stamp.incarnation)
-
-    def _has_ended(self, lease: Lease) -> bool:
-        """Whether the kernel says that the predecessor has ended (P7.6), or is another one since and that is silent."""
-        if lease.life is None:  # nothing of it has run yet; in a process tree an operator has to say so
-            bound_us = with_drift_ms(lease.lease_ms) * US_PER_MS
-            return lease.deadman is Deadman.PROCESS_TREE and self._watch.silent_us() >= bound_us
-        if lease.boot_id != self.world.kernel.boot_id:
-            return self._watch.silent_us() >= with_drift_ms(lease.lease_ms) * US_PER_MS
-        return not self.world.kernel.runs(lease.life, self.machine.namespace)
+    def _settled(self, lease: Lease) -> Verdict:
+        """What follows for the predecessor, with the kernel's word where it can be asked (P7.6)."""
+        kernel, named = self.world.kernel, to_ask(lease)
+        asked = named is not None and lease.boot_id == kernel.boot_id and counts_in(self.machine.namespace, named)
+        if asked and named is not None and not kernel.runs(named, self.machine.namespace):
+            return Verdict.GONE
+        incarnation = lease.stamp.incarnation
+        ran_here = incarnation if incarnation in self.machine.ran_here else 0
+        here = Here(kernel.boot_id if self.world.settings.kernel else b"", MACHINE_ID, ran_here)
+        # Of a process tree that names nobody to ask about an operator has to say so: who looks well here.
+        vouched = lease.deadman is Deadman.PROCESS_TREE and lease.life is None
+        return settled(lease, self._predecessor.watch, here, vouched=vouched, asked=asked)
 
     def watch(self, asked: effects.WatchLife) -> None:
         """The daemon asks about an incarnation (P7.15)."""
@@ -205,6 +198,7 @@ class Guard:
             boot_id = world.kernel.boot_id
         deadman = Deadman.PROCESS_TREE if machine.node in world.settings.trees else Deadman.PID_NAMESPACE
         self._keeper = LeaseKeeper(machine.node, incarnation, predecessor, self._profile, deadman, boot_id)
+        self.machine.ran_here.add(incarnation)
         self.life = self._begin(self, incarnation)
         self._cycle()
 
@@ -220,23 +214,39 @@ class Guard:
         world.loop.deliver_after(world.profile.renew_ms * US_PER_MS, self.process, self._cycle)
         if self._panicking or self.life is None:
             return
-        assert self._keeper is not None
-        self._turned_us = self.now_us()
-        self._move_deadline()
-        cause = "its init has ended" if self.life.ended else self.life.pulse_lost(world.loop.now_us)
-        if self._keeper.deadline_us is not None and self._turned_us >= self._keeper.deadline_us - self._margin_us():
-            cause = cause or "its lease could not be renewed"
+        cause = "its init has ended" if self.life.ended else self._gives_up()
         if cause:
             self.panic(cause)
-        elif not self._busy:
+            return
+        self._turn()
+        if not self._busy:
             self._busy = True
             self._read(self._judge)
 
-    def _margin_us(self) -> int:
-        """A panic that can still write its tombstone begins so long before the lease's deadline."""
-        profile = self.world.profile
-        apart = self.world.settings.kernel
-        return (profile.loop_ms if apart else min(profile.renew_ms, profile.panic_bound_ms)) * US_PER_MS
+    def _gives_up(self) -> str:
+        """Why its vigil gives the node up now; nothing before it holds its lease, and where it does not."""
+        if self._deadman_us is None:
+            return ""
+        now_us = self.now_us()
+        if self._vigil.is_late(now_us):
+            return "it woke after its deadline had passed"
+        self._hear_signs_of_life(now_us)
+        found = self._vigil.judge(now_us)
+        if found is None:
+            return ""
+        return f"no pulse from the {found.who}" if found.why is Why.SILENT else "its lease could not be renewed"
+
+    def _hear_signs_of_life(self, now_us: int) -> None:
+        """Each process that runs gives a sign of life all the time; one that was stopped has given its last then."""
+        assert self.life is not None
+        for name, process in self.life.pulsing().items():
+            paused_us = process.paused_at_us
+            self._vigil.pulsed(name, now_us if paused_us is None else min(now_us, self.clock.local_us(paused_us)))
+
+    def daemon_ended(self, life: Life, *, asked_for: bool) -> None:
+        """Init says that the daemon has ended; `asked_for`: for a successor."""
+        if life is self.life:
+            self._vigil.daemon_ended(self.now_us(), asked_for=asked_for)
 
     def _judge(self, strip: Strip | None, started_us: int) -> None:
         assert self._keeper is not None
@@ -294,23 +304,25 @@ class Guard:
             return
         ends_us = self.clock.world_us(started_us + self._profile.lease_ms * US_PER_MS)
         self.world.history.append(Renewed(self.world.loop.now_us, self.machine.node, self.life.incarnation, ends_us))
-        self._turned_us = self.now_us()
-        self._move_deadline()
+        assert self._keeper.deadline_us is not None
+        self._vigil.lease_deadline_us = self._keeper.deadline_us
+        self._turn()
         if first and self.world.settings.kernel:  # nothing is let go before a record that names it is durable (P7.14)
             group = f"/n{self.machine.node}" if self.life.is_tree else ""
             self._keeper.life = self.life.named = self.world.kernel.begin(self.machine.namespace, group)
         elif self.life.daemon is None and not self.life.began:
             self.life.began = True
+            for name in ("init", "runner", DAEMON):
+                self._vigil.begun(name, self.now_us())
             self.life.start_daemon()
 
-    def _move_deadline(self) -> None:
-        """The earlier of the lease's deadline and of the loop's: which is counted from its last turn (P7.12)."""
-        assert self._keeper is not None
-        if self._keeper.deadline_us is None:
+    def _turn(self) -> None:
+        """The loop turns: the deadman is moved as far as the vigil says (P7.12)."""
+        deadline_us = self._vigil.turned(self.now_us())
+        if deadline_us is None:
             return
-        loop_us = self._turned_us + self.world.profile.loop_ms * US_PER_MS
         unarmed = self._deadman_us is None
-        self._deadman_us = self.clock.world_us(min(self._keeper.deadline_us, loop_us))
+        self._deadman_us = self.clock.world_us(deadline_us)
         if unarmed:
             self.world.loop.at(self._deadman_us, self._deadman)
 

@@ -104,7 +104,6 @@ class Life:
         self._wants_watcher = False
         self.init = Process("init")
         self.daemon: RunningDaemon | None = None
-        self.daemon_absent_us = world.loop.now_us  # since when there is no daemon, while there is none
         self.acknowledged: set[tuple[int, int, int]] = set()  # what the subsystems have processed
         self.programs: dict[int, Level] = {}  # that have registered a level; they outlive a daemon
         self.kept_programs: dict[int, Level] = {}  # as the daemons know them: the last change may be on its way
@@ -251,17 +250,12 @@ class Life:
         if self.programs.get(level.number) == level and level.number in self.dropped and self.daemon is not None:
             self.daemon.program_is_lost(level)
 
-    def pulse_lost(self, now_us: int) -> str:
-        """Why the guard must panic for want of a pulse, or nothing."""
-        profile = self.machine.world.profile
-        processes = [self.runner.process] if self.daemon is None else [self.runner.process, self.daemon.process]
-        for process in processes:
-            paused_us = process.paused_at_us
-            if paused_us is not None and now_us - paused_us > profile.pulse_loss_ms * US_PER_MS:
-                return f"no pulse from the {process.name}"
-        if self.daemon is None and now_us - self.daemon_absent_us > profile.restart_ms * US_PER_MS:
-            return "the daemon did not come back"
-        return ""
+    def pulsing(self) -> dict[str, Process]:
+        """The processes that owe the guard signs of life, as its vigil names them, those that live."""
+        found = {"init": self.init, "runner": self.runner.process}
+        if self.daemon is not None:
+            found["daemon"] = self.daemon.process
+        return {name: process for name, process in found.items() if process.alive and self.began}
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

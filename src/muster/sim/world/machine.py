@@ -1,6 +1,7 @@
 """One configured node of the virtual cluster with what runs on it: guard, lives, daemon, and what they leave."""
 
 from collections.abc import Callable
+from functools import partial
 
 from muster.core import effects
 from muster.core.leases.memory import Remembered
@@ -76,7 +77,7 @@ class Machine(BareMachine):
 
     def _new_daemon(self, life: Life) -> Daemon:
         return Daemon(
-            life, tell_guard=lambda what: self._tell_guard(life, what), restart=lambda: self.kill("daemon"),
+            life, tell_guard=lambda what: self._tell_guard(life, what), restart=self._restart_daemon,
             remember=self._remember,
         )  # fmt: skip
 
@@ -150,12 +151,20 @@ class Machine(BareMachine):
             elif life.daemon is not None:
                 self._daemon_dies(life)
 
-    def _daemon_dies(self, life: Life) -> None:
+    def _restart_daemon(self) -> None:
+        """The daemon ends for a successor, as it was asked to (P10.3)."""
+        life = self.life
+        if life is not None and not life.stopping and life.daemon is not None:
+            self._daemon_dies(life, asked_for=True)
+
+    def _daemon_dies(self, life: Life, *, asked_for: bool = False) -> None:
         loop = self.world.loop
         assert life.daemon is not None
         life.daemon.end(silently=False)
         life.kept.lose(loop.now_us - int(self.world.random.random() * 2 * US_PER_MS))
-        life.daemon, life.daemon_absent_us = None, loop.now_us
+        life.daemon = None
+        if self.guard is not None:
+            loop.deliver(self.guard.process, partial(self.guard.daemon_ended, life, asked_for=asked_for))
         back_us = loop.now_us + int((5 + self.world.random.random() * 250) * US_PER_MS)
         # A process has not ended before its system calls have: its writes under way land first.
         restart_us = max(back_us, self.access.busy_until_us + 1)
