@@ -3,10 +3,13 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import get_args
 
 import grimp
 import pytest
 
+from muster.core.effects import Effect
+from muster.core.inputs import Input
 from muster.sim.checkers.checkers import CHECKERS
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +72,27 @@ def test_every_checker_of_the_simulator_is_run() -> None:
     text = "\n".join(path.read_text() for path in files)
     judging = re.findall(r"(?m)^class (\w+)\(Checker\):", text)
     assert sorted(judging) == sorted(checker.__name__ for checker in CHECKERS)
+
+
+def test_the_worked_loop_of_the_effect_protocol_has_every_effect_and_names_none_that_is_not() -> None:
+    section = DOCUMENT.partition("## The effect protocol, as a worked loop")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:4] for line in section.splitlines() if line.startswith("| `")]
+    effects = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    answers = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
+    assert effects == {effect.__name__ for effect in get_args(Effect)}
+    assert answers < {happened.__name__ for happened in get_args(Input)}
+
+
+@pytest.mark.parametrize(
+    ("machine", "run_by"),
+    [
+        ("muster.core.launching.ledger", ("muster.drivers.image.runner", "muster.sim.world.runner")),
+        ("muster.core.leases.predecessor", ("muster.drivers.image.guard", "muster.sim.world.guard")),
+        ("muster.core.leases.vigil", ("muster.drivers.image.guard", "muster.sim.world.guard")),
+    ],
+)
+def test_the_simulator_runs_the_machines_that_guard_and_runner_run(machine: str, run_by: tuple[str, ...]) -> None:
+    graph = grimp.build_graph("muster", cache_dir=None)
+    assert machine in DOCUMENT.replace("/", ".").replace("`core", "`muster.core").replace(".py`", "`")
+    for module in run_by:
+        assert machine in graph.find_modules_directly_imported_by(module)
