@@ -1,0 +1,374 @@
+"""Transitions as the lock manager's recovery: rounds in which all stop, tell what they know, resume (P12.11-P12.13).
+
+Theory of operation. The first barrier of a join, a leave or a forced leave begins a *round*, named by the index of the
+entry that opened it. Every node of the roster stops what the round concerns and says `Stopped` to all others. Channels
+keep their order: when all have said it, nothing that was sent before is on its way any more, so what owners know and
+what masters know agrees. Then each node tells what it knows to whom it concerns now: as an owner its locks on resources
+that have lost their master, to the directory's node, which becomes the master; as a master that leaves, value block,
+token and queues; as a master that stays, its resources, to directories that are new to them. It ends with `Rebuilt`.
+A node that has heard that of all is *ready*: it has all that anybody alive knows, and acknowledges the first barrier.
+At the second one all have acknowledged the first: it resumes.
+
+A second death begins another round, and what was told in the first counts only if somebody has resumed it (then all
+were ready, so all agree on it); else it is told again to whom the newer layout names. Each node says in `Stopped` which
+round it knows to have been resumed, so all judge alike, by the same messages.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
+
+from muster.core.locks.directory import NOBODY, layout
+from muster.core.locks.messages import (
+    BATCH,
+    NODE_BITS,
+    Copies,
+    Copy,
+    Entries,
+    Handed,
+    Kept,
+    LockId,
+    Marks,
+    Message,
+    Rebuilt,
+    Stopped,
+    Token,
+    owner_of,
+)
+from muster.core.locks.modes import KNOWS, NONE, WRITES
+from muster.core.locks.names import BUCKETS, bucket_of
+from muster.core.locks.resource import Lock, Resource
+from muster.core.locks.tables import Tables, copy_of, highest, lock_of
+
+MASK = (1 << NODE_BITS) - 1
+T = TypeVar("T")
+
+
+class Kind(IntEnum):
+    """What a transition does to its node."""
+
+    JOINING = 1
+    LEAVING = 2
+    FORCED_LEAVING = 3
+
+
+BARRIERS = {Kind.JOINING: 2, Kind.LEAVING: 3, Kind.FORCED_LEAVING: 2}
+
+
+class Member(NamedTuple):
+    """A node of the level; one that leaves takes part, and gets nothing more."""
+
+    incarnation: int
+    stays: bool = True
+
+
+class Step(NamedTuple):
+    """One barrier of one transition at this level.
+
+    `entry`: the index of the entry that opened it at this level, the same for all its barriers; they are told in order.
+    `roster`: who is in the level as of that entry, its own node included; read by a node that has just come.
+    """
+
+    transition: int
+    kind: Kind
+    node: int
+    incarnation: int
+    barrier: int
+    entry: int
+    roster: dict[int, Member]
+
+
+class Work:
+    """A transition that is not over for this node."""
+
+    __slots__ = ("acknowledged", "may_resume", "step")
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.acknowledged = -1  # the last barrier
+        self.may_resume = False
+
+
+class Last(NamedTuple):
+    """A resource that this node masters no more since `round_`; `writer`: the node whose client may write its block."""
+
+    round_: int
+    kept: Kept
+    writer: int
+
+
+class Phase(IntEnum):
+    """How far the round is."""
+
+    AT_REST = 0
+    STOPPING = 1
+    REBUILDING = 2
+    READY = 3
+
+
+Outgoing = Iterator[tuple[int, Message]]
+
+
+class Recovery:
+    """The round of one node, and what it has been told in it."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.epoch = 0  # the newest round
+        self.resumed = 0  # the newest that this node has resumed: the epoch of its tokens
+        self.final = 0  # the newest that somebody is known to have resumed
+        self.phase = Phase.AT_REST
+        self.roster: dict[int, Member] = {}
+        self.work: dict[int, Work] = {}
+        self.emptied: set[int] = set()  # leaving nodes of whose clients nothing more will come
+        self.places: tuple[int, ...] = (NOBODY,) * BUCKETS  # the directory's nodes, as of the last layout told to
+        self.moving: set[int] = set()  # buckets that have changed their node since this one last resumed
+        self._next: tuple[int, ...] = self.places
+        self._agreed = 0  # the newest round that somebody has resumed by the words of all
+        self._stopped: dict[int, tuple[int, Stopped]] = {}
+        self._rebuilt: dict[int, tuple[int, int]] = {}
+        self._copies: dict[str, list[Copy]] = {}
+        self._kept: dict[str, list[Kept]] = {}
+        self._young: dict[str, int] = {}  # resources that came here in a round, until it is final
+        self._handed: dict[str, Last] = {}  # those that went, with all that this node, their last master, knew
+
+    # ---- steps
+
+    def begin(self, step: Step) -> None:
+        """The first barrier of a transition: a new round (P12.11)."""
+        if not self.roster:
+            self.roster = dict(step.roster)
+        if step.kind is Kind.FORCED_LEAVING:
+            self.forget(step.node)
+            for key, last in self._handed.items():
+                if last.writer == step.node:
+                    self._handed[key] = last._replace(kept=last.kept._replace(valid=False))
+            self.work = {name: work for name, work in self.work.items() if work.step.node != step.node}
+        else:
+            self.roster[step.node] = Member(step.incarnation, step.kind is Kind.JOINING)
+        self.work[step.transition] = Work(step)
+        self.epoch = step.entry
+        self.phase = Phase.STOPPING
+        self._copies, self._kept = {}, {}
+        self._next = layout(tuple(sorted(node for node, member in self.roster.items() if member.stays)))
+        self.moving |= {bucket for bucket in range(BUCKETS) if self._next[bucket] != self.places[bucket]}
+
+    def stop(self) -> Stopped:
+        """What this node says when it has stopped what the round concerns."""
+        leaving = tuple(node for node, member in self.roster.items() if not member.stays)
+        stopped = Stopped(self.epoch, self.final, leaving)
+        self._stopped[self.node] = (self.roster[self.node].incarnation, stopped)
+        return stopped
+
+    def take_stopped(self, node: int, incarnation: int, stopped: Stopped) -> None:
+        """One that another node says, perhaps before this one knows of the round, or of that node."""
+        self._stopped[node] = (incarnation, stopped)
+
+    def gone_for_others(self) -> list[int]:
+        """Leaving nodes whose leave is over by the word of another: this one was not told, for it came during it."""
+        words = [word for _, word in self._stopped.values() if word.epoch == self.epoch]
+        leaving = [node for node, member in self.roster.items() if not member.stays and node != self.node]
+        return [node for node in leaving if any(node not in word.leaving for word in words)]
+
+    def take_rebuilt(self, node: int, incarnation: int, rebuilt: Rebuilt) -> None:
+        """A node has told all."""
+        self._rebuilt[node] = (incarnation, rebuilt.epoch)
+
+    def forget(self, node: int) -> None:
+        """A graceful leave is over for everybody."""
+        self.roster.pop(node, None)
+        self.emptied.discard(node)
+
+    def takes(self, epoch: int) -> bool:
+        """Whether what is told in this round can still be used."""
+        return epoch == self.epoch and self.phase in {Phase.STOPPING, Phase.REBUILDING}
+
+    def take_copies(self, copies: Iterable[Copy]) -> None:
+        """Locks on resources whose master is to be this node."""
+        for copy in copies:
+            self._copies.setdefault(copy.key, []).append(copy)
+
+    def take_handed(self, kept: Iterable[Kept]) -> None:
+        """What a master that masters them no more knows of such resources."""
+        for each in kept:
+            self._kept.setdefault(each.key, []).append(each)
+
+    def heard_of(self, round_: int) -> None:
+        """Something was said that only a node that has resumed this round can say.
+
+        What counts is what this node says of it the next time that all stop: all judge by the same words.
+        """
+        self.final = max(self.final, round_)
+
+    def round_of(self, key: str) -> int:
+        """The round in which a resource came here, if that is not known to be final."""
+        return self._young.get(key, 0)
+
+    # ---- everybody has stopped
+
+    @property
+    def all_have_stopped(self) -> bool:
+        """Whether nothing that was sent before the round is on its way any more."""
+        return self.phase is Phase.STOPPING and all(
+            (heard := self._stopped.get(node)) is not None
+            and heard[0] == member.incarnation
+            and heard[1].epoch == self.epoch
+            for node, member in self.roster.items()
+        )
+
+    def rebuild(self, tables: Tables) -> Outgoing:
+        """All that this node has to tell, and to whom; to itself, too (P12.12)."""
+        self._agreed = max(self._stopped[node][1].final for node in self.roster)
+        self.heard_of(self._agreed)
+        self.phase = Phase.REBUILDING
+        yield from self._tell_handed(tables)
+        yield from self._tell_copies(tables)
+        yield from self._tell_directory(tables)
+        self.places = self._next
+        for node in self.roster:
+            if node != self.node:
+                yield node, Rebuilt(self.epoch)
+        yield self.node, Rebuilt(self.epoch)  # last: what follows from it must come after all this
+
+    def _tell_handed(self, tables: Tables) -> Outgoing:
+        """Resources that this node masters no more: it leaves, or the round in which they came here does not count."""
+        out: dict[int, list[Kept]] = {}
+        self._handed = {key: last for key, last in self._handed.items() if last.round_ > self._agreed}
+        young = [key for key, round_ in self._young.items() if round_ > self._agreed]
+        self._young = {}
+        leaves = not self.roster[self.node].stays
+        for key in list(tables.resources) if leaves else young:
+            resource = tables.give_away(key, MASK)
+            if resource.locks:
+                self._handed[key] = Last(self.epoch, *_kept(resource))
+            else:
+                tables.directory.raise_mark(bucket_of(key), resource.token)
+        for key, last in self._handed.items():
+            self._handed[key] = last._replace(round_=self.epoch)
+            out.setdefault(self._next[bucket_of(key)], []).append(last.kept)
+        for node, each in out.items():
+            for some in _batches(each):
+                yield node, Handed(self.epoch, tuple(some))
+
+    def _tell_copies(self, tables: Tables) -> Outgoing:
+        """The locks of this node's clients on resources that have no master now."""
+        out: dict[int, list[Copy]] = {}
+        for key, use in tables.uses.items():
+            if use.round <= self._agreed:
+                use.round = 0
+            if use.round == 0 and use.master != NOBODY and self.stays(use.master):
+                use.held = False
+                continue
+            if not use.locks:
+                use.master = NOBODY
+                continue
+            use.master = self._next[bucket_of(key)]
+            use.round, use.held = self.epoch, True
+            out.setdefault(use.master, []).extend(map(copy_of, use.locks.values()))
+        for node, each in out.items():
+            for some in _batches(each):
+                yield node, Copies(self.epoch, tuple(some))
+
+    def _tell_directory(self, tables: Tables) -> Outgoing:
+        entries: dict[int, list[str]] = {}
+        for key in tables.resources:
+            bucket = bucket_of(key)
+            if self._next[bucket] != self.places[bucket] and self._next[bucket] != self.node:
+                entries.setdefault(self._next[bucket], []).append(key)
+        for node, keys in entries.items():
+            for some in _batches(keys):
+                yield node, Entries(self.epoch, tuple(some))
+        marks: dict[int, list[tuple[int, Token]]] = {}
+        for bucket, mark in tables.directory.marks.items():
+            if self._next[bucket] != self.node:
+                marks.setdefault(self._next[bucket], []).append((bucket, mark))
+        for node, each in marks.items():
+            yield node, Marks(self.epoch, tuple(each))
+
+    def stays(self, node: int) -> bool:
+        """Whether a node is there, and will be."""
+        member = self.roster.get(node)
+        return member is not None and member.stays
+
+    # ---- everybody has told
+
+    @property
+    def all_have_told(self) -> bool:
+        """Whether this node has all that anybody alive knows."""
+        return self.phase is Phase.REBUILDING and all(
+            self._rebuilt.get(node) == (member.incarnation, self.epoch) for node, member in self.roster.items()
+        )
+
+    def build(self, tables: Tables) -> tuple[list[str], list[Copy]]:
+        """The resources that this node masters from now on, frozen until it resumes: their keys.
+
+        And locks that were told to it though another node lives which masters the resource: their owners had asked a
+        node that was the master once and died before it could say so. They have been granted nothing.
+        """
+        self.phase = Phase.READY
+        built: list[str] = []
+        strays: list[Copy] = []
+        for key in {**self._copies, **self._kept}:
+            copies, kept = self._copies.get(key, []), self._kept.get(key, [])
+            if not copies:
+                tables.directory.raise_mark(bucket_of(key), highest([each.token for each in kept]))
+                continue
+            master = tables.directory.masters.get(key, NOBODY)
+            if key in tables.resources or (master != self.node and self.stays(master)):
+                assert all(copy.mode == NONE for copy in copies), f"{key} has two masters"
+                strays.extend(copies)
+                continue
+            use = tables.uses.get(key)
+            own = use.locks if use is not None else {}
+            resource = rebuilt(key, [own.get(copy.lock) or lock_of(copy) for copy in copies], kept)
+            tables.resources[key] = resource
+            tables.freeze(resource)
+            self._young[key] = self.epoch
+            built.append(key)
+        self._copies, self._kept = {}, {}
+        return built, strays
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether all that is at work here has come to its second barrier, and this node is ready (P12.12)."""
+        return self.phase is Phase.READY and all(work.may_resume for work in self.work.values())
+
+    def resume(self) -> None:
+        """The round is over for this node."""
+        self.phase = Phase.AT_REST
+        self.resumed = self.epoch
+        self.heard_of(self.epoch)
+        self.moving.clear()
+        self._young, self._handed = {}, {}
+
+
+def _kept(resource: Resource) -> tuple[Kept, int]:
+    order = tuple(lock.id for lock in resource.queued())
+    holders = (lock for lock in resource.locks.values() if lock.mode != NONE)
+    writer = next((owner_of(lock.id) for lock in holders if WRITES[lock.mode]), NOBODY)
+    return Kept(resource.key, resource.token, resource.value, resource.version, resource.valid, order), writer
+
+
+def rebuilt(key: str, locks: Iterable[Lock], kept: Iterable[Kept]) -> Resource:
+    """A resource from what owners, and its last master if it lives, know of it (P12.4, P12.12).
+
+    The value block is the newest that anybody knows. It is valid if somebody knows that nothing newer can have been
+    written: the last master, or an owner whose mode keeps every writer out.
+    """
+    known, last = list(locks), list(kept)
+    order: dict[LockId, int] = {}
+    for each in last:
+        order.update({lock: place for place, lock in enumerate(each.order)})
+    known.sort(key=lambda lock: (order.get(lock.id, len(order)), lock.id >> NODE_BITS, lock.id))
+    resource = Resource(key, highest([lock.token for lock in known] + [each.token for each in last]))
+    for lock in known:
+        resource.restore(lock)
+    blocks = [(each.version, each.valid, each.value) for each in last]
+    blocks.extend((lock.version, lock.valid and KNOWS[lock.mode], lock.value) for lock in known if lock.mode != NONE)
+    resource.version, resource.valid, resource.value = max(blocks, default=(0, False, b""))
+    return resource
+
+
+def _batches(each: list[T]) -> Iterator[list[T]]:
+    for start in range(0, len(each), BATCH):
+        yield each[start : start + BATCH]
