@@ -235,6 +235,23 @@ def test_p7_6_a_predecessor_is_waited_for_until_its_lease_has_run_out_whoever_vo
         assert guard._is_settled(lease._replace(state=state), fresh, "there", asked=False)
 
 
+def test_p7_17_a_guard_that_cannot_read_the_leases_for_a_moment_looks_at_other_kernels_all_the_same() -> None:
+    foreign = SILENT._replace(boot_id=b"o" * 16)
+    beating = foreign._replace(stamp=foreign.stamp._replace(sequence=10))
+    reads = iter([None, (foreign,), None, (beating,)])
+
+    def read_leases() -> tuple[Lease, ...]:
+        found = next(reads)
+        if found is None:
+            raise OSError("it does not answer")
+        return found
+
+    guard = guard_here()
+    guard._store = cast("LeaseStore", SimpleNamespace(read_leases=read_leases))
+    with pytest.raises(StartRefused, match=r"node 0 renews its lease .* under another kernel"):
+        guard._refuse_other_kernels()
+
+
 class Told:
     """In the place of a channel: what was sent on it."""
 

@@ -129,7 +129,19 @@ def test_p7_17_what_runs_under_another_kernel_is_waited_for_until_it_is_silent_a
     for at_us in range(0, BOUND_US, READ_US):
         assert others.read((SILENT, FOREIGN), at_us, at_us) == Others(True)
     assert others.read((SILENT, FOREIGN), BOUND_US, BOUND_US) == Others(False)
+    assert others.read((SILENT, None), BOUND_US, BOUND_US) == Others(False)
     assert others.read((SILENT, beat(FOREIGN, 10)), BOUND_US, BOUND_US) == Others(True, 1)
+
+
+def test_p7_17_a_read_that_fails_says_nothing_of_other_kernels() -> None:
+    others = OtherKernels(PROFILE.gap_ms, HERE.boot_id)
+    assert others.read(None, 0, 0) == Others(True)  # nothing is known yet
+    for leases in ((SILENT, FOREIGN), None, (SILENT, None), None):
+        assert others.read(leases, READ_US, READ_US) == Others(True)
+    assert others.read((SILENT, FOREIGN._replace(boot_id=HERE.boot_id)), READ_US, READ_US) == Others(False)
+    assert others.read(None, READ_US, READ_US + START_PATIENCE_US) == Others(True)
+    late_us = READ_US + 2 * START_PATIENCE_US
+    assert others.read(None, late_us, late_us) == Others(True, unreadable=True)
 
 
 # ---- when a guard gives up -------------------------------------------------------------------------------------------

@@ -118,27 +118,36 @@ class Others(NamedTuple):
 
     may_run: bool  # wait: one of them may
     beats: int = -1  # the node of one that does: this one must not start
+    unreadable: bool = False  # for too long: the start is refused for now (P11.6)
 
 
 class OtherKernels:
-    """Leases under another boot id, in a store that is for the nodes of one kernel (P7.17)."""
+    """Leases under another boot id, in a store that is for the nodes of one kernel (P7.17).
 
-    __slots__ = ("_boot_id", "_first", "_gap_ms", "_watches")
+    A read that fails, or shows a register in no valid copy, says nothing: what was seen before counts as it did.
+    """
+
+    __slots__ = ("_boot_id", "_first", "_gap_ms", "_patience", "_watches")
 
     def __init__(self, gap_ms: int, boot_id: bytes) -> None:
         self._gap_ms, self._boot_id = gap_ms, boot_id
         self._watches: dict[int, LeaseWatch] = {}
         self._first: dict[int, Lease] = {}
+        self._patience = Patience()
 
-    def read(self, leases: tuple[Lease | None, ...], started_us: int, finished_us: int) -> Others:
-        """Take in one read of all lease registers; none of them, if they could not be read."""
-        may_run = False
+    def read(self, leases: tuple[Lease | None, ...] | None, started_us: int, finished_us: int) -> Others:
+        """Take in one read of all lease registers; None, if they could not be read."""
+        if self._patience.is_over(finished_us, failed=leases is None):
+            return Others(may_run=True, unreadable=True)
+        if leases is None:
+            return Others(may_run=True)
         for node, lease in enumerate(leases):
-            if lease is None or lease.state is not LeaseState.LIVE or lease.boot_id == self._boot_id:
+            if lease is None:
                 continue
-            watch = self._watches.setdefault(node, LeaseWatch(self._gap_ms))
-            watch.observe(lease, started_us, finished_us)
+            if lease.state is not LeaseState.LIVE or lease.boot_id == self._boot_id:
+                self._watches.pop(node, None)
+                continue
+            self._watches.setdefault(node, LeaseWatch(self._gap_ms)).observe(lease, started_us, finished_us)
             if lease.stamp != self._first.setdefault(node, lease).stamp:
-                return Others(True, node)
-            may_run = may_run or watch.is_live()
-        return Others(may_run)
+                return Others(may_run=True, beats=node)
+        return Others(any(watch.is_live() for watch in self._watches.values()))

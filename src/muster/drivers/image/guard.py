@@ -454,11 +454,14 @@ class Guard:
         others = OtherKernels(self._profile.gap_ms, self._here.boot_id)
         while True:
             started_us = boottime_us()
+            leases, failure = None, ""
             try:
                 leases = self._store.read_leases()
-            except (StoreFailed, OSError):
-                leases = ()  # to take the own lease fails just so, and tells why
+            except (StoreFailed, OSError) as error:
+                failure = str(error)
             found = others.read(leases, started_us, boottime_us())
+            if found.unreadable:
+                raise NotNow(f"cannot read {self._where()}: {failure}")
             if found.beats >= 0:
                 raise StartRefused(
                     f"node {found.beats} renews its lease in {self._options.store} under another kernel, and a store "
@@ -470,11 +473,14 @@ class Guard:
                 raise Ended
             time.sleep(self._profile.read_ms / 1000)
 
+    def _where(self) -> str:
+        return f"the lease register of node {self._options.node} in {self._options.store}"
+
     def _settle_predecessor(self) -> Lease:
         """Watch the own register until the last incarnation is proven stopped (SPEC 7.1); its last record."""
         predecessor = Predecessor(self._profile.gap_ms, one_kernel=self._store.one_machine)
         witness: Witness | None = None
-        where = f"the lease register of node {self._options.node} in {self._options.store}"
+        where = self._where()
         while True:
             if self._signals:
                 raise Ended

@@ -123,7 +123,7 @@ class Guard:
         """Whether anybody may still run under another boot of the kernel (P7.17)."""
         if self._others is None:
             return Others(may_run=False)
-        return self._others.read(strip.leases if strip is not None else (), started_us, self.now_us())
+        return self._others.read(strip.leases if strip is not None else None, started_us, self.now_us())
 
     def _settled(self, lease: Lease) -> Verdict:
         """What follows for the predecessor, with the kernel's word where it can be asked (P7.6)."""
