@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.figures import Measurement
 from bench.scales import Scale
 from muster.core.effects import AppendFrame, Effect, ReadJournal, ReadStrip, WriteCheckpoint, WriteClaim
+from muster.core.entries import apply
 from muster.core.inputs import JournalRead, StoreRefused
 from muster.core.mastership.machine import Became, Compact, Decided, Withdrawn
 from muster.core.mastership.tenure import Outcome, Tenure, patience_of
@@ -112,7 +113,7 @@ class _Driver:
         entry = Entry(index, self._tenure.state.term, "n1: joining complete, joined", (member, operation))
         self._tenure.propose(encode_entry(entry), _now_us())
         await self._until(Decided)
-        database.apply(entry)
+        apply(database, entry)
 
     async def _until(self, kind: type[Became | Decided | Withdrawn]) -> None:
         """Carry effects out until the machine has come to an outcome of this kind."""

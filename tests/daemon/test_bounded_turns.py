@@ -12,6 +12,7 @@ from core_cluster import joined_cluster
 from muster.core.decisions.decide import decide
 from muster.core.decisions.followers import RECENT_BYTES, REPEATED_BYTES, Followers
 from muster.core.draft import MAXIMUM_CHANGES, Facts
+from muster.core.entries import apply
 from muster.core.replica import reporting
 from muster.core.replica.ages import Ages
 from muster.core.room import Room
@@ -48,7 +49,7 @@ def commit(made: Database, facts: Facts, requests: list[Request]) -> Entry | Non
     entry = Entry(draft.index, TERM, "; ".join(draft.causes)[:1500], draft.changes)
     if not draft.changes:
         return None
-    made.apply(entry)
+    apply(made, entry)
     return entry
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from muster.core.entries import apply
 from muster.daemon.socket.catalogue import answer
 from muster.daemon.socket.queries import NodeView
 from muster.records.database import Change, Database, Entry, initial_database
@@ -24,7 +25,7 @@ def database_with(*changes: Change) -> Database:
     """Three nodes n0, n1, n2, and one committed entry with `changes`."""
     nodes = tuple(NodeConfig(number, f"n{number}", (f"10.0.0.{number}:7700",), "PEM") for number in range(3))
     database = initial_database(Cluster("test", "ab" * 16, "fast", "PEM"), nodes)
-    database.apply(Entry(1, Term(12, 0), "test", changes))
+    apply(database, Entry(1, Term(12, 0), "test", changes))
     return database
 
 

@@ -16,6 +16,7 @@ from core_cluster import joined_cluster
 from dev_cluster import DevCluster
 from muster.client import Barriers, ClientError, Subsystem, register
 from muster.core.effects import Trace
+from muster.core.entries import apply
 from muster.core.transitions import narration as history
 from muster.daemon.history import transition_history
 from muster.daemon.history.flight_recorder import FlightRecorder, placed
@@ -288,7 +289,7 @@ def narrated(record: TransitionRecord, at: Database, *changes: Any) -> None:
     entry = Entry(at.index + 1, TERM, "", changes)
     for trace in history.narrate(at, entry):
         record.add(happened(trace, at.index + 1))
-    at.apply(entry)
+    apply(at, entry)
 
 
 def happened(trace: Trace, index: int) -> Happened:
@@ -336,7 +337,7 @@ def test_a_parked_join_ends_its_level_when_it_parks_and_goes_on_when_its_node_ha
     for change in (join, parked, resumed, Forget("transition", "64")):
         entry = Entry(at.index + 1, TERM, "", (change,))
         events.append([(trace.event, trace.level, trace.nodes) for trace in history.narrate(at, entry)])
-        at.apply(entry)
+        apply(at, entry)
     assert events == [
         [(history.OPENED, 10, ()), (history.STEP_BEGUN, 10, (0, 2))],
         [(history.LEVEL_DONE, 10, ()), (history.PARKED, 10, ())],
@@ -347,9 +348,10 @@ def test_a_parked_join_ends_its_level_when_it_parks_and_goes_on_when_its_node_ha
 
 def test_a_replica_that_is_replaced_as_a_whole_tells_which_transitions_it_found_and_which_are_gone() -> None:
     before, after = database(), database()
-    before.apply(Entry(1, TERM, "", (Transition(64, 2, 7, JOINING, (10,)), Transition(65, 1, 7, JOINING, (10,)))))
-    after.apply(
-        Entry(1, TERM, "", (Transition(65, 1, 7, JOINING, (10,), barrier=1), Transition(66, 0, 7, FORCED, (10,))))
+    apply(before, Entry(1, TERM, "", (Transition(64, 2, 7, JOINING, (10,)), Transition(65, 1, 7, JOINING, (10,)))))
+    apply(
+        after,
+        Entry(1, TERM, "", (Transition(65, 1, 7, JOINING, (10,), barrier=1), Transition(66, 0, 7, FORCED, (10,)))),
     )
     found = [(trace.event, trace.transition, trace.index) for trace in history.skipped(before, after)]
     assert found == [(history.FOUND, 65, 0), (history.FOUND, 66, 0), (history.GONE, 64, 0)]

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from core_cluster import CoreCluster
 from muster.core.draft import Draft
+from muster.core.entries import apply
 from muster.core.node import insight
 from muster.core.operations.plan import PlanRefused
 from muster.core.transitions.objections import may_be_vetoed
@@ -101,7 +102,7 @@ def test_p10_1_what_a_newer_version_added_is_not_planned_either() -> None:
 def test_a_node_takes_its_member_record_along() -> None:
     database = initial_database(Cluster("test", "0" * 32, "fast", ""), (NodeConfig(7, "n7", (), ""),))
     database.members[7] = Member(7)
-    database.apply(Entry(1, Term(1, 0), "", (Forget("node", "7"),)))
+    apply(database, Entry(1, Term(1, 0), "", (Forget("node", "7"),)))
     assert (database.nodes, database.members) == ({}, {})
 
 

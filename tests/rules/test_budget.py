@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from muster.core.decisions.decide import decide
 from muster.core.draft import Draft, Facts
+from muster.core.entries import apply
 from muster.core.operations.identities import RETRY_WINDOW_MS
 from muster.core.operations.operations import carry_out
 from muster.core.operations.shedding import excess_of, shed
@@ -72,7 +73,7 @@ def facts_of(made: Database, room: Room, dead: tuple[int, ...] = (), aged: int =
 def commit(made: Database, draft: Draft) -> int:
     """Apply what a round decided; the bytes of its entry."""
     entry = Entry(draft.index, TERM, clipped("; ".join(draft.causes), 1500), draft.changes)
-    made.apply(entry)
+    apply(made, entry)
     return len(encode_entry(entry))
 
 
@@ -323,7 +324,7 @@ def test_p9_4_identities_that_may_be_repeated_are_never_pushed_out() -> None:
 def test_p9_3_a_release_before_keeps_as_many_identities_as_it_did() -> None:
     made = database(version=KEEPS_HISTORY)
     for number in range(600):
-        made.apply(Entry(made.index + 1, TERM, "", (Operation(f"o{number}", made.index + 1, "done"),)))
+        apply(made, Entry(made.index + 1, TERM, "", (Operation(f"o{number}", made.index + 1, "done"),)))
     assert len(made.operations) == 512
 
 

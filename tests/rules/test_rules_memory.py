@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from muster.core.entries import apply
 from muster.core.inputs import JournalRead, StripRead
 from muster.core.leases.memory import Memory, Remembered, holds, problem
 from muster.core.mastership.machine import Halt, Phase
@@ -66,7 +67,7 @@ def database(*terms: int) -> Database:
     """One entry for each term number, all of node 0."""
     found = initial_database(Cluster("test", CLUSTER, "fast", ""), ())
     for number in terms:
-        found.apply(Entry(found.index + 1, Term(number, 0), "", ()))
+        apply(found, Entry(found.index + 1, Term(number, 0), "", ()))
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from muster.core.entries import apply
 from muster.core.leases.diagnosis import CUT_LINK, DEAD, PAUSED, WELL
 from muster.core.needs.machine import MAXIMUM_NEEDS, Needs, Told, well
 from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path, Seen, Straggler
@@ -36,7 +37,7 @@ def database_with(*changes: Change) -> Database:
     nodes = tuple(NodeConfig(number, f"n{number}", (f"10.0.0.{number}:7700",), "PEM") for number in range(3))
     database = initial_database(Cluster("test", "ab" * 16, "fast", "PEM"), nodes)
     web = Service(Definition("web"), 1, ServiceState.REGISTERED, wanted=True, node=1, incarnation=7, generation=1)
-    database.apply(Entry(1, Term(12, 0), "test", (*JOINED, web, *changes)))
+    apply(database, Entry(1, Term(12, 0), "test", (*JOINED, web, *changes)))
     return database
 
 

@@ -3,15 +3,17 @@
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
 from muster.core.decisions.followers import Followers
 from muster.core.effects import Notify, Panic, RunCommand, Send
+from muster.core.entries import apply
 from muster.core.inputs import LevelRegistered
 from muster.core.replica.replica import accepts
 from muster.core.replica.reporting import Reporting
 from muster.core.this_node import ThisNode
-from muster.records.database import Database, Entry, decode_entry
+from muster.records.database import Change, Database, Entry, Forget, decode_entry
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.members import Member
 from muster.records.messages import Append, Heartbeat, Report, Snapshot
@@ -136,10 +138,22 @@ def test_p5_2_entries_that_arrive_out_of_order_are_applied_in_order() -> None:
 def test_p5_2_a_replica_takes_no_entry_but_the_next(index: int) -> None:
     database = Database(Cluster("test", "0" * 32, "fast", ""), index=10)
     with pytest.raises(ValueError, match="does not follow index 10"):
-        database.apply(Entry(index, Term(1, 0), "", (Member(0),)))
+        apply(database, Entry(index, Term(1, 0), "", (Member(0),)))
     assert (database.index, database.members) == (10, {})
-    database.apply(Entry(11, Term(1, 0), "", (Member(0),)))
+    apply(database, Entry(11, Term(1, 0), "", (Member(0),)))
     assert (database.index, database.members) == (11, {0: Member(0)})
+
+
+def test_sec7_7_the_epoch_moves_with_a_node_s_state_or_incarnation_and_with_nothing_else() -> None:
+    joined = Member(0, NodeState.JOINED, 4)
+    database = Database(Cluster("test", "0" * 32, "fast", ""))
+    other = (replace(joined, refusal="a word"), replace(joined, incarnation=5), Member(0))
+    changes: tuple[Change, ...] = (joined, *other, Forget("member", "0"))
+    epochs = []
+    for index, change in enumerate(changes, start=1):
+        apply(database, Entry(index, Term(1, 0), "", (change,)))
+        epochs.append(database.epoch)
+    assert epochs == [1, 1, 3, 4, 4]
 
 
 def test_p5_2_entries_of_another_term_are_not_applied() -> None:

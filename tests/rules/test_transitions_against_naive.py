@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from muster.core.decisions.decide import decide
 from muster.core.draft import Facts
 from muster.core.effects import Notify
+from muster.core.entries import apply
 from muster.core.events.resident import RehearsedEventManager
 from muster.core.leases.lease import Evidence
 from muster.core.transitions import transition
@@ -452,7 +453,7 @@ class Real:
             changes = draft.changes
             if not draft.changes:
                 return
-            self.database.apply(Entry(draft.index, TERM, "", draft.changes))
+            apply(self.database, Entry(draft.index, TERM, "", draft.changes))
         raise AssertionError(f"the rules do not come to rest: {changes}")
 
     def _look(self) -> None:

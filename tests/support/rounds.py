@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
+from muster.core.entries import apply
 from muster.core.operations.operations import carry_out
 from muster.core.services.explanation import Explanation, explain, unexplained
 from muster.core.services.round import Round
@@ -134,7 +135,7 @@ class Rounds:
         if draft.placed is not None:
             assert not unexplained(draft.placed), "every placement is explained by the rules that made it (SPEC 8.2)"
             self.decided.append(draft.placed)
-        self.database.apply(Entry(draft.index, TERM, "; ".join(draft.causes), draft.changes))
+        apply(self.database, Entry(draft.index, TERM, "; ".join(draft.causes), draft.changes))
         self.taken_ms[draft.index] = self.now_ms
         self.told += draft.causes
         return True

@@ -1,8 +1,8 @@
 """The replicated database: the records that the master commits and every node holds a copy of (SPEC 1.3).
 
-An `Entry` carries whole new versions of the records it changes, never instructions: applying one needs no rule, so
-nodes of two releases can never apply the same entry differently (SPEC 9.2). New fields go to the end, with a default.
-Each kind of record is in the file of its subject.
+An `Entry` carries whole new versions of the records it changes, never instructions, so nodes of two releases can never
+apply the same entry differently (SPEC 9.2). How one is applied is in `core/entries.py`. New fields go to the end, with
+a default. Each kind of record is in the file of its subject.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.events import EventGroup
-from muster.records.kinds import Kind, Record, check_tables, kind_named, kind_of
+from muster.records.kinds import Kind, Record, check_tables, kind_of
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Maintenance, Service, Standby
@@ -41,7 +41,7 @@ MAXIMUM_LINEAGE = 32
 
 
 class Database(Struct):
-    """One copy of the replicated database, at commit index `index`. Changed by `apply` only."""
+    """One copy of the replicated database, at commit index `index`. Changed entry by entry (`core/entries.py`)."""
 
     cluster: Cluster
     index: int = 0
@@ -59,42 +59,23 @@ class Database(Struct):
     revisions: dict[int, Revision] = field(default_factory=dict)  # the newest ones
     lineage: tuple[tuple[Term, int], ...] = ()  # the newest terms that committed, each with its first index (P11.2)
 
-    def apply(self, entry: Entry) -> None:
-        """Apply the next committed entry. Raises `ValueError` if it is not the next one."""
-        if entry.index != self.index + 1:
-            raise ValueError(f"entry {entry.index} does not follow index {self.index}")
-        for change in entry.changes:
-            self._apply(change, entry.index)
-        if entry.term != self.term:
-            self.lineage = (*self.lineage, (entry.term, entry.index))[-MAXIMUM_LINEAGE:]
-        self.index, self.term = entry.index, entry.term
-
     def term_at(self, index: int) -> Term | None:
         """The term that committed entry `index`; None where this database does not know it."""
         if index == self.index:
             return self.term
         return next((term for term, first in reversed(self.lineage) if first <= index < self.index), None)
 
-    def _apply(self, change: Change, index: int) -> None:
-        if isinstance(change, Forget):
-            self._forget(change)
-            return
-        kind = kind_of(change)
+    def put(self, record: Record) -> None:
+        """Hold this record, in the place of the one that it replaces."""
+        kind = kind_of(record)
         if kind.key is None:
-            setattr(self, kind.table, change)
-            return
-        table, key = getattr(self, kind.table), kind.key_of(change)
-        if kind.is_epoch is not None and kind.is_epoch(table.get(key), change):
-            self.epoch = index
-        table[key] = change
-        while kind.most is not None and len(table) > kind.most(self.cluster):
-            del table[next(iter(table))]
+            setattr(self, kind.table, record)
+        else:
+            getattr(self, kind.table)[kind.key_of(record)] = record
 
-    def _forget(self, change: Forget) -> None:
-        kind: Kind | None = kind_named(change.kind)
-        while kind is not None:
-            getattr(self, kind.table).pop(kind.key_in(change.key), None)
-            kind = kind_named(kind.takes_along) if kind.takes_along else None
+    def forget(self, kind: Kind, key: str) -> None:
+        """Hold no such record any more."""
+        getattr(self, kind.table).pop(kind.key_in(key), None)
 
     def name_of(self, node: int) -> str:
         """The configured name of `node`, or its number in words."""

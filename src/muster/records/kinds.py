@@ -5,13 +5,13 @@ a struct in the file of its subject, a member of `Record`, a row here, a field o
 forgotten fails when the program is loaded. No draft takes a kind before the version that added it is active (P10.1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import GenericAlias, MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from muster.records.configuration import Audit, Operation, Revision, most_operations
+from muster.records.configuration import Audit, Operation, Revision
 from muster.records.events import EventGroup
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
@@ -53,8 +53,6 @@ class Kind(NamedTuple):
     is_copied: bool  # into each draft; else a draft knows those only that are put into it
     texts: Mapping[str, int]  # its texts that are cut, and at how many bytes
     takes_along: str  # the kind whose record under the same key goes with it
-    is_epoch: Callable[[Any, Any], bool] | None  # (before, now) -> whether the change moves the fencing token
-    most: Callable[[Cluster], int] | None  # how many are kept at most; the oldest goes first
 
     def key_of(self, record: Any) -> Any:
         """What the table holds it under."""
@@ -78,17 +76,9 @@ def _kind(
     is_copied: bool = True,
     texts: Mapping[str, int] = _NO_TEXTS,
     takes_along: str = "",
-    is_epoch: Callable[[Any, Any], bool] | None = None,
-    most: Callable[[Cluster], int] | None = None,
 ) -> Kind:
     name = str(struct.__struct_config__.tag)
-    return Kind(
-        name, struct, since, table, key, by, is_configuration, is_counted, is_copied, texts, takes_along, is_epoch, most
-    )
-
-
-def _is_another_state(before: Member | None, now: Member) -> bool:
-    return before is None or (before.state, before.incarnation) != (now.state, now.incarnation)
+    return Kind(name, struct, since, table, key, by, is_configuration, is_counted, is_copied, texts, takes_along)
 
 
 _CAUSE = {"cause": NODE_TEXT_BYTES}
@@ -96,12 +86,12 @@ _CAUSE = {"cause": NODE_TEXT_BYTES}
 KINDS: tuple[Kind, ...] = (
     _kind(Cluster, "cluster", "", None, since=LOWEST, is_configuration=True),
     _kind(NodeConfig, "nodes", "node", int, since=LOWEST, is_configuration=True, takes_along="member"),
-    _kind(Member, "members", "node", int, since=LOWEST, is_epoch=_is_another_state),
+    _kind(Member, "members", "node", int, since=LOWEST),
     _kind(Transition, "transitions", "identity", int, since=LOWEST, texts=_CAUSE),
     _kind(Service, "services", "name", str, since=LOWEST, is_configuration=True),
     _kind(
         Operation, "operations", "identity", str, since=LOWEST,
-        is_copied=False, texts={"outcome": OUTCOME_BYTES}, most=most_operations,
+        is_copied=False, texts={"outcome": OUTCOME_BYTES},
     ),
     _kind(Maintenance, "maintenance", "key", str, since=2, texts=_CAUSE),
     _kind(Standby, "standby", "node", int, since=2, texts=_CAUSE),

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from muster.core.effects import AppendFrame, Effect, ReadJournal, ReadStrip, WriteCheckpoint, WriteClaim
+from muster.core.entries import apply
 from muster.core.inputs import JournalRead, StoreRefused
 from muster.core.leases.memory import holds
 from muster.core.mastership import machine as mastership
@@ -66,7 +67,7 @@ def restore(checkpoint: bytes, frames: tuple[bytes, ...]) -> Database:
     """The database that a journal amounts to. Raises `msgspec.DecodeError` or `ValueError` if it is none."""
     database = decode_database(checkpoint)
     for frame in frames:
-        database.apply(decode_entry(frame))
+        apply(database, decode_entry(frame))
     return database
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
+from muster.core.entries import apply
 from muster.core.operations.operations import carry_out
 from muster.core.room import Room
 from muster.core.services.table import ACTION_OF, advance
@@ -150,7 +151,7 @@ class Plan:
 
     def _commit(self, draft: Draft) -> None:
         before = dict(self._database.services)
-        self._database.apply(Entry(draft.index, self._database.term, "", draft.changes))
+        apply(self._database, Entry(draft.index, self._database.term, "", draft.changes))
         for name, service in self._database.services.items():
             self._steps += _steps_of(before.get(name), service)
 

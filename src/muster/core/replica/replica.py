@@ -10,6 +10,7 @@ from enum import Enum, auto
 
 import msgspec
 
+from muster.core import entries
 from muster.core.effects import Committed
 from muster.core.leases.memory import holds
 from muster.core.outbox import Outbox
@@ -126,7 +127,7 @@ class Replica:
         if len(told) > MAXIMUM_TOLD:
             self._out.trace("more", f"{len(told) - MAXIMUM_TOLD} further events of entry {entry.index}")
         happened = chronicle(self.database, entry)
-        self.database.apply(entry)
+        entries.apply(self.database, entry)
         self._has_advanced = True
         self.ages.applied(entry.index, self.database, now_us)
         self._out.put(Committed(entry.index, happened))

@@ -1,7 +1,7 @@
 """A small world of transitions as a graph: every state of a few nodes, and every step that leads on from it (SPEC 3).
 
 Real code in it: `decide` (requests, admission, registration, deaths, `transition.advance`), its changes
-applied by `Database.apply`; and on each node a `Node`, given its replica and the inputs `LevelRegistered`,
+applied by `core/entries.py`; and on each node a `Node`, given its replica and the inputs `LevelRegistered`,
 `LevelGone` and `Acknowledged`: what it notifies, what it reports, when it registers its event manager, when it leaves
 and when it panics is its own doing (`Subsystems` inside).
 

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft
 from muster.core.effects import Effect, Notify
+from muster.core.entries import apply
 from muster.core.events.resident import RehearsedEventManager
 from muster.core.inputs import Input, StoreDone
 from muster.core.node.node import Node
@@ -198,7 +199,7 @@ def committed(database: Database, draft: Draft) -> Database | None:
     changes = [_plain(change) for change in draft.changes if isinstance(change, _LOOKED_AT)]
     following = copy.copy(database)
     following.members, following.transitions = dict(database.members), dict(database.transitions)
-    following.apply(Entry(draft.index, TERM, "", tuple(changes)))
+    apply(following, Entry(draft.index, TERM, "", tuple(changes)))
     following.members = dict(sorted(following.members.items()))
     following.index = database.index
     for identity in [each for each in following.transitions if each not in database.transitions]:
