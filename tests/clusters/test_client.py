@@ -35,6 +35,7 @@ from muster.client.control import ControlClient
 from muster.daemon.levels import programs as subsystems
 
 DEADLINE_S = 30.0
+DOCUMENT = Path(__file__).parents[2] / "docs" / "CLIENT.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "write_back_cache" / "cache.py"
 
 
@@ -242,6 +243,18 @@ def test_the_registrations_of_a_node_are_bounded(one: DevCluster) -> None:
             joins(one, "more", 99)
         assert ask(one, "status")["nodes"]["n0"]["state"] == "joined"
     wait("all levels to go", lambda: levels(one).keys() == {40})
+
+
+def test_the_example_of_the_document_runs_as_it_stands(one: DevCluster) -> None:
+    program = DOCUMENT.read_text().partition("\n## An example\n")[2].split("```python\n")[1].split("```")[0]
+    assert program.count('"/tmp/try"') == 1
+    command = [sys.executable, "-c", program.replace('"/tmp/try"', repr(str(one.directory)))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = dict(line.split(": ", 1) for line in ended.stdout.splitlines())
+    assert "sleepre" in said.pop("refused")
+    assert said == {"nodes": "n0", "once": "True", "runs on": "n0", "seen": "True"}
+    assert "sleeper" not in ask(one, "services")["services"]
 
 
 def test_nobody_there_is_unreachable(tmp_path: Path) -> None:

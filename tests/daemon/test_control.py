@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 
-from muster.client.control import ControlClient
+from muster.client import ControlClient, Refused, ReplyLost, Unreachable, control_client
 from muster.client.errors import ClientError
 from muster.daemon.levels.conversation import Conversation
 from muster.daemon.socket import server as control
@@ -593,8 +593,8 @@ def impostor(path: Path, replies: list[bytes | None]) -> Iterator[list[bytes]]:
 
 
 def test_an_operation_whose_reply_is_lost_is_sent_again_under_the_same_identity(path: Path) -> None:
-    with impostor(path, [None, b'{"ok": tr', b'{"ok": true, "result": "done"}\n']) as received:
-        assert ControlClient(path, DEADLINE_S).operate("register", service="web") == "done"
+    with impostor(path, [None, b'{"ok": tr', b'{"ok": true, "result": {"outcome": "done"}}\n']) as received:
+        assert ControlClient(path, DEADLINE_S).operate("register", service="web")["outcome"] == "done"
     assert len(received) == 3
     assert len({json.loads(line)["identity"] for line in received}) == 1
 
@@ -631,6 +631,30 @@ def test_a_missing_socket_is_named_with_what_to_do(home: Path) -> None:
     with pytest.raises(ClientError, match=r"there is no such socket.*start the node") as refusal:
         ControlClient(missing).operate("register")
     assert str(missing) in refusal.value.where
+
+
+def test_a_program_tells_by_the_kind_of_the_error_whether_anything_may_have_been_done(desk: Desk, path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        control_client(socket=path).operate("refuse")
+    error = refused.value
+    assert (error.what, error.where, error.next_step) == (
+        "there is no such service", "service web", "see `muster services`",
+    )  # fmt: skip
+    with pytest.raises(ReplyLost, match="no answer within"):
+        control_client(socket=path, timeout_s=0.2).query("slow", seconds=1000)
+    with pytest.raises(ReplyLost, match="it may have been carried out"):
+        control_client(socket=path, timeout_s=0.2).operate("slow", seconds=1000)
+    with pytest.raises(Unreachable):
+        control_client(socket=path.with_name("missing.sock")).operate("register")
+
+
+def test_a_program_names_the_node_that_it_talks_to(tmp_path: Path) -> None:
+    assert control_client().path == "/var/lib/muster/control.sock"
+    assert control_client(directory=tmp_path, node="n1").path == str(tmp_path / "nodes" / "n1" / "control.sock")
+    wrong: list[dict[str, Any]] = [{"node": "n1"}, {"socket": "a", "node": "n1"}, {"timeout_s": 0}]
+    for arguments in (*wrong, {"timeout_s": float("inf")}):
+        with pytest.raises(ValueError, match=r"give|a development cluster needs both"):
+            control_client(**arguments)
 
 
 def test_the_client_imports_neither_asyncio_nor_msgspec() -> None:

@@ -1,4 +1,15 @@
-"""For programs that take part in the cluster's transitions: register a level, hear, acknowledge (SPEC 3.2, 3.6).
+"""For programs that talk to a node: they ask and operate, take part in transitions, detect events (docs/CLIENT.md).
+
+What the command line can ask for, a program can (SPEC 8.1, 9.1):
+
+    from muster.client import control_client
+
+    n0 = control_client(directory="/tmp/try", node="n0")
+    master = n0.query("status")["master"]
+    done = n0.operate("transfer", service="web", target="n1")
+    n0.query("service", name="web", at_least=done["index"])     # of any node: it sees what was done
+
+A program that takes part in the cluster's transitions registers a level, hears, and acknowledges (SPEC 3.2, 3.6).
 
 A program registers with the node on whose machine it runs, at a level of its own choice above 0. From then on it is
 told of every join, leave and forced leave of the nodes that have a program at its level, in order: joins and
@@ -59,7 +70,8 @@ state of each, `watcher.changes()` what has changed since it was asked last.
 The same for asyncio: `async with await watch_async(...) as watcher`, `await watcher.occurred(...)`,
 `await watcher.wait(...)`.
 
-This package needs the standard library only; a blocking watcher needs no asyncio either.
+All errors are `ClientError`: what is wrong, where, and what to do next. This package needs the standard library only;
+`control_client` and a blocking watcher need no asyncio either.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -68,7 +80,8 @@ if TYPE_CHECKING:
     from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
     from muster.client.asynchronous_watching import AsyncWatcher, watch_async
     from muster.client.blocking import Notification, Subsystem, register
-    from muster.client.errors import ClientError, Lost, Refused, Unreachable
+    from muster.client.control import ControlClient, Done, control_client
+    from muster.client.errors import ClientError, Lost, Refused, ReplyLost, Unreachable
     from muster.client.protocol import Barriers, Kind, Planned
     from muster.client.watching import Asked, Change, Watcher, watch
 
@@ -80,14 +93,18 @@ __all__ = [
     "Barriers",
     "Change",
     "ClientError",
+    "ControlClient",
+    "Done",
     "Kind",
     "Lost",
     "Notification",
     "Planned",
     "Refused",
+    "ReplyLost",
     "Subsystem",
     "Unreachable",
     "Watcher",
+    "control_client",
     "register",
     "register_async",
     "watch",
@@ -98,7 +115,8 @@ _PLACES = {
     "asynchronous": ("AsyncNotification", "AsyncSubsystem", "register_async"),
     "asynchronous_watching": ("AsyncWatcher", "watch_async"),
     "blocking": ("Notification", "Subsystem", "register"),
-    "errors": ("ClientError", "Lost", "Refused", "Unreachable"),
+    "control": ("ControlClient", "Done", "control_client"),
+    "errors": ("ClientError", "Lost", "Refused", "ReplyLost", "Unreachable"),
     "protocol": ("Barriers", "Kind", "Planned"),
     "watching": ("Asked", "Change", "Watcher", "watch"),
 }

@@ -34,7 +34,7 @@ def reachable(path: str | os.PathLike[str]) -> Iterator[str]:
         yield os.fspath(path)
         return
     folder, name = os.path.split(os.fspath(path))
-    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{name}"
     finally:

@@ -12,13 +12,11 @@ from types import TracebackType
 from typing import Literal, Self
 
 from muster.client.address import socket_path
+from muster.client.answers import FIRST_PAUSE_S, LONGEST_PAUSE_S, Document, unreachable
 from muster.client.errors import ClientError, Lost, Refused
 from muster.client.protocol import (
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
     ONE_EACH,
     Barriers,
-    Document,
     Judge,
     Planned,
     Streams,
@@ -27,7 +25,6 @@ from muster.client.protocol import (
     connect,
     next_line,
     told_from,
-    unreachable,
 )
 
 MAXIMUM_UNHEARD = 256  # notifications; beyond, the daemon keeps them, and before long ends the connection

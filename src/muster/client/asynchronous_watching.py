@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from muster.client.address import socket_path
+from muster.client.answers import FIRST_PAUSE_S, LONGEST_PAUSE_S, unreachable
 from muster.client.errors import ClientError, Lost, Refused
-from muster.client.protocol import FIRST_PAUSE_S, LONGEST_PAUSE_S, Streams, ask, connect, next_line, unreachable
+from muster.client.protocol import Streams, ask, connect, next_line
 from muster.client.watching import (
     RECONNECT_S,
     UNKNOWN_WATCHER,

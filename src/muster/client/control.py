@@ -1,6 +1,7 @@
-"""The blocking client of a node's control socket, for the command line (SPEC 8.1, 9.1).
+"""The blocking client of a node's control socket: queries and operations (SPEC 8.1, 9.1; docs/CLIENT.md).
 
-Imports little: a command must start fast. The protocol is described in `daemon/socket/server.py`.
+It connects for each call and keeps nothing between them, so several threads may use one. It imports little: a command
+must start fast. The protocol is described in `daemon/socket/server.py`.
 """
 
 import json
@@ -9,15 +10,14 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
+from muster.client.address import reachable, socket_path
+from muster.client.answers import FIRST_PAUSE_S, LONGEST_PAUSE_S, Document, answer_in
 from muster.client.errors import ClientError, ReplyLost, Unreachable
 
 DEFAULT_TIMEOUT_S = 30.0
 MAXIMUM_ANSWER_BYTES = 256 * 1024 * 1024
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 0.5
-_SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 _PIECE_BYTES = 256 * 1024
 
 
@@ -29,18 +29,38 @@ def new_identity() -> str:
     return os.urandom(16).hex()
 
 
+class Done(TypedDict):
+    """What an operation answers (docs/JSON.md, "every change"): `index` is for `at_least` of a query of any node."""
+
+    cluster: str
+    node: str
+    node_state: str
+    index: int
+    term: int
+    outcome: str
+    identity: str
+
+
 class ControlClient:
-    """Talks to the node whose control socket is `path`. `timeout_s` bounds each call. Raises `ClientError`."""
+    """Talks to the node whose control socket is `path`; made by `control_client`. `timeout_s` bounds each call.
+
+    Raises `Refused` where the daemon refuses, `Unreachable` where none answers, `ReplyLost` where it does not answer in
+    time; all are `ClientError`.
+    """
 
     def __init__(self, path: str | os.PathLike[str], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.path = os.fspath(path)
         self.timeout_s = timeout_s
 
-    def query(self, name: str, /, **arguments: Any) -> Any:
-        """The result of a query."""
-        return self._call({"query": name, "arguments": arguments}, time.monotonic() + self.timeout_s)
+    def query(self, name: str, /, **arguments: Any) -> Document:
+        """The result of a query: the keys are those of docs/JSON.md.
 
-    def operate(self, name: str, identity: str = "", /, **arguments: Any) -> Any:
+        `at_least=INDEX` waits until the node has got to that commit index, `wait_ms` for how long (P9.2).
+        """
+        found: Document = self._call({"query": name, "arguments": arguments}, time.monotonic() + self.timeout_s)
+        return found
+
+    def operate(self, name: str, identity: str = "", /, **arguments: Any) -> Done:
         """Carry out an operation, once: after a lost reply it is sent again under the same identity (SPEC 9.1).
 
         `identity`: one that the caller has chosen; what was carried out under it is answered from its record.
@@ -48,11 +68,11 @@ class ControlClient:
         given, identity = identity.partition(PART)[0], identity or new_identity()
         request = {"operation": name, "identity": identity, "arguments": arguments}
         deadline = time.monotonic() + self.timeout_s
-        pause_s = _FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         sent = False
         while True:
             try:
-                return self._call(request, deadline)
+                done: Done = self._call(request, deadline)
             except (ReplyLost, Unreachable) as error:
                 sent = sent or isinstance(error, ReplyLost)
                 if not sent:
@@ -63,22 +83,27 @@ class ControlClient:
                         if given
                         else "look before you repeat it"
                     )
-                    raise ClientError(error.what, f"operation {name} ({identity}) at {self.path}", advice) from error
+                    raise ReplyLost(error.what, f"operation {name} ({identity}) at {self.path}", advice) from error
+            else:
+                return done
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def watch(self, name: str = "watch", /, **arguments: Any) -> Iterator[Any]:
-        """The results of a query that goes on: the first within the time limit, the others when they come."""
+        """The results of a query that goes on: the first within the time limit, the others when they come.
+
+        `watch` gives the status, at once and again whenever it has changed. Raises as `query`; `ReplyLost` where the
+        daemon ends.
+        """
         request = {"query": name, "arguments": arguments}
         deadline = time.monotonic() + self.timeout_s
         with self._connect(deadline) as connection:
             lines = self._exchange(connection, request, deadline)
-            while True:
-                answer = next(lines)
-                if not answer.get("more", False) and answer.get("result") is None:
-                    return
-                yield answer.get("result")
-                if not answer.get("more", False):
+            for answer in lines:
+                has_more = answer.get("more", False)
+                if has_more or answer.get("result") is not None:
+                    yield answer.get("result")
+                if not has_more:
                     return
 
     def _call(self, request: dict[str, Any], deadline: float) -> Any:
@@ -89,7 +114,8 @@ class ControlClient:
         where = f"control socket {self.path}"
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _connect_to(connection, self.path, deadline)
+            with reachable(self.path) as address:
+                _connect_patiently(connection, address, deadline)
         except OSError as error:
             connection.close()
             if isinstance(error, FileNotFoundError):
@@ -103,7 +129,7 @@ class ControlClient:
                 raise Unreachable("no daemon serves it", where, advice) from error
             if isinstance(error, PermissionError):
                 advice = "run as the user that runs musterd, or let others pass: chmod 711 the node's home"
-                raise Unreachable("its directory lets you not pass", where, advice) from error
+                raise Unreachable("you may not enter its directory", where, advice) from error
             if isinstance(error, TimeoutError):
                 advice = "the daemon is stopped or overloaded: look at its log"
                 raise Unreachable(f"no connection within {self.timeout_s:g} s", where, advice) from error
@@ -123,7 +149,7 @@ class ControlClient:
             except (BrokenPipeError, ConnectionResetError) as error:
                 failure = error  # it may have said why, before it closed the connection
             for answer in _lines(connection, deadline):
-                yield _checked(answer, where)
+                yield answer_in(answer, where)
             raise ReplyLost("the daemon closed the connection without an answer", where, "try again") from failure
         except TimeoutError as error:
             advice = "the daemon is stopped, overloaded, or waits for other nodes: see `muster status` and its log"
@@ -156,25 +182,13 @@ def _remaining_s(deadline: float | None) -> float | None:
     return remaining_s
 
 
-def _connect_to(connection: socket.socket, path: str, deadline: float) -> None:
-    """Connect, also where the path does not fit into a socket address, and where many others do so now."""
-    if len(os.fsencode(path)) <= _SUN_PATH_BYTES:
-        _connect_patiently(connection, path, deadline)
-        return
-    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _connect_patiently(connection, f"/proc/self/fd/{directory}/{os.path.basename(path)}", deadline)
-    finally:
-        os.close(directory)
-
-
 def _connect_patiently(connection: socket.socket, address: str, deadline: float) -> None:
     while True:
         connection.settimeout(_remaining_s(deadline))
         try:
             connection.connect(address)
         except BlockingIOError:  # a Unix socket does not wait for a place in a full backlog
-            time.sleep(_FIRST_PAUSE_S)
+            time.sleep(FIRST_PAUSE_S)
         else:
             return
 
@@ -198,15 +212,18 @@ def _lines(connection: socket.socket, deadline: float | None) -> Iterator[bytes]
             raise ClientError(text, "control socket", "report this as a defect")
 
 
-def _checked(line: bytes, where: str) -> dict[str, Any]:
-    """An answer with `ok` true. Raises `ClientError` for any other."""
-    try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict) and answer.get("ok") is True:
-        return answer
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(error, dict):
-        raise ClientError("what answers there is no Muster daemon", where, "check the path of the control socket")
-    raise ClientError(*(str(error.get(key, "")) for key in ("what", "where", "next")))
+def control_client(
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    node: str | None = None,
+    socket: str | os.PathLike[str] | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> ControlClient:
+    """A client of one node's control socket, for queries and operations. Raises `ValueError` for its own arguments.
+
+    `directory` and `node` name a node of a development cluster, `socket` the control socket of any; without them it is
+    this machine's own node.
+    """
+    if not 0 < timeout_s < float("inf"):
+        raise ValueError("give timeout_s more than 0 seconds")
+    return ControlClient(socket_path(directory, node, socket), timeout_s)

@@ -14,11 +14,11 @@ class Unreachable(ClientError):
 
 
 class ReplyLost(ClientError):
-    """The connection ended after a request was sent: it may have been carried out."""
+    """No answer came after a request was sent: it may have been carried out."""
 
 
 class Refused(ClientError):
-    """The daemon refuses: a level that is taken, barrier counts that differ from another node's, a bad argument."""
+    """The daemon refuses: an unknown query, a bad argument, a missing role, a level that is taken; or it is none."""
 
 
 class Lost(ClientError):

@@ -14,16 +14,10 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from muster.client.address import reachable
-from muster.client.errors import Refused, Unreachable
+from muster.client.answers import FIRST_PAUSE_S, MAXIMUM_LINE_BYTES, Document, answer_in, foreign
 
-MAXIMUM_LINE_BYTES = 1024 * 1024
-FIRST_PAUSE_S = 0.02
-LONGEST_PAUSE_S = 0.5
-
-Document = dict[str, Any]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -125,33 +119,7 @@ async def next_line(reader: asyncio.StreamReader) -> Document | None:
     try:
         line = await reader.readline()
     except ValueError as error:  # longer than the limit
-        raise _foreign() from error
+        raise foreign() from error
     if not line.endswith(b"\n"):
         return None
-    try:
-        answer = json.loads(line)
-    except ValueError as error:
-        raise _foreign() from error
-    if isinstance(answer, dict) and answer.get("ok") is True:
-        return answer
-    parts = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(parts, dict):
-        raise _foreign()
-    raise Refused(*(str(parts.get(key, "")) for key in ("what", "where", "next")))
-
-
-def _foreign() -> Refused:
-    return Refused("what answers there is no Muster daemon", "control socket", "check the path of the control socket")
-
-
-def unreachable(path: str, error: BaseException, tried_s: float) -> Unreachable:
-    """The error for a daemon that did not answer."""
-    words = {
-        FileNotFoundError: "there is no such socket",
-        ConnectionRefusedError: "no daemon serves it",
-        PermissionError: "you may not use it",
-    }
-    cause = getattr(error, "strerror", None) or str(error) or "no answer"
-    what = next((text for kind, text in words.items() if isinstance(error, kind)), cause)
-    where = f"control socket {path}"
-    return Unreachable(f"{what} (tried for {tried_s:g} s)", where, "see to it that the node runs, as this very user")
+    return answer_in(line)

@@ -17,17 +17,21 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from muster.client.address import reachable, socket_path
+from muster.client.answers import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    MAXIMUM_LINE_BYTES,
+    Document,
+    answer_in,
+    foreign,
+    unreachable,
+)
 from muster.client.errors import Lost, Refused, Unreachable
 
-MAXIMUM_LINE_BYTES = 1024 * 1024
 MAXIMUM_CHANGES = 4096  # that nobody has taken yet
 RECONNECT_S = 10.0
 UNKNOWN_WATCHER = "its token"  # where a daemon finds a connection missing that an earlier one had
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 0.5
 _READ_BYTES = 64 * 1024
-
-Document = dict[str, Any]
 
 
 class Asked(NamedTuple):
@@ -173,23 +177,15 @@ class _Lines:
         end = self._inbox.find(b"\n")
         if end < 0:
             if len(self._inbox) > MAXIMUM_LINE_BYTES:
-                raise _foreign()
+                raise foreign()
             return None
         line = bytes(self._inbox[:end])
         del self._inbox[: end + 1]
-        try:
-            answer = json.loads(line)
-        except ValueError as error:
-            raise _foreign() from error
-        if isinstance(answer, dict) and answer.get("ok") is True:
-            if answer.get("more") is False:
-                raise ConnectionResetError("the daemon has ended the stream")
-            result = answer.get("result")
-            return result if isinstance(result, dict) else {}
-        parts = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(parts, dict):
-            raise _foreign()
-        raise Refused(*(str(parts.get(key, "")) for key in ("what", "where", "next")))
+        answer = answer_in(line)
+        if answer.get("more") is False:
+            raise ConnectionResetError("the daemon has ended the stream")
+        result = answer.get("result")
+        return result if isinstance(result, dict) else {}
 
     def close(self) -> None:
         """End the connection."""
@@ -325,7 +321,7 @@ class Watcher:
         if self._reconnect_s <= 0:
             raise Lost("the daemon has gone", f"control socket {self._path}", "connect a new watcher")
         deadline = time.monotonic() + self._reconnect_s
-        pause_s = _FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 self._connect(self._timeout_s)
@@ -335,7 +331,7 @@ class Watcher:
             else:
                 return
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _close_calls(self) -> None:
         if self._calls is not None:
@@ -364,18 +360,3 @@ def watch(
     """
     path = socket_path(directory, node, socket)
     return Watcher(path, name, events, timeout_s, reconnect_s, Members() if members else None)
-
-
-def unreachable(path: str, error: OSError, tried_s: float) -> Unreachable:
-    """The error for a daemon that did not answer."""
-    words: dict[type[OSError], str] = {
-        FileNotFoundError: "there is no such socket",
-        ConnectionRefusedError: "no daemon serves it",
-    }
-    what = words.get(type(error)) or error.strerror or str(error)
-    where = f"control socket {path}"
-    return Unreachable(f"{what} (tried for {tried_s:g} s)", where, "see to it that the node runs, as this very user")
-
-
-def _foreign() -> Refused:
-    return Refused("what answers there is no Muster daemon", "control socket", "check the path of the control socket")

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from muster.client.address import SOCKET_FILE
 from muster.core.leases.memory import Remembered
 from muster.core.leases.observer import Kernel
 from muster.core.mastership.tenure import newest_journal, restore
@@ -61,7 +62,6 @@ from muster.records.registers import Strip
 from muster.records.timing import PROFILES, Profile
 from muster.records.versions import HIGHEST, LOWEST, Software
 
-CONTROL_SOCKET = "control.sock"
 EXIT_FAILED = 1
 CLOCK_PAUSE_S = 2.0  # between two looks whether the certificate is valid by the clock
 MAXIMUM_FAILURE_CHARACTERS = 2000  # of a line in the log
@@ -210,7 +210,7 @@ async def _serve(
     )  # fmt: skip
     requests = Requests(daemon)
     control = ControlServer(
-        home / CONTROL_SOCKET, requests.handle, is_part_of_node=_is_watcher, role=requests.gate.role,
+        home / SOCKET_FILE, requests.handle, is_part_of_node=_is_watcher, role=requests.gate.role,
         permit=requests.gate.permit, introduce=requests.gate.introduce,
     )  # fmt: skip
     daemon.start(interconnect, runner)

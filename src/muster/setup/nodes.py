@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from muster.client import address
 from muster.client.control import PART, ControlClient
-from muster.client.errors import ClientError, Unreachable
+from muster.client.errors import ClientError, ReplyLost, Unreachable
 from muster.records.names import NAME, shown
 from muster.setup.errors import Mistaken
 from muster.setup.harmless import harmless_document
 
-LOCAL_SOCKET = Path("/var/lib/muster/control.sock")
+LOCAL_SOCKET = Path(address.LOCAL_SOCKET)
 CLUSTER_FILE = "cluster.json"
-SOCKET_FILE = "control.sock"
+SOCKET_FILE = address.SOCKET_FILE
 PROBE_TIMEOUT_S = 2.0
 _LONGEST_WAIT_MS = 60_000  # what a node waits at most
 _WAIT_SHARE = 0.9  # of the time limit, so that the node's own answer arrives
@@ -140,9 +141,8 @@ class Connection:
 
 
 def _classified(error: ClientError) -> ClientError:
-    """`Unreachable` where there was no answer: the client has kinds of its own for that, a refusal is a plain error."""
-    silent = type(error) is not ClientError or isinstance(error.__cause__, ClientError)
-    return Unreachable(error.what, error.where, error.next_step) if silent else error
+    """`Unreachable` where there was no answer, whether or not the request had been sent: so the exit code says."""
+    return Unreachable(error.what, error.where, error.next_step) if isinstance(error, ReplyLost) else error
 
 
 def _how_to_see() -> str:

@@ -31,12 +31,13 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
+from muster.client.address import reachable
 from muster.daemon.levels.conversation import Conversation
 from muster.daemon.loop import CONNECTION
 from muster.daemon.socket.places import Client, allowance, make_room
@@ -53,7 +54,6 @@ LONG_REQUEST_BYTES = 64 * 1024  # from here on it waits for a turn of the loop t
 MAXIMUM_SPOKEN_BYTES = 64 * 1024  # of a line within a conversation
 IDLE_MS = 60_000  # without a complete request, or without taking an answer
 _MS_PER_S = 1000
-_SUN_PATH_BYTES = 107  # sockaddr_un, without its final zero
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _OTHERS_PERMISSIONS = 0o066  # passing through is allowed
 _PEER_GROUPS = 59  # SO_PEERGROUPS
@@ -528,7 +528,7 @@ class ControlServer:
             _clear_stale(self.path)
             listener = _bind(self.path)
             self._inode = self.path.stat().st_ino
-            # Not create_unix_server: newer ones remove the socket by an address that may be gone (see `_reachable`).
+            # Not create_unix_server: newer ones remove the socket by an address that may be gone (`reachable`).
             self._server = await asyncio.get_running_loop().create_server(lambda: Session(self), sock=listener)
         except BaseException:
             self._release()
@@ -643,7 +643,7 @@ def _clear_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise SocketRefused(f"control socket {path}: something else is there; move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, _reachable(path) as address:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, reachable(path) as address:
         probe.setblocking(False)
         try:
             probe.connect(address)
@@ -661,7 +661,7 @@ def _bind(path: Path) -> socket.socket:
     """A socket bound to `path`, which everybody may connect to whom the directory lets through."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _reachable(path) as address:
+        with reachable(path) as address:
             listener.bind(address)
         path.chmod(0o666)  # whatever the umask took away
         with contextlib.suppress(OSError):  # an older kernel cannot
@@ -670,16 +670,3 @@ def _bind(path: Path) -> socket.socket:
         listener.close()
         raise SocketRefused(f"control socket {path}: {error.strerror or error}; choose another home") from error
     return listener
-
-
-@contextlib.contextmanager
-def _reachable(path: Path) -> Iterator[str]:
-    """An address of `path` that fits into a socket address, however long the path is."""
-    if len(os.fsencode(path)) <= _SUN_PATH_BYTES:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

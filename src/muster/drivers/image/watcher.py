@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NoReturn
 
+from muster.client.address import SOCKET_FILE
 from muster.client.errors import ClientError, Refused
 from muster.client.watching import Asked, Change, Members, Watcher
 from muster.core.launching.ledger import NO_STATUS
@@ -89,7 +90,7 @@ def run_watcher(
     close_descriptors_except((channel.fileno(),))
     gc.freeze()
     gc.enable()
-    path = os.path.join(environment["MUSTER_NODE_HOME"], "control.sock")
+    path = os.path.join(environment["MUSTER_NODE_HOME"], SOCKET_FILE)
     membership, memory = Membership(), Memory()
     while True:
         try:
