@@ -26,19 +26,7 @@ from msgspec import Struct
 
 from muster.core.inputs import AwaitedHere
 from muster.records.database import Database
-from muster.records.events import (
-    BUILT_IN_WATCHER,
-    CHECK_WATCHER,
-    MEMBERSHIP_WATCHER,
-    PROCESS_WATCHERS,
-    PROGRAM_WATCHER,
-    REFERENCE,
-    UNCHECKED_WATCHER,
-    EventDefinition,
-    GroupDefinition,
-    Window,
-    window_of,
-)
+from muster.records.events import REFERENCE, EventDefinition, GroupDefinition, Window, window_of
 from muster.records.levels import NodeState
 from muster.records.messages import PlaceAwaited
 from muster.records.numbers import NO_STATUS
@@ -53,6 +41,14 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.units import NEVER_US, US_PER_MS
+from muster.records.watchers import (
+    BUILT_IN_WATCHER,
+    CHECK_WATCHER,
+    MEMBERSHIP_WATCHER,
+    PROCESS_WATCHERS,
+    PROGRAM_WATCHER,
+    UNCHECKED_WATCHER,
+)
 
 CAPACITY = 1024  # occurrences that a node remembers
 MAXIMUM_AT_WORK = 16  # action commands of a node, of whatever groups

@@ -1,5 +1,9 @@
 """When this node reads the strip by itself: every `read_ms`, at once where something waits for it (SPEC 2.2, 7.1)."""
 
+from collections.abc import Iterator
+
+from muster.core.effects import ReadStrip
+from muster.core.outbox import Outbox
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 
@@ -9,7 +13,7 @@ class Reads:
 
     def __init__(self, profile: Profile, now_us: int) -> None:
         self.next_us = now_us
-        self.early_us = profile.read_ms * US_PER_MS // 2  # what is due so soon goes along: one waking
+        self._early_us = profile.read_ms * US_PER_MS // 2  # what is due so soon goes along: one waking
         self._pause_us = profile.read_ms * US_PER_MS
         self._slack_us = profile.read_ms * US_PER_MS // 8
         self._under_way = 0  # its number
@@ -23,9 +27,13 @@ class Reads:
         """Whether one is to begin now: one that is due in a moment is, so that one waking serves all."""
         return not self._under_way and now_us + self._slack_us >= self.next_us
 
-    def begin(self, number: int) -> None:
-        """It is asked for."""
-        self._under_way = number
+    def begin_if_due(self, numbers: Iterator[int], now_us: int, out: Outbox) -> int:
+        """Ask for one if it is due; how early what else is due soon may go along with it."""
+        if not self.is_due(now_us):
+            return 0
+        self._under_way = next(numbers)
+        out.put(ReadStrip(self._under_way))
+        return self._early_us
 
     def awaits(self, number: int) -> bool:
         """Whether this is the read that is under way."""

@@ -1,11 +1,15 @@
 """What a read of the strip shows this node: it is noted, put to the log, and asked about (P4.2, P4.6, P7.15, P7.18)."""
 
-from muster.core.inputs import StripRead
+from typing import assert_never
+
+from muster.core.inputs import FenceConfirmed, KernelsWord, StripRead
 from muster.core.leases.lease import Evidence
 from muster.core.leases.observer import Observer
 from muster.core.links.links import Links
 from muster.core.outbox import Outbox
 from muster.records.database import Database
+from muster.records.messages import Report
+from muster.records.registers import ProofKind
 
 
 def take_read(observer: Observer, links: Links, read: StripRead, database: Database, now_us: int, out: Outbox) -> None:
@@ -22,7 +26,34 @@ def take_read(observer: Observer, links: Links, read: StripRead, database: Datab
     out.extend(observer.to_ask(now_us))
 
 
-def take_evidence(observer: Observer, node: int, evidence: Evidence, database: Database, out: Outbox) -> None:
+def take_word(observer: Observer, word: FenceConfirmed | KernelsWord, database: Database, out: Outbox) -> bool:
+    """A fence agent has stopped an incarnation, or the own guard has asked the kernel about it (P7.13, P7.15).
+
+    Whether that is evidence: the kernel may be one that cannot be asked.
+    """
+    match word:
+        case KernelsWord(given=False):
+            observer.cannot_ask(word.node, word.incarnation, word.detail)
+            return False
+        case KernelsWord():
+            kind = ProofKind.KERNELS_WORD
+        case FenceConfirmed():
+            kind = ProofKind.FENCE_AGENT
+        case _:
+            assert_never(word)
+    _take_evidence(observer, word.node, Evidence(kind, word.incarnation, word.detail), database, out)
+    return True
+
+
+def take_testimony(observer: Observer, sender: int, report: Report, database: Database, out: Outbox) -> None:
+    """What the kernel has told another node of those that it shares it with (P7.16)."""
+    for word in report.words:
+        detail = f"{database.name_of(sender)} has asked: {word.detail}"
+        evidence = Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail)
+        _take_evidence(observer, word.node, evidence, database, out)
+
+
+def _take_evidence(observer: Observer, node: int, evidence: Evidence, database: Database, out: Outbox) -> None:
     """Somebody vouches for the stop of an incarnation (P7.13, P7.16)."""
     if observer.confirm(node, evidence):
         _tell_proof(node, evidence, database, out)

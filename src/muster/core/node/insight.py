@@ -74,7 +74,7 @@ def waited_for(node: Node) -> dict[int, tuple[tuple[int, ...], int]]:
 
     The master knows; the others know what it told them last, and before that take all participants.
     """
-    told = node.waiting.told if node.leading is None else node.leading.waited_for(node.database, node.own_report())
+    told = node.waiting.told if node.leading is None else node.leading.waited_for(node.database, node.account.report())
     return node.waiting.since(node.database, told, node.now_us)
 
 
@@ -96,7 +96,7 @@ def behind_rotation(node: Node) -> tuple[int, ...]:
     cluster = node.database.cluster
     if node.leading is None or not cluster.incoming:
         return ()
-    reports = node.leading.reports(node.own_report())
+    reports = node.leading.reports(node.account.report())
 
     def report(member: Member) -> Report | None:
         found = reports.get(member.node)
@@ -107,7 +107,7 @@ def behind_rotation(node: Node) -> tuple[int, ...]:
 
 def plan(node: Node) -> Plan:
     """A copy of what this node knows, to try a change on; on the master with how busy the nodes are."""
-    reports = node.leading.reports(node.own_report()) if node.leading is not None else {}
+    reports = node.leading.reports(node.account.report()) if node.leading is not None else {}
     performance = {number: report.performance for number, report in reports.items()}
     ages = dict(node.replica.ages.told(node.database, node.now_us))
     return Plan(node.database, ages, performance, Room(node.setup.region_bytes))
@@ -139,7 +139,7 @@ def explainer(node: Node) -> Callable[[str], Explanation | None]:
 def _round_of_now(node: Node) -> Round:
     leading, observer = node.leading, node.observer
     if leading is not None:
-        reports = leading.reports(node.own_report())
+        reports = leading.reports(node.account.report())
     else:
         members = node.database.members.values()
         reports = {m.node: Report(node.term, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}

@@ -22,8 +22,6 @@ from muster.core.decisions.leadership import Beside, Leadership
 from muster.core.decisions.term import MasterTerm, Told
 from muster.core.effects import (
     Effect,
-    LevelRefused,
-    ReadStrip,
 )
 from muster.core.inputs import (
     Acknowledged,
@@ -52,7 +50,6 @@ from muster.core.inputs import (
     Tick,
 )
 from muster.core.leases import sightings
-from muster.core.leases.lease import Evidence
 from muster.core.leases.memory import Memory, Remembered
 from muster.core.leases.observer import Observer
 from muster.core.leases.reads import Reads
@@ -60,6 +57,7 @@ from muster.core.links.links import Links
 from muster.core.mastership import machine as mastership
 from muster.core.membership.own_registers import OwnRegisters
 from muster.core.membership.presence import Asked, Presence
+from muster.core.node.account import Account
 from muster.core.node.setup import Setup
 from muster.core.operations.desk import Desk
 from muster.core.outbox import Outbox
@@ -71,7 +69,7 @@ from muster.core.services.commands import Executor
 from muster.core.services.grades import is_news
 from muster.core.services.places import Places
 from muster.core.this_node import ThisNode
-from muster.core.transitions import registration
+from muster.core.transitions import programs
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.access import Author
@@ -97,7 +95,7 @@ from muster.records.messages import (
     Verdict,
 )
 from muster.records.operations import OperationRequest
-from muster.records.registers import ProofKind, Strip
+from muster.records.registers import Strip
 from muster.records.services import CommandState
 from muster.records.terms import NO_TERM, Term
 from muster.records.transitions import Acknowledgement
@@ -146,6 +144,7 @@ class Node:
         self._own = OwnRegisters(me, strip, self._numbers, self._out)
         self._reads = Reads(setup.profile, now_us)
         self.leadership = Leadership(me, own_claim, self._numbers, Room(setup.region_bytes), self._out)
+        self.account = Account(self.replica, self.observer, self.subsystems, self.executor, self.reporting)
         self._beside = Beside(self.replica, self.observer, self.links, self._own)
         self._next_heartbeat_us = now_us
         self._look_at_links = True  # something has happened that may change whom this node hears
@@ -177,7 +176,7 @@ class Node:
         """The node that this one takes for master, if any."""
         if self.is_master:
             return self.me
-        holder = self._holder()
+        holder = self.account.holder()
         return holder.node if holder is not None and self.observer.is_live(holder.node) else None
 
     @property
@@ -288,6 +287,8 @@ class Node:
             case Tick():
                 self._look_at_links = True
                 return not self._reads.is_due(self.now_us)  # its answer is decided upon, and comes at once
+            case _:
+                assert_never(happened)
         return True
 
     def _hold_keys(self, authorities: tuple[str, ...]) -> bool:
@@ -298,15 +299,9 @@ class Node:
         return True
 
     def _vouched_for(self, word: FenceConfirmed | KernelsWord) -> None:
-        """A fence agent has stopped an incarnation, or the own guard has asked the kernel about it (P7.13, P7.15)."""
-        if isinstance(word, KernelsWord) and not word.given:
-            self.observer.cannot_ask(word.node, word.incarnation, word.detail)
-            return
-        kind = ProofKind.KERNELS_WORD if isinstance(word, KernelsWord) else ProofKind.FENCE_AGENT
-        evidence = Evidence(kind, word.incarnation, word.detail)
-        sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
-        self.reporting.want()  # the master may be one that cannot ask
-        self._claim_if_due()
+        if sightings.take_word(self.observer, word, self.database, self._out):
+            self.reporting.want()  # the master may be one that cannot ask
+            self._claim_if_due()
 
     def _acknowledged(self, given: tuple[Acknowledged, ...]) -> bool:
         steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
@@ -465,10 +460,7 @@ class Node:
 
     def _reported(self, sender: int, report: Report, leading: MasterTerm) -> bool:
         self.subsystems.settle(self.database)
-        for word in report.words:
-            detail = f"{self.database.name_of(sender)} has asked: {word.detail}"
-            evidence = Evidence(ProofKind.KERNELS_WORD, word.incarnation, detail)
-            sightings.take_evidence(self.observer, word.node, evidence, self.database, self._out)
+        sightings.take_testimony(self.observer, sender, report, self.database, self._out)
         may_decide = leading.take_report(sender, report, self.replica, self.subsystems, self.now_us)
         if may_decide and not self.database.transitions:
             return self.reporting.decides_now(self.database, self.now_us)
@@ -480,7 +472,7 @@ class Node:
             self._forward(request)
 
     def _forward(self, request: Request) -> None:
-        holder = self._holder()
+        holder = self.account.holder()
         if self.leading is not None:
             self._desk.clients.asked(request.identity, self.term)
             self._deliver(self.leading.request(self.me, request, self.database, self.now_us))
@@ -508,7 +500,7 @@ class Node:
     def _heartbeat(self, nodes: tuple[int, ...]) -> None:
         waiting: tuple[tuple[int, tuple[int, ...]], ...] = ()
         if self.leading is not None and self.database.transitions:
-            waiting = tuple(self.leading.waited_for(self.database, self._settled_report()).items())
+            waiting = tuple(self.leading.waited_for(self.database, self.account.settled()).items())
         lost_ms = self.observer.lost_ms(self.now_us)
         heartbeat = Heartbeat(
             self.setup.incarnation, self.term, self.database.index, waiting, lost_ms, self.leadership.inability.own,
@@ -531,35 +523,17 @@ class Node:
             return
         self.observer.follow(self.database)
         self.waiting.follow(self.database, self.now_us)
-        conflicting = self.subsystems.give_up_conflicting(self.database)
-        self._out.extend(LevelRefused(number, reason) for number, reason in conflicting.items())
-        self._begin_second_step()
-        self._out.extend(self.subsystems.due(self.database))
-        self.subsystems.settle(self.database)
+        programs.follow(self.subsystems, self.database, is_confirmed=self.confirmed, out=self._out)
         self._out.extend(self.executor.due(self.database))
         self._desk.reply(self.database.index)
 
     def _register(self, level: Level) -> None:
-        """Take a subsystem in, before the node joins or at any time later (P3.9, SPEC 3.2, 3.10)."""
-        if reason := self.subsystems.why_not(level, self.database if self.confirmed else None):
-            self._out.put(LevelRefused(level.number, reason))
-            return
-        self.subsystems.register(level)
-        if self.confirmed:
-            self._out.extend(self.subsystems.due(self.database))
-        self.reporting.want()
+        if programs.come(self.subsystems, level, self.database if self.confirmed else None, self._out):
+            self.reporting.want()
 
     def _level_gone(self, number: int, *, departed: bool) -> None:
-        """A subsystem has deregistered, or its program has ended: then its node may have to fail with it (P3.18)."""
         self._judged(self._desk.lost(number))
-        own = self.replica.own_now
-        fails = "" if departed else registration.why_loss_fails(number, self.subsystems.levels, own)
-        level = self.subsystems.levels.get(number)
-        if not self.subsystems.unregister(number, departed=departed, ended=not departed):
-            return
-        if fails and level is not None:
-            self._out.panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
-        else:
+        if programs.go(self.subsystems, number, self.replica.own_now, self._out, departed=departed):
             self.reporting.want()
 
     def _hand_over(self) -> None:
@@ -569,53 +543,13 @@ class Node:
         else:
             self._settle()
 
-    def own_report(self) -> Report:
-        """All that the master must know of this node, as it is now (P5.3)."""
-        commands = self.executor.states(self.database)
-        return self.reporting.compose(self.replica, self.subsystems, self.observer, commands)
-
-    def _settled_report(self) -> Report:
-        self.subsystems.settle(self.database)
-        self._begin_second_step()
-        return self.own_report()
-
-    def _begin_second_step(self) -> None:
-        self.subsystems.begin_second_step(self.database, is_confirmed=self.confirmed)
-
     def _report(self) -> None:
         """Tell the master what it must know of this node, if that has changed or must be repeated (P5.3)."""
-        wish = self.reporting.take_wish(self.now_us)
-        if wish is None:
-            return
-        holder = self._holder()
-        receiver = wish.to if wish.to is not None else holder.node if holder is not None else None
-        if self.leading is not None or receiver is None or receiver == self.me:
-            self.reporting.drop()
-            return
-        self.subsystems.settle(self.database)
-        if not wish.force and self.reporting.waits(self.subsystems, self.database, self.now_us):
-            return
-        self._begin_second_step()
-        report = self.reporting.next(self.own_report(), self.now_us, force=wish.force)
-        if report is not None:
-            self._out.send(receiver, report)
-
-    def _has_something_pending(self) -> bool:
-        self._begin_second_step()
-        report = self.own_report()
-        differ = set(report.levels) != set(self.database.member(self.me).levels)
-        pending = report.wish or report.acknowledgements or report.commands or differ
-        return bool(pending) or report.term != self._claimed_term()
-
-    def _holder(self) -> Term | None:
-        return self.observer.holder(self.replica.followed)
-
-    def _claimed_term(self) -> Term:
-        return self._holder() or NO_TERM
+        self.account.send(self.me, is_master=self.is_master, now_us=self.now_us, out=self._out)
 
     def _find_master(self) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
-        if self.leading is None and self._claimed_term() > self.replica.followed:
+        if self.leading is None and (self.account.holder() or NO_TERM) > self.replica.followed:
             self.reporting.want()
 
     # ---- decisions of the master ---------------------------------------------------------------------------------
@@ -624,7 +558,7 @@ class Node:
         """Let all rules work on one draft; propose what they change as one entry (SPEC 2.7)."""
         while self.leadership.can_decide and not self._out.has_ended and not self._presence.is_going:
             self.reporting.round_us = self.now_us
-            result = self.leadership.decide(self._beside, self._settled_report(), self.waiting, self.now_us)
+            result = self.leadership.decide(self._beside, self.account.settled(), self.waiting, self.now_us)
             if result.is_awaited:
                 self._reads.soon(self.now_us)
             self._deliver(result.told)
@@ -640,12 +574,7 @@ class Node:
         self.leadership.retry(self.now_us)
         self._settle()
         self.leadership.end_if_hopeless(self.observer, self.now_us)
-        early_us = 0
-        if self._reads.is_due(self.now_us):
-            number = next(self._numbers)
-            self._reads.begin(number)
-            self._out.put(ReadStrip(number))
-            early_us = self._reads.early_us
+        early_us = self._reads.begin_if_due(self._numbers, self.now_us, self._out)
         if self.now_us + early_us >= self._next_heartbeat_us:
             self._beat()
         if self._look_at_links or self.now_us + early_us >= self.links.next_view_us:
@@ -663,6 +592,6 @@ class Node:
             self.leadership.publish_marks(self._beside)
             self._deliver(self.leading.decide_polls(self.database, self.now_us))
             self.leading.remind(self.links.connected, self.replica, self.now_us)
-            self.leading.raise_alarms(self.replica, self.waiting, self._settled_report(), self.now_us)
-        elif self._has_something_pending():
+            self.leading.raise_alarms(self.replica, self.waiting, self.account.settled(), self.now_us)
+        elif self.account.is_pending(self.me):
             self.reporting.want(force=True)

@@ -140,7 +140,7 @@ class Resident(Node):
         super().__init__(setup, database, strip, (), 0)
         for effect in self.start(0):
             self.step(StoreDone(getattr(effect, "operation", 0)), 0)
-        self.subsystems = _copy_of(subsystems)
+        vars(self.subsystems).update(vars(_copy_of(subsystems)))
         self.replica.confirmed, self.replica.accepted = confirmed, TERM
 
     def given(self, happened: Input | None) -> tuple[list[Effect], Subsystems, Report]:
@@ -155,9 +155,7 @@ class Resident(Node):
 
     def report(self) -> Report:
         """The report that would be sent now, without what nobody decides by."""
-        self.subsystems.settle(self.database)
-        self._begin_second_step()
-        report = self.own_report()
+        report = self.account.settled()
         return replace(report, index=0, term=TERM, software=replace(report.software, started_index=0))
 
 
