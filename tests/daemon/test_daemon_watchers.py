@@ -12,8 +12,8 @@ import pytest
 from muster.client.watching import Members
 from muster.daemon.events import event_manager
 from muster.daemon.events.event_manager import MAXIMUM_UNFETCHED, MAXIMUM_WATCHERS, EventManager
-from muster.records.events import BUILT_IN_WATCHER
 from muster.records.refusal import ControlRefused
+from muster.records.watchers import BUILT_IN_WATCHER
 
 STRANGER = {"pid": 1, "uid": os.geteuid() + 54_321}
 OWN = {"pid": 1, "uid": os.geteuid()}

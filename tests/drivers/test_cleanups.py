@@ -40,9 +40,9 @@ from muster.drivers.image.kept_cleanups import (
     path_of,
     record_run,
 )
-from muster.drivers.image.lease_writer import LeaseStore
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents
 from muster.drivers.store.disk.lease_store import GuardStore
+from muster.drivers.store.lease_store import LeaseStore
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member

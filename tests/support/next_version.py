@@ -1,8 +1,9 @@
 """A made release that knows one version more than this one: one new kind of everything, added from outside.
 
-It has the record kind `LockSpace`, the operation `SetLockSpace`, the message `Hail`, the effect `Hailed` and the query
-`lock_spaces`. `EDITS` are all the lines that this takes beside the new rooms, so this is the list of the places where a
-new thing is plugged in (docs/ARCHITECTURE.md).
+It has the record kind `LockSpace`, the operation `SetLockSpace`, the message `Hail`, the input `Knock`, the effect
+`Hailed`, the query `lock_spaces`, the proof of death `FENCED`, the watcher `nap` and the store engine `made`. `EDITS`
+are all the lines that this takes beside the new rooms, so this is the list of the places where a new thing is plugged
+in (docs/ARCHITECTURE.md).
 """
 
 import re
@@ -53,6 +54,28 @@ def carry_out(operation: SetLockSpace, draft: Draft) -> str:
         return f"{operation.name} has {operation.slots} slots"
     draft.forget("lock_space", operation.name, f"lock space {operation.name} forgotten")
     return f"{operation.name} is forgotten"
+''',
+    "src/muster/drivers/store/made/__init__.py": "",
+    "src/muster/drivers/store/made/store.py": '''"""An engine by another name: what is behind the scheme is a path."""
+
+from muster.drivers.store.disk.inspection import StoreRecord, newest_record
+from muster.drivers.store.disk.lease_store import GuardStore
+from muster.drivers.store.disk.store import DiskStore
+
+
+def open_store(store: str, node: int) -> DiskStore:
+    """The daemon's part."""
+    return DiskStore(store.removeprefix("made://"), node)
+
+
+def leases(store: str, node: int) -> GuardStore:
+    """The guard's part."""
+    return GuardStore(store.removeprefix("made://"), node)
+
+
+def look(store: str) -> StoreRecord:
+    """What it holds."""
+    return newest_record(store.removeprefix("made://"))
 ''',
     "src/muster/daemon/socket/lock_queries.py": '''"""What a node answers about spaces of locks."""
 
@@ -151,6 +174,44 @@ EDITS = (
         "    def _carry_one(self, life: Life, daemon: Daemon, effect: Effect) -> None:\n        match effect:\n",
         "            case Hailed():\n                pass\n", "from muster.core.effects import Hailed",
     ),
+    Edit("the union of inputs", "core/inputs.py", "\nInput = (\n    StripRead\n", "    | Knock\n"),
+    Edit(
+        "the input itself", "core/inputs.py", "from typing import NamedTuple\n\nfrom msgspec import Struct\n",
+        '\n\nclass Knock(Struct, frozen=True):\n    """Somebody is at the door."""\n\n    who: str\n',
+    ),
+    Edit(
+        "the arm of the input", "core/node/node.py", "        match happened:\n",
+        '            case Knock(who=who):\n                self._out.trace("knock", who)\n',
+        "from muster.core.inputs import Knock",
+    ),
+    Edit(
+        "the proof", "records/registers.py",
+        '"""What proved that an incarnation has stopped (SPEC 7.1)."""\n\n', "    FENCED = 8\n",
+    ),
+    Edit(
+        "the words of the proof", "records/registers.py", "_PROOFS_IN_WORDS: dict[ProofKind, str] = {\n",
+        '    ProofKind.FENCED: "its power was cut",\n',
+    ),
+    Edit(
+        "what the watcher takes", "records/watchers.py",
+        "BUILT_IN = {  # those that an event may name: what they take, and what they fill in\n",
+        '    "nap": (("nap",), ("time",)),\n',
+    ),
+    Edit(
+        "what tells the watcher", "records/watchers.py",
+        "TOLD_APART_BY = {  # those of the watcher process: an event is for the first that takes one of these\n",
+        '    "nap": ("nap",),\n',
+    ),
+    Edit(
+        "the way of the watcher", "drivers/image/watcher.py",
+        "    WAYS: ClassVar = {  # what is done about each kind: as it begins, and when it is due\n",
+        '        "nap": Way(_begin_timer, _work_on_timer),\n',
+    ),
+    Edit(
+        "the row of the engine", "drivers/store/engines.py", "ENGINES: dict[str, Engine] = {\n",
+        '    "made": Engine(*("muster.drivers.store.made.store:" + each for each in ("open_store", "leases", "look"))'
+        "),\n",
+    ),
     Edit(
         "the row of the query", "daemon/socket/catalogue.py", "QUERIES: dict[str, Query] = {\n",
         '    "lock_spaces": Query(Role.OBSERVER, Pure(lock_spaces)),\n',
@@ -180,15 +241,15 @@ class Release:
         for file in {edit.file for edit in EDITS}:
             self.write(file)
 
-    def write(self, file: str, without: str = "") -> None:
-        """One file of the program with the edits that concern it, but for the one of that name."""
+    def write(self, file: str, without: tuple[str, ...] = ()) -> None:
+        """One file of the program with the edits that concern it, but for those of these names."""
         text = (ROOT / "src" / "muster" / file).read_text()
         for edit in EDITS:
             if edit.file != file:
                 continue
             if edit.imports:  # all of them: only the lines are forgotten
                 text = re.sub(r"(?m)^from muster\.", f"{edit.imports}\nfrom muster.", text, count=1)
-            if edit.name == without:
+            if edit.name in without:
                 continue
             at = _behind(text, edit)
             text = text[:at] + edit.lines.replace("NEXT", str(self.version)) + text[at:]

@@ -32,9 +32,10 @@ from muster.drivers.image.guard import EXIT_CLEAN, EXIT_NOT_NOW, NotNow, StartRe
 from muster.drivers.image.kept_cleanups import all_kept
 from muster.drivers.image.systemd import notify
 from muster.drivers.interconnect.mesh import AddressInUse, InterconnectRefused, check_address, parse_address
-from muster.drivers.store.disk.inspection import StoreRecord, newest_database, newest_record
-from muster.drivers.store.disk.lease_store import GuardStore
+from muster.drivers.store.disk.inspection import StoreRecord
+from muster.drivers.store.engine import newest_record
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.lease_store import lease_store_of
 from muster.drivers.store.remembered_file import remembered_of
 from muster.records.database import Database
 from muster.records.durations import duration_of
@@ -151,8 +152,11 @@ def clear_machine(store: str, name: str, home: str) -> int:
     where = os.path.realpath(home)
     if not all_kept(where):
         return EXIT_CLEAN
-    node = _configured(newest_database(store), name, store).node
-    return clear(where, name, node, lambda: GuardStore(store, node), lambda text: print(f"musterd: {text}", flush=True))
+    node = _configured(newest_record(store).database, name, store).node
+    open_leases = lease_store_of(store)
+    return clear(
+        where, name, node, lambda: open_leases(store, node), lambda text: print(f"musterd: {text}", flush=True)
+    )
 
 
 def wait_and_prepare(store: str, name: str, home: str) -> list[str]:
@@ -251,7 +255,7 @@ def renew_expired(store: str, name: str, home: str) -> None:
     from muster.daemon.trust.enrolment import issuing_authority
     from muster.drivers.certificates.signing import Reissue, carry_out
 
-    database = newest_database(store)
+    database = newest_record(store).database
     config, cluster = _configured(database, name, store), database.cluster
     authority = issuing_authority(cluster)
     keys = AuthorityKeys(Path(home), lambda _node, _message: None, lambda _event, _text: None)

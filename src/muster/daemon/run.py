@@ -51,8 +51,8 @@ from muster.drivers.interconnect.mesh import Interconnect, InterconnectRefused, 
 from muster.drivers.machine.own_links import OwnLinks
 from muster.drivers.runner_client import RunnerClient
 from muster.drivers.store.disk.geometry import Header, Scope
-from muster.drivers.store.disk.inspection import StoreRecord, newest_database
-from muster.drivers.store.disk.store import DiskStore
+from muster.drivers.store.disk.inspection import StoreRecord
+from muster.drivers.store.engine import Opened, newest_record, open_store
 from muster.drivers.store.failures import JournalUnreadable, StoreFailed
 from muster.drivers.store.remembered_file import remembered_of
 from muster.records.database import Database
@@ -133,7 +133,7 @@ async def serve(
         lambda waiting: daemon.places.heard(waiting) if daemon else None,
     )
     guard.on_panic = runner.panic
-    store = DiskStore(store_path, config.node)
+    store = open_store(store_path, config.node)
     try:
         strip, database = await _boot_record(store, log)
         remembered = remembered_of(home, store.header.cluster_id, lambda _text: None)  # told by `musterd` at the boot
@@ -174,7 +174,7 @@ def _on_early_term(early: list[int], age_ms: int, guard: GuardChannel) -> None:
 
 
 def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
-    database = newest_database(store_path)
+    database = newest_record(store_path).database
     node = database.node_named(name)
     if node is None:
         raise StoreFailed(f"store {store_path}: node {name!r} is no longer configured in it")
@@ -349,7 +349,7 @@ class _Pulse:
         self._timer.cancel()
 
 
-async def _boot_record(store: DiskStore, log: Log) -> tuple[Strip, Database]:
+async def _boot_record(store: Opened, log: Log) -> tuple[Strip, Database]:
     """The first strip and replica. Waits while a claim is unknown or the newest journal is being moved (SPEC 1.5)."""
     while True:
         strip = await store.read_strip()

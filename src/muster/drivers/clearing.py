@@ -25,9 +25,9 @@ from muster.drivers.image.guard import (
 )
 from muster.drivers.image.kept_cleanups import LOCK, all_kept, last_run, path_of
 from muster.drivers.image.kernels_word import CannotAsk, Witness, read_place
-from muster.drivers.image.lease_writer import LeaseStore
 from muster.drivers.image.process_tree import fork_into
 from muster.drivers.image.systemd import notify
+from muster.drivers.store.lease_store import LeaseStore
 from muster.records.registers import Deadman, Lease, LeaseState
 
 WORD_US = 10_000_000  # for the kernel to end what was killed

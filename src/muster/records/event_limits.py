@@ -3,20 +3,10 @@
 import re
 
 from muster.records.durations import duration_of
-from muster.records.events import (
-    ACTIONS,
-    BUILT_IN,
-    BUILT_IN_WATCHER,
-    NEEDS_WATCHER,
-    PROGRAM_WATCHER,
-    REFERENCE,
-    UNCHECKED_WATCHER,
-    EventDefinition,
-    GroupDefinition,
-    window_of,
-)
+from muster.records.events import ACTIONS, REFERENCE, EventDefinition, GroupDefinition, window_of
 from muster.records.names import NAME, NAME_RULE, shown
 from muster.records.service_limits import ANY_NODE, MAXIMUM_TIMEOUT_MS, command_problem
+from muster.records.watchers import BUILT_IN, BUILT_IN_WATCHER, NEEDS_WATCHER, PROGRAM_WATCHER, UNCHECKED_WATCHER
 
 MAXIMUM_GROUPS = 256  # in the cluster
 MAXIMUM_EVENTS = 64  # in a group

@@ -10,24 +10,11 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.records.numbers import CountOrNone
+from muster.records.watchers import BUILT_IN
 
 MINUTES_A_DAY = 24 * 60
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 REFERENCE = re.compile(r"\{(in|out)\.([a-z][a-z0-9_]*)\}")
-BUILT_IN = {  # watchers that every node has: what they take, and what they fill in
-    "membership": (("node", "state"), ("node", "state", "previous", "incarnation", "entry")),
-    "check": (("command", "interval", "timeout", "failures", "of"), ("status", "output", "failures", "detail")),
-    "process": (("pid", "pid_file"), ("pid", "detail")),
-    "timer": (("interval", "at"), ("time",)),
-    "needs": (("kind", "subject", "severity"), ("kind", "subject", "severity", "words", "next")),
-}
-CHECK_WATCHER, MEMBERSHIP_WATCHER = "check", "membership"
-PROGRAM_WATCHER, UNCHECKED_WATCHER = "program", "unchecked"  # for services' own groups only (SPEC 5.4)
-PROCESS_WATCHERS = (  # of the built-in watcher process
-    CHECK_WATCHER, "process", "timer", PROGRAM_WATCHER, MEMBERSHIP_WATCHER, UNCHECKED_WATCHER,
-)  # fmt: skip
-NEEDS_WATCHER = "needs"  # the daemon itself: what needs a person, here (P10.12)
-BUILT_IN_WATCHER = "built-in"  # the name under which that connects
 ACTIONS = ("muster:fail", "muster:restart", "muster:transfer", "muster:register", "muster:deregister")
 
 _WINDOW = re.compile(r"(?:(?P<days>[a-z,-]+))?\s*(?:(?P<from>\d{1,2}:\d{2})-(?P<to>\d{1,2}:\d{2}))?")

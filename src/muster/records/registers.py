@@ -60,9 +60,20 @@ class ProofKind(IntEnum):
     @property
     def words(self) -> str:
         """The proof in words."""
-        if self is ProofKind.KERNELS_WORD:
-            return "the kernel's word"
-        return self.name.lower().replace("_", " ")
+        return _PROOFS_IN_WORDS[self]
+
+
+_PROOFS_IN_WORDS: dict[ProofKind, str] = {
+    ProofKind.CLEAN_TOMBSTONE: "clean tombstone",
+    ProofKind.PANIC_TOMBSTONE: "panic tombstone",
+    ProofKind.LEASE_EXPIRED: "lease expired",
+    ProofKind.NEXT_INCARNATION: "next incarnation",
+    ProofKind.FENCE_AGENT: "fence agent",
+    ProofKind.OPERATOR: "operator",
+    ProofKind.KERNELS_WORD: "the kernel's word",
+}
+if lacking := [kind.name for kind in ProofKind if kind not in _PROOFS_IN_WORDS]:
+    raise TypeError(f"records/registers.py has no words for the proof {', '.join(lacking)}")
 
 
 def identity_of(uid: int, service: str) -> int:

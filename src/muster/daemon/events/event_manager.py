@@ -44,12 +44,13 @@ from muster.daemon.events.event_history import EventHistory
 from muster.daemon.events.kept_history import KeptHistory
 from muster.daemon.events.output_files import OutputFiles, Piece
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
-from muster.records.events import BUILT_IN_WATCHER, NEEDS_WATCHER, PROCESS_WATCHERS, EventDefinition
+from muster.records.events import EventDefinition
 from muster.records.names import shown
 from muster.records.operations import OperationRequest
 from muster.records.refusal import ControlRefused
 from muster.records.services import CommandState
 from muster.records.units import NEVER_US
+from muster.records.watchers import BUILT_IN_WATCHER, NEEDS_WATCHER, PROCESS_WATCHERS
 
 MAXIMUM_WATCHERS = 24
 MAXIMUM_UNFETCHED = 4096  # beside what is active

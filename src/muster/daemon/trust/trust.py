@@ -9,7 +9,7 @@ from muster.drivers.aside import Shared
 from muster.drivers.certificates.certificates import CertificateRefused, client_context, server_context, verify_pair
 from muster.drivers.certificates.fields import NoCertificate, key_pin, split, validity
 from muster.drivers.interconnect.mesh import Interconnect, Trust
-from muster.drivers.store.disk.inspection import newest_record
+from muster.drivers.store.engine import newest_record
 from muster.drivers.store.failures import StoreFailed
 from muster.records.database import Database
 from muster.records.nodes import NodeConfig

@@ -34,13 +34,13 @@ from muster.drivers.image.deadman import adopt_orphans, boottime_us, set_process
 from muster.drivers.image.descriptors import receive_descriptors
 from muster.drivers.image.keeper import restore_default_signals
 from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, is_kept, lock_folder, lock_kept
-from muster.drivers.image.lease_writer import LeaseStore
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.process_tree import close_descriptors_except, end_everything_below, explain_status, fork_into
 from muster.drivers.image.processes import CARETAKER
 from muster.drivers.image.service_surroundings import DEFAULT_PATH
 from muster.drivers.image.standby import Standby
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.lease_store import LeaseStore
 from muster.records.registers import Lease, Owed
 from muster.records.units import US_PER_MS
 

@@ -73,7 +73,7 @@ from muster.drivers.image.init_process import NODE_HOME, InitSetup, run_init
 from muster.drivers.image.kept_cleanups import all_kept, drop, last_run, lock_folder, record_run
 from muster.drivers.image.kernels_word import CannotAsk, Place, Witness, Witnesses, life_of, read_place
 from muster.drivers.image.lease_account import LeaseAccount
-from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, LeaseStore, renew, run_lease_writer
+from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, renew, run_lease_writer
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.log_writer import REMOVE, LogWriter, start_log_writer
 from muster.drivers.image.process_tree import (
@@ -95,8 +95,8 @@ from muster.drivers.image.process_tree import (
 )
 from muster.drivers.image.processes import CARETAKER, FORKED, GUARD, LOG_WRITER
 from muster.drivers.image.systemd import notify, watchdog_pause_us
-from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.lease_store import LeaseStore, lease_store_of
 from muster.records.registers import LIFE_SINCE, Deadman, Lease, Life, Owed, decode_life, encode_life
 from muster.records.timing import InconsistentProfile, Profile, check
 from muster.records.units import US_PER_MS
@@ -1063,10 +1063,11 @@ def main() -> NoReturn:
     """Entry of `python -m muster.drivers.guard`."""
     try:
         options = parse_options(sys.argv[1:])
-    except ValueError as error:
+        open_lease_store = lease_store_of(options.store)
+    except (ValueError, StoreFailed) as error:
         say(f"musterd: {error}; `musterd --help` shows how a node is started")
         os._exit(EXIT_USAGE)
-    os._exit(run_guard(options, GuardStore))
+    os._exit(run_guard(options, open_lease_store))
 
 
 if __name__ == "__main__":

@@ -18,44 +18,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from muster.core.leases.lease import LeaseKeeper, Stop
 from muster.drivers.image.deadman import boottime_us, die_with_parent, hold_memory_and_priority, set_process_name
 from muster.drivers.image.processes import LEASE_WRITER
 from muster.drivers.store.failures import StoreFailed
-from muster.records.registers import Lease, Marks, Owed, decode_life
+from muster.drivers.store.lease_store import LeaseStore
+from muster.records.registers import Owed, decode_life
 
 MAXIMUM_PACKET_BYTES = 4096
 OWED = b"owed "
 _MAXIMUM_TEXT_CHARACTERS = 800
 _LIFE = b"life "
-
-
-class LeaseStore(Protocol):
-    """What the guard needs of the store; `GuardStore` is it. All may raise `StoreFailed`."""
-
-    @property
-    def one_machine(self) -> bool:
-        """Whether all daemons of the cluster run on this machine (scope `host`)."""
-
-    def read_own(self) -> Lease | None:
-        """The node's own lease register; None if it is unknown."""
-
-    def read_leases(self) -> tuple[Lease | None, ...]:
-        """The lease register of every slot; None for one that is unknown."""
-
-    def read_marks(self) -> tuple[Marks | None, ...]:
-        """The marks register of every slot; None for one that is unknown."""
-
-    def write_lease(self, lease: Lease) -> None:
-        """Durably replace the node's lease register."""
-
-    def replaced(self, written: Lease) -> str | None:
-        """What a fresh open of the store's path says after that write (P11.1): see `core.leases.lease.replacement`."""
-
-    def close(self) -> None:
-        """Release the descriptors."""
 
 
 class CycleFailed(Exception):

@@ -28,8 +28,8 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, NoReturn
 
 from muster.client.address import SOCKET_FILE
 from muster.client.errors import ClientError, Refused
@@ -50,6 +50,13 @@ from muster.drivers.image.process_tree import (
 from muster.drivers.image.processes import WATCHER
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED, PACKET_BYTES
 from muster.records.units import NEVER_US, US_PER_MS
+from muster.records.watchers import (
+    CHECK_WATCHER,
+    MEMBERSHIP_WATCHER,
+    PROGRAM_WATCHER,
+    TOLD_APART_BY,
+    UNCHECKED_WATCHER,
+)
 
 Program = tuple[str, int]  # service and generation
 
@@ -158,21 +165,14 @@ def _program_of(asked: Asked) -> Program:
 
 def _fits(asked: Asked, change: Change) -> bool:
     wanted = asked.parameters
-    is_membership = kind_of(wanted) == "membership"
+    is_membership = kind_of(wanted) == MEMBERSHIP_WATCHER
     return is_membership and all(wanted.get(key, value) == value for key, value in change._asdict().items())
 
 
 def kind_of(parameters: Mapping[str, str]) -> str:
-    """Which of the watchers an event is for: each has IN parameters that the others do not take."""
-    if "command" in parameters:
-        return "check"
-    if "pid" in parameters or "pid_file" in parameters:
-        return "process"
-    if "interval" in parameters or "at" in parameters:
-        return "timer"
-    if "check" in parameters:
-        return "unchecked"
-    return "program" if "generation" in parameters else "membership"
+    """Which of the watchers an event is for: each has IN parameters that those below it do not take."""
+    apart = TOLD_APART_BY.items()
+    return next((name for name, signs in apart if any(sign in parameters for sign in signs)), MEMBERSHIP_WATCHER)
 
 
 class Check:
@@ -207,6 +207,13 @@ class Subject:
         self.pid = 0
         self.pidfd = -1
         self.ended: dict[str, str] | None = None  # how its program ended
+
+
+class Way(NamedTuple):
+    """What is done about an event of one kind."""
+
+    begin: Callable[["BuiltIn", str, Subject], None]  # it is asked for
+    work: Callable[["BuiltIn", str, Subject, int], None]  # it is due
 
 
 class BuiltIn:
@@ -290,22 +297,31 @@ class BuiltIn:
         subject = self._subjects[event] = Subject(wanted)
         if "generation" in values:
             self._memory.asked_us.setdefault(_program_of(wanted), boottime_us())
-        match kind_of(values):
-            case "program":
-                service, generation = _program_of(wanted)
-                self._programs[service, generation] = event
-                self._runner.send(json.dumps({"service": service, "generation": generation}).encode())
-            case "process":
-                self._later(event, subject, boottime_us())
-            case "timer" if "at" in values:
-                if self._memory.daily.get(event, (None, None))[0] != wanted:
-                    self._memory.daily[event] = (wanted, Daily(values["at"], local_seconds(), boottime_us()))
-                self._later(event, subject, boottime_us())
-            case "timer":
-                asked_before, due_us = self._memory.timers.get(event, (None, 0))
-                self._due_at(event, subject, due_us if asked_before == wanted else boottime_us() + subject.interval_us)
-            case "check":
-                self._later(event, subject, boottime_us() + subject.interval_us)
+        self.WAYS[kind_of(values)].begin(self, event, subject)
+
+    def _begin_program(self, event: str, subject: Subject) -> None:
+        service, generation = _program_of(subject.asked)
+        self._programs[service, generation] = event
+        self._runner.send(json.dumps({"service": service, "generation": generation}).encode())
+
+    def _begin_process(self, event: str, subject: Subject) -> None:
+        self._later(event, subject, boottime_us())
+
+    def _begin_timer(self, event: str, subject: Subject) -> None:
+        wanted = subject.asked
+        if "at" in wanted.parameters:
+            if self._memory.daily.get(event, (None, None))[0] != wanted:
+                self._memory.daily[event] = (wanted, Daily(wanted.parameters["at"], local_seconds(), boottime_us()))
+            self._later(event, subject, boottime_us())
+            return
+        asked_before, due_us = self._memory.timers.get(event, (None, 0))
+        self._due_at(event, subject, due_us if asked_before == wanted else boottime_us() + subject.interval_us)
+
+    def _begin_check(self, event: str, subject: Subject) -> None:
+        self._later(event, subject, boottime_us() + subject.interval_us)
+
+    def _begin_nothing(self, _event: str, _subject: Subject) -> None:
+        """The connection tells of its changes, or a check does."""
 
     def _due_at(self, event: str, subject: Subject, at_us: int) -> None:
         self._memory.timers[event] = (subject.asked, at_us)
@@ -315,18 +331,17 @@ class BuiltIn:
         heapq.heappush(self._due, (at_us, event, id(subject)))
 
     def _work(self, event: str, subject: Subject, now_us: int) -> None:
-        match kind_of(subject.asked.parameters):
-            case "check":
-                self._work_on_check(event, subject, now_us)
-            case "process":
-                self._look_for_process(event, subject, now_us)
-            case "program":
-                self._tell_of_program(event, subject)
-            case "timer" if "at" in subject.asked.parameters:
-                self._look_at_clock(event, subject, now_us)
-            case "timer":
-                self._tell_time(event)
-                self._due_at(event, subject, now_us + subject.interval_us)
+        self.WAYS[kind_of(subject.asked.parameters)].work(self, event, subject, now_us)
+
+    def _work_on_timer(self, event: str, subject: Subject, now_us: int) -> None:
+        if "at" in subject.asked.parameters:
+            self._look_at_clock(event, subject, now_us)
+            return
+        self._tell_time(event)
+        self._due_at(event, subject, now_us + subject.interval_us)
+
+    def _work_on_nothing(self, _event: str, _subject: Subject, _now_us: int) -> None:
+        """It is never due."""
 
     def _look_at_clock(self, event: str, subject: Subject, now_us: int) -> None:
         """Whether a daily timer is due by the local clock, which may jump (P8.17). Raises `Lost`: it is due still."""
@@ -361,9 +376,9 @@ class BuiltIn:
             since_us = self._memory.failing_us.get(_program_of(subject.asked))
             if since_us is not None:  # its check has seen the same failure before (P8.15)
                 subject.ended["since"] = _place(since_us)
-            self._tell_of_program(event, subject)
+            self._tell_of_program(event, subject, boottime_us())
 
-    def _tell_of_program(self, event: str, subject: Subject) -> None:
+    def _tell_of_program(self, event: str, subject: Subject, _now_us: int) -> None:
         """Tell of its end once; again if the daemon refuses to hear it now. Raises `Lost`."""
         try:
             if subject.ended is not None:
@@ -594,7 +609,7 @@ class BuiltIn:
             say(f"muster watcher process: {event}: {error}")
 
     def _end(self, subject: Subject) -> None:
-        if kind_of(subject.asked.parameters) == "program":
+        if kind_of(subject.asked.parameters) == PROGRAM_WATCHER:
             self._programs.pop(_program_of(subject.asked), None)
         if subject.check is not None:
             self._kill(subject.check)
@@ -612,6 +627,20 @@ class BuiltIn:
                 self._ending.discard(pid)
         if self._ending:
             send(descendants(self._ending, read_parents()), signal.SIGKILL)
+
+    WAYS: ClassVar = {  # what is done about each kind: as it begins, and when it is due
+        CHECK_WATCHER: Way(_begin_check, _work_on_check),
+        "process": Way(_begin_process, _look_for_process),
+        "timer": Way(_begin_timer, _work_on_timer),
+        UNCHECKED_WATCHER: Way(_begin_nothing, _work_on_nothing),
+        PROGRAM_WATCHER: Way(_begin_program, _tell_of_program),
+        MEMBERSHIP_WATCHER: Way(_begin_nothing, _work_on_nothing),
+    }
+
+
+if BuiltIn.WAYS.keys() != TOLD_APART_BY.keys():
+    lacking = ", ".join(sorted(BuiltIn.WAYS.keys() ^ TOLD_APART_BY.keys()))
+    raise TypeError(f"drivers/image/watcher.py has no row for {lacking}")
 
 
 def milliseconds(text: str, otherwise: int) -> int:

@@ -11,7 +11,7 @@ Engines implement `Store`. What the core is owed by every engine:
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from muster.core.effects import (
     AppendFrame,
@@ -22,6 +22,9 @@ from muster.core.effects import (
     WriteMarks,
     WriteView,
 )
+from muster.drivers.store.disk.geometry import Header
+from muster.drivers.store.disk.inspection import StoreRecord
+from muster.drivers.store.engines import engine_of, part
 from muster.drivers.store.failures import JournalImage, StoreFailed
 from muster.records.registers import Claim, Mark, Marks, Strip, View
 
@@ -70,3 +73,21 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release what the engine holds."""
+
+
+class Opened(Store, Protocol):
+    """A store as its engine opens it, with what is fixed when it is made."""
+
+    @property
+    def header(self) -> Header:
+        """Whose store it is, its scope, and how large its regions are."""
+
+
+def open_store(store: str, node: int) -> Opened:
+    """Open a store for the daemon of node id `node`. Raises `StoreFailed`."""
+    return cast("Opened", part(engine_of(store).store)(store, node))
+
+
+def newest_record(store: str) -> StoreRecord:
+    """What a store holds, as one look shows it; no node need run. Raises `StoreFailed`, `JournalUnreadable`."""
+    return cast("StoreRecord", part(engine_of(store).newest_record)(store))

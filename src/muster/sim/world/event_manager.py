@@ -11,8 +11,8 @@ from muster.core.effects import Reply, RunCommand
 from muster.core.events import manager as events
 from muster.core.node.node import Node
 from muster.records.access import ITSELF, Author
-from muster.records.events import BUILT_IN_WATCHER, PROCESS_WATCHERS
 from muster.records.units import US_PER_MS
+from muster.records.watchers import BUILT_IN_WATCHER, PROCESS_WATCHERS
 from muster.sim.history import WatchBegan, WatchEnded, WatcherGone
 from muster.sim.world.life import Life
 from muster.sim.world.time import Process
