@@ -254,7 +254,7 @@ def test_the_example_of_the_document_runs_as_it_stands(one: DevCluster) -> None:
     said = dict(line.split(": ", 1) for line in ended.stdout.splitlines())
     assert "sleepre" in said.pop("refused")
     assert said == {"nodes": "n0", "once": "True", "runs on": "n0", "seen": "True"}
-    assert "sleeper" not in ask(one, "services")["services"]
+    wait("the service to have stopped", lambda: "sleeper" not in ask(one, "services")["services"])
 
 
 def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
