@@ -22,7 +22,6 @@ from muster.daemon.main import WAIT_S, ClockNotSet
 from muster.dev.development_cluster import create
 from muster.drivers.certificates import certificates
 from muster.drivers.certificates.certificates import CertificateRefused
-from muster.drivers.store.disk import sectors
 from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, choose_header, encode_header
 from muster.drivers.store.failures import StoreFailed
 
@@ -53,9 +52,7 @@ def _truncated(store: bytes) -> bytes:
 def _newer(store: bytes) -> bytes:
     header = choose_header(store[: COPIES * BLOCK_BYTES]).header
     assert header is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sectors, "FORMAT_VERSION", 99)
-        copies = b"".join(encode_header(header, copy) for copy in range(COPIES))
+    copies = b"".join(encode_header(header._replace(version=99), copy) for copy in range(COPIES))
     return copies + store[COPIES * BLOCK_BYTES :]
 
 

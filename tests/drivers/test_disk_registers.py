@@ -89,15 +89,15 @@ def test_one_damaged_copy_does_no_harm_and_two_are_unknown(path: Path, name: str
 
     async def scenario(store: DiskStore) -> None:
         good = await store.read_strip()
-        for kind, registers in zip(RegisterKind, good, strict=True):
+        for kind, registers in zip(RegisterKind, good[:4], strict=True):
             offsets = [header.register_offset(kind, 3, copy) for copy in range(2)]
             sectors = [read_bytes(path, offset, 512) for offset in offsets]
             damage(path, offsets[0], DAMAGES[name](sectors[0], header))
             assert await store.read_strip() == good
             damage(path, offsets[1], DAMAGES[name](sectors[1], header))
-            now = await store.read_strip()
-            assert now[kind - 1][3] is None
-            assert now[kind - 1][:3] + now[kind - 1][4:] == registers[:3] + registers[4:]
+            now = (await store.read_strip())[:4][kind - 1]
+            assert now[3] is None
+            assert now[:3] + now[4:] == registers[:3] + registers[4:]
             damage(path, offsets[0], sectors[0])
             assert await store.read_strip() == good
             damage(path, offsets[1], sectors[1])

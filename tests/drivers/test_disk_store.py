@@ -166,10 +166,10 @@ def test_a_store_of_another_format_is_refused(path: Path) -> None:
 def test_a_store_written_by_a_later_release_is_told_from_a_damaged_one(path: Path) -> None:
     for copy in range(2):
         later = bytearray(read_bytes(path, copy * BLOCK_BYTES, BLOCK_BYTES))
-        later[8:16] = struct.pack("<HBBI", 2, 16, 0, 0)
+        later[8:16] = struct.pack("<HBBI", 3, 16, 0, 0)
         later[12:16] = struct.pack("<I", zlib.crc32(later))
         damage(path, copy * BLOCK_BYTES, bytes(later))
-    with pytest.raises(StoreUnusable, match="disk format 2"):
+    with pytest.raises(StoreUnusable, match="disk format 3"):
         open_header(str(path))
     assert refusal_of(path) is Refusal.OTHER_FORMAT
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from muster.drivers.store.disk import geometry
 from muster.drivers.store.disk.geometry import (
     BLOCK_BYTES,
+    DOORS,
+    FLAT_SLOTS,
     Header,
     InvalidGeometry,
     Scope,
@@ -31,6 +33,7 @@ from muster.drivers.store.disk.sectors import (
     encode_record,
 )
 from muster.records.registers import (
+    MAXIMUM_MARKS,
     MAXIMUM_SLOTS,
     Claim,
     ClaimFlag,
@@ -197,7 +200,7 @@ def test_the_fullest_registers_fit_in_one_sector(sector_bytes: int) -> None:
         (RegisterKind.LEASE, Lease(stamp, LeaseState.PANICKED, Deadman.WATCHDOG, 2**32 - 1, 9, b"b" * 16, "c" * 500)),
         (RegisterKind.CLAIM, Claim(stamp, ClaimFlag.MASTER, Mark(stamp.term, 1, 2**32 - 1))),
         (RegisterKind.VIEW, View(stamp, frozenset(range(MAXIMUM_SLOTS)))),
-        (RegisterKind.MARKS, Marks(stamp, tuple((node, 2**53) for node in range(MAXIMUM_SLOTS)))),
+        (RegisterKind.MARKS, Marks(stamp, tuple((node, 2**53) for node in range(MAXIMUM_MARKS)))),
     ]
     for kind, register in fullest:
         record = Record(RecordKind(kind), stamp, encode_register(register))
@@ -219,13 +222,18 @@ def areas(header: Header) -> list[tuple[int, int]]:
         found += [
             (header.region_offset(slot, half, copy), header.region_bytes) for half in range(2) for copy in range(2)
         ]
+    if header.has_doors:
+        found += [
+            (header.door_offset(bank, copy), header.sector_bytes) for bank in range(1, DOORS + 1) for copy in range(2)
+        ]
     return sorted(found)
 
 
-@given(st.integers(1, MAXIMUM_SLOTS), st.sampled_from([512, 4096]), st.integers(4 << 20, 300 << 20))
+@given(st.integers(1, MAXIMUM_SLOTS), st.sampled_from([512, 4096]), st.integers(32 << 20, 300 << 20))
 def test_nothing_in_a_store_overlaps_and_everything_is_aligned(slots: int, sector_bytes: int, store_bytes: int) -> None:
     header = new_header(CLUSTER, "x", Scope.HOST, sector_bytes=sector_bytes, slots=slots, store_bytes=store_bytes)
     assert header.total_bytes <= store_bytes
+    assert (header.version == FORMAT_VERSION) == (slots <= 16)
     end = 0
     for offset, length in areas(header):
         assert offset >= end
@@ -234,9 +242,9 @@ def test_nothing_in_a_store_overlaps_and_everything_is_aligned(slots: int, secto
     assert end <= header.total_bytes
 
 
-@given(st.integers(8, MAXIMUM_SLOTS), st.sampled_from([512, 4096]))
+@given(st.integers(8, FLAT_SLOTS), st.sampled_from([512, 4096]))
 def test_all_registers_are_one_contiguous_strip_ordered_by_kind(slots: int, sector_bytes: int) -> None:
-    header = new_header(CLUSTER, "x", Scope.HOST, sector_bytes=sector_bytes, slots=slots)
+    header = new_header(CLUSTER, "x", Scope.HOST, sector_bytes=sector_bytes, slots=slots, version=FORMAT_VERSION)
     ranges = []
     for kind in RegisterKind:
         offsets = [header.register_offset(kind, slot, copy) for slot in range(slots) for copy in range(2)]

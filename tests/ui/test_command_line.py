@@ -226,6 +226,37 @@ def test_a_damaged_store_fails_its_check_with_the_place(muster: CommandLine, mad
     assert any(finding["offset"] == 2 * 4096 and finding["advice"] for finding in findings)
 
 
+@pytest.mark.parametrize(
+    ("options", "slots", "words"),
+    [
+        (("--size", "64M"), 16, "it has slots for 16 nodes; 256 take 1024M"),
+        (("--size", "200M"), 32, "it has slots for 32 nodes; 256 take 1024M"),
+        (("--size", "1G"), 256, "it has slots for 256 nodes"),
+        (("--slots", "256", "--size", "64M"), 256, "it has slots for 256 nodes"),
+        (("--size", "1G", "--active-version", "3"), 16, "it has slots for 16 nodes"),
+    ],
+)
+def test_p11_7_init_makes_as_many_slots_as_there_is_room_for_and_says_so(
+    muster: CommandLine, tmp_path: Path, options: tuple[str, ...], slots: int, words: str
+) -> None:
+    path = tmp_path / "store"
+    made = ("init", str(path), "--name", "c", "--nodes", NODES, "--keys", str(tmp_path / "keys"), "--scope", "host")
+    assert words in muster.succeed(*made, *options)
+    shown = muster.json("store", "show", str(path))
+    assert len(shown["slots"]) == slots
+    assert shown["highest_format"] == (1 if slots == 16 else 2)
+    if "1G" in options and slots == 256:
+        assert path.stat().st_blocks * 512 < 80 << 20  # a file fills only as far as there are nodes
+    assert muster.json("store", "check", str(path))["findings"] == []
+
+
+def test_p11_7_init_for_older_releases_makes_a_store_that_they_know(muster: CommandLine, tmp_path: Path) -> None:
+    made = ("init", str(tmp_path / "store"), "--name", "c", "--nodes", NODES, "--keys", str(tmp_path / "keys"))
+    ended = muster.run(*made, "--slots", "41", "--active-version", "3")
+    assert ended.returncode == 2
+    assert "choose 1 to 40" in ended.stderr
+
+
 def test_a_failed_init_leaves_no_keys_behind(muster: CommandLine, tmp_path: Path) -> None:
     arguments = ("init", str(tmp_path / "store"), "--name", "c", "--nodes", NODES, "--keys", str(tmp_path / "keys"))
     ended = muster.run(*arguments, "--slots", "40", "--size", "64K", "--scope", "host")

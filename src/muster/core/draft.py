@@ -87,6 +87,7 @@ class Facts(msgspec.Struct):
     aged_index: int = -1  # the newest entry that is older than a client may repeat a request; -1: none is known to be
     sheds: bool = False  # the store may be over full: whoever has filled it did not count as this release does (P9.6)
     after: str = ""  # the service at which the last round had to stop: this one begins behind it (P9.5)
+    shut: range = range(0)  # the slots of the store's banks in which nobody has ever run (P11.7)
 
     def report(self, member: Member) -> Report | None:
         """The report of exactly this incarnation, in this term; none of a silent one, whatever it says (P4.8)."""

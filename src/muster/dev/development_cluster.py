@@ -25,6 +25,7 @@ from typing import Any
 
 from muster.client.errors import ClientError, Unreachable
 from muster.dev import node_processes
+from muster.drivers.store.disk.geometry import DEFAULT_SLOTS
 from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S
 from muster.setup.errors import Mistaken
 from muster.setup.initialisation import ClusterPlan, NodePlan, initialise
@@ -402,10 +403,12 @@ def create(
     *,
     lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S,
     scope: str = "host",
+    slots: int = 0,
 ) -> DevelopmentCluster:
     """Claim `directory`, and make a store and keys for n0, n1, ... in it. Raises `ClientError`, leaving nothing.
 
     `scope`: of the store. With `shared` the nodes judge each other as if each had a machine of its own.
+    `slots`: for how many nodes there is room; 0: for 16, or for as many as there are.
     """
     directory = absolute(directory)
     made_directories = _claimable(directory)
@@ -424,7 +427,7 @@ def create(
         raise _in_use(directory) from error
     cluster = DevelopmentCluster(directory, described)
     try:
-        slots = max(16, nodes)
+        slots = slots or max(DEFAULT_SLOTS, nodes)
         size = slots * STORE_BYTES_PER_SLOT
         cluster_plan = ClusterPlan(name, tuple(plan), profile, scope, slots, size, certificate_lifetime_s=lifetime_s)
         initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)

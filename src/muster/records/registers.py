@@ -183,13 +183,18 @@ class Marks(NamedTuple):
 Register = Lease | Claim | View | Marks
 
 LIFE_SINCE = 3  # version from which a lease may have one: `versions.KERNELS_WORD`, which the image cannot import
-MAXIMUM_SLOTS = 40  # as many marks as fit into one 512-byte sector
+BANK_ENDS = (16, 32, 64, 128, 256)  # the slots of a store in banks: bank 0 has 0 to 15, bank 1 16 to 31, ... (P11.7)
+MAXIMUM_SLOTS = BANK_ENDS[-1]
+MAXIMUM_MARKS = 40  # of one register: as many as fit into a sector of 512 bytes
 _CAUSE_BYTES = 120
 _GROUP_BYTES = 160
 _LEASE = struct.Struct("<BBII16sH")
 _LIFE = struct.Struct("<16sQQIQQQH")
 _CLAIM = struct.Struct("<BQHBI")
 _VIEW = struct.Struct("<Q")
+_NARROW = 64  # nodes that it has bits for
+_WIDE_BYTES = MAXIMUM_SLOTS // 8  # of the bits where a view names a node beyond these
+_WIDE = struct.Struct(f"<{_WIDE_BYTES}s?{_WIDE_BYTES}s")  # heard, cut off, heard late
 _CUT_OFF = b"\x01"  # after it, only where it is so
 _LATE = struct.Struct("<?Q")  # after it, in place of that, only where somebody is heard late
 _MARK = struct.Struct("<HQ")
@@ -224,6 +229,8 @@ def encode_register(register: Register) -> bytes:
             mark = register.mark
             return _CLAIM.pack(register.flag, mark.term.number, mark.term.node, mark.half, mark.generation)
         case View():
+            if max(register.heard | register.heard_late, default=0) >= _NARROW:
+                return _WIDE.pack(_wide(register.heard), register.cut_off, _wide(register.heard_late))
             head = _VIEW.pack(_bits(register.heard))
             if register.heard_late:
                 return head + _LATE.pack(register.cut_off, _bits(register.heard_late))
@@ -287,10 +294,22 @@ def _bits(nodes: frozenset[int]) -> int:
 
 
 def _nodes(bits: int) -> frozenset[int]:
-    return frozenset(node for node in range(64) if bits >> node & 1)
+    return frozenset(node for node in range(bits.bit_length()) if bits >> node & 1)
+
+
+def _wide(nodes: frozenset[int]) -> bytes:
+    return _bits(nodes).to_bytes(_WIDE_BYTES, "little")
+
+
+def _narrowed(data: bytes) -> frozenset[int]:
+    """Inverse of `_wide`."""
+    return _nodes(int.from_bytes(data, "little"))
 
 
 def _decode_view(stamp: Stamp, payload: bytes) -> View:
+    if len(payload) == _WIDE.size:
+        heard, cut_off, heard_late = _WIDE.unpack(payload)
+        return View(stamp, _narrowed(heard), cut_off, _narrowed(heard_late))
     (bits,) = _VIEW.unpack_from(payload)
     rest = payload[_VIEW.size :]
     if rest in {b"", _CUT_OFF}:
@@ -316,20 +335,59 @@ def decode_life(payload: bytes) -> Life:
 
 def blank_register(kind: RegisterKind, owner: int) -> Register:
     """The register as `muster init` writes it, before the node has ever run."""
-    stamp = Stamp(owner, 0, NO_TERM, 0)
     if kind is RegisterKind.LEASE:
-        return Lease(stamp, LeaseState.NEVER, Deadman.NONE, 0, 0, bytes(16), "")
+        return _blank_lease(owner)
     if kind is RegisterKind.CLAIM:
-        return Claim(stamp, ClaimFlag.WITHDRAWN, NO_MARK)
+        return _blank_claim(owner)
     if kind is RegisterKind.VIEW:
-        return View(stamp, frozenset())
-    return Marks(stamp, ())
+        return _blank_view(owner)
+    return Marks(Stamp(owner, 0, NO_TERM, 0), ())
+
+
+def _blank_lease(owner: int) -> Lease:
+    return Lease(Stamp(owner, 0, NO_TERM, 0), LeaseState.NEVER, Deadman.NONE, 0, 0, bytes(16), "")
+
+
+def _blank_claim(owner: int) -> Claim:
+    return Claim(Stamp(owner, 0, NO_TERM, 0), ClaimFlag.WITHDRAWN, NO_MARK)
+
+
+def _blank_view(owner: int) -> View:
+    return View(Stamp(owner, 0, NO_TERM, 0), frozenset())
+
+
+def bank_of(slot: int) -> int:
+    """In which bank a slot of a store in banks is (P11.7)."""
+    return next(bank for bank, end in enumerate(BANK_ENDS) if slot < end)
 
 
 class Strip(NamedTuple):
-    """All registers of all slots, as one read of the store shows them. `None` is unknown, never empty (SPEC 1.5)."""
+    """All registers, as one read of the store shows them. `None` is unknown, never empty (SPEC 1.5).
+
+    The slots of banks whose doors were shut are left out: nobody had ever written there (P11.7). `lease`, `claim` and
+    `view` answer for every slot of the store.
+    """
 
     leases: tuple[Lease | None, ...]
     claims: tuple[Claim | None, ...]
     views: tuple[View | None, ...]
     marks: tuple[Marks | None, ...]
+    slots: int = 0  # of the store; 0: no more than are here
+
+    def lease(self, node: int) -> Lease | None:
+        """The lease of a slot; a blank one where its bank is shut, and None for no slot of the store."""
+        if node < len(self.leases):
+            return self.leases[node]
+        return _blank_lease(node) if node < self.slots else None
+
+    def claim(self, node: int) -> Claim | None:
+        """The claim of a slot, likewise."""
+        if node < len(self.claims):
+            return self.claims[node]
+        return _blank_claim(node) if node < self.slots else None
+
+    def view(self, node: int) -> View | None:
+        """The view of a slot, likewise."""
+        if node < len(self.views):
+            return self.views[node]
+        return _blank_view(node) if node < self.slots else None

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from muster.client.errors import ClientError
-from muster.drivers.store.disk.geometry import DEFAULT_SLOTS, InvalidGeometry, Scope
+from muster.drivers.store.disk.geometry import (
+    DEFAULT_SLOTS,
+    FLAT_SLOTS,
+    InvalidGeometry,
+    Scope,
+    default_bytes,
+    slots_for,
+)
+from muster.drivers.store.disk.sectors import FORMAT_VERSION
 from muster.records.addresses import Address, address_of
 from muster.records.database import encode_database, initial_database
 from muster.records.names import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
@@ -46,7 +54,7 @@ class ClusterPlan(NamedTuple):
     nodes: tuple[NodePlan, ...]
     profile: str
     scope: str  # host or shared
-    slots: int = DEFAULT_SLOTS
+    slots: int | None = DEFAULT_SLOTS  # None: for as many as there is room, up to `MAXIMUM_SLOTS`
     store_bytes: int | None = None  # None: what suits the scope
     timers: tuple[tuple[str, int], ...] = ()  # set otherwise than the profile has them
     certificate_lifetime_s: int = DEFAULT_CERTIFICATE_LIFETIME_S
@@ -85,11 +93,10 @@ def check_plan(plan: ClusterPlan) -> None:
     if not SHORTEST_LIFETIME_S <= plan.certificate_lifetime_s <= LONGEST_LIFETIME_S:
         what = f"certificates cannot be good for {plan.certificate_lifetime_s} s"
         raise Mistaken(what, "--certificate-lifetime", "choose 10s to 3650d, as 90d")
-    if not 0 < plan.slots <= MAXIMUM_SLOTS:
-        raise Mistaken(f"a store cannot have {plan.slots} slots", "--slots", f"choose 1 to {MAXIMUM_SLOTS}")
-    if not 0 < len(plan.nodes) <= plan.slots:
-        next_step = f"name 1 to {plan.slots} nodes, or make more room with --slots (at most {MAXIMUM_SLOTS})"
-        raise Mistaken(f"{len(plan.nodes)} nodes do not fit", "--nodes", next_step)
+    most = MAXIMUM_SLOTS if plan.active_version == HIGHEST else FLAT_SLOTS  # an older release knows no banks (P11.7)
+    if plan.slots is not None and not 0 < plan.slots <= most:
+        raise Mistaken(f"a store cannot have {plan.slots} slots", "--slots", f"choose 1 to {most}")
+    _check_room(plan, plan.slots or most)
     if not LOWEST <= plan.active_version <= HIGHEST:
         what = f"this release does not know version {plan.active_version}"
         raise Mistaken(what, "--active-version", f"choose {LOWEST} to {HIGHEST}")
@@ -113,6 +120,27 @@ def check_plan(plan: ClusterPlan) -> None:
                     what = f"{node.name} has the address {text} twice"
                 raise Mistaken(what, "--nodes", "give each node addresses of its own, and each once")
             addresses[address] = node.name
+
+
+def _check_room(plan: ClusterPlan, slots: int) -> None:
+    if not 0 < len(plan.nodes) <= slots:
+        next_step = f"name 1 to {slots} nodes, or make more room with --slots (at most {MAXIMUM_SLOTS})"
+        raise Mistaken(f"{len(plan.nodes)} nodes do not fit", "--nodes", next_step)
+
+
+def _slots_of(path: Path, plan: ClusterPlan) -> int:
+    """How many slots the store gets (P11.7). Raises `Mistaken` where the nodes do not fit, and `StoreUnusable`."""
+    from muster.drivers.store.disk.store import room_at
+
+    if plan.slots is not None:
+        return plan.slots
+    if plan.active_version < HIGHEST:
+        slots = DEFAULT_SLOTS
+    else:
+        room = plan.store_bytes if plan.store_bytes is not None else room_at(str(path))
+        slots = slots_for(Scope[plan.scope.upper()], room)
+    _check_room(plan, slots)
+    return slots
 
 
 def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False) -> str:
@@ -153,14 +181,29 @@ def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False
     names = [node.name for node in plan.nodes]
     with _keys_in_place(keys, {AUTHORITY_FOLDER: authority, **dict(zip(names, credentials, strict=True))}):
         try:
-            size = plan.store_bytes
-            header = plan_header(str(path), identity, plan.name, scope, slots=plan.slots, store_bytes=size)
+            header = plan_header(
+                str(path), identity, plan.name, scope,
+                slots=_slots_of(path, plan), store_bytes=plan.store_bytes,
+                version=FORMAT_VERSION if plan.active_version < HIGHEST else None,
+            )  # fmt: skip
             create_store(str(path), header, encode_database(database), overwrite=force)
         except InvalidGeometry as error:
             raise Mistaken(str(error), str(path), "choose other values for --slots and --size") from error
         except (StoreFailed, OSError) as error:
             raise ClientError(f"the store could not be made: {error}", str(path), _next_step(error)) from error
     return identity.hex()
+
+
+def room_of(path: Path) -> str:
+    """For how many nodes the store at `path` has room, in words. Raises `StoreUnusable`."""
+    from muster.drivers.store.disk.store import open_header
+
+    header = open_header(str(path))
+    text = f"it has slots for {header.slots} nodes"
+    if header.slots < MAXIMUM_SLOTS:
+        needed = default_bytes(header.scope, MAXIMUM_SLOTS) >> 20
+        text += f"; {MAXIMUM_SLOTS} take {needed}M, which a file fills only as far as there are nodes (--slots, --size)"
+    return text
 
 
 def _next_step(error: Exception) -> str:

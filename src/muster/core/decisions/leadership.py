@@ -188,7 +188,7 @@ class Leadership:
     def publish_marks(self, beside: Beside) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
         if self.term is not None:
-            beside.registers.publish_marks(beside.replica.database, self.claimed)
+            beside.registers.publish_marks(beside.replica.database, self.claimed, beside.observer.is_live)
 
     def problem(self, replica: Replica) -> str:
         """What does not hold of it between two steps, in words."""

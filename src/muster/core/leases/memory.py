@@ -44,10 +44,10 @@ def problem(remembered: Remembered, store_id: str, strip: Strip, database: Datab
     """
     met = store_id == remembered.store_id
     for slot, number in sorted(remembered.terms.items()):
-        claim = strip.claims[slot] if slot < len(strip.claims) else None
+        claim = strip.claim(slot)
         if claim is not None and claim.stamp.term.number < number:
             return f"node {slot} had claimed term {number}, and its register shows {claim.stamp.term.number}"
-    lease = strip.leases[node]
+    lease = strip.lease(node)
     # a home of a node that was removed may be that of its successor, which has another slot
     same_slot = remembered.slot in (-1, node)
     if same_slot and lease is not None and lease.stamp.incarnation < remembered.incarnation:
@@ -83,7 +83,7 @@ class Memory:
 
     def another_store(self, read: StripRead, me: ThisNode) -> str:
         """Why this read cannot be of the store that this node booted on, in words (P11.3)."""
-        lease = read.strip.leases[me.node]
+        lease = read.strip.lease(me.node)
         if lease is not None and lease.stamp.incarnation < me.incarnation:
             return f"its own lease register shows an earlier incarnation, {lease.stamp.incarnation}"
         return self.judge(read)
@@ -95,7 +95,7 @@ class Memory:
             return ""
         self._claims, self._fresh = claims, False
         for slot, (number, since_us) in self._known.items():
-            claim = claims[slot] if slot < len(claims) else None
+            claim = read.strip.claim(slot)
             if since_us >= read.started_us:
                 self._fresh = True  # the next read, which begins after it was known, must show it
             elif claim is not None and claim.stamp.term.number < number:

@@ -64,21 +64,49 @@ class Observer:
         self.read_started_us = 0  # of the read that gave `strip`
         self._read_us = started_us  # when that read ended
         self._gap_ms = profile.gap_ms
-        self._watches = [LeaseWatch(profile.gap_ms, timers_prove=one_machine) for _ in strip.leases]
-        self._watches[me].lease = strip.leases[me]  # what the own lease advances from
+        self._watches: list[LeaseWatch] = []  # of the slots that reads have shown
+        self._never = LeaseWatch(profile.gap_ms, timers_prove=one_machine)  # of a slot whose bank is shut (P11.7)
+        self._watch_as_many(max(me + 1, len(strip.leases)))
+        self._watches[me].lease = strip.lease(me)  # what the own lease advances from
         self._confirmed: dict[tuple[int, int], Evidence] = {}  # by the kernel, members, fence agents and operators
         self._told: set[tuple[int, int]] = set()
         self.last_words: dict[int, tuple[int, str]] = {}  # node -> incarnation, and why it panicked (P7.18)
         self.heard_late: frozenset[int] = frozenset()  # by this node itself (P4.6)
         self.hears: frozenset[int] = frozenset()  # this node itself, whenever that was
-        # From a node's end until a member that hears it has had a frame more, has written its view, and that is read.
-        self._say_us = (profile.heartbeat_interval_ms(len(strip.leases)) + 2 * profile.read_ms) * US_PER_MS
+        self._profile = profile
 
     def see(self, read: StripRead) -> None:
         """Take a read in. Whom this node hears late by it is to be noted before it is judged (P4.6)."""
         self.strip, self.read_started_us, self._read_us = read.strip, read.started_us, read.finished_us
-        for watch, lease in zip(self._watches, read.strip.leases, strict=True):
+        leases = read.strip.leases
+        self._watch_as_many(len(leases))
+        for watch, lease in zip(self._watches, leases, strict=False):
             watch.observe(lease, read.started_us, read.finished_us)
+        for node in range(len(leases), len(self._watches)):  # what was in use cannot be shut again: another store's
+            self._watches[node].observe(read.strip.lease(node), read.started_us, read.finished_us)
+
+    def _watch_as_many(self, slots: int) -> None:
+        """Watch further slots, from the first read that shows their bank."""
+        for _ in range(len(self._watches), slots):
+            self._watches.append(LeaseWatch(self._gap_ms, timers_prove=self._one_machine))
+
+    def _watch(self, node: int) -> LeaseWatch:
+        return self._watches[node] if node < len(self._watches) else self._never
+
+    def _say_us(self) -> int:
+        """From a node's end until a member that hears it has had a frame more, has written its view, and that is read.
+
+        Nobody beats more slowly than the slots tell that the newest read shows (`beat_ms`).
+        """
+        profile = self._profile
+        return (profile.heartbeat_interval_ms(len(self.strip.leases)) + 2 * profile.read_ms) * US_PER_MS
+
+    def beat_ms(self, nodes: int) -> int:
+        """How often this node sends a heartbeat, with that many nodes configured (P4.6).
+
+        Those of banks that are shut have never run, and do not count.
+        """
+        return self._profile.heartbeat_interval_ms(min(nodes, len(self.strip.leases)))
 
     def newly_dead(self, database: Database) -> list[tuple[int, Evidence]]:
         """The members that the last read is the first to prove dead."""
@@ -127,7 +155,7 @@ class Observer:
     def believe(self, evict: EvictNode, database: Database) -> None:
         """An operator vouches for the stop of a silent node: without a master, this very node may then claim (P4.2)."""
         node = database.node_named(evict.node)
-        lease = self.strip.leases[node] if node is not None else None
+        lease = self.strip.lease(node) if node is not None else None
         if node is None or lease is None or node == self._me or self.is_live(node):
             return
         detail = f"confirmed by hand: {evict.cause}"
@@ -165,7 +193,7 @@ class Observer:
             if lease.boot_id != self._kernel.boot_id or key in self._confirmed:
                 continue
             asked_us = self._asked_us.get(key)
-            if asked_us is None or (now_us - asked_us >= self._ask_again_us and not self._watches[node].is_live()):
+            if asked_us is None or (now_us - asked_us >= self._ask_again_us and not self._watch(node).is_live()):
                 self._asked_us[key] = now_us
                 found.append(WatchLife(node, key[1], lease.boot_id, lease.life))
         return found
@@ -187,13 +215,13 @@ class Observer:
         return lease.boot_id != self._kernel.boot_id and any(self._kernel.boot_id)
 
     def _lease(self, node: int) -> Lease | None:
-        return self.strip.leases[node] if node < len(self.strip.leases) else None
+        return self.strip.lease(node)
 
     def evidence(self, node: int, incarnation: int) -> Evidence | None:
         """Proof that an incarnation has stopped (P4.2); there is never one of this node's own life."""
         if node == self._me and incarnation >= self._incarnation:
             return None
-        found = self._confirmed.get((node, incarnation)) or self._watches[node].evidence(incarnation)
+        found = self._confirmed.get((node, incarnation)) or self._watch(node).evidence(incarnation)
         if found is not None and found.kind is ProofKind.LEASE_EXPIRED and self._may_be_heard(node):
             return None
         return found or self._gone_with_its_kernel(node, incarnation)
@@ -207,7 +235,7 @@ class Observer:
             for other, view in enumerate(self.strip.views)
             if other not in (self._me, node)
         )
-        return heard and self.read_started_us < self._watches[node].ran_out_us() + self._say_us
+        return heard and self.read_started_us < self._watch(node).ran_out_us() + self._say_us()
 
     def hearers(self, node: int) -> tuple[int, ...]:
         """The members that have heard a node after its lease had run out: as long as one does, that is no proof (P4.6).
@@ -241,7 +269,7 @@ class Observer:
         mine = any(self._kernel.machine_id) and lease.life.machine_id == self._kernel.machine_id
         if lease.state is not LeaseState.LIVE or not mine or lease.boot_id == self._kernel.boot_id:
             return None
-        if self._watches[node].is_live():
+        if self._watch(node).is_live():
             return None
         return Evidence(ProofKind.KERNELS_WORD, incarnation, "this machine has booted since, and it is silent")
 
@@ -251,7 +279,7 @@ class Observer:
 
     def ran_out(self, node: int, incarnation: int) -> bool:
         """Whether the lease of an incarnation has run out in this node's reads (P2.12)."""
-        return node < len(self._watches) and self._watches[node].ran_out(incarnation)
+        return self._watch(node).ran_out(incarnation)
 
     def is_out(self, node: int, incarnation: int) -> bool:
         """Whether nobody waits for a claim of this incarnation: it is proven dead, or its lease has run out (P2.2)."""
@@ -264,15 +292,16 @@ class Observer:
 
     def silent_us(self, node: int) -> int:
         """For how long the chain of reads has shown the same beat of the node's lease."""
-        return self._watches[node].silent_us() if node < len(self._watches) else 0
+        return self._watch(node).silent_us()
 
     def is_live(self, node: int) -> bool:
         """Whether the node's newest incarnation renews its lease, as far as this node can tell."""
         if node == self._me:
             return True
-        if node >= len(self._watches) or not self._watches[node].is_live():
+        watch = self._watch(node)
+        if not watch.is_live():
             return False
-        lease = self._watches[node].lease
+        lease = watch.lease
         return lease is None or (node, lease.stamp.incarnation) not in self._confirmed
 
     def unclean(self, node: int, incarnation: int, service: int) -> str:
@@ -280,7 +309,7 @@ class Observer:
 
         `service` is its `identity_of`.
         """
-        lease = self.strip.leases[node] if node < len(self.strip.leases) else None
+        lease = self.strip.lease(node)
         if lease is None or lease.stamp.incarnation < incarnation:
             return "its lease register does not show that incarnation"
         own = lease.stamp.incarnation == incarnation
@@ -292,12 +321,16 @@ class Observer:
 
     def owed(self, node: int, incarnation: int) -> Owed | None:
         """What this incarnation says is still to be cleared in its machine."""
-        lease = self.strip.leases[node] if node < len(self.strip.leases) else None
+        lease = self.strip.lease(node)
         return lease.owed if lease is not None and lease.stamp.incarnation == incarnation else None
 
     def slots(self) -> dict[int, int]:
-        """The last incarnation that ran in each slot of the store; slots whose lease is unknown are left out."""
+        """The last incarnation that ran in each slot of the banks in use; those whose lease is unknown are left out."""
         return {slot: lease.stamp.incarnation for slot, lease in enumerate(self.strip.leases) if lease is not None}
+
+    def shut_slots(self) -> range:
+        """The slots of the store of banks that are not in use: nobody has ever run there (P11.7)."""
+        return range(len(self.strip.leases), max(len(self.strip.leases), self.strip.slots))
 
     def highest_term(self) -> Term:
         """The highest term that anybody has claimed."""
@@ -309,7 +342,7 @@ class Observer:
             claim.stamp.term for claim in self.strip.claims if claim is not None and claim.flag is ClaimFlag.MASTER
         ]
         if accepted.number:
-            claim = self.strip.claims[accepted.node]
+            claim = self.strip.claim(accepted.node)
             withdrawn = claim is not None and claim.flag is ClaimFlag.WITHDRAWN and claim.stamp.term >= accepted
             if not withdrawn:
                 terms.append(accepted)

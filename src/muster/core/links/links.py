@@ -120,7 +120,7 @@ class Links:
         for member in database.members.values():
             if not counts(member) or member.eviction is not None or not is_live(member.node):
                 continue
-            view = strip.views[member.node]
+            view = strip.view(member.node)
             own = self.heard(len(database.nodes), now_us) if member.node == self._me else None
             heard = own if own is not None else view.heard if view else frozenset()
             joined = member.state is NodeState.JOINED
@@ -149,5 +149,5 @@ class Links:
     def _view_beat(self, node: int, strip: Strip) -> int:
         if node == self._me:
             return self.view_sequence
-        view = strip.views[node]
+        view = strip.view(node)
         return view.stamp.sequence if view else 0

@@ -193,10 +193,10 @@ def read(state: Mastership, strip: Strip, is_out: IsOut, *, may_lead: bool = Tru
 
     `may_lead`: the own lease advances in the own reads; else the machine gives up what it is at (P2.13).
     """
-    own = strip.claims[state.node]
+    own = strip.claim(state.node)
     if own is not None and own != state.claim:
         return state, Halt("its own claim register holds what it did not write: a second node runs under this name")
-    if any(seen is None for seen in strip.claims):
+    if own is None or any(seen is None for seen in strip.claims):
         return state, Read(again=True)  # unknown is never empty
     if _higher_term(state, strip) or not may_lead:
         return withdraw(state)

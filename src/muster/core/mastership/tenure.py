@@ -122,7 +122,7 @@ class Tenure:
 
     def claim(self, strip: Strip, now_us: int) -> None:
         """Claim mastership (P2.2); the node has found `may_claim` in a read that it `may_judge`."""
-        if strip.claims[self.state.node] != self.state.claim:
+        if strip.claim(self.state.node) != self.state.claim:
             cause = "its own claim register holds what it did not write: a second node runs under this name"
             self._outcomes.append(Halt(cause))
         else:
@@ -170,7 +170,7 @@ class Tenure:
         `strip`: the newest read. The others wait for the claim that they see in this node's register, and it can
         neither act on that nor withdraw it; what is still on its way to the store may not be overtaken.
         """
-        own = strip.claims[self.state.node]
+        own = strip.claim(self.state.node)
         if own is None or own.flag is ClaimFlag.WITHDRAWN or own.stamp.incarnation != self._incarnation:
             return ""
         waits = bool(self._operation or self._read)

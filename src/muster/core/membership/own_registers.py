@@ -4,7 +4,7 @@ One write of each is under way at a time. What the store has refused is written 
 the links, the marks with the next publication.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from muster.core.effects import WriteMarks, WriteView
 from muster.core.links.links import Links
@@ -12,7 +12,7 @@ from muster.core.membership import membership
 from muster.core.outbox import Outbox
 from muster.core.this_node import ThisNode
 from muster.records.database import Database
-from muster.records.registers import Marks, Strip, View
+from muster.records.registers import MAXIMUM_MARKS, Marks, Strip, View
 from muster.records.terms import Stamp, Term
 from muster.records.versions import KERNELS_WORD
 
@@ -23,7 +23,7 @@ class OwnRegisters:
     def __init__(self, me: ThisNode, strip: Strip, numbers: Iterator[int], out: Outbox) -> None:
         """`numbers`: of store operations, those of the tenure among them."""
         self._me, self._numbers, self._out = me, numbers, out
-        marks = strip.marks[me.node]
+        marks = strip.marks[me.node] if me.node < len(strip.marks) else None
         self._sequence = marks.stamp.sequence if marks else 0  # of the marks
         self._published: tuple[tuple[int, int], ...] = ()
         self._writing: dict[int, str] = {}  # operation -> view or marks
@@ -42,9 +42,15 @@ class OwnRegisters:
         view = View(self._stamp(term, sequence), heard, links.cut_off, late)
         self._out.put(WriteView(self._begin("view"), view))
 
-    def publish_marks(self, database: Database, term: Term) -> None:
-        """As master: publish the marks of every committed eviction (P4.3, SPEC 7.2)."""
+    def publish_marks(self, database: Database, term: Term, is_live: Callable[[int], bool]) -> None:
+        """As master: publish the marks of every committed eviction (P4.3, SPEC 7.2).
+
+        Where there are more than the register holds, those go first that renew their leases: a silent node stops by
+        itself when it wakes. Each proof of a death makes room for another.
+        """
         wanted = membership.condemned(database.members)
+        if len(wanted) > MAXIMUM_MARKS:
+            wanted = tuple(sorted(sorted(wanted, key=lambda mark: not is_live(mark[0]))[:MAXIMUM_MARKS]))
         if wanted == self._published or "marks" in self._writing.values():
             return
         self._published = wanted

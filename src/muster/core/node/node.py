@@ -112,7 +112,7 @@ class Node:
         self.me = setup.node
         self.this = me = ThisNode(setup.node, setup.name, setup.incarnation, setup.profile)
         self._profile = setup.profile
-        own_claim = strip.claims[self.me]
+        own_claim = strip.claim(self.me)
         assert own_claim is not None, "the driver boots a node only from a strip whose claims are all known"
         self._numbers = itertools.count(1)  # of store operations and reads
         self.places = Places()
@@ -130,7 +130,7 @@ class Node:
         self.executor = Executor(self.me, setup.incarnation, commands)
         self.subsystems = Subsystems(self.me, setup.incarnation, setup.residents)
         self.now_us = now_us
-        view = strip.views[self.me]
+        view = strip.view(self.me)
         self.links = Links(self.me, setup.profile, now_us, view.stamp.sequence if view else 0)
         self._out = Outbox(self.links.connected)
         accepted, known = mastership.newest_mark(strip)[1].term, (remembered.index, remembered.term)
@@ -583,7 +583,7 @@ class Node:
         return counts
 
     def _beat(self) -> None:
-        interval_ms = self._profile.heartbeat_interval_ms(len(self.database.nodes))
+        interval_ms = self.observer.beat_ms(len(self.database.nodes))
         self._next_heartbeat_us = self.now_us + interval_ms * US_PER_MS
         self._heartbeat(tuple(self.links.connected))
         for request in self._desk.clients.unanswered():

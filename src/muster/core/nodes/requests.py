@@ -72,7 +72,8 @@ def _add(operation: AddNode, draft: Draft, facts: Facts) -> str:
         ),
         f"{name}: added",
     )
-    draft.put(Member(slot, incarnation=facts.slots[slot]))  # what was heard of an earlier node of the slot is older
+    # What was heard of an earlier node of the slot is older.
+    draft.put(Member(slot, incarnation=facts.slots.get(slot, 0)))
     return f"{name} is configured as node {slot}; it can be enrolled with its token"
 
 
@@ -96,14 +97,19 @@ def _set_addresses(operation: SetAddresses, draft: Draft) -> str:
 
 
 def _free_slot(draft: Draft, facts: Facts) -> int:
-    """The slot that was used least, and lowest, of those that nobody has or runs in (P1.2)."""
+    """The slot that was used least, and lowest, of those that nobody has or runs in (P1.2).
+
+    One of a bank that is not in use only where the others have none: a further bank costs all nodes reading (P11.7).
+    """
     used = {*draft.nodes, *draft.database.nodes}
     for service in draft.services.values():
         used |= remembered_by(service)  # of a node that was removed a moment ago
     free = [(last > 0, slot) for slot, last in facts.slots.items() if slot not in used and not facts.alive(slot)]
+    free = free or [(False, slot) for slot in facts.shut if slot not in used]
     if not free:
+        slots = len(facts.slots) + len(facts.shut)
         raise Refused(
-            f"the store has no free slot: {len(facts.slots)} slots, {len(draft.nodes)} nodes; remove a node that is "
+            f"the store has no free slot: {slots} slots, {len(draft.nodes)} nodes; remove a node that is "
             "not needed any more (muster node remove), or make a new store with more --slots (muster init)"
         )
     return min(free)[1]

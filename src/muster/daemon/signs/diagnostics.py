@@ -9,7 +9,7 @@ from typing import Any
 from muster.daemon.shell.daemon import Daemon, boottime_us
 from muster.daemon.shell.releases import release
 from muster.drivers.image.log_lines import FILE
-from muster.drivers.store.disk.sectors import FORMAT_VERSION
+from muster.drivers.store.disk.sectors import FORMATS
 from muster.records.messages import WIRE_VERSIONS
 
 
@@ -22,7 +22,7 @@ def diagnostics(daemon: Daemon) -> dict[str, Any]:
         "executable": sys.executable,
         "kernel": platform.release(),
         "wire_versions": list(WIRE_VERSIONS),
-        "disk_format": FORMAT_VERSION,
+        "disk_format": FORMATS[-1],
         "process": os.getpid(),
         "incarnation": node.incarnation,
         "started_ms_ago": (boottime_us() - daemon.started_us) // 1000,

@@ -58,8 +58,7 @@ def signs(daemon: Daemon, other: int) -> Signs:
     node, now_us = daemon.node, boottime_us()
     observer, links, database = node.observer, node.links, node.database
     strip = observer.strip
-    lease = strip.leases[other] if other < len(strip.leases) else None
-    view = strip.views[other] if other < len(strip.views) else None
+    lease, view = strip.lease(other), strip.view(other)
     member = database.member(other)
     evidence = observer.evidence(other, member.incarnation)
     proof = member.last_proof
@@ -100,7 +99,7 @@ def links(daemon: Daemon) -> Document:
     name = database.name_of
     matrix = {}
     for number in sorted(database.nodes):
-        view = node.observer.strip.views[number] if number < len(node.observer.strip.views) else None
+        view = node.observer.strip.view(number)
         own = number == node.me
         heard = insight.heard(node) if own else view.heard if view is not None else frozenset()
         cut_off = node.links.cut_off if own else view is not None and view.cut_off

@@ -506,8 +506,8 @@ class StoreQueue:
         """The own registers as they were found: the next writes must find them unchanged (SPEC 1.5)."""
         node = self._daemon.machine.node
         self._last = {
-            RegisterKind.CLAIM: strip.claims[node],
-            RegisterKind.VIEW: strip.views[node],
+            RegisterKind.CLAIM: strip.claim(node),
+            RegisterKind.VIEW: strip.view(node),
             RegisterKind.MARKS: strip.marks[node],
         }
 

@@ -132,7 +132,8 @@ class RegisterTarget(NamedTuple):
     value: Register
 
     def order(self) -> tuple[int, int]:
-        """See `Target`."""
+        """See `Target`. Whatever writes a register asks this first: so the door is open before (P11.7)."""
+        self.store.open_door(self.value.stamp.owner)
         return self.cell.order()
 
     def tear(self, copy: int) -> None:
@@ -210,8 +211,19 @@ class StoreWeather:
 class VirtualStore:
     """The registers and journals of all slots."""
 
-    def __init__(self, loop: EventLoop, random: Random, slots: int, half_bytes: int, cluster: str = "sim") -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        random: Random,
+        slots: int,
+        half_bytes: int,
+        cluster: str = "sim",
+        bank_ends: tuple[int, ...] = (),
+    ) -> None:
+        """`bank_ends`: where each bank of slots ends but the last one (P11.7)."""
         self.ids = cluster, "its store"  # of the cluster, and of the store
+        self.bank_ends = (*(end for end in bank_ends if end < slots), slots)
+        self._opened_us: list[int | None] = [-1, *(None for _ in self.bank_ends[1:])]  # when each bank's door was
         self.loop = loop
         self.random = random
         self.half_bytes = half_bytes
@@ -224,8 +236,8 @@ class VirtualStore:
 
     def copied(self) -> "VirtualStore":
         """Another store with the same contents and ids, as a backup has them."""
-        copy = VirtualStore(self.loop, self.random, len(self.halves), self.half_bytes)
-        copy.ids = self.ids
+        copy = VirtualStore(self.loop, self.random, len(self.halves), self.half_bytes, bank_ends=self.bank_ends)
+        copy.ids, copy._opened_us = self.ids, list(self._opened_us)
         for kind, cells in self.cells.items():
             for cell, new in zip(cells, copy.cells[kind], strict=True):
                 new.copies, new.current = list(cell.copies), cell.current
@@ -233,6 +245,13 @@ class VirtualStore:
             for half, other in zip(halves, others, strict=True):
                 other.copies = [held.copied() for held in half.copies]
         return copy
+
+    def open_door(self, slot: int) -> None:
+        """A register of this slot is about to be written: every read that begins from now on sees it (P11.7)."""
+        bank = next(bank for bank, end in enumerate(self.bank_ends) if slot < end)
+        if self._opened_us[bank] is None:
+            self._opened_us[bank] = self.loop.now_us
+            self._strip = None
 
     def changed(self, cell: RegisterCell, copy: int, value: Register | None) -> None:
         """Replace one copy of a register."""
@@ -243,8 +262,26 @@ class VirtualStore:
     def newest(self) -> Strip:
         """The registers as they are now; shared between all readers."""
         if self._strip is None:
-            self._strip = _strip([cell.current for cell in self._all_cells])
+            shown = max(bank for bank, opened_us in enumerate(self._opened_us) if opened_us is not None)
+            self._strip = self._in_use(_strip([cell.current for cell in self._all_cells]), shown)
         return self._strip
+
+    def _in_use(self, strip: Strip, last: int) -> Strip:
+        """The strip of the banks up to the last one that is in use."""
+        slots, end = self.bank_ends[-1], self.bank_ends[last]
+        if end == slots:
+            return strip
+        return Strip(strip.leases[:end], strip.claims[:end], strip.views[:end], strip.marks[:end], slots)
+
+    def _shown(self, started_us: int) -> int:
+        """The last bank whose door a read shows as open that began then and ends now: it saw it at some instant."""
+        shown, span_us = 0, self.loop.now_us - started_us
+        for bank, opened_us in enumerate(self._opened_us):
+            if opened_us is None:
+                continue
+            if opened_us < started_us or opened_us <= started_us + int(self.random.random() * span_us):
+                shown = bank
+        return shown
 
     def unreadable(self) -> int:
         """The place of a register for bad weather: often that of the newest journal's claim, where it matters most."""
@@ -263,16 +300,15 @@ class VirtualStore:
         if missing is not None:
             values = [cell.current for cell in self._all_cells]
             values[missing] = None
-            return _strip(values)
+            return self._in_use(_strip(values), self._shown(started_us))
         if self._changed_us < started_us:
             return self.newest()
         span_us = self.loop.now_us - started_us
-        return _strip(
-            [
-                cell.current if cell.changed_us < started_us else cell.value_at(started_us + int(random() * span_us))
-                for cell in self._all_cells
-            ]
-        )
+        values = [
+            cell.current if cell.changed_us < started_us else cell.value_at(started_us + int(random() * span_us))
+            for cell in self._all_cells
+        ]
+        return self._in_use(_strip(values), self._shown(started_us))
 
 
 def _strip(values: list[Register | None]) -> Strip:

@@ -98,7 +98,7 @@ class Guard:
         self.world.loop.deliver(self.process, then, strip, self.clock.local_us(started_us))
 
     def _observe(self, strip: Strip | None, started_us: int) -> None:
-        lease = strip.leases[self.machine.node] if strip is not None else None
+        lease = strip.lease(self.machine.node) if strip is not None else None
         refusal = REFUSALS.get(self._predecessor.read(lease, started_us, self.now_us()), "")
         others = self._other_kernels(strip, started_us)
         if others.beats >= 0:
@@ -250,7 +250,7 @@ class Guard:
 
     def _judge(self, strip: Strip | None, started_us: int) -> None:
         assert self._keeper is not None
-        own = strip.leases[self.machine.node] if strip is not None else None
+        own = strip.lease(self.machine.node) if strip is not None else None
         if strip is None or own is None or None in strip.marks:
             self._busy = False  # no renewal without the marks (SPEC 7.2)
             return

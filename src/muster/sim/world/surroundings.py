@@ -45,6 +45,7 @@ class Settings(NamedTuple):
     hangs: float = 0.0  # share of the ends that hang in the kernel for a while
     objecting: float = 0.0  # share of planned changes to which subsystems that may object do so
     required: tuple[Level, ...] = ()  # that nodes must have before they join; each node's init starts the programs
+    bank_ends: tuple[int, ...] = ()  # where each bank of the store's slots ends but the last one (P11.7)
     drift: float = 1.0  # share of the drift that clocks may have; 0: they run alike, for people who read times
 
 
@@ -68,7 +69,9 @@ class Surroundings:
         self.history: History = []
         self.stopped = False  # the core raised: nothing after that means anything
         self.calm = False  # all faults are over
-        self.store = VirtualStore(self.loop, random, settings.nodes, settings.half_bytes)  # that is at the path
+        self.store = VirtualStore(
+            self.loop, random, settings.nodes, settings.half_bytes, bank_ends=settings.bank_ends
+        )  # that is at the path
         self.store_of_the_cluster = self.store
         self.path_is_away = False
         self.network = Network(self.loop, random, settings.nodes, self.profile.connect_ms * US_PER_MS)

@@ -38,8 +38,17 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     help="Daemons on one machine, or machines that share a device with working direct I/O.",
 )
 @click.option("--keys", type=click.Path(path_type=Path), metavar="DIR", help="Where private keys go [NAME-keys].")
-@click.option("--slots", type=int, default=16, show_default=True, help="How many nodes the store has room for.")
-@click.option("--size", metavar="BYTES", help="Size of the store, as 64M or 1G [64M for a host, 256M shared].")
+@click.option(
+    "--slots",
+    type=int,
+    metavar="NUMBER",
+    help="How many nodes the store has room for [256 where the store has room for them, else 128, 64, 32 or 16].",
+)
+@click.option(
+    "--size",
+    metavar="BYTES",
+    help="Size of the store, as 64M or 1G [for 16 slots 64M for a host, 256M shared; a file takes that much at first].",
+)
 @click.option(
     "--certificate-lifetime", default="365d", show_default=True, metavar="DURATION", help="Of nodes' certificates."
 )
@@ -61,7 +70,7 @@ def init(
     timers: tuple[str, ...],
     scope: str,
     keys: Path | None,
-    slots: int,
+    slots: int | None,
     size: str | None,
     certificate_lifetime: str,
     force: bool,
@@ -78,7 +87,7 @@ def init(
       muster init /dev/disk/by-id/wwn-0x5000 --name prod --nodes n0=10.0.0.1:7700,n1=10.0.0.2:7700
       muster init ./store --name test --nodes n0=127.0.0.1:7700 --scope host --profile fast
     """
-    from muster.setup.initialisation import ClusterPlan, initialise, parse_nodes
+    from muster.setup.initialisation import ClusterPlan, initialise, parse_nodes, room_of
     from muster.setup.joining import duration_s
     from muster.setup.profiles import parse_overrides
 
@@ -90,6 +99,7 @@ def init(
     folder = keys if keys is not None else Path(f"{name}-keys")
     identity = initialise(path.absolute(), plan, folder.absolute(), force=force)
     click.echo(f"{path} holds the new cluster {name} ({identity}) of {len(plan.nodes)} nodes; its keys are in {folder}")
+    click.echo(room_of(path))
     first = plan.nodes[0].name
     click.echo(
         f"next: on {first}, with {folder / first} as its home: musterd --store {path} --node {first} --home HOME"

@@ -100,7 +100,7 @@ def adopt(path: str, store_id: bytes, remembered: Iterable[Remembered], above: i
 
 
 def _read(path: str, file: DiskFile, header: Header) -> StoreRecord:
-    record = record_of(path, file, header)
+    record = record_of(path, file, header, whole=True)
     for word, registers in (("claim", record.strip.claims), ("lease", record.strip.leases)):
         if None in registers:
             where = f"store {path}: no copy of the {word} register of node {registers.index(None)} is valid"
@@ -115,10 +115,10 @@ def _watch(path: str, record: StoreRecord) -> int:
     watch_s = max(SHORTEST_WATCH_S, longest_ms * US_PER_MS / 1e6)
     file, header = open_store(path, writable=False, interrupted=True)
     with file:
-        first, began_s = read_registers(file, header), time.monotonic()
+        first, began_s = read_registers(file, header, whole=True), time.monotonic()
         while time.monotonic() - began_s < watch_s:
             time.sleep(_PAUSE_S)
-            now = read_registers(file, header)
+            now = read_registers(file, header, whole=True)
             for slot in range(header.slots):
                 if (now.leases[slot], now.views[slot]) != (first.leases[slot], first.views[slot]):
                     name = record.database.name_of(slot)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, Header, InvalidGeometry, Scope, choose_header
-from muster.drivers.store.disk.sectors import FORMAT_VERSION, MAGIC, Problem
+from muster.drivers.store.disk.sectors import FORMATS, MAGIC, Problem
 from muster.drivers.store.failures import StoreFailed
 
 HEADER_AREA_BYTES = COPIES * BLOCK_BYTES
@@ -270,10 +270,10 @@ def _read_header(file: DiskFile, *, interrupted: bool) -> Header:
             begun = "`muster init` was interrupted; run it again with --force"
         text = f"store {path} is half written: its {begun}"
         raise StoreUnusable(Refusal.HALF_WRITTEN, text)
-    if not header.lowest_format <= FORMAT_VERSION <= header.highest_format:
+    if not header.lowest_format <= header.version <= header.highest_format:
         text = (
             f"store {path} may be used with formats {header.lowest_format} to {header.highest_format}; this release"
-            f" has format {FORMAT_VERSION}: install a release of Muster that knows one of them"
+            f" would use format {header.version}: install a release of Muster that knows one of them"
         )
         raise StoreUnusable(Refusal.OTHER_FORMAT, text)
     if file.size_bytes < header.total_bytes:
@@ -292,7 +292,7 @@ def _no_header(path: str, problem: Problem, start: bytes) -> StoreUnusable:
     if problem is Problem.NEWER_FORMAT:
         version = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 2], "little")
         text = (
-            f"store {path} has disk format {version}; this release knows format {FORMAT_VERSION}: install a newer"
+            f"store {path} has disk format {version}; this release knows format {FORMATS[-1]}: install a newer"
             " release of Muster"
         )
         return StoreUnusable(Refusal.OTHER_FORMAT, text)

@@ -128,7 +128,7 @@ def describe(path: str | os.PathLike[str]) -> StoreReport:
     name = os.fspath(path)
     file, header = open_store(name, writable=False)
     with file:
-        strip = read_registers(file, header)
+        strip = read_registers(file, header, whole=True)
         journal, database, unreadable = _newest(file, header, strip)
         return StoreReport(
             path=name,
@@ -170,23 +170,24 @@ def newest_record(path: str) -> StoreRecord:
         return record_of(path, file, header)
 
 
-def record_of(path: str, file: DiskFile, header: Header) -> StoreRecord:
-    """The same of a store that is open. Raises `StoreFailed`, `JournalUnreadable`."""
-    strip = read_registers(file, header)
+def record_of(path: str, file: DiskFile, header: Header, *, whole: bool = False) -> StoreRecord:
+    """The same of a store that is open; see `read_registers`. Raises `StoreFailed`, `JournalUnreadable`."""
+    strip = read_registers(file, header, whole=whole)
     _, database, problem = _newest(file, header, strip)
     if database is None:
         raise JournalUnreadable(f"store {path}: {problem}; run: muster store check {path}")
     return StoreRecord(header, strip, database)
 
 
-def read_registers(file: DiskFile, header: Header) -> Strip:
-    """All registers, read now. Raises `StoreFailed`."""
-    leases, claims, views, marks = RegisterReader(file, header, tuple(RegisterKind)).read()
+def read_registers(file: DiskFile, header: Header, *, whole: bool = False) -> Strip:
+    """All registers, read now; `whole`: also those of banks that are not in use. Raises `StoreFailed`."""
+    leases, claims, views, marks = RegisterReader(file, header, tuple(RegisterKind), whole=whole).read()
     return Strip(
         tuple(register for register in leases if register is None or isinstance(register, Lease)),
         tuple(register for register in claims if register is None or isinstance(register, Claim)),
         tuple(register for register in views if register is None or isinstance(register, View)),
         tuple(register for register in marks if register is None or isinstance(register, Marks)),
+        header.slots,
     )
 
 
@@ -317,7 +318,7 @@ def check(path: str | os.PathLike[str]) -> list[Finding]:
     """Everything that is wrong in the store at `path`, worst first. Raises `StoreUnusable`, `StoreFailed`."""
     file, header = open_store(os.fspath(path), writable=False)
     with file:
-        findings = _check_header(file, header)
+        findings = [*_check_header(file, header), *_check_doors(file, header)]
         cells = _examine(file, header)
         for cell in cells:
             findings += _check_cell(header, cell)
@@ -341,6 +342,21 @@ def _check_header(file: DiskFile, header: Header) -> list[Finding]:
             offset = copy * (HEADER_AREA_BYTES // COPIES)
             where = f"header, copy {_COPY_NAMES[copy]}"
             findings.append(_finding("warning", _Spot(where, offset, header.sector_bytes), f"it is {problem}", text))
+    return findings
+
+
+def _check_doors(file: DiskFile, header: Header) -> list[Finding]:
+    """A door is open or shut, to the last bit; a damaged one counts as open (P11.7)."""
+    findings = []
+    for bank in range(1, len(header.banks)):
+        for copy in range(COPIES):
+            offset = header.door_offset(bank, copy)
+            sound = [header.door(bank, copy, is_open=is_open) for is_open in (False, True)]
+            if file.read_around_damage(offset, header.sector_bytes) not in sound:
+                where = f"door of bank {bank}, copy {_COPY_NAMES[copy]}"
+                advice = "nothing: the bank is read as one in use, and its next node that boots mends the door"
+                spot = _Spot(where, offset, header.sector_bytes)
+                findings.append(_finding("warning", spot, "it is damaged", advice))
     return findings
 
 
@@ -448,7 +464,7 @@ def _check_journal(file: DiskFile, header: Header, claim: Claim, *, newest: bool
         if not findings:
             break
         time.sleep(ROUND_PAUSE_S)
-        now = read_registers(file, header).claims[owner]
+        now = read_registers(file, header).claim(owner)
         if now is not None and now.mark != mark:
             return []  # its owner has moved on to another journal
         again = _read_journal(file, header, claim, newest=newest)

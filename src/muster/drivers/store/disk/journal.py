@@ -140,7 +140,8 @@ class OwnJournal:
         """Write a record to copy A, then to copy B, with zeros behind it up to `least_bytes` (SPEC 1.5)."""
         for copy in range(COPIES):
             place = self._header.region_offset(self._slot, half, copy) + offset
-            data = encode_record(record, self._header.cluster_id, place, self._header.sector_bytes)
+            header = self._header
+            data = encode_record(record, header.cluster_id, place, header.sector_bytes, header.version)
             self._used_bytes[half] = max(self._used_bytes[half] or 0, offset + len(data))
             self._file.write(place, data + bytes(max(0, least_bytes - len(data))))
 
@@ -261,7 +262,7 @@ class _Scanner:
         size = announced_bytes(region.get(offset, HEADER_BYTES), sector_bytes) or sector_bytes
         if offset + size > self._header.region_bytes:
             return Problem.CHECKSUM
-        place = Place(self._header.cluster_id, region.start + offset, self._owner, kind)
+        place = Place(self._header.cluster_id, region.start + offset, self._owner, kind, self._header.version)
         record = decode_record(region.get(offset, size), place, sector_bytes)
         if isinstance(record, Record) and not self._belongs(record, number):
             return Problem.WRONG_PLACE
@@ -290,7 +291,7 @@ class _Scanner:
             )
             if at % sector_bytes == 0 and size is not None and at + size <= len(part):
                 start = self._regions[copy].start + offset + at
-                place = Place(self._header.cluster_id, start, self._owner, RecordKind.FRAME)
+                place = Place(self._header.cluster_id, start, self._owner, RecordKind.FRAME, self._header.version)
                 record = decode_record(part[at : at + size], place, sector_bytes)
                 if isinstance(record, Record) and self._belongs(record, max(record.stamp.sequence, count)):
                     return True

@@ -60,28 +60,29 @@ class GuardStore:
 
         It is opened for reading only, so that no device manager takes the closing for a change. Raises `StoreFailed`.
         """
-        last = self._lease.offset(COPIES - 1) + self.header.sector_bytes
+        first = self._lease.offset(0)
+        length = self._lease.offset(COPIES - 1) + self.header.sector_bytes - first
+        start = 0 if self._node < self.header.banks[0].slots else first  # in the first bank one read takes both
         try:
-            with _look(self._path, last, direct=self._file.direct) as file:
-                data = file.read_around_damage(0, last)
+            with _look(self._path, first + length - start, direct=self._file.direct) as file:
+                data = file.read_around_damage(start, first + length - start)
+                header = file.read_around_damage(0, HEADER_AREA_BYTES) if start else data[:HEADER_AREA_BYTES]
         except OSError as error:
             text = f"store {self._path} cannot be opened any more ({os.strerror(error.errno or 0)})"
             raise StoreFailed(f"{text}: put back what was there, or connect the device again") from error
         opened = self.header.cluster_id, self.header.store_id
-        return replacement(opened, written, self._shown(data))
+        data, sector_bytes = data[first - start :], self.header.sector_bytes
+        return replacement(opened, written, self._shown(header, (data[:sector_bytes], data[-sector_bytes:])))
 
-    def _shown(self, data: bytes) -> Shown | None:
-        there = self._header_of(data[:HEADER_AREA_BYTES])
+    def _shown(self, header: bytes, copies: tuple[bytes, bytes]) -> Shown | None:
+        there = self._header_of(header)
         if there is None:
             return None
         if _places(there) != _places(self.header):
             return Shown(there.cluster_id, there.store_id, None)
-        sector_bytes = self.header.sector_bytes
-        offsets = [self._lease.offset(copy) for copy in range(COPIES)]
-        first, second = (data[offset : offset + sector_bytes] for offset in offsets)
-        lease = self._lease.as_written((first, second))
+        lease = self._lease.as_written(copies)
         if lease is None:
-            lease, _choice = judge(self.header, RegisterKind.LEASE, self._node, (first, second))
+            lease, _choice = judge(self.header, RegisterKind.LEASE, self._node, copies)
         return Shown(there.cluster_id, there.store_id, cast("Lease | None", lease))
 
     def _header_of(self, data: bytes) -> Header | None:
@@ -98,11 +99,12 @@ class GuardStore:
         self._file.close()
 
 
-def _places(header: Header) -> tuple[bytes, int, int]:
-    return header.cluster_id, header.slots, header.sector_bytes
+def _places(header: Header) -> tuple[bytes, int, int, int]:
+    return header.cluster_id, header.version, header.slots, header.sector_bytes
 
 
 def _look(path: str, length: int, *, direct: bool) -> DiskFile:
+    length = max(length, HEADER_AREA_BYTES)
     flags = os.O_RDONLY | os.O_NONBLOCK  # a pipe of that name must not hold anybody up
     try:
         return DiskFile(path, flags, direct=direct, buffer_bytes=length)

@@ -17,7 +17,9 @@ from typing import NamedTuple
 from muster.records.terms import Stamp, Term
 
 MAGIC = b"MUSTERDB"
-FORMAT_VERSION = 1  # what this release writes; it reads this one only (SPEC 9.2)
+FORMAT_VERSION = 1  # of a store whose registers are one strip (SPEC 9.2)
+BANKED_FORMAT = 2  # of a store whose registers are in banks (P11.7)
+FORMATS = (FORMAT_VERSION, BANKED_FORMAT)  # what this release reads and writes, each store in its own
 CLUSTER_ID_BYTES = 16
 NO_OWNER = 0xFFFF  # owner of the store's header, which belongs to no slot
 
@@ -40,6 +42,7 @@ class RecordKind(IntEnum):
     CLAIM = 2
     VIEW = 3
     MARKS = 4
+    DOOR = 5
     CHECKPOINT = 8
     FRAME = 9
     HEADER = 16
@@ -87,12 +90,13 @@ class Record(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a record belongs: whose store, which byte offset, whose slot, which kind."""
+    """Where a record belongs: whose store, which byte offset, whose slot, which kind; and in which format."""
 
     cluster: bytes
     offset: int
     owner: int
     kind: RecordKind
+    version: int = FORMAT_VERSION
 
 
 def padded_bytes(payload_bytes: int, sector_bytes: int) -> int:
@@ -100,15 +104,17 @@ def padded_bytes(payload_bytes: int, sector_bytes: int) -> int:
     return -(-(HEADER_BYTES + payload_bytes) // sector_bytes) * sector_bytes
 
 
-def encode_record(record: Record, cluster: bytes, offset: int, sector_bytes: int) -> bytes:
-    """The bytes of `record` for the byte offset `offset`, padded to whole sectors."""
+def encode_record(
+    record: Record, cluster: bytes, offset: int, sector_bytes: int, version: int = FORMAT_VERSION
+) -> bytes:
+    """The bytes of `record` for the byte offset `offset` of a store of format `version`, padded to whole sectors."""
     stamp = record.stamp
     data = bytearray(padded_bytes(len(record.payload), sector_bytes))
     _HEADER.pack_into(
         data,
         0,
         MAGIC,
-        FORMAT_VERSION,
+        version,
         record.kind,
         record.packing,
         0,
@@ -148,7 +154,7 @@ def decode_record(data: bytes, place: Place, sector_bytes: int) -> Record | Prob
     zeroed = zlib.crc32(bytes(_CHECKSUM.size), zlib.crc32(data[:_CHECKSUM_OFFSET]))
     if zlib.crc32(memoryview(data)[_CHECKSUM_OFFSET + _CHECKSUM.size :], zeroed) != checksum:
         return Problem.CHECKSUM
-    if version != FORMAT_VERSION:
+    if version != place.version:
         return Problem.NEWER_FORMAT
     if padded_bytes(length, sector_bytes) != len(data):
         return Problem.CHECKSUM  # whole, yet not what it says: written by a bug, never by a disk

@@ -232,6 +232,7 @@ class DiskStore:
             raise StoreFailed(f"store {self.path} has node slots 0 to {header.slots - 1}; there is no node {node}")
         if header.scope is Scope.SHARED:
             prove_direct_io(writer, header.probe_offset(node), header.sector_bytes)
+        _take_area(self.path, header, node)
         kinds = (RegisterKind.CLAIM, RegisterKind.VIEW, RegisterKind.MARKS)
         owned = {kind: _OwnedRegister(writer, header, kind, node) for kind in kinds}
         reader, again = open_store(self.path, writable=False, buffer_bytes=max(BLOCK_BYTES, header.strip_bytes))
@@ -333,6 +334,7 @@ class DiskStore:
             cast("tuple[Claim | None, ...]", claims),
             cast("tuple[View | None, ...]", views),
             cast("tuple[Marks | None, ...]", marks),
+            self.header.slots,
         )
 
     def _read_journal(self, owner: int, mark: Mark) -> JournalImage:
@@ -371,6 +373,7 @@ def plan_header(
     *,
     slots: int = DEFAULT_SLOTS,
     store_bytes: int | None = None,
+    version: int | None = None,
 ) -> Header:
     """The header for a new store at `path`, with the sector size that the device or file system there wants.
 
@@ -378,8 +381,24 @@ def plan_header(
     """
     sector_bytes = _logical_block_bytes(path)
     return new_header(
-        cluster_id, cluster_name, scope, sector_bytes=sector_bytes, slots=slots, store_bytes=store_bytes
+        cluster_id, cluster_name, scope,
+        sector_bytes=sector_bytes, slots=slots, store_bytes=store_bytes, version=version,
     )  # fmt: skip
+
+
+def room_at(path: str) -> int:
+    """How many bytes a store at `path` could take: of the device, or of the file system. Raises `StoreUnusable`."""
+    try:
+        if os.path.exists(path) and check_type(path):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return os.lseek(descriptor, 0, os.SEEK_END)
+            finally:
+                os.close(descriptor)
+        free = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    except OSError as error:
+        raise unusable(path, error) from error
+    return free.f_bavail * free.f_frsize
 
 
 def create_store(path: str, header: Header, database: bytes, *, overwrite: bool = False) -> None:
@@ -421,24 +440,47 @@ def _reserve(path: str, header: Header, *, overwrite: bool) -> None:
             text = f"device {path} has {size} bytes, the store needs {header.total_bytes}: choose a smaller --size"
             raise StoreUnusable(Refusal.TOO_SMALL, text)
         if not device:
-            _allocate(descriptor, size, header.total_bytes)
+            _allocate(descriptor, size, header)
         for copy in range(COPIES):
             os.pwrite(descriptor, encode_header(header._replace(complete=False, sequence=0), copy), copy * BLOCK_BYTES)
         os.fsync(descriptor)
-        _zero(descriptor, HEADER_AREA_BYTES, header.total_bytes)
+        # What is behind is not believed: a journal is read where a claim names it, and who begins one zeroes its half.
+        _zero(descriptor, HEADER_AREA_BYTES, header.first_journals_end)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _allocate(descriptor: int, before: int, size: int) -> None:
-    """Give a file its size, with real blocks: a store that exists can never run out of space."""
+def _allocate(descriptor: int, before: int, header: Header) -> None:
+    """Give a file its size, with real blocks for the first bank: its nodes can never run out of space.
+
+    The journal areas of further banks are holes, until a node takes its own (`_take_area`, P11.7).
+    """
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        os.posix_fallocate(descriptor, 0, header.first_journals_end)
     except OSError:
         os.ftruncate(descriptor, before)
         raise
-    os.ftruncate(descriptor, size)
+    os.ftruncate(descriptor, header.first_journals_end)
+    os.ftruncate(descriptor, header.total_bytes)
+
+
+def _take_area(path: str, header: Header, node: int) -> None:
+    """Give the journal area of a node of a further bank real blocks, where the store is a file (P11.7).
+
+    Raises `StoreUnusable` where there are none.
+    """
+    if header.bank(node) == 0 or check_type(path):
+        return
+    start = header.region_offset(node, 0, 0)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, start, header.region_offset(node + 1, 0, 0) - start)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unusable(path, error) from error
 
 
 def _is_blank(descriptor: int, size: int) -> bool:
@@ -474,6 +516,9 @@ def _initial_strip(header: Header) -> bytes:
                 start = header.register_offset(kind, slot, copy) - STRIP_OFFSET
                 data = encode_copy(header, kind, slot, copy, _initial_register(kind, slot))
                 strip[start : start + len(data)] = data
+    if header.has_doors:
+        start, doors = header.doors_offset - STRIP_OFFSET, header.shut_doors()
+        strip[start : start + len(doors)] = doors
     return bytes(strip)
 
 
