@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, store
+from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, slots, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.client.errors import ClientError
@@ -29,6 +29,7 @@ FORMAT = 1
 Measure = Callable[[Scale, Path, Measurement], None]
 MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "store": ("a commit, an election, a read of all registers, on a store of its own", store.measure),
+    "slots": ("what grows with a store's slots: reads and the guard's memory", slots.measure),
     "power-cut": ("outage when the serving node loses its power, and its parts", moves.measure_power_cuts),
     "lab-power-cut": ("the same in the network lab: link down, then kill; needs root", lab_power_cuts.measure),
     "leave": ("graceful leave of the serving node", moves.measure_leaves),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600.0
 EXPECTED = {  # measurement -> (case, quantities) that a run at the least scale must give
     "store": [("3 nodes", {"strip_read_ms", "election_ms", "commit_ms"})],
+    "slots": [("256 slots, 3 nodes", {"read_kib", "read_us", "read_cpu_us", "guard_private_kib", "store_mib"})],
     "power-cut": [
         (
             "2 services, fast, master",
