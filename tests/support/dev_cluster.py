@@ -15,6 +15,7 @@ from warm_commands import WarmCommands, is_fit_for
 
 SOURCE = Path(__file__).parents[2] / "src"
 ANSWER_S = 10.0
+UP_S = 180.0  # until all nodes of a cluster are joined: each starts several interpreters
 FAST = ("--profile", "fast")  # where a test is about how soon something is noticed; a pause ends nodes then
 PATIENT = ("--profile", "virtualised")  # a busy machine ends no node: a daemon may take seconds to start there
 
@@ -72,10 +73,10 @@ class DevCluster(CommandLine):
 
         Once more where another cluster has taken a port between its choice and its use: several tests run at a time.
         """
-        words = ("dev", "up", "--nodes", str(nodes), *PATIENT, *arguments)
-        ended = self.run(*words)
+        words = ("dev", "up", "--nodes", str(nodes), "--wait", f"{UP_S:g}", *PATIENT, *arguments)
+        ended = self.run(*words, timeout_s=UP_S + 60)
         if ended.returncode and "in use by" in ended.stderr:
-            ended = self.run(*words)
+            ended = self.run(*words, timeout_s=UP_S + 60)
         assert ended.returncode == 0, f"muster {' '.join(words)}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
 
     def status(self, node: str | None = None) -> Any:
