@@ -17,6 +17,8 @@ input, set what happens to those that come from now on and to those that wait:
     slow MS           each is carried out MS later
     hang              nothing is carried out and nothing is answered: its processes wait uninterruptibly
     drop              what waits fails with EIO and is not carried out; the mode stays
+    refuse FROM TO    writes that touch these bytes fail with EIO, whatever the mode; for each such command
+    accept            no bytes are refused any more
 
 The end of standard input ends the process, and the kernel then fails whatever still waits.
 """
@@ -75,6 +77,7 @@ class FaultyStore:
         os.set_blocking(self._device, False)
         self._waiting: deque[Request] = deque()
         self._mode, self._amount = "pass", 0
+        self._refused: list[tuple[int, int]] = []  # from, to (exclusive)
         self._commands = b""
         self._random = random.Random()
         self._mount(mount_point)
@@ -114,6 +117,9 @@ class FaultyStore:
                 while self._waiting:
                     self._answer(self._waiting.popleft(), -errno.EIO)
                 continue
+            if mode in ("refuse", "accept"):
+                self._refused = [*self._refused, (int(amount[0]), int(amount[1]))] if mode == "refuse" else []
+                continue
             self._mode, self._amount = mode, int(amount[0]) if amount else 0
             if mode != "slow":
                 for request in self._waiting:
@@ -142,7 +148,7 @@ class FaultyStore:
 
     def _carry_out(self, request: Request) -> None:
         failed = self._mode == "errors" and self._random.randrange(100) < self._amount
-        if request.opcode in FAULTY and failed:
+        if (request.opcode in FAULTY and failed) or self._refuses(request):
             self._answer(request, -errno.EIO)
         elif request.opcode in CHANGING and self._mode == "read-only":
             self._answer(request, -errno.EROFS)
@@ -151,6 +157,12 @@ class FaultyStore:
                 self._answer(request, 0, self._result(request))
             except OSError as error:
                 self._answer(request, -(error.errno or errno.EIO))
+
+    def _refuses(self, request: Request) -> bool:
+        if request.opcode != WRITE or not self._refused:
+            return False
+        _handle, offset, length, _flags = _TRANSFER.unpack_from(request.body)
+        return any(offset < to and start < offset + length for start, to in self._refused)
 
     def _answer(self, request: Request, error: int, result: bytes = b"") -> None:
         with contextlib.suppress(FileNotFoundError):  # nobody waits any more

@@ -245,6 +245,11 @@ def test_a_store_fails_as_it_is_told(faulty_store: tuple[Path, Callable[[str], N
     tell("pass")
     _until(0, path)
     assert path.with_name("backing").read_bytes() == data + bytes(8192 - 512)
+    tell("refuse 100 200")
+    _until(errno.EIO, path, data)
+    assert path.read_bytes()[:512] == data, "what is refused is not written, and can be read"
+    tell("accept")
+    _until(0, path, data)
 
 
 def test_what_waits_for_a_hung_store_lands_late_or_is_dropped(

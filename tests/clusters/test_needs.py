@@ -1,27 +1,38 @@
-"""P10.12 on real daemons: each state that needs a person is told by every instrument, alike, within two seconds."""
+"""P10.12 on real daemons: each kind of need is made to happen, and every instrument tells it alike.
+
+One row of `ROWS` a kind; a kind without one fails a test. Rows that can share a cluster are one walk (`WALKS`), in the
+order in which they stand: what one leaves behind, the next may build on. The profile is a patient one, so that nothing
+ends a node but what the walk does to it.
+"""
 
 import contextlib
-import fcntl
+import json
 import os
-import pty
-import re
+import shutil
+import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from dev_cluster import DevCluster
+from dev_cluster import PATIENT, SOURCE, DevCluster
+from lab.sandbox import missing
+from muster.core.needs.need import KINDS
+from muster.dev.development_cluster import STORE_FILE, create
+from muster.dev.node_processes import kill_all
+from muster.drivers.image.process_tree import read_command_line, read_name, read_parents, send
+from muster.drivers.image.processes import CARETAKER
+from muster.drivers.store.disk.file import open_header
+from muster.drivers.store.disk.geometry import COPIES
+from muster.records.registers import RegisterKind
+from needs_instruments import EVENTS, Instruments
 
-BOUND_S = 2.0
-GRACE_S = 60.0  # a busy machine is no slow instrument: what is asserted is the order of seconds, not of the load
-ROWS, COLUMNS = 24, 80
+ROOT = Path(__file__).parents[2]
+PROFILE = PATIENT[-1]
 SERVICES = """
 [[service]]
 name = "web"
@@ -36,170 +47,383 @@ stop_command = "false"
 name = "broken"
 start_command = "false"
 auto_register = "manual"
-[[event_group]]
-name = "paging"
-nodes = ["n0"]
-[[event_group.event]]
-name = "page"
-watcher = "needs"
+[[service]]
+name = "tied"
+allowable_nodes = ["n1"]
+auto_register = "manual"
+start_command = "true"
 """
-STEERING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ADDRESS = """
+[[service]]
+name = "address"
+node_preferences = {ordered = ["n1", "n0"]}
+start_command = "true"
+stop_command = "true"
+cleanup_command = "false"
+"""
+FAT = """
+[[service]]
+name = "fat{number}"
+auto_register = "manual"
+start_command = ["true", "{words}"]
+"""
+FAT_SERVICES, FAT_CHARACTERS = 20, 20_000  # together more than three quarters of what the store has room for
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-class Watch:
-    """`muster status --watch` on a terminal of 80x24: what it has drawn last."""
+class Walk:
+    """A cluster and what a walk does to it. `at`: the instruments of a node."""
 
-    def __init__(self, directory: Path) -> None:
-        self._end, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        words = [sys.executable, "-m", "muster.ui.command_line", "status", "--watch", "--node", "n0"]
-        environment = os.environ | {"MUSTER_DIR": str(directory), "TERM": "xterm", "COLUMNS": "", "LINES": ""}
-        environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
-        self._process = subprocess.Popen(words, stdout=slave, stderr=slave, stdin=slave, env=environment)
-        os.close(slave)
-        self._drawn = bytearray()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+    def __init__(self, cluster: DevCluster, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.cluster, self.folder, self.stack = cluster, folder, stack
+        self.at: dict[str, Instruments] = {}
+        self.way = Path()  # a way to the store
+        self.store: Callable[[str], None] = lambda _command: None  # tells it how to fail
 
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(self._end, 65536):
-                self._drawn += data
-                del self._drawn[:-200_000]
+    def do(self, *words: str) -> None:
+        """A command that must succeed."""
+        self.cluster.succeed(*words)
 
-    def page(self) -> str:
-        """The last whole page, its lines joined: a sentence may be broken by the width."""
-        pages = STEERING.sub("", self._drawn.decode(errors="replace")).split("dev  master")
-        lines = (pages[-2] if len(pages) > 2 else pages[-1]).replace("\r", "").split("\n")
-        assert len(lines) <= ROWS + 1, lines
-        return "".join(lines).replace(" ", "")
+    def instruments(self, node: str) -> Instruments:
+        """Those of a node that is off, or that the walk boots by itself."""
+        made = self.at[node] = Instruments(self.cluster, node, self.folder)
+        self.stack.callback(made.close)
+        return made
 
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
-        os.close(self._end)
+    def apply(self, text: str) -> None:
+        """Apply a service file."""
+        (self.folder / "applied.toml").write_text(text)
+        self.do("apply", str(self.folder / "applied.toml"))
+
+    def home(self, node: str) -> Path:
+        """The home of a node."""
+        return self.cluster.directory / "nodes" / node
+
+    def state(self, service: str, state: str) -> None:
+        """Wait for the state of a service."""
+        self.cluster.wait_for(
+            f"{service} to be {state}", lambda seen: seen["services"][service]["state"] == state, node="n0"
+        )
+
+    def joined(self, node: str) -> None:
+        """Wait until a node is a member."""
+        self.cluster.wait_for(f"{node} to join", lambda seen: seen["nodes"][node]["state"] == "joined", 90)
+
+    def boot_in(self, node: str, script: str, *words: str) -> None:
+        """Boot a node, which is off, with mounts of its own."""
+        muster = [sys.executable, "-m", "muster.ui.command_line", "dev", "boot", node, "--no-wait"]
+        booted = subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", script + '; exec "$@"', "sh", *words, *muster],
+            env=os.environ | {"MUSTER_DIR": str(self.cluster.directory)} | self.at[node].environment,
+            capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
+        assert booted.returncode == 0, booted.stderr
 
 
-class Instruments:
-    """Everything that may tell that something needs a person."""
+class Row(NamedTuple):
+    """A need: how it is made to happen, and what is told of it at node `at`."""
 
-    def __init__(self, cluster: DevCluster, watch: Watch, notified: socket.socket, metrics: str) -> None:
-        self.cluster, self.watch, self.metrics = cluster, watch, metrics
-        self._notified, self._status = notified, ""
+    kind: str
+    subject: str
+    words: str  # a part of the sentence
+    next_step: str  # a part of the next step
+    make: Callable[[Walk], None]
+    end: Callable[[Walk], None] | None = None  # None: what follows builds on it
+    at: str = "n0"
+    without: tuple[str, ...] = ()  # events are of members (P8.4): a node that is none has no other way to tell
 
-    def lacking(self, kind: str, subject: str, part: str, next_step: str) -> list[str]:
-        """The instruments that do not tell it yet."""
-        status = self.cluster.status("n0")
-        found = [need for need in status["needs"] if (need["kind"], need["subject"]) == (kind, subject)]
-        if not found or part not in found[0]["words"] or next_step not in found[0]["next"]:
-            return [f"needs of --json: {status['needs']}"]
-        words, then = found[0]["words"], found[0]["next"]
-        line = f"{words}; next: {then}"
-        page = self.watch.page()
-        log = (self.cluster.directory / "nodes" / "n0" / "log").read_text(errors="replace")
-        logged = [each for each in log.splitlines() if "level=error" in each and 'event="needs you"' in each]
-        told = {
-            "warnings": line in status["warnings"],
-            "watch": all(text.replace(" ", "") in page for text in (words, f"next: {then}")),
-            "above the fold": "NEEDSYOU" in page,
-            "log": any(line.replace('"', '\\"') in each for each in logged),
-            "metric": f'kind="{kind}",subject="{subject}"' in self._page_of_metrics(),
-            "service manager": "STATUS=NEEDS YOU: " in self._told_to_service_manager(),
-            "event": any(
-                (each["out"]["kind"], each["out"]["words"], each["out"]["next"]) == (kind, words, then)
-                for each in self.cluster.json("event", "history", "page")["occurrences"]
-            ),
-            "check": self.cluster.run("status", "--check").returncode == 1,
-            "why": self._why(subject, then),
-        }  # fmt: skip
-        return [name for name, tells in told.items() if not tells]
 
-    def _why(self, subject: str, next_step: str) -> bool:
-        kind, _, name = subject.partition("/")
-        return kind not in ("node", "service") or self.cluster.json("why", name)["next_step"] == next_step
+def _does(*commands: str) -> Callable[[Walk], None]:
+    """Commands that a person types."""
 
-    def _page_of_metrics(self) -> str:
-        with socket.socket(socket.AF_UNIX) as end:
-            end.connect(self.metrics)
-            end.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-            page = b""
-            while data := end.recv(65536):
-                page += data
-        return page.decode()
+    def do(walk: Walk) -> None:
+        for command in commands:
+            walk.do(*command.split())
 
-    def _told_to_service_manager(self) -> str:
-        with contextlib.suppress(BlockingIOError):
-            while data := self._notified.recv(65536):
-                if b"STATUS=" in data:
-                    self._status = data.decode()
-        return self._status
+    return do
 
-    def told(self, kind: str, subject: str, part: str, next_step: str) -> None:
-        """All of them tell it. The bound is counted where this machine had time for it."""
-        began_s = time.monotonic()
-        while missing := self.lacking(kind, subject, part, next_step):
-            assert time.monotonic() - began_s < BOUND_S + GRACE_S, f"{kind} of {subject}: not told by {missing}"
-            time.sleep(0.05)
 
-    def nothing(self) -> None:
-        """None of them tells anything."""
-        self.cluster.wait_for("nothing to need anybody", lambda status: not status["needs"], node="n0")
-        assert self.cluster.status("n0")["warnings"] == []
-        ended = self.cluster.run("status", "--check")
-        assert (ended.returncode, "NEEDS" in ended.stdout) == (0, False)
-        assert "muster_needs_you{" not in self._page_of_metrics()
-        deadline_s = time.monotonic() + GRACE_S
-        while "NEEDSYOU" in self.watch.page() or "NEEDS YOU" in self._told_to_service_manager():
-            assert time.monotonic() < deadline_s, self.watch.page()
-            time.sleep(0.05)
+def _goes_on(_walk: Walk) -> None:
+    """What is there already makes it happen, too."""
+
+
+# ---- what people leave behind, and services that cannot go on --------------------------------------------------------
+
+
+def _keys_are_back(walk: Walk) -> None:
+    (walk.home("n1") / "kept").rename(walk.home("n1") / "authority-keys")
+    walk.do("dev", "boot", "n1")
+    walk.at["n0"].nothing()
+
+
+def _begin_services(walk: Walk) -> None:
+    """Two nodes that lack the authority's key; n1 is off."""
+    create(walk.cluster.directory, 2, PROFILE)
+    for node in ("n0", "n1"):
+        (walk.home(node) / "authority-keys").rename(walk.home(node) / "kept")
+    walk.instruments("n0").boot()
+    walk.apply(EVENTS.format(nodes='["n0"]'))
+
+
+def _maintain(walk: Walk) -> None:
+    walk.apply(SERVICES)
+    for service in ("web", "stubborn"):
+        walk.state(service, "registered")
+    walk.do("maintenance", "begin", "--service", "web", "--cause", "patch")
+
+
+def _move_stubborn(walk: Walk) -> None:
+    walk.do("service", "transfer", "stubborn")
+
+
+SERVICE_ROWS = (
+    Row("certificate", "cluster", "n0 has not got the authority's key", "muster authority show", _goes_on,
+        _keys_are_back),
+    Row("maintenance", "service/web", "service web is in maintenance (patch)",
+        "muster maintenance end --service web --yes", _maintain, _does("maintenance end --service web --yes")),
+    Row("standby", "node/n0", "n0 is on standby: it gets no services, and still has web", "muster node active n0",
+        _does("node standby n0"), _does("node active n0")),
+    Row("failed", "service/broken", "broken is not running", "muster service clear broken",
+        _does("service register broken"), _does("service deregister broken")),
+    Row("blocked", "service/stubborn", "stubborn is stopping on n1 and stuck", "muster service deregister stubborn",
+        _move_stubborn, _does("service confirm-stopped stubborn")),
+    Row("nowhere", "service/tied", "tied is not running: no allowable node is up", "muster status",
+        _does("node leave n1", "service register tied"), _does("service deregister tied")),
+)  # fmt: skip
+
+# ---- a node that is silent or lost, comes back, and may not join -----------------------------------------------------
+
+
+def _boot_on_another_machine(walk: Walk, node: str) -> None:
+    """Boot a node where its guard finds another kernel than the others do."""
+    boot_id = walk.folder / "boot_id"
+    boot_id.write_text("11111111-2222-4333-8444-555555555555\n")
+    walk.boot_in(node, f'mount --bind "$1" {BOOT_ID}; shift', str(boot_id))
+
+
+def _begin_losses(walk: Walk) -> None:
+    """Scope `shared`; n1 of a made release that cannot read a standby in a whole database, n2 on a machine of its own."""
+    source = walk.folder / "older"
+    shutil.copytree(SOURCE / "muster", source / "muster", ignore=shutil.ignore_patterns("__pycache__"))
+    replica = source / "muster" / "core" / "replica" / "replica.py"
+    reads = "            database = decode_database(snapshot.database)\n"
+    text = replica.read_text()
+    assert text.count(reads) == 1
+    refuses = 'if database.standby:\n                raise msgspec.DecodeError("an unknown record")\n'
+    replica.write_text(text.replace(reads, f"{reads}            {refuses}"))
+    create(walk.cluster.directory, 3, PROFILE, scope="shared")
+    for node in ("n0", "n1", "n2"):
+        walk.instruments(node)
+    walk.at["n0"].boot()
+    walk.boot_in("n1", 'export PYTHONPATH="$1"; shift', str(source))
+    _boot_on_another_machine(walk, "n2")
+    for node in ("n1", "n2"):
+        walk.joined(node)
+    walk.at["n1"].look()
+    walk.apply(EVENTS.format(nodes='["n0", "n1"]'))
+    walk.at["n1"].nothing()
+
+
+def _cut_the_power(walk: Walk) -> None:
+    assert not kill_all(walk.home("n2"), 10, with_bystanders=True)
+
+
+def _stand_by(walk: Walk) -> None:
+    walk.do("node", "standby", "n0")
+    _cut_the_power(walk)  # so that its lease runs out meanwhile
+    state = json.loads((walk.home("n0") / "guard.json").read_text())
+    os.kill(state["daemon_pid"], signal.SIGKILL)  # the next one leads in another term, and sends a whole database
+
+
+def _remove_n2(walk: Walk) -> None:
+    walk.do("node", "evict", "n2", "--confirmed-dead")
+    walk.cluster.wait_for("its end", lambda seen: seen["nodes"]["n2"]["state"] == "inactive", node="n0")
+    walk.do("node", "remove", "n2", "--yes")
+
+
+def _lose_n1(walk: Walk) -> None:
+    walk.apply(ADDRESS)
+    walk.state("address", "registered")
+    walk.do("dev", "kill", "n1")
+
+
+def _boot_n1(walk: Walk) -> None:
+    walk.do("dev", "boot", "n1", "--no-wait")
+
+
+LOSS_ROWS = (
+    Row("not following", "node/n1", "n1 does not follow the cluster", "muster upgrade status", _stand_by,
+        _does("node active n0"), at="n1"),
+    Row("unproven", "node/n2", "nothing proves that it has stopped", "muster node evict n2 --confirmed-dead",
+        _goes_on, _remove_n2),
+    Row("lost", "node/n1", "n1 was lost", "on n1: systemctl start musterd", _lose_n1),
+    Row("unclean", "service/address", "address is not running", "muster service confirm-clean address", _goes_on),
+    Row("refused", "node/n1", "n1 may not join: its machine may still hold", "muster node confirm-clean n1", _boot_n1,
+        _does("config set required_levels storage:15 --of-node n1", "node confirm-clean n1")),
+    Row("level", "node/n1", "n1: it waits for storage (level 15)",
+        "muster config set required_levels ... --of-node n1", _goes_on),
+    Row("overdue level", "node/n1", "n1: it waits for storage (level 15)",
+        "muster config set required_levels ... --of-node n1", _does("config set required_levels_within 200ms"),
+        _does("config set required_levels cluster --of-node n1")),
+)  # fmt: skip
+
+# ---- a way to the store that is broken, what else of a node is lost, and nobody who leads ----------------------------
+
+
+@contextlib.contextmanager
+def broken_way_to_the_store(cluster: DevCluster, folder: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A file that passes on to the store of the cluster, and how to tell it what to refuse."""
+    path = folder / "way"
+    command = [sys.executable, "-m", "lab.faulty_store", str(path), str(cluster.directory / STORE_FILE)]
+    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline() == b"ready\n"
+        stdin = server.stdin
+
+        def tell(command: str) -> None:
+            stdin.write(f"{command}\n".encode())
+            stdin.flush()
+
+        yield path, tell
+    finally:
+        server.kill()
+        server.wait()
+        subprocess.run(["umount", "--lazy", str(path)], check=False)
+        server.stdin.close()
+        server.stdout.close()
+
+
+def _begin_store(walk: Walk) -> None:
+    """Two nodes, n1 with a way of its own to the store; soon it can write nothing but its lease and its journal."""
+    create(walk.cluster.directory, 2, PROFILE)
+    way, tell = walk.stack.enter_context(broken_way_to_the_store(walk.cluster, walk.folder))
+    walk.store = tell
+    for node in ("n0", "n1"):
+        walk.instruments(node)
+    walk.at["n0"].boot()
+    walk.way = way
+    _boot_by_the_way(walk, "n1")
+    walk.joined("n1")
+    walk.apply(EVENTS.format(nodes='["n0", "n1"]'))
+    walk.at["n0"].nothing()
+
+
+def _boot_by_the_way(walk: Walk, node: str) -> None:
+    script = 'mount --bind "$1" "$2"; shift 2'
+    walk.boot_in(node, script, str(walk.way), str(walk.cluster.directory / STORE_FILE))
+
+
+def _break_the_way(walk: Walk) -> None:
+    header = open_header(str(walk.cluster.directory / STORE_FILE))
+    for node in walk.cluster.json("node", "list")["nodes"].values():  # only n1 goes that way
+        for kind in (RegisterKind.CLAIM, RegisterKind.VIEW):
+            for copy in range(COPIES):
+                start = header.register_offset(kind, node["id"], copy)
+                walk.store(f"refuse {start} {start + header.sector_bytes}")
+
+
+def _addresses(walk: Walk, node: str) -> list[str]:
+    found: list[str] = walk.cluster.json("node", "list")["nodes"][node]["addresses"]
+    return found
+
+
+def _lose_a_path(walk: Walk) -> None:
+    """n1 gets a second address, where another program listens."""
+    taken = walk.stack.enter_context(socket.socket())
+    taken.bind(("127.0.0.2", 0))
+    taken.listen()
+    walk.do("node", "set-addresses", "n1", *_addresses(walk, "n1"), f"127.0.0.2:{taken.getsockname()[1]}")
+
+
+def _give_it_up(walk: Walk) -> None:
+    walk.do("node", "set-addresses", "n1", _addresses(walk, "n1")[0])
+
+
+def _fill_the_store(walk: Walk) -> None:
+    words, numbers = "x" * FAT_CHARACTERS, range(FAT_SERVICES)
+    for start in numbers[:: FAT_SERVICES // 4]:  # all together are more than one entry holds
+        some = numbers[start : start + FAT_SERVICES // 4]
+        walk.apply("".join(FAT.format(number=number, words=words) for number in some))
+
+
+def _empty_the_store(walk: Walk) -> None:
+    for number in range(FAT_SERVICES):
+        walk.do("service", "withdraw", f"fat{number}")
+
+
+def _kill_caretakers(walk: Walk) -> None:
+    """Both at once: one alone is replaced by the other."""
+    home = os.fsencode(walk.home("n0"))
+    found = [pid for pid in read_parents() if read_name(pid) == CARETAKER]
+    send([pid for pid in found if home in read_command_line(pid)], signal.SIGKILL)
+
+
+def _lose_the_master(walk: Walk) -> None:
+    walk.at["n1"].look()
+    walk.do("dev", "kill", "n0")
+
+
+def _boot_it_again(walk: Walk) -> None:
+    """By the broken way: so nobody leads yet who could say that its former life has ended."""
+    _boot_by_the_way(walk, "n0")
+
+
+def _mend_the_way(walk: Walk) -> None:
+    walk.store("accept")
+
+
+STORE_ROWS = (  # n1 has said for twice the lease that it cannot write before it gives up: meanwhile others are walked
+    Row("unwell", "node/n1", "n1 cannot use the store", "muster why n1", _break_the_way),
+    Row("link", "link/n1", "1 of 2 paths between n0 and n1 are down", "muster links", _lose_a_path, _give_it_up),
+    Row("store", "cluster", "% full", "withdraw what is not needed", _fill_the_store, _empty_the_store),
+    Row("processes lost", "node/n0", "the caretaker of n0 has ended, with its standby", "muster node leave n0",
+        _kill_caretakers),
+    Row("cannot lead", "node/n1", "n1 cannot lead the cluster: its view register cannot be written", "muster why n1",
+        _goes_on),
+    Row("no master", "cluster", "no node leads the cluster", "muster links", _lose_the_master, at="n1"),
+    Row("former life", "node/n0", "n0 runs again, but the cluster still holds a former life",
+        "muster node evict n0 --confirmed-dead", _boot_it_again, _mend_the_way, without=("event",)),
+)  # fmt: skip
+
+WALKS: dict[str, tuple[Callable[[Walk], None], tuple[Row, ...]]] = {
+    "services": (_begin_services, SERVICE_ROWS),
+    "losses": (_begin_losses, LOSS_ROWS),
+    "store": (_begin_store, STORE_ROWS),
+}
+LACKS = {"store": missing(), "losses": "" if os.geteuid() == 0 else "needs root, for a mount of its own"}
+
+
+LONG = {"store": pytest.mark.long}  # nodes give up what they cannot write after twice the lease
 
 
 @pytest.fixture
-def instruments(dev_cluster: DevCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instruments]:
-    """Two nodes, n0 with metrics and a service manager, the services above, and nothing that needs anybody."""
-    dev_cluster.up(2)
-    dev_cluster.succeed("dev", "leave", "n0")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.setblocking(False)
-        with monkeypatch.context() as patched:
-            patched.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-            patched.setenv("MUSTER_METRICS", f"unix:{tmp_path}/metrics")
-            dev_cluster.succeed("dev", "boot", "n0")
-        (tmp_path / "services.toml").write_text(SERVICES)
-        dev_cluster.succeed("apply", str(tmp_path / "services.toml"))
-        dev_cluster.wait_for("web", lambda status: status["services"]["web"]["state"] == "registered")
-        dev_cluster.wait_for("stubborn", lambda status: status["services"]["stubborn"]["state"] == "registered")
-        watch = Watch(dev_cluster.directory)
-        try:
-            yield Instruments(dev_cluster, watch, notified, str(tmp_path / "metrics"))
-        finally:
-            watch.close()
+def walk(dev_cluster: DevCluster, tmp_path: Path) -> Iterator[Walk]:
+    """A walk that has not begun; all that it starts is ended."""
+    with contextlib.ExitStack() as stack:
+        yield Walk(dev_cluster, tmp_path, stack)
 
 
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in WALKS])
 def test_p10_12_each_state_that_needs_a_person_is_told_alike_by_every_instrument_of_a_real_cluster(
-    instruments: Instruments,
+    name: str, walk: Walk, record_property: Callable[[str, Any], None]
 ) -> None:
-    cluster, step = instruments.cluster, instruments.told
-    instruments.nothing()
-    cluster.succeed("maintenance", "begin", "--service", "web", "--cause", "patch")
-    step("maintenance", "service/web", "service web is in maintenance (patch)", "maintenance end --service web --yes")
-    cluster.succeed("maintenance", "end", "--service", "web", "--yes")
-    cluster.succeed("node", "standby", "n0")
-    step("standby", "node/n0", "n0 is on standby: it gets no services, and still has web", "muster node active n0")
-    cluster.succeed("node", "active", "n0")
-    cluster.succeed("service", "register", "broken")
-    step("failed", "service/broken", "broken is not running", "muster service clear broken")
-    cluster.succeed("service", "withdraw", "broken")
-    cluster.succeed("service", "transfer", "stubborn")
-    step("blocked", "service/stubborn", "stubborn is stopping on n1 and stuck", "muster service deregister stubborn")
-    cluster.succeed("dev", "kill", "n1")  # which ends that, and is a state of its own
-    step("lost", "node/n1", "n1 was lost", "systemctl start musterd")
-    cluster.succeed("config", "set", "required_levels", "storage:15", "--of-node", "n1")
-    cluster.succeed("dev", "boot", "n1", "--no-wait")
-    step(
-        "level", "node/n1", "n1: it waits for storage (level 15)", "muster config set required_levels ... --of-node n1"
-    )
-    cluster.succeed("config", "set", "required_levels", "cluster", "--of-node", "n1")
-    instruments.nothing()
+    if why := LACKS.get(name):
+        pytest.skip(f"not applicable: {why}" if "/dev/fuse" in why else why)
+    begin, rows = WALKS[name]
+    begin(walk)
+    for row in rows:
+        row.make(walk)
+        spread_s = walk.at[row.at].told(row.kind, row.subject, row.words, row.next_step, row.without)
+        record_property(f"spread of {row.kind} (s)", f"{spread_s:.2f}")
+        print(f"{row.kind}: all of them within {spread_s:.2f} s of the first")
+        if row.end is not None:
+            row.end(walk)
+            walk.at[row.at].over(row.kind, row.subject)
+    walk.at[rows[-1].at].nothing()
+
+
+def test_p10_12_each_kind_of_need_has_its_row_in_a_walk() -> None:
+    found = [row.kind for _begin, rows in WALKS.values() for row in rows]
+    assert sorted(found) == sorted(KINDS)

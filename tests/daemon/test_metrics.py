@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from bad_input import until
 from dev_cluster import DevCluster
 from muster.core.effects import RunCommand, Trace
+from muster.core.needs.machine import NOTHING
 from muster.core.transitions import narration as history
 from muster.daemon.metrics.endpoint import Endpoint, MetricsRefused, check_endpoint
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
+from muster.daemon.shell import readiness
 from muster.daemon.shell.guard_channel import GuardChannel
 from muster.drivers.image import systemd as service_manager
 from muster.drivers.image.lease_account import TELL_US, LeaseAccount
@@ -221,6 +223,40 @@ def test_a_manager_that_takes_nothing_is_not_waited_for(manager: socket.socket) 
         if not service_manager.notify("STATUS=" + "x" * 1000):
             return
     pytest.fail("its queue has no end")
+
+
+def test_p10_12_a_manager_that_was_busy_is_told_what_is_true_later(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "AGAIN_S", 0.01)
+    monkeypatch.setattr(readiness, "status_line", lambda node, _told: node)
+    while service_manager.notify("STATUS=old"):
+        pass  # until it takes nothing more
+
+    class Changing:
+        """As much of a daemon as it asks for."""
+
+        node, needs = "busy", staticmethod(lambda: NOTHING)
+
+        def changes(self) -> contextlib.AbstractContextManager[asyncio.Event]:
+            return contextlib.nullcontext(asyncio.Event())
+
+    def news() -> bytes:
+        while (heard := manager.recv(4096)) == b"STATUS=old":
+            pass
+        return heard
+
+    async def scenario() -> bytes:
+        daemon = Changing()
+        telling = asyncio.create_task(readiness.keep_service_manager_informed(daemon))  # type: ignore[arg-type]
+        await asyncio.sleep(0)  # it has tried once
+        daemon.node = "well"
+        try:
+            return await asyncio.to_thread(news)
+        finally:
+            telling.cancel()
+
+    assert asyncio.run(scenario()) == b"READY=1\nSTATUS=well"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from muster.core.entries import apply
 from muster.core.leases.diagnosis import CUT_LINK, DEAD, PAUSED, WELL
+from muster.core.membership.membership import SEE_OR
 from muster.core.needs.machine import MAXIMUM_NEEDS, Needs, Told, well
 from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path, Seen, Straggler
 from muster.core.replica.ages import Ages
@@ -18,6 +19,7 @@ from muster.core.transitions.required import Waiting
 from muster.daemon.shell.readiness import status_line
 from muster.daemon.socket.queries import NodeView
 from muster.daemon.socket.queries import needs as documents
+from muster.daemon.socket.why_node import why_cluster
 from muster.records.database import Change, Database, Entry, initial_database
 from muster.records.levels import Missing, NodeState
 from muster.records.members import Eviction, Member, Proof
@@ -192,6 +194,64 @@ def test_p10_12_a_service_that_a_silent_node_keeps_is_told_with_the_node_and_is_
     assert need.affects == ("web",)
     assert Told((need,)).about("service/web") == need
     assert well(database, what, (need,)) == (0, 1, 2, 3)
+
+
+def test_p10_12_a_service_that_is_tried_again_is_the_same_need_until_a_start_succeeds() -> None:
+    machine, failed = Needs(), web(cause="start failed everywhere", rounds=1)
+    what = seen(explain=explained("it failed", "muster service clear web", "stuck"))
+    (need,) = machine.look(database_with(failed), what, 1000)
+    tried_again = (
+        web(cause="start failed everywhere", rounds=1),  # its pause is over, and it has not been started yet
+        web(state=ServiceState.STARTING, node=1, incarnation=7, rounds=1),
+        web(rounds=1),  # between two nodes
+    )
+    for number, service in enumerate(tried_again):
+        about_to = seen(explain=explained("it has failed on every node", "muster x"))
+        assert machine.look(database_with(service), about_to, 2000 + number) == (need,)
+    assert machine.look(database_with(failed), what, LATER_US) == (need,)
+    running = web(state=ServiceState.REGISTERED, node=1, incarnation=7)
+    assert machine.look(database_with(running), what, LATER_US) == ()
+    assert machine.look(database_with(tried_again[1]), what, LATER_US) == (), "nothing was told that could go on"
+
+
+def test_p10_12_a_former_life_is_told_where_nobody_leads_who_could_end_it_and_not_while_a_master_is_about_to() -> None:
+    machine, database = Needs(), database_with()
+    booting = seen(incarnation=8, confirmed=False)
+    assert machine.look(database, booting, 1) == machine.look(database, booting, LATER_US) == ()
+    leaderless, begun_us = seen(incarnation=8, confirmed=False, master=-1), 2 * LATER_US
+    assert machine.look(database, leaderless, begun_us) == ()
+    assert machine.look(database, leaderless, begun_us + HOLDS_US["no master"] - 1) == ()
+    told = machine.look(database, leaderless, begun_us + HOLDS_US["no master"])
+    assert [need.kind for need in told] == ["no master", "former life"]
+
+
+def test_p10_12_a_refusal_that_names_a_command_has_it_for_its_next_step() -> None:
+    refused = Member(2, refusal=f"its machine is not clean{SEE_OR}muster node confirm-clean n2")
+    (need,) = needs_of(database_with(refused), seen())
+    assert (need.words, need.next_step) == (
+        "n2 may not join: its machine is not clean", "muster node confirm-clean n2"
+    )  # fmt: skip
+
+
+def test_p10_12_what_is_about_a_nodes_link_or_level_is_about_the_node() -> None:
+    needs = [Need("x", subject, "", "") for subject in ("link/n1", "level/60@n1", "node/n1", "level/60@n11")]
+    assert [need.subject for need in needs if need.is_about("node/n1")] == ["link/n1", "level/60@n1", "node/n1"]
+    assert Told(tuple(needs)).about("node/n1") == needs[2], "first what is about itself"
+    assert Need("x", "node/n1", "", "", affects=("web",)).is_about("service/web")
+    assert not Need("x", "node/n1", "", "", affects=("n0",)).is_about("node/n0")
+
+
+def test_p10_12_why_without_a_name_tells_all_that_needs_a_person() -> None:
+    database, what = database_with(STUCK, Standby(2, 1)), seen(explain=explained("web is stuck", "muster x"))
+    found = needs_of(database, what)
+    said = why_cluster(database, NodeView(0, 7, master=0, needs=Told(found, 0, well(database, what, found))))
+    assert said["summary"] == "2 things need you: 0 of 1 services and 3 of 3 nodes are well"
+    assert [each["words"] for each in said["needs"]] == [need.words for need in found]
+    assert said["next_step"] == "muster x"
+    assert [row["rule"] for row in said["rules"] if not row["holds"]] == ["services", "left alone"]
+    calm = why_cluster(database_with(), NodeView(0, 7, master=0))
+    assert (calm["summary"].startswith("nothing needs you"), calm["next_step"]) == (True, "")
+    assert all(row["holds"] for row in calm["rules"])
 
 
 def test_p10_12_what_holds_only_for_a_moment_is_not_told_and_since_when_stays() -> None:

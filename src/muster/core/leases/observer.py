@@ -304,6 +304,13 @@ class Observer:
         lease = watch.lease
         return lease is None or (node, lease.stamp.incarnation) not in self._confirmed
 
+    def leads(self, node: int) -> bool:
+        """Whether a node that has a claim lives, and it is the claim of this life of it: a dead master leads nobody."""
+        if not self.is_live(node) or not node < min(len(self.strip.claims), len(self.strip.leases)):
+            return self.is_live(node)
+        claim, lease = self.strip.claims[node], self.strip.leases[node]
+        return claim is None or lease is None or claim.stamp.incarnation >= lease.stamp.incarnation
+
     def unclean(self, node: int, incarnation: int, service: int) -> str:
         """Why the node's machine is not known to be clean of what a service left there; empty if it is (P6.33).
 

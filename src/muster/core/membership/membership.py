@@ -27,6 +27,7 @@ from muster.records.required_levels import words_of
 from muster.records.versions import KERNELS_WORD
 
 SILENCE = "its lease has run out, and nothing proves that it has stopped"
+SEE_OR = "; see its log, or: "  # in a refusal: before the command that ends it
 
 
 def force_out_the_dead(draft: Draft, facts: Facts) -> None:
@@ -146,7 +147,7 @@ def why_unclean(draft: Draft, facts: Facts, member: Member, incarnation: int) ->
         parts += [f"the cleanup of {listed} {words}"] if listed else []
     name = draft.name(member.node)
     says = "; ".join(parts) or "it owes more cleanups than it can name"
-    return f"its machine may still hold what it ran before: {says}; see its log, or: muster node confirm-clean {name}"
+    return f"its machine may still hold what it ran before: {says}{SEE_OR}muster node confirm-clean {name}"
 
 
 def condemned(members: dict[int, Member]) -> tuple[tuple[int, int], ...]:

@@ -47,10 +47,9 @@ class Told(NamedTuple):
     well: Well = Well(0, 0, 0, 0)
 
     def about(self, subject: str) -> Need | None:
-        """The first need about `kind/NAME`, or that affects it."""
-        name = subject.removeprefix("service/")
+        """The first need about `kind/NAME` itself, else the first that concerns it."""
         own = (need for need in self.needs if need.subject == subject)
-        return next(own, None) or next((need for need in self.needs if name in need.affects), None)
+        return next(own, None) or next((need for need in self.needs if need.is_about(subject)), None)
 
 
 NOTHING = Told()
@@ -68,6 +67,7 @@ class Needs:
 
     def __init__(self) -> None:
         self._since_us: dict[tuple[str, str], int] = {}
+        self._said: dict[tuple[str, str], Need] = {}  # what was told last
         self.beyond = 0  # needs that are not in the list
 
     def look(self, database: Database, seen: Seen, now_us: int) -> tuple[Need, ...]:
@@ -81,13 +81,20 @@ class Needs:
             if known_us is not None and known_us - since_us < US_PER_S:
                 since_us = known_us  # ages are in milliseconds: what is told must not tremble
             self._since_us[key] = since_us
-            if now_us - since_us >= HOLDS_US[each.kind]:
+            if now_us - since_us >= max(HOLDS_US[each.kind], each.holds_us):
                 due.append((each, since_us))
         due.sort(key=lambda found: KINDS.index(found[0].kind))
         self.beyond = max(0, len(due) - MAXIMUM_NEEDS)
-        told = ((each.tell(), since_us) for each, since_us in due[:MAXIMUM_NEEDS])
+        told = ((self._need(each), since_us) for each, since_us in due[:MAXIMUM_NEEDS])
         needs = [replace(need, since_us=since_us) for need, since_us in told if need is not None]
+        self._said = {need.key: need for need in needs}
         return tuple(sorted(needs, key=lambda need: need.severity != TROUBLE))
+
+    def _need(self, suspicion: Suspicion) -> Need | None:
+        need = suspicion.tell()
+        if need is None and suspicion.goes_on:
+            return self._said.get((suspicion.kind, suspicion.subject))
+        return need
 
 
 def well(database: Database, seen: Seen, needs: tuple[Need, ...]) -> Well:

@@ -47,7 +47,7 @@ class Need(Struct, frozen=True):
     """
 
     kind: str  # one of KINDS
-    subject: str  # `node/NAME`, `service/NAME`, `link/NAME`, `level/NUMBER` or `cluster`
+    subject: str  # `node/NAME`, `service/NAME`, `link/NAME`, `level/NUMBER@NAME` or `cluster`
     words: str
     next_step: str
     severity: str = TROUBLE
@@ -59,6 +59,13 @@ class Need(Struct, frozen=True):
     def line(self) -> str:
         """The sentence and the next step, as the log, warnings and the service manager have them."""
         return f"{self.words}; next: {self.next_step}"
+
+    def is_about(self, subject: str) -> bool:
+        """Whether it is about `kind/NAME` or affects it; what is about a node's link or level is about the node."""
+        kind, _, name = subject.partition("/")
+        own = (subject, f"link/{name}") if kind == "node" else (subject,)
+        level = kind == "node" and self.subject.startswith("level/") and self.subject.endswith(f"@{name}")
+        return self.subject in own or level or (kind == "service" and name in self.affects)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,6 +80,8 @@ class Suspicion(NamedTuple):
     subject: str
     tell: Callable[[], Need | None]
     age_ms: int = 0  # for how long it has held, where a record says so
+    holds_us: int = 0  # for how long it must hold, if for longer than its kind asks
+    goes_on: bool = False  # where `tell` finds none, what was told of it before still holds
 
 
 def certain(need: Need, of: str = "", age_ms: int = 0) -> Suspicion:
@@ -104,6 +113,7 @@ class Seen(Struct, frozen=True):
 
     node: int  # its own id
     incarnation: int
+    confirmed: bool = True  # its replica is what a master has said
     master: int = NO_NODE
     trouble: str = ""  # what keeps the node from following the cluster
     live: frozenset[int] = frozenset()  # nodes whose lease is being renewed

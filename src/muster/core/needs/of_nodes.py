@@ -12,11 +12,13 @@ from muster.core.leases.diagnosis import (
     SILENT,
     STORE_LOST,
 )
-from muster.core.needs.need import NOTICE, TROUBLE, Need, Seen, Suspicion, certain
+from muster.core.membership.membership import SEE_OR, SILENCE
+from muster.core.needs.need import HOLDS_US, NOTICE, TROUBLE, Need, Seen, Suspicion, certain
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.required_levels import words_of
+from muster.records.terms import NO_NODE
 
 HOLDING = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)  # states that only the node or a proof ends
 MAXIMUM_NAMED = 4  # services in a sentence
@@ -64,8 +66,10 @@ def of_nodes(database: Database, seen: Seen) -> Iterator[Suspicion]:
 
 def _of_life(database: Database, seen: Seen, member: Member, subject: str) -> Iterator[Suspicion]:
     node, condition = member.node, seen.conditions.get(member.node, "")
-    if node == seen.node and member.state in HOLDING and member.incarnation != seen.incarnation:
-        yield Suspicion("former life", subject, lambda: _former(database, member))
+    is_former = node == seen.node and member.state in HOLDING and member.incarnation != seen.incarnation
+    if is_former and (seen.confirmed or seen.master == NO_NODE):  # else the master will say in a moment
+        holds_us = 0 if seen.confirmed else HOLDS_US["no master"]
+        yield Suspicion("former life", subject, lambda: _former(database, member), holds_us=holds_us)
     elif member.state in HOLDING and member.eviction is not None:
         yield Suspicion("unproven", subject, lambda: _unproven(database, member))
     elif member.state in HOLDING and node not in seen.live and node != seen.node:
@@ -89,7 +93,8 @@ def _of_join(database: Database, seen: Seen, member: Member, subject: str) -> It
         need = Need(kind, subject, f"{words} what is required", setting, severity)
         yield certain(need, age_ms=waiting.waited_ms)
     elif member.refusal and member.state is NodeState.INACTIVE:
-        yield certain(Need("refused", subject, f"{name} may not join: {member.refusal}", "muster node list"))
+        words, _, command = member.refusal.partition(SEE_OR)
+        yield certain(Need("refused", subject, f"{name} may not join: {words}", command or "muster node list"))
     elif member.node in seen.barred:
         words = f"{name} is refused on the interconnect: {seen.barred[member.node]}"
         yield certain(Need("refused", subject, words, "muster node list"))
@@ -108,10 +113,11 @@ def named(names: tuple[str, ...]) -> str:
 
 def _unproven(database: Database, member: Member) -> Need:
     name, held = database.name_of(member.node), held_by(database, member.node)
-    said = f" ({member.eviction.cause})" if member.eviction is not None else ""
+    cause = member.eviction.cause if member.eviction is not None else SILENCE
+    said = f" ({cause})" if cause != SILENCE else ""  # the sentence says that itself
     state = "is silent" if member.eviction is None or is_silent(member) else "is to be forced out"
     words = f"{name} {state}{said}, and nothing proves that it has stopped"
-    words += f": {named(held)} stays as it is" if held else ""
+    words += f": {named(held)} {'stays as it is' if len(held) == 1 else 'stay as they are'}" if held else ""
     words += "; look at the machine, and once you are sure that it is down, say so"
     return Need("unproven", f"node/{name}", words, confirm_dead(name), affects=held)
 

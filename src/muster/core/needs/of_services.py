@@ -1,6 +1,7 @@
 """The services that need a person: what is stuck, and what runs nowhere though it is wanted (P10.12).
 
-The words and the next step are those of `muster why`: both come from `core/services/explanation.py`.
+The words and the next step are those of `muster why`: both come from `core/services/explanation.py`. What has failed
+everywhere is tried again and again, with growing pauses (P6.36): until a start succeeds, it is one and the same need.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from muster.records.database import Database
 from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 
+_BEFORE_IT_RUNS = (ServiceState.DEREGISTERED, ServiceState.STARTING)
 # Rules that keep a service down for a reason that is told elsewhere (a silent node, a maintenance, its parent), that
 # passes by itself, or that a person wanted so.
 _TOLD_ELSEWHERE = ("inventory", "definition", "wanted", "silence", "policy", "maintenance")
@@ -23,25 +25,34 @@ def of_services(database: Database, seen: Seen) -> Iterator[Suspicion]:
     for name, service in database.services.items():
         if not may_need(service) or instances.is_template(service) or is_frozen(service, database):
             continue
-        yield Suspicion(_kind_of(service), f"service/{name}", _teller(database, seen, service))
+        teller = _teller(database, seen, service)
+        yield Suspicion(_kind_of(service), f"service/{name}", teller, goes_on=service.rounds > 0)
 
 
 def may_need(service: Service) -> bool:
     """Whether it is worth being explained: a service that is well is told from others at once."""
     if service.state is ServiceState.DEREGISTERED:
         return service.wanted and not service.removed
-    return bool(service.cause) or (service.state is ServiceState.RECOVERING and service.node == NO_NODE)
+    nowhere = service.state is ServiceState.RECOVERING and service.node == NO_NODE
+    return bool(service.cause) or nowhere or is_tried_again(service)
+
+
+def is_tried_again(service: Service) -> bool:
+    """Whether it has failed on every node, and is being started again: nobody knows yet whether that helps."""
+    return service.rounds > 0 and not service.cause and service.state in _BEFORE_IT_RUNS
 
 
 def _kind_of(service: Service) -> str:
     if service.cause:
         return "failed" if service.state is ServiceState.DEREGISTERED else "blocked"
+    if is_tried_again(service):
+        return "failed"
     return "unclean" if service.unclean is not None else "nowhere"
 
 
 def _teller(database: Database, seen: Seen, service: Service) -> Callable[[], Need | None]:
     def tell() -> Need | None:
-        explanation = seen.explain(service.name)
+        explanation = None if is_tried_again(service) else seen.explain(service.name)
         if explanation is None or _passes(database, service, explanation):
             return None
         words, next_step = explanation.summary, explanation.next_step or f"muster why {service.name}"
@@ -56,7 +67,7 @@ def _passes(database: Database, service: Service, explanation: Explanation) -> b
         return False
     first = next((finding for finding in explanation.findings if not finding.holds), None)
     if first is None:
-        return any(verdict.chosen for verdict in explanation.verdicts)
+        return service.rounds > 0 or any(verdict.chosen for verdict in explanation.verdicts)
     if first.rule == "group":
         return service.definition.parent in database.services
     if first.rule == "maturity":

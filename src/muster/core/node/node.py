@@ -177,7 +177,7 @@ class Node:
         if self.is_master:
             return self.me
         holder = self.account.holder()
-        return holder.node if holder is not None and self.observer.is_live(holder.node) else None
+        return holder.node if holder is not None and self.observer.leads(holder.node) else None
 
     @property
     def term(self) -> Term:

@@ -1,26 +1,36 @@
 """Tells systemd, where it started this node, when the node is ready and what it is doing (sd_notify; SPEC 9.4)."""
 
+import asyncio
+
 from muster.core.needs.machine import NOTHING, Told
 from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.shell.daemon import Daemon
-from muster.drivers.image.systemd import notify
+from muster.drivers.image.systemd import has_manager, notify
 from muster.records.levels import NodeState
 from muster.records.required_levels import words_of
 
+AGAIN_S = 1.0  # until what the service manager did not take is said again, as it is then
+
 
 async def keep_service_manager_informed(daemon: Daemon) -> None:
-    """Say READY now, since the control socket serves; and STATUS in words whenever that has changed."""
-    told = ""
+    """Say READY now, since the control socket serves; and STATUS in words whenever that has changed.
+
+    A manager that is busy takes nothing for a moment: it is told later, so it never shows for long what was (P10.12).
+    """
+    if not has_manager():
+        return
+    told, said = "", False
     with daemon.changes() as changed:
-        if not notify("READY=1", f"STATUS={status_line(daemon.node, daemon.needs())}"):
-            return  # no service manager, or none that listens
         while True:
             changed.clear()
             now = status_line(daemon.node, daemon.needs())
-            if now != told and notify(f"STATUS={now}"):
-                told = now
-            await changed.wait()
+            lines = (f"STATUS={now}",) if said else ("READY=1", f"STATUS={now}")
+            if now == told or notify(*lines):
+                told, said = now, True
+                await changed.wait()
+            else:
+                await asyncio.sleep(AGAIN_S)
 
 
 def status_line(node: Node, told: Told = NOTHING) -> str:

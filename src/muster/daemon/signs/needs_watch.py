@@ -96,7 +96,8 @@ def seen_by(daemon: Daemon) -> Seen:
     master = node.master
     return Seen(
         node=node.me,
-        incarnation=node.incarnation if node.confirmed else database.member(node.me).incarnation,
+        incarnation=node.incarnation,
+        confirmed=node.confirmed,
         master=NO_NODE if master is None else master,
         trouble=node.trouble,
         live=frozenset(each for each in database.nodes if node.observer.is_live(each)),

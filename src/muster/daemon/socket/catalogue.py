@@ -18,7 +18,7 @@ from muster.daemon.signs.evidence import links
 from muster.daemon.socket import configuration_queries as configuration
 from muster.daemon.socket import planning, queries
 from muster.daemon.socket.queries import NodeView
-from muster.daemon.socket.why_node import why_node
+from muster.daemon.socket.why_node import why_cluster, why_node
 from muster.records.access import Role
 from muster.records.database import Database
 from muster.records.names import shown
@@ -104,8 +104,11 @@ async def _links(desk: Desk, _arguments: Document) -> Document:
 
 
 async def _why(desk: Desk, arguments: Document) -> Document:
-    """Why a service or a node is as it is, with what needs a person about it (P10.12)."""
+    """Why a service, a node or, without a name, the cluster is as it is, with what needs a person about it (P10.12)."""
     database, subject = desk.daemon.node.database, str(arguments.get("service", ""))
+    if not subject:
+        view = desk.view()
+        return queries.head(database, view) | why_cluster(database, view)
     name = subject.removeprefix("node/")
     if subject not in database.services and database.node_named(name) is not None:
         view = desk.view()
@@ -113,11 +116,9 @@ async def _why(desk: Desk, arguments: Document) -> Document:
     answered = await desk.daemon.why.answer(arguments)
     view = desk.view()
     need = view.needs.about(f"service/{subject}")
+    answered["needs"] = queries.needs_about(view, f"service/{subject}")
     if need is not None:
-        needs = [each for each in queries.needs(database, view)["needs"] if each["subject"] == need.subject]
-        answered |= {"next_step": need.next_step, "needs": needs}
-    else:
-        answered["needs"] = []
+        answered["next_step"] = need.next_step
     shown = queries.service(database, view, subject)["service"]
     answered["service"] |= {"failures": shown["failures"], "since_s": shown["since_s"], "held": shown["held"]}
     return queries.head(desk.daemon.node.database, view) | answered

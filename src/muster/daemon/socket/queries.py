@@ -108,6 +108,11 @@ def needs(database: Database, view: NodeView) -> Document:
     }
 
 
+def needs_about(view: NodeView, subject: str) -> list[Document]:
+    """Those about `kind/NAME`, or that affect it."""
+    return [_need(need) for need in view.needs.needs if need.is_about(subject)]
+
+
 def _need(need: Need) -> Document:
     return {
         "kind": need.kind, "subject": need.subject, "severity": need.severity, "words": need.words,
@@ -131,9 +136,8 @@ def service(database: Database, view: NodeView, name: str) -> Document:
         close = get_close_matches(name, list(database.services), n=1)
         next_step = f"did you mean {close[0]!r}?" if close else "see `muster services` for those that are defined"
         raise ControlRefused(f"there is no service {name!r}", f"cluster {database.cluster.name}", next_step)
-    need = view.needs.about(f"service/{name}")
     document = {"name": name, **_service_in_full(database, view, found), "runs_here": name in view.running}
-    return {"service": document, "needs": [_need(need)] if need is not None else []}
+    return {"service": document, "needs": needs_about(view, f"service/{name}")}
 
 
 def transitions(database: Database, view: NodeView) -> Document:

@@ -1,9 +1,10 @@
-"""Why a node is as it is: what each sign and record says of it, for people (P10.12, SPEC 8.2)."""
+"""Why a node, or the cluster as a whole, is as it is: what signs and records say, for people (P10.12, SPEC 8.2)."""
 
 from typing import Any
 
 from muster.core.draft import is_silent
 from muster.core.freezing import is_frozen
+from muster.core.membership.membership import SILENCE
 from muster.core.transitions.required import required_of
 from muster.daemon.socket import queries
 from muster.daemon.socket.queries import NodeView
@@ -11,6 +12,7 @@ from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.required_levels import words_of
 from muster.records.services import Service, ServiceState
+from muster.records.terms import NO_NODE
 
 Document = dict[str, Any]
 
@@ -27,10 +29,41 @@ def why_node(database: Database, view: NodeView, name: str) -> Document:
         "subject": {"kind": "node", "name": name, "state": found["state"], "condition": found["condition"]},
         "summary": summary,
         "next_step": need.next_step if need is not None else "",
-        "needs": [each for each in queries.needs(database, view)["needs"] if each["subject"] == f"node/{name}"],
+        "needs": queries.needs_about(view, f"node/{name}"),
         "rules": _rules(database, view, node, found),
         "services": [{"service": each.name, "words": _of_service(database, each)} for each in held],
     }
+
+
+def why_cluster(database: Database, view: NodeView) -> Document:
+    """The account of the whole: all that needs a person, and what each instrument would say of the whole."""
+    found = queries.needs(database, view)
+    told, well = found["needs"], view.needs.well
+    count = len(told) + found["needs_beyond"]
+    says = "nothing needs you" if not count else "1 thing needs you" if count == 1 else f"{count} things need you"
+    return {
+        "subject": {"kind": "cluster", "name": database.cluster.name, "state": "", "condition": ""},
+        "summary": f"{says}: {well.words}",
+        "next_step": told[0]["next"] if told else "",
+        "needs": told,
+        "rules": _rules_of_cluster(database, view),
+        "services": [],
+    }
+
+
+def _rules_of_cluster(database: Database, view: NodeView) -> list[Document]:
+    leads = view.master != NO_NODE
+    master = f"{database.name_of(view.master)} leads" if leads else "no node leads: nothing is decided"
+    well, held = view.needs.well, len(database.maintenance) + len(database.standby)
+    left_alone = f"in maintenance or on standby: {held}" if held else "nothing is taken out of its hands"
+    rows = (
+        ("master", leads, master),
+        ("nodes", well.nodes == well.of_nodes, f"{well.nodes} of {well.of_nodes} are well"),
+        ("services", well.services == well.of_services, f"{well.services} of {well.of_services} are well"),
+        ("store", not view.fullness.words, view.fullness.words or f"it is {view.fullness.percent} % full"),
+        ("left alone", not held, left_alone),
+    )
+    return [{"rule": rule, "holds": holds, "words": words} for rule, holds, words in rows]
 
 
 def _summary(name: str, found: Document) -> str:
@@ -48,7 +81,7 @@ def _rules(database: Database, view: NodeView, node: int, found: Document) -> li
     evicted = member.eviction
     condemned = f"to be forced out: {evicted.cause}" if evicted is not None else "nobody forces it out"
     if is_silent(member):
-        condemned = f"silent, and nothing proves that it has stopped: {evicted.cause if evicted else ''}"
+        condemned = f"silent: {evicted.cause if evicted else SILENCE}"
     proof = found["last_proof"]
     past = f"; its last life ended by {proof['kind']}: {proof['detail']}" if proof else ""
     rows = (

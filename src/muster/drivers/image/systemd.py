@@ -15,11 +15,16 @@ VARIABLES = (NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID)
 _WATCHDOG_PART = 3  # it is petted so many times as often as it must be
 
 
+def has_manager() -> bool:
+    """Whether there is a service manager to be told."""
+    return os.environ.get(NOTIFY_SOCKET, "").startswith(("/", "@"))
+
+
 def notify(*lines: str) -> bool:
     """Tell the service manager, each line as NAME=VALUE; False where there is none, or where it takes nothing now."""
-    address = os.environ.get(NOTIFY_SOCKET, "")
-    if not address.startswith(("/", "@")):
+    if not has_manager():
         return False
+    address = os.environ[NOTIFY_SOCKET]
     message = "\n".join(line.replace("\n", " ") for line in lines).encode(errors="replace")
     target = b"\0" + os.fsencode(address[1:]) if address.startswith("@") else os.fsencode(address)
     try:

@@ -17,7 +17,7 @@ from muster.ui.options import (
 
 
 @click.command()
-@click.argument("name", metavar="SERVICE|NODE", shell_complete=complete_services)
+@click.argument("name", metavar="[SERVICE|NODE]", required=False, default="", shell_complete=complete_services)
 @click.argument("target", metavar="[NODE]", required=False, default="", shell_complete=complete_nodes)
 @click.option("--past", is_flag=True, help="Show the recent decisions about where it goes.")
 @click.option("--at", type=click.IntRange(min=1), metavar="INDEX", help="Show the decision in force at this index.")
@@ -28,6 +28,7 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
     """Why SERVICE is where it is, or is not running: the verdict of each rule, for each node or for NODE alone.
 
     With a node in place of SERVICE: why that is a member or not, what each sign says of it, what it holds, what to do.
+    Without a name: what is wrong with the cluster, all that needs you, each with the next command.
     A service that is called as a node is meant first: node/NAME is the node.
 
     What holds now is the master's word. A decision of the past is shown as it was made, with what was known then; it is
@@ -37,6 +38,7 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
     Examples:
       muster why web                    why it is there, where it would go now, what to do if it is not running
       muster why web n2                 what is said for and against n2
+      muster why                        what is wrong with the cluster, if anything is
       muster why n2                     what ails n2, what it holds, and what to do about it
       muster why web --past             the recent decisions, newest first
       muster why web --at 118           the decision in force when entry 118 was committed
@@ -52,8 +54,11 @@ def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> No
       answered_by           whose word that is; is_master: whether it is the master's; as_of: its commit index
       unanswered            [{node, why}] whose memory of the past is not in it
       needs                 what needs a person about it, as in `muster status --json`
-    Of a node: summary, next_step, needs, rules, subject {kind, name, state, condition}, services [{service, words}].
+    Of a node or the cluster: summary, next_step, needs, rules, subject {kind, name, state, condition},
+    services [{service, words}].
     """
+    if not name and (past or at is not None):
+        raise Mistaken("no service is named", "muster why", "name the one whose past decisions you want to see")
     if past and at is not None:
         raise Mistaken("both --past and --at are given", "muster why", "give one of them")
     arguments: dict[str, str | int] = {"service": name, "node": target}

@@ -41,14 +41,14 @@ def _needs(answer: Document) -> list[RenderableType]:
 
 
 def node_page(answer: Document) -> Group:
-    """Why a node is as it is, what it holds, and what to do."""
+    """Why a node is as it is, what it holds, and what to do; or all that needs a person in the cluster."""
     parts: list[RenderableType] = [_plain(answer["summary"], "bold"), *_needs(answer), Text(), _rules(answer["rules"])]
     if answer["services"]:
         table = _table("SERVICE", "HERE")
         for each in answer["services"]:
             table.add_row(_plain(each["service"]), _plain(each["words"]))
         parts += [Text(), table]
-    if answer["next_step"]:
+    if answer["next_step"] and answer["subject"]["kind"] == "node":  # of the cluster each need has its own
         parts += [Text(), indented(("next: ", _plain(answer["next_step"])))]
     return Group(*parts)
 

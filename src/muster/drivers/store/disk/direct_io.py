@@ -51,7 +51,11 @@ def _is_cached(file: DiskFile, offset: int) -> bool:
     """Whether the page cache of this host holds the page at `offset` (mincore; touches nothing)."""
     page_bytes = mmap.PAGESIZE
     start = offset // page_bytes * page_bytes
-    with mmap.mmap(file.fileno(), page_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=start) as page:
+    try:
+        mapped = mmap.mmap(file.fileno(), page_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=start)
+    except OSError as error:  # as of some file systems in user space
+        raise _refusal(file.path, f"cannot be mapped, so the page cache cannot be asked ({error.strerror})") from error
+    with mapped as page:
         anchor = ctypes.c_char.from_buffer(page)
         resident = ctypes.create_string_buffer(1)
         failed = _libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(page_bytes), resident)
