@@ -6,7 +6,6 @@ ends a node but what the walk does to it.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -78,6 +77,7 @@ class Walk:
         self.cluster, self.folder, self.stack = cluster, folder, stack
         self.at: dict[str, Instruments] = {}
         self.way = Path()  # a way to the store
+        self.older = Path()  # the source of a made release
         self.store: Callable[[str], None] = lambda _command: None  # tells it how to fail
 
     def do(self, *words: str) -> None:
@@ -102,12 +102,12 @@ class Walk:
     def state(self, service: str, state: str) -> None:
         """Wait for the state of a service."""
         self.cluster.wait_for(
-            f"{service} to be {state}", lambda seen: seen["services"][service]["state"] == state, node="n0"
+            f"{service} to be {state}", lambda seen: seen["services"][service]["state"] == state, 120, node="n0"
         )
 
     def joined(self, node: str) -> None:
         """Wait until a node is a member."""
-        self.cluster.wait_for(f"{node} to join", lambda seen: seen["nodes"][node]["state"] == "joined", 90)
+        self.cluster.wait_for(f"{node} to join", lambda seen: seen["nodes"][node]["state"] == "joined", 240)
 
     def boot_in(self, node: str, script: str, *words: str) -> None:
         """Boot a node, which is off, with mounts of its own."""
@@ -152,7 +152,8 @@ def _goes_on(_walk: Walk) -> None:
 
 def _keys_are_back(walk: Walk) -> None:
     (walk.home("n1") / "kept").rename(walk.home("n1") / "authority-keys")
-    walk.do("dev", "boot", "n1")
+    walk.do("dev", "boot", "n1", "--no-wait")
+    walk.joined("n1")
     walk.at["n0"].nothing()
 
 
@@ -183,11 +184,11 @@ SERVICE_ROWS = (
         "muster maintenance end --service web --yes", _maintain, _does("maintenance end --service web --yes")),
     Row("standby", "node/n0", "n0 is on standby: it gets no services, and still has web", "muster node active n0",
         _does("node standby n0"), _does("node active n0")),
-    Row("failed", "service/broken", "broken is not running", "muster service clear broken",
+    Row("failed", "service/broken", "broken is not running: start failed on", "muster service register broken",
         _does("service register broken"), _does("service deregister broken")),
     Row("blocked", "service/stubborn", "stubborn is stopping on n1 and stuck", "muster service deregister stubborn",
         _move_stubborn, _does("service confirm-stopped stubborn")),
-    Row("nowhere", "service/tied", "tied is not running: no allowable node is up", "muster status",
+    Row("nowhere", "service/tied", "tied is not running: no allowable node is up", "boot n1",
         _does("node leave n1", "service register tied"), _does("service deregister tied")),
 )  # fmt: skip
 
@@ -202,7 +203,7 @@ def _boot_on_another_machine(walk: Walk, node: str) -> None:
 
 
 def _begin_losses(walk: Walk) -> None:
-    """Scope `shared`; n1 of a made release that cannot read a standby in a whole database, n2 on a machine of its own."""
+    """Scope `shared`; n1 of a made release that can read no database with a standby, n2 on a machine of its own."""
     source = walk.folder / "older"
     shutil.copytree(SOURCE / "muster", source / "muster", ignore=shutil.ignore_patterns("__pycache__"))
     replica = source / "muster" / "core" / "replica" / "replica.py"
@@ -215,24 +216,28 @@ def _begin_losses(walk: Walk) -> None:
     for node in ("n0", "n1", "n2"):
         walk.instruments(node)
     walk.at["n0"].boot()
-    walk.boot_in("n1", 'export PYTHONPATH="$1"; shift', str(source))
+    walk.older = source
     _boot_on_another_machine(walk, "n2")
-    for node in ("n1", "n2"):
-        walk.joined(node)
-    walk.at["n1"].look()
+    walk.joined("n2")
     walk.apply(EVENTS.format(nodes='["n0", "n1"]'))
-    walk.at["n1"].nothing()
+    walk.at["n0"].nothing()
 
 
 def _cut_the_power(walk: Walk) -> None:
     assert not kill_all(walk.home("n2"), 10, with_bystanders=True)
 
 
-def _stand_by(walk: Walk) -> None:
+def _boot_older(walk: Walk) -> None:
+    """n1 is sent a whole database when it boots."""
     walk.do("node", "standby", "n0")
     _cut_the_power(walk)  # so that its lease runs out meanwhile
-    state = json.loads((walk.home("n0") / "guard.json").read_text())
-    os.kill(state["daemon_pid"], signal.SIGKILL)  # the next one leads in another term, and sends a whole database
+    walk.boot_in("n1", 'export PYTHONPATH="$1"; shift', str(walk.older))
+    walk.at["n1"].look()
+
+
+def _join_after_all(walk: Walk) -> None:
+    walk.do("node", "active", "n0")
+    walk.joined("n1")
 
 
 def _remove_n2(walk: Walk) -> None:
@@ -252,8 +257,8 @@ def _boot_n1(walk: Walk) -> None:
 
 
 LOSS_ROWS = (
-    Row("not following", "node/n1", "n1 does not follow the cluster", "muster upgrade status", _stand_by,
-        _does("node active n0"), at="n1"),
+    Row("not following", "node/n1", "n1 does not follow the cluster", "muster upgrade status", _boot_older,
+        _join_after_all, at="n1", without=("event",)),
     Row("unproven", "node/n2", "nothing proves that it has stopped", "muster node evict n2 --confirmed-dead",
         _goes_on, _remove_n2),
     Row("lost", "node/n1", "n1 was lost", "on n1: systemctl start musterd", _lose_n1),

@@ -85,7 +85,7 @@ def test_spec_8_2_a_child_that_has_failed_where_its_group_is_does_not_go_there()
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule == "stuck"
     assert "it can run only where its parent disk does" in summary
-    assert next_step == "mend the cause, then: muster service clear web"
+    assert next_step == "mend it, then: muster service clear web"
 
 
 def test_spec_8_2_a_failure_that_maintenance_holds_up_is_told() -> None:
@@ -132,7 +132,8 @@ def test_spec_8_2_a_service_whose_starts_failed_names_every_node_and_the_next_co
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule == "stuck"
     assert "start failed on" in summary
-    assert next_step == "mend the cause, then: muster service clear web"
+    assert next_step.startswith("mend it; it is tried again after ")
+    assert next_step.endswith(", or at once: muster service register web")
     assert set(verdicts(rounds).values()) == {(Rule.EXCLUDED, False)}
     (last,) = rounds.decided[-1].decisions
     assert (last.service, last.node) == ("web", NO_NODE), "that no node was left is recorded, too"
@@ -151,6 +152,7 @@ def test_spec_8_2_a_stop_that_failed_says_how_to_go_on() -> None:
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule in ("stay", "stuck")
     assert summary.startswith("web is stopping on n0 and stuck: stop failed")
+    assert "muster" not in summary, "what to do is the next step, and told once"
     assert "muster service deregister web" in next_step
     assert "muster node evict n0" in next_step
 
@@ -171,6 +173,7 @@ def test_spec_8_2_no_allowable_node_is_up() -> None:
     explanation = rounds.why("web")
     assert all(finding.holds for finding in explanation.findings)
     assert explanation.summary == "web is not running: no allowable node is up"
+    assert explanation.next_step == "boot n2: there, systemctl start musterd"
     assert verdicts(rounds) == {
         "n0": (Rule.NOT_ALLOWABLE, False),
         "n1": (Rule.NOT_ALLOWABLE, False),

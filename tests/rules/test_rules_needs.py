@@ -233,6 +233,22 @@ def test_p10_12_a_refusal_that_names_a_command_has_it_for_its_next_step() -> Non
     )  # fmt: skip
 
 
+def test_p10_12_a_maintenance_names_what_is_not_running_because_of_it() -> None:
+    kept = Maintenance("service", "web", 1)
+    (need,) = needs_of(database_with(web(), kept), seen(explain=explained("it is in maintenance", "", "maintenance")))
+    assert need.words.endswith("restarted there; not running: web")
+    assert need.affects == ("web",)
+    running = database_with(web(state=ServiceState.REGISTERED, node=1, incarnation=7), kept)
+    assert needs_of(running, seen())[0].affects == ()
+
+
+def test_p10_12_causes_are_told_before_what_follows_from_them() -> None:
+    follows = ("blocked", "failed", "unclean", "nowhere")
+    causes = ("no master", "not following", "unproven", "former life", "unwell", "lost", "refused", "overdue level")
+    assert set(KINDS[: len(causes)]) == set(causes)
+    assert all(KINDS.index(kind) >= len(causes) for kind in follows)
+
+
 def test_p10_12_what_is_about_a_nodes_link_or_level_is_about_the_node() -> None:
     needs = [Need("x", subject, "", "") for subject in ("link/n1", "level/60@n1", "node/n1", "level/60@n11")]
     assert [need.subject for need in needs if need.is_about("node/n1")] == ["link/n1", "level/60@n1", "node/n1"]

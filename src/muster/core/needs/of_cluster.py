@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from muster.core.needs.need import NOTICE, TROUBLE, Need, Path, Seen, Suspicion, certain
 from muster.core.needs.of_nodes import held_by, named
+from muster.core.services.instances import is_template
 from muster.records.database import Database
 from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
-from muster.records.services import Maintenance, Service, Standby
+from muster.records.services import Maintenance, Service, ServiceState, Standby
 from muster.records.terms import NO_NODE
 
 CLUSTER = "cluster"
@@ -60,19 +61,33 @@ def _left_alone(database: Database, seen: Seen) -> Iterator[Suspicion]:
     """What an operator has taken out of Muster's hands: to be ended by the same, who may have forgotten it."""
     for key in sorted(database.maintenance):
         record = database.maintenance[key]
-        yield certain(_of_maintenance(record), age_ms=seen.age_ms(record.since))
+        yield certain(_of_maintenance(database, record), age_ms=seen.age_ms(record.since))
     for node, standby in sorted(database.standby.items()):
         yield certain(_of_standby(database, node, standby), age_ms=seen.age_ms(standby.since))
 
 
-def _of_maintenance(record: Maintenance) -> Need:
+def _of_maintenance(database: Database, record: Maintenance) -> Need:
     what = f"{record.kind} {record.subject}".strip()
     words = f"{what} is in maintenance{_said(record.cause)}: {_KEPT} there"
+    down = _down_in(database, record)
+    words += f"; not running: {named(down)}" if down else ""
     option = {"cluster": "--cluster", "node": f"--of-node {record.subject}"}.get(
         record.kind, f"--service {record.subject}"
     )
     subject = f"{record.kind}/{record.subject}".removesuffix("/")
-    return Need("maintenance", subject, words, f"muster maintenance end {option} --yes", NOTICE)
+    return Need("maintenance", subject, words, f"muster maintenance end {option} --yes", NOTICE, affects=down)
+
+
+def _down_in(database: Database, record: Maintenance) -> tuple[str, ...]:
+    """The wanted services that are not started because of it; of a node nobody knows which those are."""
+    return tuple(
+        name
+        for name, service in sorted(database.services.items())
+        if service.wanted
+        and not (service.removed or is_template(service))
+        and service.state is ServiceState.DEREGISTERED
+        and (record.kind == "cluster" or (record.kind == "service" and record.subject in (name, service.template)))
+    )
 
 
 def _of_standby(database: Database, node: int, standby: Standby) -> Need:

@@ -32,6 +32,8 @@ from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 
 GROUP = "group"  # the rule about the nodes of a child: it goes where its parent is
+_ADVICE = "; mend it"  # how a recorded cause goes on with what to do about it
+MAXIMUM_NAMED = 4  # nodes in a sentence
 INSTANCES = "instances"  # the rule about the nodes of a service that is placed on all of them
 
 
@@ -174,12 +176,10 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
         return summary, "boot an allowable node, or: muster status"
     where = f"{service.name} is {service.state} on {round_.name(service.node)}"
     if service.cause:
-        step = (
-            f"muster service deregister {service.name} tries its stop again; muster service confirm-stopped "
-            f"{service.name} once you are sure that nothing of it runs there; muster node evict "
-            f"{round_.name(service.node)} forces the node out"
+        told, step = _told_and_advice(service.cause)
+        return f"{where} and stuck: {told}", step or _NEXT_STEPS["stop"].format(
+            name=service.name, node=round_.name(service.node)
         )
-        return f"{where} and stuck: {service.cause}", step
     stop = why_stop(service, round_)
     if service.broken and stop is None:
         held = maintenance_of(service, round_)
@@ -210,9 +210,9 @@ def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[V
     first = next((finding for finding in findings if not finding.holds), None)
     name = service.name
     if first is not None:
-        return f"{name} is not running: {first.words}", _NEXT_STEPS.get(first.rule, "").format(
-            name=name, parent=service.definition.parent
-        )
+        told, advice = _told_and_advice(first.words)
+        step = _NEXT_STEPS.get(first.rule, "").format(name=name, parent=service.definition.parent)
+        return f"{name} is not running: {told}", advice or step
     if any(verdict.chosen for verdict in verdicts):
         chosen = next(verdict.name for verdict in verdicts if verdict.chosen)
         return f"{name} is about to start on {chosen}", ""
@@ -220,14 +220,27 @@ def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[V
     if any(verdict.rule == Rule.EXCLUDED for verdict in allowable):
         words = "it has failed on every allowable node that is up"
         return f"{name} is not running: {words}", f"mend the cause, then: muster service clear {name}"
-    words = "no allowable node is up" if allowable else "no configured node is allowable for it"
-    return f"{name} is not running: {words}", "see `muster status` for the nodes, and boot one that is allowable"
+    if not allowable:
+        words = "no configured node is allowable for it"
+        return f"{name} is not running: {words}", "allow one in its definition, then: muster apply FILE"
+    names = sorted(verdict.name for verdict in allowable)
+    more = " or another" if len(names) > MAXIMUM_NAMED else ""
+    boots = " or ".join(names[:MAXIMUM_NAMED])
+    return f"{name} is not running: no allowable node is up", f"boot {boots}{more}: there, systemctl start musterd"
+
+
+def _told_and_advice(cause: str) -> tuple[str, str]:
+    """What a recorded cause tells, and what it says to do about it; that is empty where it says nothing of the kind."""
+    told, found, advice = cause.rpartition(_ADVICE)
+    return (told, _ADVICE.removeprefix("; ") + advice) if found else (cause, "")
 
 
 _NEXT_STEPS = {
     "inventory": "wait a moment; if it lasts, `muster status` names the member that is silent",
     "definition": "apply its definition again: muster apply FILE",
     "wanted": "muster service register {name}",
+    "stop": "muster service deregister {name}, which tries it again; once you are sure that nothing of it runs there: "
+    "muster service confirm-stopped {name}; or: muster node evict {node}",
     "stuck": "mend the cause, then: muster service clear {name}",
     "pause": "mend the cause; it is started again by itself, or at once: muster service register {name}",
     "clean": "boot that node, or clear its machine by hand, then: muster service confirm-clean {name}",

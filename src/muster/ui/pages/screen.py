@@ -286,6 +286,23 @@ def _why_down(name: str, service: Document) -> str:
     return f"{words}: muster why {name}"
 
 
+# What a de-registered service is, by how the words about it begin: what is the matter stands in the column of states.
+_DOWN = {
+    "failed": Text("failed", style="red"),
+    "stopped": Text("stopped", style="dim"),
+    "never started": Text("never started", style="dim"),
+    "has done": Text("done", style="dim"),
+    "waits": Text("waits", style="yellow"),
+    "withdrawn": Text("withdrawn", style="dim"),
+}
+
+
+def _service_state(service: Document) -> Text:
+    """Its state; of one that is de-registered what that means: it has failed, was stopped, waits, or never started."""
+    down = service.get("down") or ""  # a node of an earlier release does not say it
+    return next((text for words, text in _DOWN.items() if down.startswith(words)), _state(service["state"]))
+
+
 _FLAGS = {
     "T": "T: it moves to another node",
     "M": "M: it waits for more nodes before its first start",
@@ -302,7 +319,7 @@ def services_table(answer: Document) -> Table:
         words = filter(None, (service.get("held", ""), about, failures_words(service.get("failures"))))
         shown.update(service["flags"])
         flags = ",".join(service["flags"])
-        table.add_row(_plain(name), _state(service["state"]), flags, service["node"], _in_short("; ".join(words)))
+        table.add_row(_plain(name), _service_state(service), flags, service["node"], _in_short("; ".join(words)))
     meaning = [words for flag, words in _FLAGS.items() if flag in shown]
     if meaning:
         table.caption, table.caption_justify = Text("; ".join(meaning), style="dim"), "left"
