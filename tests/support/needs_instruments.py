@@ -204,7 +204,7 @@ class Instruments:
             return (words, then) in own and is_next and says(text)
 
         def event() -> bool:
-            """Each need occurs once, though more may be known of it later: as it was first told, so as the log has it."""
+            """Each need occurs once, as it was first told; more may be known of it now. The log has both."""
             own = [each for each in self._occurred() if (each["kind"], each["subject"]) == (kind, subject)]
             said = self._logged("needs you", "error")
             return bool(own) and all(any(f"{e['words']}; next: {e['next']}" in line for line in said) for e in own)
