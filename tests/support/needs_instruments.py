@@ -68,7 +68,7 @@ class Watch:
     def close(self) -> None:
         """End it."""
         self._process.terminate()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=60)
         os.close(self._end)
 
 
