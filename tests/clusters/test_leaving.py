@@ -434,11 +434,13 @@ name = "db"
 node_preferences = {{ ordered = ["n1"] }}
 start_command = ["sh", "-c", '{say}; sleep 987654 &']
 stop_command = ["sh", "-c", '{say}; sleep 0.3']
+grace = "100ms"
 [[service]]
 name = "app"
 parent = "db"
 start_command = ["sh", "-c", '{say}; sleep 987654 &']
 stop_command = ["sh", "-c", '{say}; sleep 0.3']
+grace = "100ms"
 """
     )
     cluster.succeed("apply", str(file))

@@ -10,6 +10,7 @@ SERVICES = """
 name = "disk"
 start_command = "sh -c 'sleep 1000 &'"
 stop_command = "true"
+grace = "100ms"
 node_preferences = {ordered = ["n0", "n1"]}
 [[service]]
 name = "web"

@@ -39,6 +39,7 @@ class Wish(NamedTuple):
     retries: int = 0
     retry_pause_ms: int = 50
     final: frozenset[int] = frozenset()
+    extend_limit_ms: int = 0
 
 
 def new_ledger(maximum: int = 100, acts: int = 2) -> Ledger[Entry]:

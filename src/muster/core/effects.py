@@ -180,6 +180,7 @@ class RunCommand(Struct, frozen=True):
     final: tuple[int, ...] = ()
     surroundings: Surroundings | None = None
     stop_signal: str = "SIGTERM"  # what a `stop` sends first
+    extend_limit_ms: int = 3_600_000  # by how much its program may lengthen a start or a stop in all (P8.21)
 
 
 class Reply(Struct, frozen=True):

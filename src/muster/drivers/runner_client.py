@@ -158,6 +158,7 @@ class RunnerClient:
             "grace_ms": command.grace_ms,
             "retries": command.retries,
             "retry_pause_ms": command.retry_pause_ms,
+            "extend_limit_ms": command.extend_limit_ms,
         }
         if command.surroundings is not None:
             packet["surroundings"] = structs.asdict(command.surroundings)

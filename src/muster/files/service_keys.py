@@ -375,8 +375,8 @@ KEYS: dict[str, Key] = {
     "start_command": Key(_command("start_command"), COMMAND, "[none]", "Starts it; it is registered if this succeeds."),
     "stop_command": Key(
         _command("stop_command"), COMMAND, "[none]",
-        "Stops it; what still runs of it afterwards is ended by Muster. Without one, stopping is skipped where its "
-        "start left nothing.",
+        "Stops it. When it has succeeded, the program has the rest of `stop_timeout` to end by itself; then Muster "
+        "ends it. Without one, stopping is skipped where its start left nothing.",
     ),
     "notify_command": Key(
         _command("notify_command"), COMMAND, "[none]", "Tells the other allowable nodes where it has been started."
@@ -423,13 +423,18 @@ KEYS: dict[str, Key] = {
         _text("stop_signal", signal_problem), '"SIGQUIT" or another signal', '"SIGTERM"',
         "What `run`, or what a command has left, is sent first when it is to end; SIGKILL follows after `grace`.",
     ),
+    "extend_limit": Key(
+        _duration("extend_limit_ms", minimum_ms=0), DURATION, '"1h"',
+        "By how much its program may lengthen a start or a stop in all, by EXTEND_TIMEOUT_USEC of sd_notify.",
+    ),
     "stop_failure": Key(
         _one_of("stop_failure", {"block": "block", "evict": "evict"}), '"block" or "evict"', '"block"',
         "Where its stop fails: it is blocked there with an alert, or that node is forced out of the cluster.",
     ),
     "grace": Key(
         _duration("grace_ms", minimum_ms=0), DURATION, '"5s"',
-        "Between SIGTERM and SIGKILL, for `run` and for whatever a command leaves running.",
+        "Between SIGTERM and SIGKILL, for `run` and for whatever a command leaves running; before it, after a "
+        "`stop_command`, for what a start command has left.",
     ),
     # supervision
     "run": Key(_command("run"), COMMAND, "[none]", "A long-running program, in place of a start command."),

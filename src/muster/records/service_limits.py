@@ -35,7 +35,7 @@ _TIMEOUTS = (
 )  # fmt: skip
 _BOUNDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(_TIMEOUTS, (1, MAXIMUM_TIMEOUT_MS)),
-    **dict.fromkeys(("maturity_time_ms", "grace_ms", "start_grace_ms"), (0, MAXIMUM_TIMEOUT_MS)),
+    **dict.fromkeys(("maturity_time_ms", "grace_ms", "start_grace_ms", "extend_limit_ms"), (0, MAXIMUM_TIMEOUT_MS)),
     **dict.fromkeys(
         ("start_retries", "stop_retries", "notify_retries", "recovery_retries", "cleanup_retries"), (0, MAXIMUM_COUNT)
     ),

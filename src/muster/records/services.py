@@ -89,6 +89,7 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     limits: tuple[tuple[str, str], ...] = ()  # name -> "N", "unlimited" or "SOFT:HARD"
     environment_file: str = ""  # NAME=VALUE a line, on the node
     stop_signal: str = "SIGTERM"  # what a stop sends first
+    extend_limit_ms: int = 3_600_000  # by how much its program may lengthen a start or a stop in all (P8.21)
 
 
 # What counts only when the service is started again: what runs goes on as it was started (P6.39).
@@ -102,7 +103,7 @@ ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
     OWNERS_KEYS: (
         "start_grace_ms", "forking", "success_exit_status", "hard_exit_status", "fatal_exit_status",
         "check_success_exit_status", "check_unknown_exit_status", "user", "group", "working_directory", "umask",
-        "limits", "environment_file", "stop_signal",
+        "limits", "environment_file", "stop_signal", "extend_limit_ms",
     ),
 }  # fmt: skip
 _PLAIN = Definition("plain")

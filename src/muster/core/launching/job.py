@@ -4,6 +4,7 @@
     RUN      the command, until it ends or its time is over (an empty command succeeds at once)
     AGAIN    it failed and may be retried: end what the attempt left, of a stop only the stop command's own processes
     PAUSE    until the next attempt
+    QUIT     the stop command has succeeded: what its start had begun has its time to end by itself (P8.21)
     END      unless a start succeeded: end what is left of the service
     done     tell the result, and remember it
 
@@ -19,7 +20,7 @@ from muster.records.units import US_PER_MS
 
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 KILL_AGAIN_MS = 20
-CLEAR, RUN, AGAIN, PAUSE, END = "clear", "run", "again", "pause", "end"
+CLEAR, RUN, AGAIN, PAUSE, QUIT, END = "clear", "run", "again", "pause", "quit", "end"
 
 
 class Next(Enum):
@@ -71,12 +72,17 @@ class Wanted(Protocol):
     def final(self) -> frozenset[int]:
         """Exit statuses after which it is not tried again (P6.38)."""
 
+    @property
+    def extend_limit_ms(self) -> int:
+        """By how much its program may lengthen an attempt, or the grace of a stop, in all (P8.21)."""
+
 
 class Progress:
     """One command, from its being taken to its result."""
 
     __slots__ = (
-        "attempt", "deadline_us", "failure", "kill_us", "killing", "phase", "waits_since_us", "wake_us", "wanted",
+        "attempt", "deadline_us", "failure", "kill_us", "killing", "latest_us", "phase", "waits_since_us", "wake_us",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, wanted: Wanted) -> None:
@@ -87,6 +93,7 @@ class Progress:
         self.deadline_us = 0  # of the attempt
         self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
         self.killing = False
+        self.latest_us = 0  # to when a program may move the end of the attempt, or of the grace, by asking for time
         self.waits_since_us = 0  # for a place among the starts; 0 while it does not
         self.wake_us = 0  # when to look at it again, whatever happens
 
@@ -97,6 +104,7 @@ class Progress:
         self.phase, self.killing = phase, False
         self.kill_us = now_us + grace_ms * US_PER_MS
         self.wake_us = self.kill_us
+        self.latest_us = self.kill_us + wanted.extend_limit_ms * US_PER_MS
 
     def whom(self) -> Whom:
         """What the ladder of this phase ends."""
@@ -130,6 +138,25 @@ class Progress:
         """Its command runs."""
         self.phase = RUN
         self.wake_us = self.deadline_us = at_us + self.wanted.timeout_ms * US_PER_MS
+        self.latest_us = self.deadline_us + self.wanted.extend_limit_ms * US_PER_MS
+
+    def quits(self, now_us: int, *, is_program: bool) -> None:
+        """A stop command has succeeded: what it may have told to end has its time for that (P8.21). What is no program
+        may be helpers, which nobody has told to end.
+        """
+        self.phase = QUIT
+        if not is_program:
+            self.deadline_us = min(self.deadline_us, now_us + self.wanted.grace_ms * US_PER_MS)
+        self.wake_us = self.deadline_us
+
+    def lengthen(self, until_us: int, *, is_its_own: bool) -> None:
+        """The program of this attempt, or of what a stop is to end, has asked for time (P8.21)."""
+        wanted_us = min(until_us, self.latest_us)
+        is_stop = self.wanted.action == "stop"
+        if is_its_own or (is_stop and self.phase in (RUN, QUIT)):
+            self.deadline_us = max(self.deadline_us, wanted_us)
+        elif is_stop and self.phase == END and not self.killing:
+            self.kill_us = self.wake_us = max(self.kill_us, wanted_us)
 
     def attempt_failed(self, failure: str, status: int) -> str:
         """The attempt has failed, with this exit status: the phase that follows."""

@@ -98,6 +98,7 @@ class Executor:
             is_cleanup(service), is_start and follows(definition),
             (*definition.hard_exit_status, *definition.fatal_exit_status) if is_start else (),
             None if is_cleanup(service) else surroundings_of(definition), definition.stop_signal,
+            definition.extend_limit_ms,
         )  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def last_stop(name: str, generation: int, database: Database, node: int, incarna
     return RunCommand(
         name, service.uid, generation, "stop", own.words, own.timeout_ms, environment, own.retries,
         definition.retry_pause_ms, definition.grace_ms, surroundings=surroundings_of(definition),
-        stop_signal=definition.stop_signal,
+        stop_signal=definition.stop_signal, extend_limit_ms=definition.extend_limit_ms,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from muster.drivers.image.systemd import notify
 from muster.records.database import Database
 from muster.records.durations import duration_of
 from muster.records.members import LeaveNode
+from muster.records.services import Definition
 
 ASKS_AGAIN_S = 3.0
 ANSWER_S = 10.0  # for one question to the master
@@ -45,11 +46,16 @@ def time_needed_ms(database: Database, node: int, left: Iterable[str] | None = N
     `left`: the names of those, where the database does not know.
     """
     stops = sum(
-        service.definition.stop_timeout_ms * (1 + service.definition.stop_retries) + service.definition.grace_ms
+        _stop_ms(service.definition)
         for service in database.services.values()
         if (service.node == node if left is None else service.name in left)
     )
     return stops + MARGIN_MS
+
+
+def _stop_ms(definition: Definition) -> int:
+    longer_ms = definition.extend_limit_ms if definition.ready_notify else 0  # a program that can ask for more time
+    return definition.stop_timeout_ms * (1 + definition.stop_retries) + definition.grace_ms + longer_ms
 
 
 async def is_stopping() -> bool:

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from muster.core.launching.job import Progress
 from muster.core.launching.ledger import DETAIL_CHARACTERS, NO_STATUS, Entry, Exited, Result
 from muster.drivers.image.process_tree import explain_status
-from muster.drivers.image.readiness import Condition, Conditions
+from muster.drivers.image.readiness import MAXIMUM_EXTENSION_US, Condition, Conditions
 from muster.drivers.image.service_surroundings import LIMITS, UNLIMITED, Surroundings
+from muster.records.units import US_PER_MS
 
 OUTPUT_CHARACTERS = 2000  # of what a command wrote, for the history
 GRACE_MS = 2000  # from SIGTERM to SIGKILL where the request does not say
@@ -35,7 +36,7 @@ class Request:
     """A checked `run` request."""
 
     __slots__ = (
-        "action", "command", "environment", "final", "follows", "generation", "grace_ms", "is_program", "ready",
+        "action", "command", "environment", "extend_limit_ms", "final", "follows", "generation", "grace_ms", "is_program", "ready",
         "retries", "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms", "uid",
     )  # fmt: skip
 
@@ -66,7 +67,13 @@ class Request:
         name = packet.get("stop_signal", "")
         self.stop_signal = _SIGNALS.get(str(name), signal.SIGTERM)
         self.follows = packet.get("follows") is True
+        self.extend_limit_ms = number(packet, "extend_limit_ms", 0, MAXIMUM_EXTENSION_US // US_PER_MS)
         self.final = _statuses(packet.get("final", []), self.service)
+
+    @property
+    def is_cleanup(self) -> bool:
+        """Whether it clears the machine of a start of before, and tells the service nothing (P6.32)."""
+        return self.environment.get("MUSTER_ACTION") == "cleanup"
 
 
 def _surroundings(packet: object, service: str) -> Surroundings:

@@ -19,6 +19,7 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
      "ready": {"command": [...], "port": N, "file", "notify": true},
      "surroundings": {"user", "group", "directory", "umask", "limits": [[NAME, VALUE], ...], "environment_file"},
      "stop_signal",   what a stop sends in place of SIGTERM
+     "extend_limit_ms",   by how much a program may lengthen its start or stop in all (P8.21)
      "follows": true   what a start leaves running goes on for it (P8.18),
      "final": [N, ...]}   exit statuses after which it is not tried again (P6.38)
     {"do": "cancel", "service", "generation", "action": "act", "reason"}
@@ -60,7 +61,7 @@ from collections import deque
 from typing import NoReturn
 
 from muster.core.launching import ledger
-from muster.core.launching.job import CLEAR, END, KILL_BOUND_MS, PAUSE, RUN, Next, Whom
+from muster.core.launching.job import CLEAR, END, KILL_BOUND_MS, PAUSE, QUIT, RUN, Next, Whom
 from muster.core.launching.ledger import (
     DETAIL_CHARACTERS,
     MAXIMUM_ACTS,
@@ -243,8 +244,8 @@ class Runner:
                 self._hear_looker(service, run.condition)
             elif run.condition is not None:
                 run.condition.receive(run.keeper, boottime_us(), in_namespace=not self._leash.is_tree)
-                if service.job is not None and service.job.run is run:
-                    service.job.deadline_us = max(service.job.deadline_us, run.condition.extended_us)
+                if service.job is not None:
+                    service.job.lengthen(run.condition.extended_us, is_its_own=service.job.run is run)
                 self._look_again(service)
 
     def _look_again(self, service: Service) -> None:
@@ -388,6 +389,9 @@ class Runner:
         match self._ledger.take(request):
             case ledger.Taken(entry=service, ends=notice, reason=reason):
                 service.job = job = Job(request)
+                for run in service.runs:
+                    if run.condition is not None:
+                        run.condition.extended_us = 0  # it asked for that for what it did before
                 self._enter_ladder(service, job, CLEAR)
                 if notice is not None:
                     self._cancel(notice, reason)
@@ -438,6 +442,11 @@ class Runner:
             return
         if job.phase == RUN:
             self._advance_command(service, job, now_us)
+        elif job.phase == QUIT:
+            if now_us >= job.deadline_us or not any(_may_quit(run) for run in service.runs):
+                self._enter_ladder(service, job, END)
+            else:
+                job.wake_us = job.deadline_us
         elif job.phase == PAUSE:
             if now_us >= job.wake_us and self._may_launch(service, job, now_us):
                 self._launch(service, job)
@@ -543,7 +552,7 @@ class Runner:
         """Start a command below a keeper. Raises `OSError`."""
         request = job.request
         own = {"MUSTER_GENERATION": str(request.generation), "MUSTER_ACTION": action}
-        if request.environment.get("MUSTER_ACTION") == "cleanup":
+        if request.is_cleanup:
             own = {}  # it is about a start of before, and says so itself (P6.32)
         elif request.action != "act":
             own |= {"MUSTER_SERVICE": request.service, "MUSTER_UID": str(request.uid)}
@@ -611,6 +620,9 @@ class Runner:
             self._attempt_failed(service, job, failure)
         elif request.action == "start":
             self._started(service, job, run)
+        elif request.action == "stop" and not request.is_cleanup:
+            job.quits(now_us, is_program=any(each.is_supervised for each in service.runs))
+            self._advance(service, now_us)
         else:
             self._enter_ladder(service, job, END)
 
@@ -881,6 +893,13 @@ class Runner:
 def _goes_on(run: Run) -> bool:
     """Whether what a program has left goes on for it: it ended as it wanted to, and is followed (P8.18)."""
     return run.follows and run.status == 0 and run.has_left and run.last_status is None
+
+
+def _may_quit(run: Run) -> bool:
+    """Whether this is what its service is, which a stop command that has succeeded may have told to end (P8.21)."""
+    if run.is_supervised:
+        return run.status is None or _goes_on(run)
+    return run.follows and run.has_left
 
 
 def _was_a_daemon(run: Run) -> bool:
