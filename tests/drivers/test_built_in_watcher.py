@@ -65,9 +65,7 @@ class Trial:
         monkeypatch.setattr(watcher, "descendants", lambda _pids, _parents: [])
         monkeypatch.setattr(watcher, "send", lambda _pids, _number: None)
         self.memory = memory or Memory()
-        self.inner = BuiltIn(
-            cast("Watcher", self.daemon), cast("Any", None), {}, (0, 0), theirs, self.membership, self.memory
-        )
+        self.inner = BuiltIn(cast("Watcher", self.daemon), cast("Any", None), {}, theirs, self.membership, self.memory)
         monkeypatch.setattr(self.inner, "_start", self._start)
 
     def _start(self, _event: str, subject: Subject, now_us: int) -> Check:

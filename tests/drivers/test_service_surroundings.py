@@ -18,8 +18,22 @@ WHAT_IT_HAS = (
     "import json, os, resource, sys; json.dump({'environment': dict(os.environ), 'folder': os.getcwd(), "
     "'umask': os.umask(0), 'ids': [os.getuid(), os.getgid(), sorted(os.getgroups())], 'nice': os.nice(0), "
     "'score': open('/proc/self/oom_score_adj').read().strip(), 'files': resource.getrlimit(resource.RLIMIT_NOFILE), "
-    "'core': resource.getrlimit(resource.RLIMIT_CORE)[0], 'policy': os.sched_getscheduler(0)}, open(sys.argv[1], 'w'))"
+    "'core': resource.getrlimit(resource.RLIMIT_CORE)[0], 'policy': os.sched_getscheduler(0), "
+    "'limits': open('/proc/self/limits').read(), 'processors': len(os.sched_getaffinity(0))}, open(sys.argv[1], 'w'))"
 )
+# What whoever starts the daemon may have done before: the limits of a shell or a unit, taskset, ionice.
+ODD = """
+import ctypes, os, resource
+for name, soft in (("NPROC", 3000), ("FSIZE", 1 << 30), ("STACK", 1 << 20), ("NOFILE", 500), ("MEMLOCK", 4096),
+                   ("AS", 1 << 40), ("CPU", 3600), ("SIGPENDING", 100), ("MSGQUEUE", 10), ("DATA", 1 << 40)):
+    number = getattr(resource, f"RLIMIT_{name}")
+    resource.setrlimit(number, (soft, resource.getrlimit(number)[1]))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
+if number:
+    ctypes.CDLL(None).syscall(number, 1, 0, 3 << 13)  # the class for what is idle
+"""
+CLASS = "import ctypes, sys; print(ctypes.CDLL(None).syscall(int(sys.argv[1]), 1, 0) >> 13)"
 PROTECTED = """
 import os, resource
 open('/proc/self/oom_score_adj', 'w').write('321')
@@ -52,6 +66,60 @@ def test_p8_19_a_command_inherits_nothing_that_protects_the_node(runner: RealRun
     found = seen(runner, tmp_path)
     assert (found["score"], found["umask"], found["folder"], found["core"]) == ("0", 0o022, "/", 0)
     assert (found["nice"], found["policy"]) == (0, os.SCHED_OTHER)
+
+
+def limits_of(text: str) -> dict[str, tuple[str, ...]]:
+    """The soft and the hard limit of each line of /proc/PID/limits."""
+    return {line[:26].strip(): tuple(line[26:68].split()) for line in text.splitlines()[1:]}
+
+
+def may_raise_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE, as root has but in a container."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> 24 & 1)
+
+
+def lower(one: str, other: str) -> str:
+    """The lower limit of two."""
+    return min(one, other, key=lambda limit: float("inf") if limit == "unlimited" else int(limit))
+
+
+def test_p8_19_limits_and_scheduling_are_the_same_whoever_started_the_daemon(tmp_path: Path) -> None:
+    odd = RealRunner(tmp_path, ODD)
+    try:
+        found = seen(odd, tmp_path)
+        half = str(int(Path("/proc/sys/kernel/threads-max").read_text()) // 2)
+        expected = {
+            "cpu time": ("unlimited", "unlimited"), "file size": ("unlimited", "unlimited"),
+            "data size": ("unlimited", "unlimited"), "stack size": ("8388608", "unlimited"),
+            "core file size": ("0", "unlimited"), "resident set": ("unlimited", "unlimited"),
+            "processes": (half, half), "open files": ("1024", "524288"), "locked memory": ("8388608", "8388608"),
+            "address space": ("unlimited", "unlimited"), "file locks": ("unlimited", "unlimited"),
+            "pending signals": (half, half), "msgqueue size": ("819200", "819200"), "nice priority": ("0", "0"),
+            "realtime priority": ("0", "0"), "realtime timeout": ("unlimited", "unlimited"),
+        }  # fmt: skip
+        if not may_raise_limits():  # then nothing goes above what there is
+            most = limits_of(Path("/proc/self/limits").read_text())
+            expected = {
+                name: (lower(soft, most[f"Max {name}"][1]), lower(hard, most[f"Max {name}"][1]))
+                for name, (soft, hard) in expected.items()
+            }
+        assert limits_of(found["limits"]) == {f"Max {name}": pair for name, pair in expected.items()}
+        assert found["processors"] == len(os.sched_getaffinity(0))
+        number = {"x86_64": "252", "aarch64": "31"}.get(os.uname().machine)
+        if number is not None:
+            asks = shell(f'"$@" > {tmp_path}/class')
+            assert odd.run(2, "start", *asks, "sh", sys.executable, "-c", CLASS, number)["succeeded"]
+            assert (tmp_path / "class").read_text() in ("0\n", "2\n"), "none, or what follows from the priority"
+    finally:
+        odd.close()
+
+
+@needs_root
+def test_p8_19_what_this_machine_lacks_is_no_exit_status_of_the_command(runner: RealRunner, tmp_path: Path) -> None:
+    """Else `fatal_exit_status = [78]` would stop a service everywhere because one node has no such user."""
+    result = runner.run(1, "start", "true", surroundings={"user": "no-such-user"}, final=[78], retries=1)
+    assert result["status"] == -1 and "attempt 2 of 2: cannot be executed: this node has not what" in result["detail"]
 
 
 def test_p8_19_the_environment_is_that_of_the_machine_not_of_whoever_started_the_daemon(

@@ -219,7 +219,7 @@ from muster.drivers.image.keeper import Launch, spawn_keeper
 from muster.records.registers import Deadman
 adopt_orphans()
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-launch = Launch("check", ("/bin/sh", "-c", sys.argv[1]), dict(os.environ), limits, dies_with_keeper=True)
+launch = Launch("check", ("/bin/sh", "-c", sys.argv[1]), dict(os.environ), dies_with_keeper=True)
 status, output = os.pipe(), os.pipe()
 keeper = spawn_keeper(launch, status[1], output[1], Leash(Deadman.PROCESS_TREE))
 for descriptor in (*status, *output):

@@ -139,7 +139,7 @@ def test_every_field_of_a_definition_can_be_set_in_a_file() -> None:
         "limits": [{"nofile": 1024}],
         "check": [{"command": "c", "interval": "1s", "timeout": "1s", "failures": "1/2"}],
     }
-    samples["check"][0] |= {"success_exit_status": [1], "unknown_exit_status": [3]}
+    samples["check"][0] |= {"success_exit_status": [1], "unknown_exit_status": [3], "user": "root"}
     kinds: dict[str, Any] = {"duration": "1s", "number": 1, "list of nodes": ["n0"], "table of texts": {"A": "b"}}
     kinds |= {"name of a service": "other", "list of exit statuses": [5], "true or false": True}
     for key, entry in KEYS.items():

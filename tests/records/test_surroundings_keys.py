@@ -20,6 +20,9 @@ umask = "027"
 limits = {nofile = 65536, core = "unlimited", nproc = "512:1024"}
 environment_file = "/etc/default/web"
 stop_signal = "SIGQUIT"
+extend_limit = "5m"
+output = "journal"
+check = {command = "true", user = "root"}
 """
 
 
@@ -28,6 +31,7 @@ def test_p8_19_the_keys_are_read() -> None:
     assert (web.user, web.group, web.working_directory, web.umask) == ("www-data", "adm", "/srv/web", 0o027)
     assert web.limits == (("core", "unlimited"), ("nofile", "65536"), ("nproc", "512:1024"))
     assert (web.environment_file, web.stop_signal) == ("/etc/default/web", "SIGQUIT")
+    assert (web.extend_limit_ms, web.output, web.check_user) == (300_000, "journal", "root")
     assert problem_of(web) == ""
     assert version_of_definition(web) == OWNERS_KEYS > version_of_definition(Definition("plain")) == LOWEST
 
@@ -45,6 +49,9 @@ def test_p8_19_the_keys_are_read() -> None:
         ("limits = 5", "nofile"),
         ('environment_file = "web"', "give a path from the root"),
         ('stop_signal = "SIGNAL"', "SIGQUIT"),
+        ('extend_limit = "2d"', "extend_limit"),
+        ('output = "syslog"', "output"),
+        ('check = {command = "true", user = "two words"}', "two words"),
     ],
 )
 def test_p8_19_a_wrong_value_is_named_with_what_is_allowed(line: str, part: str) -> None:
@@ -55,7 +62,20 @@ def test_p8_19_a_wrong_value_is_named_with_what_is_allowed(line: str, part: str)
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"umask": 0o1000}, {"user": "a\0b"}, {"limits": (("cpu", "1"), ("cpu", "2"))}, {"stop_signal": "SIGSTOP"}],
+    [
+        {"umask": 0o1000},
+        {"user": "a\0b"},
+        {"limits": (("cpu", "1"), ("cpu", "2"))},
+        {"stop_signal": "SIGSTOP"},
+        {"extend_limit_ms": -1},
+        {"output": "syslog"},
+        {"check_user": "a b"},
+    ],
 )
 def test_p8_19_a_definition_that_comes_by_the_socket_is_judged_alike(wrong: dict[str, Any]) -> None:
     assert problem_of(Definition("web", run=("server",), **wrong))
+
+
+@pytest.mark.parametrize("key", [{"extend_limit_ms": 5}, {"output": "journal"}, {"check_user": "root"}])
+def test_p10_1_a_node_of_an_older_release_takes_none_of_the_new_keys(key: dict[str, Any]) -> None:
+    assert version_of_definition(Definition("web", **key)) == OWNERS_KEYS

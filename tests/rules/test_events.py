@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from muster.client.watching import Orders
+from muster.core.effects import Surroundings
 from muster.core.events.manager import (
     MAXIMUM_AT_WORK,
     MAXIMUM_WAITING,
@@ -475,6 +476,17 @@ def test_p8_16_of_a_check_that_cannot_be_executed_a_record_is_kept_and_nothing_i
     assert watched(machine.registers(PAGED, 5)) == ["web:exit", "web:check", "web:unchecked"]
     assert machine.occurs("web:unchecked", watcher=9, detail="its check cannot be executed") == []
     assert machine.verdicts() == ["acted upon"]
+
+
+def test_p8_19_a_check_begins_as_the_other_commands_of_its_service_or_as_the_user_that_it_names() -> None:
+    def surroundings(definition: Definition, generation: int) -> list[Surroundings | None]:
+        return [each.surroundings for each in Machine().registers(definition, generation) if isinstance(each, Watch)]
+
+    own = replace(PAGED, user="www-data", group="adm", umask=0o077)
+    assert surroundings(PAGED, 5) == [None, None, None]
+    assert surroundings(own, 5) == [None, Surroundings("www-data", "adm", umask=0o077), None]
+    assert surroundings(replace(own, check_user="root"), 5)[1] == Surroundings("root", umask=0o077)
+    assert surroundings(replace(PAGED, check_user="root"), 5)[1] == Surroundings("root")
 
 
 def test_p8_18_the_end_of_what_a_start_command_left_is_watched_for_unless_it_is_no_daemon() -> None:

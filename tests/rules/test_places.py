@@ -65,7 +65,7 @@ def test_p8_12_a_runner_tells_which_starts_have_waited_for_a_place_and_when_none
 def test_p8_12_checks_that_wait_for_a_place_are_told_by_the_runner_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "MAXIMUM_SLOW_CHECKS", 2)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    built_in = BuiltIn(cast("Any", None), cast("Any", None), {}, (0, 0), theirs, cast("Any", None), Memory())
+    built_in = BuiltIn(cast("Any", None), cast("Any", None), {}, theirs, cast("Any", None), Memory())
     for number in range(3):
         subject = Subject(Asked(f"c{number}", {"command": "sleep 3600"}, {}))
         subject.is_slow = True

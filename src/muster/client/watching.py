@@ -40,6 +40,7 @@ class Asked(NamedTuple):
     event: str
     parameters: Mapping[str, str]
     environment: Mapping[str, str]
+    surroundings: Mapping[str, Any] = {}  # user, folder and limits of such commands; nothing: as they are by default
 
 
 class Change(NamedTuple):
@@ -100,7 +101,7 @@ class Orders:
         """One line of the stream; whether what is asked has changed."""
         match line:
             case {"watch": str(event), "in": dict(parameters), "environment": dict(environment)}:
-                found = Asked(event, parameters, environment)
+                found = Asked(event, parameters, environment, line.get("surroundings") or {})
                 self._stale.discard(event)
                 before = self.asked.get(event)
                 self.asked[event] = found

@@ -6,7 +6,10 @@ with the claims read after it was durable, if they could be read). Reads of the 
 lost; a local notification or command may not.
 """
 
+from typing import Self
+
 from msgspec import Struct
+from msgspec.structs import replace
 
 from muster.records.happenings import Happening
 from muster.records.levels import NodeState, TransitionKind
@@ -14,6 +17,7 @@ from muster.records.messages import Message
 from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
 from muster.records.registers import Claim, Life, Mark, Marks, View
+from muster.records.services import Definition
 
 
 class ReadStrip(Struct, frozen=True):
@@ -146,6 +150,23 @@ class Surroundings(Struct, frozen=True):
     umask: int = 0o022
     limits: tuple[tuple[str, str], ...] = ()
     environment_file: str = ""
+
+    @classmethod
+    def of(cls, definition: Definition) -> Self | None:
+        """Of each command of a service; None where its definition says nothing of it (P8.19)."""
+        found = cls(
+            definition.user, definition.group, definition.working_directory, definition.umask, definition.limits,
+            definition.environment_file,
+        )  # fmt: skip
+        return found if found != cls() else None
+
+    @classmethod
+    def of_check(cls, definition: Definition) -> Self | None:
+        """Of its check: as of its other commands, but for the user where the check names one."""
+        found = cls.of(definition)
+        if not definition.check_user:
+            return found
+        return replace(found or cls(), user=definition.check_user, group="")
 
 
 class RunCommand(Struct, frozen=True):

@@ -327,6 +327,10 @@ CHECK_KEYS: dict[str, Key] = {
     ),
 }
 
+CHECK_KEYS["user"] = Key(
+    _text("check_user", account_problem), "user", "[none: the service's]", 'Runs as this user, as "root".'
+)
+
 _TIMEOUT = "It is killed, and has failed, if it takes longer."
 _RETRIES = "Tries after the first one, on the same node, before the command counts as failed."
 
@@ -409,7 +413,7 @@ KEYS: dict[str, Key] = {
     ),
     "user": Key(
         _text("user", account_problem), "user", "[none: the node's]",
-        "Its commands run as this user, with its groups and HOME; its `check` and its cleanup run as the node.",
+        "Its commands run as this user, with its groups and HOME. `cleanup_command` and `on_failure` run as the node.",
     ),
     "group": Key(_text("group", account_problem), "group", "[none: the user's]", "The main group of its commands."),
     "working_directory": Key(
@@ -426,6 +430,10 @@ KEYS: dict[str, Key] = {
     "extend_limit": Key(
         _duration("extend_limit_ms", minimum_ms=0), DURATION, '"1h"',
         "By how much its program may lengthen a start or a stop in all, by EXTEND_TIMEOUT_USEC of sd_notify.",
+    ),
+    "output": Key(
+        _one_of("output", {"file": "file", "journal": "journal"}), '"file" or "journal"', '"file"',
+        "Where what its commands write is kept: in a bounded file of each node; or in its journal, too, see below.",
     ),
     "stop_failure": Key(
         _one_of("stop_failure", {"block": "block", "evict": "evict"}), '"block" or "evict"', '"block"',

@@ -55,7 +55,11 @@ LIMITS = (
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGKILL")
 ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
 LIMIT = re.compile(r"(?:\d{1,15}|unlimited)(?::(?:\d{1,15}|unlimited))?")
-_WORDS = {"child_failure": ("alone", "group"), "stop_failure": ("block", "evict")}
+_WORDS = {
+    "child_failure": ("alone", "group"),
+    "stop_failure": ("block", "evict"),
+    "output": ("file", "journal"),
+}
 _NODE_LISTS = ("allowable_nodes", "disallowable_nodes", "ordered", "unordered")
 # The parameters that only a service without a parent has: a child goes where its parent goes (SPEC 6.5).
 _CHOOSING: tuple[tuple[str, Callable[[Definition], bool]], ...] = (
@@ -123,8 +127,8 @@ def signal_problem(name: str) -> str:
 
 def _problem_of_surroundings(definition: Definition) -> str:
     for key, problem_with in (
-        ("user", account_problem), ("group", account_problem), ("working_directory", file_problem),
-        ("environment_file", file_problem), ("stop_signal", signal_problem),
+        ("user", account_problem), ("group", account_problem), ("check_user", account_problem),
+        ("working_directory", file_problem), ("environment_file", file_problem), ("stop_signal", signal_problem),
     ):  # fmt: skip
         if (value := getattr(definition, key)) and (problem := problem_with(value)):
             return f"{key} {problem}"

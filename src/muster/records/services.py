@@ -90,6 +90,8 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     environment_file: str = ""  # NAME=VALUE a line, on the node
     stop_signal: str = "SIGTERM"  # what a stop sends first
     extend_limit_ms: int = 3_600_000  # by how much its program may lengthen a start or a stop in all (P8.21)
+    check_user: str = ""  # that its check runs as; empty: as its other commands
+    output: str = "file"  # or "journal": what its commands write goes there, too (P8.20)
 
 
 # What counts only when the service is started again: what runs goes on as it was started (P6.39).
@@ -103,7 +105,7 @@ ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
     OWNERS_KEYS: (
         "start_grace_ms", "forking", "success_exit_status", "hard_exit_status", "fatal_exit_status",
         "check_success_exit_status", "check_unknown_exit_status", "user", "group", "working_directory", "umask",
-        "limits", "environment_file", "stop_signal", "extend_limit_ms",
+        "limits", "environment_file", "stop_signal", "extend_limit_ms", "check_user", "output",
     ),
 }  # fmt: skip
 _PLAIN = Definition("plain")

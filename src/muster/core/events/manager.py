@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from muster.core.effects import Surroundings
 from muster.core.inputs import AwaitedHere
 from muster.records.database import Database
 from muster.records.events import REFERENCE, EventDefinition, GroupDefinition, Window, window_of
@@ -145,6 +146,7 @@ class Watch(Struct, frozen=True):
     event: str
     parameters: Values
     environment: Values
+    surroundings: Surroundings | None = None  # what a check begins with (P8.19)
 
 
 class Unwatch(Struct, frozen=True):
@@ -209,6 +211,7 @@ class Active(Struct, frozen=True):
     generation: int = 0
     uid: int = 0
     environment: Values = ()
+    surroundings: Surroundings | None = None
 
 
 class Occurrence(Struct):
@@ -395,7 +398,8 @@ class EventManager:
             for name, active in wanted.items():
                 if name not in watcher.watched:
                     watcher.watched[name] = active
-                    self._effects.append(Watch(number, name, active.event.parameters, active.environment))
+                    asked = (active.event.parameters, active.environment, active.surroundings)
+                    self._effects.append(Watch(number, name, *asked))
 
     def _snapshots_after(self, entry: int | None) -> list[Snapshot]:
         """What a watcher that has just come is told of the nodes: all that it may not know, at least the newest."""
@@ -424,8 +428,9 @@ class EventManager:
                 common = self._environment(database, service.name)
                 for event in events_of(service.definition, service.generation):
                     found[event.name] = Active(
-                        event, f"service/{service.name}", service.name, service.generation, service.uid, common
-                    )
+                        event, f"service/{service.name}", service.name, service.generation, service.uid, common,
+                        Surroundings.of_check(service.definition) if event.watcher == CHECK_WATCHER else None,
+                    )  # fmt: skip
         return found
 
     def _is_registered_here(self, name: str) -> bool:

@@ -97,7 +97,7 @@ class Executor:
             definition.retry_pause_ms, definition.grace_ms, program, ready if is_start else Readiness(), cleanup,
             is_cleanup(service), is_start and follows(definition),
             (*definition.hard_exit_status, *definition.fatal_exit_status) if is_start else (),
-            None if is_cleanup(service) else surroundings_of(definition), definition.stop_signal,
+            None if is_cleanup(service) else Surroundings.of(definition), definition.stop_signal,
             definition.extend_limit_ms,
         )  # fmt: skip
 
@@ -109,15 +109,6 @@ def follows(definition: Definition) -> bool:
     if definition.forking is not None:
         return definition.forking
     return bool(definition.check_command) if definition.run else True
-
-
-def surroundings_of(definition: Definition) -> Surroundings | None:
-    """What each command of a service begins with, where its definition says so (P8.19)."""
-    found = Surroundings(
-        definition.user, definition.group, definition.working_directory, definition.umask, definition.limits,
-        definition.environment_file,
-    )  # fmt: skip
-    return found if found != Surroundings() else None
 
 
 def _given(definition: Definition) -> dict[str, str]:
@@ -152,7 +143,7 @@ def last_stop(name: str, generation: int, database: Database, node: int, incarna
     environment = _given(definition) | _said(service, database, node, incarnation, "stop", NO_NODE)
     return RunCommand(
         name, service.uid, generation, "stop", own.words, own.timeout_ms, environment, own.retries,
-        definition.retry_pause_ms, definition.grace_ms, surroundings=surroundings_of(definition),
+        definition.retry_pause_ms, definition.grace_ms, surroundings=Surroundings.of(definition),
         stop_signal=definition.stop_signal, extend_limit_ms=definition.extend_limit_ms,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ Theory of operation. A watcher connects with the streaming request
 and is asked to detect the active events that name it as their watcher, and those that it names itself. The first line
 of the answer holds its `token`; each further one asks it to detect an event, or to stop:
 
-    {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}
+    {"watch": "disk-full", "in": {"path": "/srv"}, "environment": {...}}     with "surroundings" of a service's check
     {"unwatch": "disk-full"}
     {"settled": true}            once, after all that is active as it connects
     {"index": 7, "members": {"n0": ["joined", INCARNATION], ...}}     how the nodes stand after entry `members` (P8.8)
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from muster.client.watching import UNKNOWN_WATCHER
 from muster.core.effects import Reply, RunCommand
@@ -42,7 +43,7 @@ from muster.daemon.events import command_log, event_history
 from muster.daemon.events.command_log import CommandLog
 from muster.daemon.events.event_history import EventHistory
 from muster.daemon.events.kept_history import KeptHistory
-from muster.daemon.events.output_files import OutputFiles, Piece
+from muster.daemon.events.output_files import JOURNAL, JOURNAL_VARIABLE, OutputFiles, Piece
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient
 from muster.records.events import EventDefinition
 from muster.records.names import shown
@@ -109,7 +110,8 @@ class EventManager:
         self._asked_of_needs: dict[str, tuple[events.Values, set[tuple[str, str]]]] = {}  # event -> asked for, told
         self._history = EventHistory(self.kept(home / event_history.FILE_NAME), node.incarnation)
         self.commands = CommandLog(self.kept(home / command_log.FILE_NAME))
-        self.outputs = OutputFiles(home, self._lost_lines)
+        journal = os.environ.get(JOURNAL_VARIABLE) or JOURNAL
+        self.outputs = OutputFiles(home, self._lost_lines, journal=journal)
 
     def kept(self, path: Path) -> KeptHistory:
         """A history in the node's home; why it loses lines goes into the log."""
@@ -125,7 +127,7 @@ class EventManager:
     def start(self, runner: RunnerClient) -> None:
         """Begin, with what was recorded before, and what the runner remembers of it (P8.9)."""
         self._runner = runner
-        runner.on_wrote = lambda service, text, omitted: self.outputs.add(Piece(service, text, omitted))
+        runner.on_wrote = self._keep_output
         for ended in runner.ended_early:
             self.command_ended(ended)
         for exited in runner.exited.values():
@@ -137,6 +139,13 @@ class EventManager:
         self._step(events.Remembered(past, frozenset(runner.acts_at_work), acts))
         self._step(events.WatcherCame(NEEDS, NEEDS_WATCHER))
         self.replica_advanced()
+
+    def _keep_output(self, name: str, text: str, omitted: int) -> None:
+        """A command of a service has written something (P8.20)."""
+        database = self._node.database
+        service = database.services.get(name)
+        journal = service is not None and service.definition.output == "journal"
+        self.outputs.add(Piece(name, text, omitted, journal, database.name_of(self._node.me)))
 
     def stop(self) -> None:
         """The daemon ends: watchers connect again to the next one, which hears of every exit anew."""
@@ -369,6 +378,8 @@ class EventManager:
                     self._asked_of_needs.pop(event, None)
                 case events.Watch(watcher=watcher, event=event):
                     line = {"watch": event, "in": dict(effect.parameters), "environment": dict(effect.environment)}
+                    if effect.surroundings is not None:
+                        line["surroundings"] = structs.asdict(effect.surroundings)
                     self._offer(watcher, line)
                 case events.Unwatch(watcher=watcher, event=event):
                     self._offer(watcher, {"unwatch": event})

@@ -1,5 +1,8 @@
 """What the commands of services write, kept in files of the node's home: bounded, and over restarts (P8.20).
 
+What is for the journal, too, goes there by systemd's native protocol, a datagram a line: `journalctl -t SERVICE`.
+Where no journal listens, or it takes nothing, the file has it all the same.
+
 `output/NAME.log`, a line a line, each with the time at which the daemon heard of it (UTC). A file that is full takes
 the place of the one before it; of too many files the ones that were written longest ago go. A thread of its own writes
 and the daemon never waits for it; what it has no room for is left out. Only the node's own user may read them.
@@ -7,6 +10,7 @@ and the daemon never waits for it; what it has no room for is left out. Only the
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -21,6 +25,10 @@ MAXIMUM_UNWRITTEN = 1024  # pieces
 MAXIMUM_LINE_BYTES = 8 * 1024
 TAIL_BYTES = 256 * 1024  # read of a file for an answer
 SHOWN_LINES = 1000
+JOURNAL = "/run/systemd/journal/socket"
+JOURNAL_VARIABLE = "MUSTER_JOURNAL_SOCKET"  # where it is elsewhere
+_JOURNAL_S = 1.0  # for the journal to take a line
+_JOURNAL_PAUSE_S = 5.0  # in which it is left alone after it has not
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -30,19 +38,25 @@ class Piece(NamedTuple):
     service: str
     text: str
     omitted: int = 0
+    journal: bool = False  # it goes there, too
+    node: str = ""
 
 
 class OutputFiles:
     """The files of one node. `trouble` hears, in the writing thread, why something is lost: once each cause."""
 
-    def __init__(self, home: Path, trouble: Callable[[str], None], file_bytes: int = FILE_BYTES) -> None:
+    def __init__(
+        self, home: Path, trouble: Callable[[str], None], file_bytes: int = FILE_BYTES, journal: str = JOURNAL
+    ) -> None:
         self._folder, self._trouble, self._file_bytes = home / FOLDER, trouble, file_bytes
         self._pieces: deque[tuple[float, Piece]] = deque()
         self._begun: dict[str, str] = {}  # by service: a line that has no end yet
         self._wanted = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_writing = self._closed = False
-        self._told = ""
+        self._told = self._told_of_journal = ""
+        self._journal = journal
+        self._journal_after_s, self._journal_pause_s = 0.0, _JOURNAL_PAUSE_S
 
     def add(self, piece: Piece) -> None:
         """Keep what a command has written. Never waits."""
@@ -124,9 +138,40 @@ class OutputFiles:
             os.write(descriptor, data)
         finally:
             os.close(descriptor)
+            if piece.journal:
+                self._send(piece, whole)
+
+    def _send(self, piece: Piece, lines: list[str]) -> None:
+        """Give lines to the journal; what it does not take is told once, and lost there."""
+        if time.monotonic() < self._journal_after_s:
+            return
+        why = ""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.settimeout(_JOURNAL_S)
+                for line in lines:
+                    end.sendto(_entry(piece, line), self._journal)
+        except FileNotFoundError:
+            why = "no journal listens on this machine"
+        except OSError as error:
+            why = error.strerror or str(error)
+        if why:
+            self._journal_after_s = time.monotonic() + self._journal_pause_s
+        if why and why != self._told_of_journal:
+            self._trouble(f"{self._journal}: {why}; what services write is in {self._folder} all the same")
+        self._told_of_journal = why
 
     def _make_room(self) -> None:
         files = [*self._folder.iterdir()]
         if len(files) >= MAXIMUM_FILES:
             for oldest in sorted(files, key=lambda each: each.lstat().st_mtime)[: len(files) - MAXIMUM_FILES + 2]:
                 oldest.unlink()
+
+
+def _entry(piece: Piece, line: str) -> bytes:
+    """A line as the journal takes it: NAME=VALUE each, none of which holds the end of a line."""
+    fields = {
+        "MESSAGE": line[:MAXIMUM_LINE_BYTES], "PRIORITY": "6", "SYSLOG_IDENTIFIER": piece.service,
+        "MUSTER_SERVICE": piece.service, "MUSTER_NODE": piece.node,
+    }  # fmt: skip
+    return "".join(f"{name}={value}\n" for name, value in fields.items()).encode(errors="replace")

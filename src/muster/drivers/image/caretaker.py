@@ -37,7 +37,7 @@ from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, is_kept, lo
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.process_tree import close_descriptors_except, end_everything_below, explain_status, fork_into
 from muster.drivers.image.processes import CARETAKER
-from muster.drivers.image.service_surroundings import DEFAULT_PATH
+from muster.drivers.image.service_surroundings import DEFAULT_PATH, DEFAULT_UMASK, reset_inherited, reset_limits
 from muster.drivers.image.standby import Standby
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.lease_store import LeaseStore
@@ -493,7 +493,9 @@ def _execute(command: tuple[str, ...], environment: dict[str, str], output: int,
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir("/")
-        os.umask(0o022)
+        os.umask(DEFAULT_UMASK)
+        reset_inherited()
+        reset_limits()
         restore_default_signals()
         fcntl.fcntl(executed, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         os.execvpe(command[0], command, environment)

@@ -26,6 +26,7 @@ MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_RETRIES = 1000
 _SIGNALS = {each.name: each for each in signal.Signals}
 ACTIONS = ("start", "stop", "recovery", "notify", "act")
+LACKING = "cannot be executed: this node has not what its definition names"
 
 
 class Refused(ValueError):
@@ -36,8 +37,9 @@ class Request:
     """A checked `run` request."""
 
     __slots__ = (
-        "action", "command", "environment", "extend_limit_ms", "final", "follows", "generation", "grace_ms", "is_program", "ready",
-        "retries", "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms", "uid",
+        "action", "command", "environment", "extend_limit_ms", "final", "follows", "generation", "grace_ms",
+        "is_program", "ready", "retries", "retry_pause_ms", "service", "stop_signal", "surroundings", "timeout_ms",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, packet: dict[str, object]) -> None:
@@ -63,7 +65,7 @@ class Request:
         if self.is_program and (self.action != "start" or not self.command):
             raise Refused(f"run {self.service}: only a start can have a program, and must name it")
         self.ready = _conditions(packet.get("ready"), self.service)
-        self.surroundings = _surroundings(packet.get("surroundings"), self.service)
+        self.surroundings = surroundings_in(packet.get("surroundings"), self.service)
         name = packet.get("stop_signal", "")
         self.stop_signal = _SIGNALS.get(str(name), signal.SIGTERM)
         self.follows = packet.get("follows") is True
@@ -76,7 +78,8 @@ class Request:
         return self.environment.get("MUSTER_ACTION") == "cleanup"
 
 
-def _surroundings(packet: object, service: str) -> Surroundings:
+def surroundings_in(packet: object, service: str) -> Surroundings:
+    """What a command is to begin with (P8.19). Raises `Refused`."""
     if packet is None:
         return Surroundings()
     if not isinstance(packet, dict):
@@ -153,8 +156,8 @@ class Run:
 
     __slots__ = (
         "attempt", "cannot_execute", "condition", "executed_us", "follows", "generation", "has_left", "helped_only",
-        "is_supervised", "keeper", "last_status", "launched_us", "omitted", "output_fd", "service", "status",
-        "status_fd", "tail", "unsaid",
+        "is_lacking", "is_supervised", "keeper", "last_status", "launched_us", "omitted", "output_fd", "service",
+        "status", "status_fd", "tail", "unsaid",
     )  # fmt: skip
 
     def __init__(self, generation: int, attempt: int, keeper: int, status_fd: int, output_fd: int, now_us: int) -> None:
@@ -164,6 +167,7 @@ class Run:
         self.executed_us: int | None = None  # of a program: when it was executed
         self.status: int | None = None  # wait status of the command itself, once it has ended
         self.cannot_execute = 0  # errno
+        self.is_lacking = False  # not begun: this machine has not what the definition names; its output says what
         self.has_left = False  # the command has ended and left something running
         self.tail = bytearray()
         self.service = ""  # whose output is kept; empty: nobody's, as of a probe
@@ -264,6 +268,8 @@ def failure_of(run: Run, request: Request, missing: str) -> str:
     """Why an attempt that is over has not succeeded; nothing where it has."""
     if run.cannot_execute:
         return explain_missing(request.command[0], run.cannot_execute)
+    if run.is_lacking:
+        return with_tail(LACKING, run)
     if run.condition is not None and (run.status is None if request.is_program else run.status == 0):
         if not missing:
             return ""

@@ -41,6 +41,7 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _CAP_IPC_LOCK = 14
 _SCHED_DEADLINE, _SCHED_FLAG_RESET_ON_FORK = 6, 1
 _SET_SCHEDULER_ATTRIBUTES = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
+_SET_IO_PRIORITY = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _INIT_RUNTIME_NS, _INIT_PERIOD_NS = 4_000_000, 100_000_000  # init may have so much of a CPU, before everything else
 _ORPHAN_EXIT = 72  # of a process that finds its parent gone before it began
 
@@ -277,6 +278,13 @@ def hold_memory_and_priority(*, above_all: bool = False) -> None:
         except OSError:
             continue  # an ordinary user, or a container without real-time budget: the deadman covers what delays cost
         return
+
+
+def reset_io_priority() -> None:
+    """What `ionice` has given this process is given up, where the number of that call is known."""
+    number = _SET_IO_PRIORITY.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(ctypes.c_long(number), 1, 0, 0)  # IOPRIO_WHO_PROCESS, this one, IOPRIO_CLASS_NONE
 
 
 def _become_deadline_task() -> bool:

@@ -7,11 +7,12 @@ command runs any more" is one fact that the runner learns by reaping the keeper,
 
 A keeper is forked and never executes anything, so it shares nearly all of its memory with the runner.
 
-On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `X<pid>` once it has been
-executed, if that is asked for, and `S<wait status>` when it has ended; before that `L` if it has left something behind.
-When that has ended too, `D<wait status>` of the last of it; before that `H` where all of it looks like helpers of the
-command and not like a daemon: in the command's own session, and ended with status 0. First of all `F<stamp>`, how the
-file is that it was asked to look at (`looker.py`).
+On the status pipe it writes one line each: `E<errno>` if the command could not be executed, `M` if the machine has not
+what its definition names (the output says what), `X<pid>` once it has been executed, if that is asked for, and
+`S<wait status>` when it has ended; before that `L` if it has left something behind. When that has ended too,
+`D<wait status>` of the last of it; before that `H` where all of it looks like helpers of the command and not like a
+daemon: in the command's own session, and ended with status 0. First of all `F<stamp>`, how the file is that it was
+asked to look at (`looker.py`).
 """
 
 import contextlib
@@ -44,12 +45,11 @@ NOTHING = Surroundings()
 
 
 class Launch(NamedTuple):
-    """A command to execute. `environment` is the whole of it; `open_files` the soft and hard limit that it gets."""
+    """A command to execute. `environment` is the whole of it."""
 
     service: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    open_files: tuple[int, int]
     says_executed: bool = False
     dies_with_keeper: bool = False
     looks_at: str = ""  # a file whose state before the command counts
@@ -76,7 +76,7 @@ def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: 
     os.chdir("/")
     os.umask(DEFAULT_UMASK)
     score = reset_inherited()
-    reset_limits(launch.open_files)
+    reset_limits()
     if launch.looks_at:  # it may never return, and then nothing is executed
         _tell(status_fd, b"F%s\n" % written(stamp_of(launch.looks_at)))
     if leash.is_tree or launch.dies_with_keeper or launch.surroundings != NOTHING:
@@ -200,6 +200,7 @@ def _execute(launch: Launch, environment: dict[str, str], status_fd: int, output
         os.execvpe(launch.command[0], launch.command, environment)
     except Missing as missing:
         os.write(output_fd, f"muster: {missing}\n".encode(errors="replace"))
+        _tell(status_fd, b"M\n")
         os._exit(EXIT_CONFIG)
     except OSError as error:
         _tell(status_fd, b"E%d\n" % (error.errno or 0))

@@ -154,7 +154,7 @@ class Runner:
         self._outbox: deque[bytes] = deque()
         self._unsaid: dict[int, Run] = {}  # by identity: runs whose output is to be told
         self._say_written_us = NEVER_US
-        self._watcher = WatcherProcess(leash, base_environment, self._open_files, self._exit_of)
+        self._watcher = WatcherProcess(leash, base_environment, self._exit_of)
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
         self._parents: dict[int, int] | None = None  # of this turn of the loop
@@ -563,7 +563,6 @@ class Runner:
             request.service,
             command,
             environment,
-            self._open_files,
             condition is not None,
             looks_at=looks_at,
             surroundings=request.surroundings,
@@ -615,7 +614,7 @@ class Runner:
             failure = f"what it had left running {explain_status(run.last_status)}; {failure}"
         self._say_ended(service, request.action, run, failure)
         if failure:
-            is_known = run.status is not None and not run.cannot_execute
+            is_known = run.status is not None and not run.cannot_execute and not run.is_lacking
             service.result.status = exit_status(run.status) if is_known and run.status is not None else NO_STATUS
             self._attempt_failed(service, job, failure)
         elif request.action == "start":
@@ -647,8 +646,9 @@ class Runner:
             self._start_looker(service, run, condition)
         probe = job.probe
         if probe is not None and probe.status is not None:
-            failure = "cannot be executed" if probe.cannot_execute else explain_status(probe.status)
-            condition.command_ended(failure if probe.status or probe.cannot_execute else "", now_us)
+            cannot = probe.cannot_execute or probe.is_lacking
+            failure = "cannot be executed" if cannot else explain_status(probe.status)
+            condition.command_ended(failure if probe.status or cannot else "", now_us)
             if probe in service.runs:
                 send(self._below([probe], set()), signal.SIGKILL)  # what a ready command leaves is nothing to keep
             job.probe = None
@@ -846,6 +846,8 @@ class Runner:
             for line in data.split():
                 if line[:1] == b"E":
                     run.cannot_execute = int(line[1:]) or errno.EIO
+                elif line[:1] == b"M":
+                    run.is_lacking = True
                 elif line[:1] == b"X":
                     run.executed_us = boottime_us()
                 elif line[:1] == b"L":

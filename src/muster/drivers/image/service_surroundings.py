@@ -16,6 +16,8 @@ import resource
 import sys
 from typing import NamedTuple
 
+from muster.drivers.image.deadman import reset_io_priority
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_UMASK = 0o022
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the machine has not what the definition names
@@ -28,6 +30,7 @@ LIMITS = {
     "as": resource.RLIMIT_AS, "msgqueue": resource.RLIMIT_MSGQUEUE, "nice": resource.RLIMIT_NICE,
     "rtprio": resource.RLIMIT_RTPRIO, "sigpending": resource.RLIMIT_SIGPENDING,
 }  # fmt: skip
+_RLIMIT_RTTIME = 15  # which `resource` does not name
 _OOM_SCORE = "/proc/self/oom_score_adj"
 
 
@@ -71,7 +74,9 @@ def _own_account() -> tuple[str, str, str]:
 
 
 def reset_inherited() -> str:
-    """Give up what protects the node: score, scheduling, priority; the score to go back to, for the keeper itself."""
+    """Give up what protects or confines the node: score, scheduling, priorities, processors; the score to go back to,
+    for the keeper itself.
+    """
     before = ""
     with contextlib.suppress(OSError):
         with open(_OOM_SCORE, encoding="ascii") as file:
@@ -83,6 +88,11 @@ def reset_inherited() -> str:
     with contextlib.suppress(OSError):
         if os.getpriority(os.PRIO_PROCESS, 0):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with contextlib.suppress(OSError, ValueError):
+        processors = os.sysconf("SC_NPROCESSORS_CONF")
+        if len(os.sched_getaffinity(0)) < processors:
+            os.sched_setaffinity(0, range(processors))  # the kernel leaves out what a control group forbids
+    reset_io_priority()
     return before
 
 
@@ -92,15 +102,34 @@ def set_score(score: str) -> None:
         file.write(score)
 
 
-def reset_limits(open_files: tuple[int, int]) -> None:
-    """The limits of a service that says nothing: those of the machine, and no core file unless it asks for one."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
-    _set_limit(resource.RLIMIT_CORE, 0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+def reset_limits() -> None:
+    """The limits of a service that says nothing: always the same, as far as this process may set them."""
+    for number, (soft, hard) in _default_limits().items():
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError):  # only root goes above the hard limit
+            with contextlib.suppress(OSError, ValueError):
+                most = resource.getrlimit(number)[1]
+                resource.setrlimit(number, (_lower(soft, most), _lower(hard, most)))
 
 
-def _set_limit(number: int, soft: int, hard: int) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(number, (soft, hard))
+def _default_limits() -> dict[int, tuple[int, int]]:
+    """What the kernel gives the first process, with the open files and the locked memory that systemd gives."""
+    unlimited = resource.RLIM_INFINITY
+    found = {LIMITS[name]: (unlimited, unlimited) for name in ("as", "cpu", "data", "fsize", "rss")}
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/kernel/threads-max", encoding="ascii") as file:
+        half = int(file.read()) // 2
+        found |= {LIMITS[name]: (half, half) for name in ("nproc", "sigpending")}
+    return {
+        **found, _RLIMIT_RTTIME: (unlimited, unlimited), LIMITS["core"]: (0, unlimited),
+        LIMITS["memlock"]: (8 << 20, 8 << 20), LIMITS["msgqueue"]: (819_200, 819_200), LIMITS["nice"]: (0, 0),
+        LIMITS["nofile"]: (1024, 524_288), LIMITS["rtprio"]: (0, 0), LIMITS["stack"]: (8 << 20, unlimited),
+    }  # fmt: skip
+
+
+def _lower(one: int, other: int) -> int:
+    """The lower one of two limits, of which -1 stands for none."""
+    return max(one, other) if resource.RLIM_INFINITY in (one, other) else min(one, other)
 
 
 def enter(surroundings: Surroundings, environment: dict[str, str]) -> dict[str, str]:

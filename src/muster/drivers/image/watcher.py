@@ -35,6 +35,7 @@ from muster.client.address import SOCKET_FILE
 from muster.client.errors import ClientError, Refused
 from muster.client.watching import Asked, Change, Members, Watcher
 from muster.core.launching.ledger import NO_STATUS
+from muster.drivers.image.commands import LACKING, surroundings_in
 from muster.drivers.image.daily import Daily, local_seconds
 from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.image.keeper import Launch, restore_default_signals, spawn_keeper
@@ -82,9 +83,7 @@ _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 
 
-def run_watcher(
-    leash: Leash, runner: int, environment: dict[str, str], open_files: tuple[int, int], channel: socket.socket
-) -> NoReturn:
+def run_watcher(leash: Leash, runner: int, environment: dict[str, str], channel: socket.socket) -> NoReturn:
     """Become the watcher, in a process freshly forked by the runner; `channel` leads there."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     signal.set_wakeup_fd(-1)  # shared with the runner
@@ -102,7 +101,7 @@ def run_watcher(
     while True:
         try:
             with Watcher(path, NAME, (), 10.0, 0.0, membership.members) as watcher:
-                built_in = BuiltIn(watcher, leash, environment, open_files, channel, membership, memory)
+                built_in = BuiltIn(watcher, leash, environment, channel, membership, memory)
                 try:
                     built_in.loop()
                 finally:
@@ -224,7 +223,6 @@ class BuiltIn:
         watcher: Watcher,
         leash: Leash,
         environment: dict[str, str],
-        open_files: tuple[int, int],
         runner: socket.socket,
         membership: Membership,
         memory: Memory,
@@ -232,7 +230,7 @@ class BuiltIn:
         self._watcher, self._leash, self._memory = watcher, leash, memory
         self._runner, self._membership = runner, membership
         self._members_at_us = 0  # when untold changes are to be told again
-        self._environment, self._open_files = environment, open_files
+        self._environment = environment
         self._subjects: dict[str, Subject] = {}
         self._due: list[tuple[int, str, int]] = []  # a heap: when, event, identity of its subject
         self._poll = select.poll()
@@ -454,7 +452,8 @@ class BuiltIn:
             "MUSTER_EVENT": event,
             "MUSTER_ACTION": "check",
         }
-        launch = Launch(event, command, environment, self._open_files, dies_with_keeper=True)
+        surroundings = surroundings_in(subject.asked.surroundings or None, event)
+        launch = Launch(event, command, environment, dies_with_keeper=True, surroundings=surroundings)
         opened: list[int] = []
         try:
             opened += os.pipe()
@@ -492,6 +491,8 @@ class BuiltIn:
         for line in data.split() if descriptor == check.status_fd else ():
             if line[:1] == b"E":
                 check.cannot = os.strerror(int(line[1:]))
+            elif line[:1] == b"M":
+                check.cannot = LACKING.partition(": ")[2]
             elif line[:1] == b"S":
                 self._take_status(subject, check, int(line[1:]))
                 check.is_known = True

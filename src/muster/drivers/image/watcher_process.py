@@ -37,10 +37,9 @@ class WatcherProcess:
         self,
         leash: Leash,
         environment: dict[str, str],
-        open_files: tuple[int, int],
         exited: Callable[[str], Exited | None],
     ) -> None:
-        self._leash, self._environment, self._open_files = leash, environment, open_files
+        self._leash, self._environment = leash, environment
         self._exited = exited
         self._wanted = False
         self._not_before_us = 0
@@ -159,4 +158,4 @@ class WatcherProcess:
         # Loaded there only: a node without such events has no room for it in the image of all its processes.
         from muster.drivers.image.watcher import run_watcher
 
-        run_watcher(self._leash, runner, self._environment, self._open_files, channel)
+        run_watcher(self._leash, runner, self._environment, channel)

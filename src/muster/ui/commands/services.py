@@ -379,7 +379,8 @@ def confirm_stopped(name: str, cause: str, as_json: bool) -> None:
 def log(name: str, follow: bool, lines: int, as_json: bool) -> None:
     """What the commands of SERVICE did last on each node: how they ended, how long they took, what they wrote.
 
-    What they and its program have written is kept on each node, in output/SERVICE.log of its home, up to 1 MiB.
+    What they and its program have written is kept on each node, in output/SERVICE.log of its home, up to 1 MiB. That
+    is so with `output = "journal"`, too; on that node, `journalctl -t SERVICE` has more of it.
 
     \b
     Examples:
