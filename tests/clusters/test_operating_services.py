@@ -79,9 +79,10 @@ def test_a_plan_comes_true_and_maintenance_standby_and_drain_do_what_they_say(
 
 def test_a_drain_empties_a_node_and_says_what_it_waits_for(dev_cluster: DevCluster, tmp_path: Path) -> None:
     file = tmp_path / "services.toml"
-    file.write_text(SERVICES.partition('[[service]]\nname = "agent"')[0])
+    file.write_text(SERVICES)
     dev_cluster.up(2)
     dev_cluster.succeed("apply", str(file))
-    dev_cluster.wait_for("the start", lambda status: places(status) == {"disk": "n0", "web": "n0"})
-    assert "n0 is empty" in dev_cluster.succeed("node", "drain", "n0")
-    dev_cluster.wait_for("both elsewhere", lambda status: places(status) == {"disk": "n1", "web": "n1"})
+    everywhere = {"agent": None, "agent@n0": "n0", "agent@n1": "n1"}
+    dev_cluster.wait_for("the start", lambda status: places(status) == {"disk": "n0", "web": "n0", **everywhere})
+    assert "n0 has only what each node has (agent@n0)" in dev_cluster.succeed("node", "drain", "n0")
+    dev_cluster.wait_for("both elsewhere", lambda status: places(status) == {"disk": "n1", "web": "n1", **everywhere})

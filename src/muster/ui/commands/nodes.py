@@ -167,6 +167,8 @@ def active(name: str, as_json: bool) -> None:
 def drain(name: str, wait_s: float, cause: str, override: bool, as_json: bool) -> None:
     """Put NODE on standby and wait until no service is on it, saying what it waits for.
 
+    The instance that each node has of a service (placement_policy register_on_all) stays, until the node leaves.
+
     \b
     Example:
       muster node drain n1 && ssh n1 reboot
@@ -175,17 +177,25 @@ def drain(name: str, wait_s: float, cause: str, override: bool, as_json: bool) -
     answer = connection.operate("standby", node=name, cause=cause, **overriding(override))
     if not as_json:
         show_change(answer, as_json=False)
-    wait_until_empty(connection, name, wait_s)
+    stays = wait_until_empty(connection, name, wait_s)
     if as_json:
         show_change(answer, as_json=True, complete=True)
     else:
-        click.echo(f"{name} is empty; it stays on standby until: muster node active {name}")
+        what = f"has only what each node has ({', '.join(stays)})" if stays else "is empty"
+        click.echo(f"{name} {what}; it stays on standby until: muster node active {name}")
 
 
-def wait_until_empty(connection: Connection, name: str, wait_s: float) -> None:
-    """Wait, saying what it waits for, until no service is on the node. Raises `ClientError`."""
+def wait_until_empty(connection: Connection, name: str, wait_s: float) -> list[str]:
+    """Wait, saying what it waits for, until no service is on the node but its instances of those that are on each.
+
+    Those are the answer. Raises `ClientError`.
+    """
     deadline, said = time.monotonic() + wait_s, ""
-    while services := connection.query("nodes")["nodes"].get(name, {"services": []})["services"]:
+    while True:
+        there = connection.query("nodes")["nodes"].get(name, {"services": []})["services"]
+        services = [service for service in there if not service.endswith(f"@{name}")]
+        if not services:
+            return sorted(there)
         progress = f"{name} still has {', '.join(services[:5])}" + (" and others" if len(services) > 5 else "")
         if progress != said:
             show_beside(progress)
