@@ -6,10 +6,7 @@ with the claims read after it was durable, if they could be read). Reads of the 
 lost; a local notification or command may not.
 """
 
-from typing import Self
-
 from msgspec import Struct
-from msgspec.structs import replace
 
 from muster.records.happenings import Happening
 from muster.records.levels import NodeState, TransitionKind
@@ -151,22 +148,19 @@ class Surroundings(Struct, frozen=True):
     limits: tuple[tuple[str, str], ...] = ()
     environment_file: str = ""
 
-    @classmethod
-    def of(cls, definition: Definition) -> Self | None:
-        """Of each command of a service; None where its definition says nothing of it (P8.19)."""
-        found = cls(
-            definition.user, definition.group, definition.working_directory, definition.umask, definition.limits,
-            definition.environment_file,
+    @staticmethod
+    def of(definition: Definition, user: str = "") -> "Surroundings | None":
+        """Of each command of a service, as another `user` if that is given; None: nothing is said of it (P8.19)."""
+        found = Surroundings(
+            user or definition.user, "" if user else definition.group, definition.working_directory, definition.umask,
+            definition.limits, definition.environment_file,
         )  # fmt: skip
-        return found if found != cls() else None
+        return found if found != Surroundings() else None
 
-    @classmethod
-    def of_check(cls, definition: Definition) -> Self | None:
+    @staticmethod
+    def of_check(definition: Definition) -> "Surroundings | None":
         """Of its check: as of its other commands, but for the user where the check names one."""
-        found = cls.of(definition)
-        if not definition.check_user:
-            return found
-        return replace(found or cls(), user=definition.check_user, group="")
+        return Surroundings.of(definition, definition.check_user)
 
 
 class RunCommand(Struct, frozen=True):
