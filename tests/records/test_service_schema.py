@@ -50,4 +50,4 @@ def test_the_default_of_a_check_is_the_one_that_is_used(key: str) -> None:
 def test_the_example_of_the_document_is_a_service_file() -> None:
     example = DOCUMENT.partition("```toml\n")[2].partition("```")[0]
     names = [definition.name for definition in parse(example, "docs/SERVICES.md", ("n0", "n1", "n2"), {})]
-    assert names == ["database", "reports", "cache"]
+    assert names == ["database", "analyze", "load"]
