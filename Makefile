@@ -71,6 +71,7 @@ mutants: $(INSTALLED) ## dangerous one-line changes, each against the tests besi
 soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search, tests marked soak
 	$(BIN)/muster sim --seeds $(SOAK_SEEDS) --from 1
 	$(BIN)/muster sim --exhaustive --nodes 3
+	MUSTER_RANDOM_EXAMPLES=1 $(BIN)/python -m pytest -m "not soak and not long" tests/rules tests/records $(ARGUMENTS)
 	$(BIN)/python -m pytest -m soak $(ARGUMENTS)
 	MUSTER_GROUP_ROUNDS=200 $(BIN)/python -m pytest -n 2 tests/clusters/test_group_faults.py $(ARGUMENTS)
 

@@ -2,7 +2,8 @@
 
 A test that needs root or a package skips with a reason that says so; `MUSTER_FORBID_SKIPS=1` makes every skip a failure
 (`.ci/run`), but for those whose reason begins with "not applicable". `MUSTER_FAILURES=FILE` gets the names of the tests
-that failed in a run that came to its end, a line each: `unsteady.py` reads it.
+that failed in a run that came to its end, a line each: `unsteady.py` reads it. With `MUSTER_RANDOM_EXAMPLES`
+the tests of hypothesis take other examples in each run (`make soak`).
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dev_cluster import SOURCE, CommandLine, DevCluster
 
@@ -20,6 +22,11 @@ _LINES_OF_A_LOG = 60
 _skipped: list[str] = []
 _failed: dict[str, None] = {}  # in the order in which they did
 _has_failed = pytest.StashKey[bool]()
+
+# the same examples in every run: `make test` is no lottery, and what it finds is found again
+settings.register_profile("alike", derandomize=True, database=None)
+settings.register_profile("random", database=None)
+settings.load_profile("random" if "MUSTER_RANDOM_EXAMPLES" in os.environ else "alike")
 
 # A shell that runs a command in the background has it ignore SIGINT, and so all that it starts: some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

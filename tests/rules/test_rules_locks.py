@@ -256,6 +256,16 @@ class Naive:
         self.serve()
 
 
+def test_p12_3_who_waits_for_what_a_sideways_conversion_ends_is_granted_with_it() -> None:
+    few = Few(1)
+    manager = few.managers[0]
+    first = manager.request(1, SPACE, NAME, Mode.CW)
+    second = manager.request(1, SPACE, NAME, Mode.PR)
+    manager.convert(1, first, Mode.PR)
+    locks = manager.tables.resources[KEY].locks
+    assert (locks[first].mode, locks[second].mode) == (Mode.PR, Mode.PR)
+
+
 Move = tuple[int, int, Mode, bool]
 
 

@@ -110,6 +110,7 @@ class Resource:
         if not self.frozen:
             if not self.converting and not (self.granted - UNIT[lock.mode]) & CONFLICTS[wanted]:
                 self._grant(lock, epoch, news)
+                self.serve(epoch, news)  # CW and PR exclude others each: who waits may fit what it is now
                 return
             if lock.no_queue:
                 lock.wanted = NONE
