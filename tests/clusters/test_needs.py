@@ -400,7 +400,7 @@ WALKS: dict[str, tuple[Callable[[Walk], None], tuple[Row, ...]]] = {
 LACKS = {"store": missing(), "losses": "" if os.geteuid() == 0 else "needs root, for a mount of its own"}
 
 
-LONG = {"store": pytest.mark.long}  # nodes give up what they cannot write after twice the lease
+LONG = {"losses": pytest.mark.long, "store": pytest.mark.long}  # leases run out there, one after the other
 
 
 @pytest.fixture

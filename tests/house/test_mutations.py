@@ -133,6 +133,7 @@ def program_in(root: Path) -> str:
     return mark
 
 
+@pytest.mark.long  # pytest starts again and again
 def test_a_change_is_caught_by_a_failing_test_or_by_one_that_hangs_and_nothing_is_left_running(tmp_path: Path) -> None:
     mark = program_in(tmp_path)
     ended = run_on(tmp_path)
@@ -149,6 +150,7 @@ def test_a_change_is_caught_by_a_failing_test_or_by_one_that_hangs_and_nothing_i
     assert not [each.pid for each in psutil.process_iter(["cmdline"]) if mark in (each.info["cmdline"] or ())]
 
 
+@pytest.mark.long  # pytest starts again and again
 def test_the_rate_decides_the_status(tmp_path: Path) -> None:
     program_in(tmp_path)
     assert run_on(tmp_path, "--only", "three").returncode == 0

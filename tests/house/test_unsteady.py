@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import unsteady
 from citations import ROOT
 
@@ -37,6 +39,7 @@ def again(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long  # pytest starts again and again
 def test_a_test_that_fails_once_is_run_again_and_named(tmp_path: Path) -> None:
     assert whole_run(tmp_path, {1}, "-n", "2").returncode == 1
     assert (tmp_path / "failed").read_text() == "test_weak.py::test_fails_in_some_runs\n"
@@ -46,6 +49,7 @@ def test_a_test_that_fails_once_is_run_again_and_named(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "x" * (1 + unsteady.TIMES)
 
 
+@pytest.mark.long  # pytest starts again and again
 def test_a_test_that_fails_again_stays_a_failure(tmp_path: Path) -> None:
     assert whole_run(tmp_path, {1, 3}).returncode == 1
     ended = again(tmp_path)
