@@ -218,7 +218,7 @@ def _definitions(names: list[str], record: Path, locks: Path) -> list[Document]:
         {"name": "plain", "start_command": command("plain"), "stop_command": command("act", "100")}
     ]
     definitions += [
-        {"name": "daemon", "start_command": command("daemon"), "stop_command": command("act", "20"), "grace": "200ms"},
+        {"name": "daemon", "start_command": command("daemon"), "stop_command": command("act", "20"), "grace_ms": 200},
         {"name": "parent", "start_command": command("parent"), "recovery_command": command("act", "50")},
         {"name": "slow", "start_command": command("slow", "250")},
     ]

@@ -160,7 +160,7 @@ def test_daemons_that_believe_in_a_death_too_soon_are_found(tmp_path: Path) -> N
     """SPEC 7.1: real daemons whose count of a silent lease is too short recover a node that still runs its services."""
     source = tmp_path / "src"
     shutil.copytree(ROOT / "src" / "muster", source / "muster", ignore=shutil.ignore_patterns("__pycache__"))
-    lease = source / "muster" / "core" / "lease.py"
+    lease = source / "muster" / "core" / "leases" / "lease.py"
     sound = lease.read_text()
     unsound = sound.replace("bound_ms = with_drift_ms(lease.lease_ms)", "bound_ms = 150")
     assert unsound != sound

@@ -366,9 +366,10 @@ class NewerCommandsOnly(Checker):
         """See `Checker`."""
         if isinstance(seen, CommandTaken):
             key = (seen.node, seen.incarnation, seen.service)
-            if seen.generation <= self._highest.get(key, 0):
-                yield f"n{seen.node} runs {seen.action} {seen.generation} of {seen.service} after {self._highest[key]}"
-            self._highest[key] = max(seen.generation, self._highest.get(key, 0))
+            highest = self._highest.get(key, 0)
+            if seen.generation <= highest:
+                yield f"n{seen.node} runs {seen.action} {seen.generation} of {seen.service} after {highest}"
+            self._highest[key] = max(seen.generation, highest)
             generation, epoch = self._last.get(seen.service, (0, 0))
             if seen.generation > generation and seen.epoch < epoch:
                 yield f"{seen.action} {seen.generation} of {seen.service} has epoch {seen.epoch}, after {epoch}"
