@@ -286,21 +286,21 @@ def _why_down(name: str, service: Document) -> str:
     return f"{words}: muster why {name}"
 
 
-# What a de-registered service is, by how the words about it begin: what is the matter stands in the column of states.
+# What a de-registered service is, by how the words about it begin (docs/SPECIFICATION.md, glossary).
 _DOWN = {
-    "failed": Text("failed", style="red"),
-    "stopped": Text("stopped", style="dim"),
-    "never started": Text("never started", style="dim"),
-    "has done": Text("done", style="dim"),
-    "waits": Text("waits", style="yellow"),
-    "withdrawn": Text("withdrawn", style="dim"),
-}
+    "failed": "failed", "stopped": "stopped", "never started": "never started", "has done": "done", "waits": "waits",
+    "withdrawn": "withdrawn",
+}  # fmt: skip
 
 
-def _service_state(service: Document) -> Text:
-    """Its state; of one that is de-registered what that means: it has failed, was stopped, waits, or never started."""
+def _about(name: str, service: Document) -> str:
+    """Its cause; that of one that is de-registered begins with what that means: it failed, was stopped, waits, ..."""
+    cause = service["cause"]
     down = service.get("down") or ""  # a node of an earlier release does not say it
-    return next((text for words, text in _DOWN.items() if down.startswith(words)), _state(service["state"]))
+    words = next((words for begins, words in _DOWN.items() if down.startswith(begins)), "")
+    if service["state"] != "de-registered" or not cause:
+        return cause or _why_down(name, service)
+    return cause if not words or cause.startswith(words) else f"{words}: {cause}"
 
 
 _FLAGS = {
@@ -315,11 +315,10 @@ def services_table(answer: Document) -> Table:
     table = _table("SERVICE", "STATE", "FLAGS", "NODE", "CAUSE")
     shown: set[str] = set()
     for name, service in answer["services"].items():
-        about = service["cause"] or _why_down(name, service)
-        words = filter(None, (service.get("held", ""), about, failures_words(service.get("failures"))))
+        words = filter(None, (service.get("held", ""), _about(name, service), failures_words(service.get("failures"))))
         shown.update(service["flags"])
         flags = ",".join(service["flags"])
-        table.add_row(_plain(name), _service_state(service), flags, service["node"], _in_short("; ".join(words)))
+        table.add_row(_plain(name), _state(service["state"]), flags, service["node"], _in_short("; ".join(words)))
     meaning = [words for flag, words in _FLAGS.items() if flag in shown]
     if meaning:
         table.caption, table.caption_justify = Text("; ".join(meaning), style="dim"), "left"
