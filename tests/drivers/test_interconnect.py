@@ -29,7 +29,7 @@ from interconnect_trial import (
 )
 from muster.drivers.interconnect import channel as channel_module
 from muster.drivers.interconnect import mesh as interconnect_module
-from muster.drivers.interconnect.mesh import InterconnectRefused, Peer, parse_address
+from muster.drivers.interconnect.mesh import DIALS_PER_S, FREE_DIALS, InterconnectRefused, Peer, parse_address
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
     WIRE_VERSIONS,
@@ -179,6 +179,26 @@ def test_a_peer_that_cannot_be_reached_is_named_once(office: Office) -> None:
             assert station.told("node 2", "brackets")
             assert station.told("node 3", "no..host", "label")
             assert not station.links
+
+    run(scenario())
+
+
+def test_p1_9_however_many_peers_are_absent_attempts_have_one_rate_and_the_present_one_is_reached(
+    office: Office,
+) -> None:
+    async def scenario() -> None:
+        here, there = Station(0, profile=QUICK), Station(254, profile=QUICK)
+        async with running(office, here, there, meet=False):
+            absent = dict.fromkeys(range(1, 254), ("127.0.0.1:1",))
+            here.interconnect.set_peers(absent | {254: there.interconnect.addresses})
+            there.interconnect.set_peers({0: ("127.0.0.1:1",)})  # it cannot come by itself
+            began_s = here.interconnect.loop.time()
+            await until(lambda: 254 in here.interconnect.connected, here)
+            passed_s = here.interconnect.loop.time() - began_s
+            paths = [path for peer in here.interconnect._peers.values() for path in peer.paths]
+            tried = sum(path.attempts for path in paths)
+            assert all(path.attempts for path in paths[:-1]), "the others had their turns before"
+            assert tried <= 1 + FREE_DIALS + DIALS_PER_S * passed_s
 
     run(scenario())
 

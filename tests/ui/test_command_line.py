@@ -250,6 +250,18 @@ def test_p11_7_init_makes_as_many_slots_as_there_is_room_for_and_says_so(
     assert muster.json("store", "check", str(path))["findings"] == []
 
 
+def test_p9_3_a_store_that_its_nodes_alone_would_fill_is_not_made(muster: CommandLine, tmp_path: Path) -> None:
+    nodes = ",".join(f"n{number}=127.0.0.1:{7700 + number}" for number in range(40))
+    made = ("init", str(tmp_path / "store"), "--name", "c", "--nodes", nodes, "--keys", str(tmp_path / "keys"))
+    ended = muster.run(*made, "--slots", "64", "--size", "64M", "--scope", "host")
+    assert ended.returncode == 2, ended.stderr
+    assert "40 nodes alone would fill" in ended.stderr
+    assert "--size" in ended.stderr
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "keys").exists()
+    muster.succeed(*made, "--slots", "64", "--size", "256M", "--scope", "host")
+
+
 def test_p11_7_init_for_older_releases_makes_a_store_that_they_know(muster: CommandLine, tmp_path: Path) -> None:
     made = ("init", str(tmp_path / "store"), "--name", "c", "--nodes", NODES, "--keys", str(tmp_path / "keys"))
     ended = muster.run(*made, "--slots", "41", "--active-version", "3")

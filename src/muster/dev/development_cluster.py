@@ -48,6 +48,7 @@ NODES_FOLDER = "nodes"
 LOOPBACK = "127.0.0.1"
 MAXIMUM_NODES = 40
 STORE_BYTES_PER_SLOT = 4 * 1024 * 1024  # room for some hundred services, and small journals are adopted quickly
+STORE_BYTES_PER_NODE = 64 * 1024  # in each slot: every journal holds what all nodes may grow to, and services besides
 LOG_TAIL_LINES = 15
 GRACE_S = 3.0  # from SIGQUIT to SIGKILL
 ENDING_S = 3.0  # until the last processes of a node that has left have ended
@@ -428,7 +429,7 @@ def create(
     cluster = DevelopmentCluster(directory, described)
     try:
         slots = slots or max(DEFAULT_SLOTS, nodes)
-        size = slots * STORE_BYTES_PER_SLOT
+        size = slots * max(STORE_BYTES_PER_SLOT, nodes * STORE_BYTES_PER_NODE)
         cluster_plan = ClusterPlan(name, tuple(plan), profile, scope, slots, size, certificate_lifetime_s=lifetime_s)
         initialise(directory / STORE_FILE, cluster_plan, directory / NODES_FOLDER)
         _let_pass(cluster)

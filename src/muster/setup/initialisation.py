@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from muster.client.errors import ClientError
+from muster.core.room import WARN_PERCENT, Room, fullness
 from muster.drivers.store.disk.geometry import (
     DEFAULT_SLOTS,
     FLAT_SLOTS,
@@ -22,7 +23,7 @@ from muster.drivers.store.disk.geometry import (
 )
 from muster.drivers.store.disk.sectors import FORMAT_VERSION
 from muster.records.addresses import Address, address_of
-from muster.records.database import encode_database, initial_database
+from muster.records.database import Database, encode_database, initial_database
 from muster.records.names import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
 from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S, Cluster, NodeConfig, fingerprint
 from muster.records.registers import MAXIMUM_SLOTS
@@ -186,12 +187,21 @@ def initialise(path: Path, plan: ClusterPlan, keys: Path, *, force: bool = False
                 slots=_slots_of(path, plan), store_bytes=plan.store_bytes,
                 version=FORMAT_VERSION if plan.active_version < HIGHEST else None,
             )  # fmt: skip
+            _check_fullness(header.region_bytes, database)
             create_store(str(path), header, encode_database(database), overwrite=force)
         except InvalidGeometry as error:
             raise Mistaken(str(error), str(path), "choose other values for --slots and --size") from error
         except (StoreFailed, OSError) as error:
             raise ClientError(f"the store could not be made: {error}", str(path), _next_step(error)) from error
     return identity.hex()
+
+
+def _check_fullness(region_bytes: int, database: Database) -> None:
+    """A cluster begins with room for more than its nodes (P9.3). Raises `Mistaken`."""
+    full = fullness(Room(region_bytes), database)
+    if full.percent >= WARN_PERCENT:
+        what = f"{len(database.nodes)} nodes alone would fill a store of that size to {full.percent} %"
+        raise Mistaken(what, "--size", f"choose one that is {full.percent // 50 + 1} times as large, or fewer --slots")
 
 
 def room_of(path: Path) -> str:

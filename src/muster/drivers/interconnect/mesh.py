@@ -15,6 +15,8 @@ connection that opened last and closes the other a little later, so the higher i
 connection made by the same end as an older one always replaces it: nobody makes a second one before the first has
 ended. A peer's newer incarnation replaces whatever there was; an older one is refused.
 
+*Who is absent costs little* (P1.9): all attempts to connect share one rate, however many nodes are configured.
+
 *Trust* is a record of its own (P1.1): the authorities, and for each node the one public key that is accepted as its.
 It may change at any time; connections that it no longer allows end at once.
 
@@ -65,6 +67,8 @@ MAXIMUM_HALF_OPEN = 128  # accepted connections that have not said Hello
 MAXIMUM_TROUBLES = 256
 TROUBLE_REPEAT_S = 3600.0
 FIRST_PAUSE_MS = 20  # after a first failed attempt to connect; doubles up to `connect_ms`
+DIALS_PER_S = 40  # attempts to connect with all peers together, once `FREE_DIALS` are used up (P1.9)
+FREE_DIALS = 64  # attempts that need not wait for their turn; they come back at that rate
 HEAD_START_MS = 50  # of the lower id, when both ends want to connect
 LINGER_MS = 250  # how long the lower id keeps the older of two connections
 _MS_PER_S = 1000
@@ -255,6 +259,7 @@ class Interconnect:
         self._keys: Mapping[int, str] | None = None
         self._on_distrust, self._on_unreachable, self._on_visitor = on_distrust, on_unreachable, on_visitor
         self._closing = False
+        self._dials_until_s = 0.0  # attempts that have had their turn fill the rate up to this moment
         self.active_version = 0  # of the cluster, once known: who cannot understand it is refused (P10.1)
         self.barred: dict[int, str] = {}  # configured nodes that were refused, or that refuse this one, and why
 
@@ -729,11 +734,7 @@ class Interconnect:
         try:
             return await self.loop.create_server(lambda: self._accept(listener), host or None, port)
         except OSError as error:
-            reason, advice = _reason(error), "correct this node's address in the configuration"
-            if error.errno == errno.EADDRINUSE:
-                reason = f"it is in use by {await aside(_holder_of, port)}"
-                advice = "stop that, or give this node another address"
-            raise InterconnectRefused(f"address {address}: cannot listen there: {reason}; {advice}") from error
+            raise InterconnectRefused(await aside(_cannot_listen, address, port, error)) from error
 
     def _accept(self, listener: Listener) -> Channel:
         assert self._credentials is not None, "nobody listens before that"
@@ -754,12 +755,20 @@ class Interconnect:
                 path.lasted_s, pause_ms = 0.0, FIRST_PAUSE_MS
             if self.node > peer.node:
                 await self._pause(HEAD_START_MS)
+            await self._turn()
             if path.moves or not peer.on_path(path.number):
                 await self._attempt(peer, path)
             failed = not peer.on_path(path.number) and path.lasted_s * _MS_PER_S <= self.handshake_ms
             if path.moves or failed:
                 await self._pause(pause_ms)
                 pause_ms = min(2 * pause_ms, self.handshake_ms)
+
+    async def _turn(self) -> None:
+        """Wait until one more attempt is within the rate: absent peers, however many, cost the same (P1.9)."""
+        now = self.loop.time()
+        self._dials_until_s = max(self._dials_until_s, now - FREE_DIALS / DIALS_PER_S) + 1 / DIALS_PER_S
+        if self._dials_until_s > now:
+            await asyncio.sleep(self._dials_until_s - now)
 
     async def _pause(self, longest_ms: float) -> None:
         """Wait between half of `longest_ms` and all of it, so that nodes do not stay in step."""
@@ -820,7 +829,8 @@ def check_address(address: str) -> None:
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> str:
-    reason, advice = error.strerror or str(error), "correct this node's address in the configuration"
+    """Why, and what to do; it asks the system who has the port, which takes a moment."""
+    reason, advice = _reason(error), "correct this node's address in the configuration"
     if error.errno == errno.EADDRINUSE:
         reason = f"it is in use by {_holder_of(port)}"
         advice = "stop that, or give this node another address"
