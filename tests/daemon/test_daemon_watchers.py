@@ -20,7 +20,9 @@ OWN = {"pid": 1, "uid": os.geteuid()}
 
 
 async def manager(home: Path) -> EventManager:
-    node = SimpleNamespace(me=0, incarnation=7, setup=SimpleNamespace(name="n0"), confirmed=False)
+    node = SimpleNamespace(
+        me=0, incarnation=7, setup=SimpleNamespace(name="n0"), replica=SimpleNamespace(confirmed=False)
+    )
     return EventManager(cast("Any", node), cast("Any", None), lambda _event, _text: None, lambda: 1_000_000, home)
 
 

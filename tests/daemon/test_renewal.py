@@ -40,7 +40,7 @@ class Trial:
         monkeypatch.setattr(renewal, "authority_end_s", lambda _authority: now_s + 3650 * DAY_S)
         monkeypatch.setattr(renewal, "issuing_authority", lambda _cluster: "authority")
         found = database(certificate_lifetime_s=30 * DAY_S)
-        node = SimpleNamespace(database=found, me=0, incarnation=7, master=0, is_master=True, connected=())
+        node = SimpleNamespace(database=found, me=0, incarnation=7, is_master=True, links=SimpleNamespace(connected={}))
         keys = SimpleNamespace(holds=lambda _authority: True)
         self.certification = Certification(*cast("Any", (node, keys, None, None, None, None)))
         monkeypatch.setattr(self.certification, "_reissue", self.reissue)
@@ -178,8 +178,9 @@ class Rotating:
         for number, issuer in ((0, "old"), (1, done), (2, "old"), (3, "")):
             found.nodes[number] = NodeConfig(number, f"n{number}", (), "own" if number < 3 else "", issuer=issuer)
         node = SimpleNamespace(
-            database=found, me=0, incarnation=incarnation, master=0, is_master=is_master, connected=()
-        )
+            database=found, me=0, incarnation=incarnation, is_master=is_master, links=SimpleNamespace(connected={}),
+            account=SimpleNamespace(holder=lambda: Term(1, 0)), observer=SimpleNamespace(leads=lambda _node: True),
+        )  # fmt: skip
         keys = SimpleNamespace(holds=lambda authority: holds and authority == "incoming")
         self.certification = Certification(*cast("Any", (node, keys, None, None, None, None)))
         monkeypatch.setattr(self.certification, "_reissue", self._reissue)

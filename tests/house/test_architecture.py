@@ -96,3 +96,10 @@ def test_the_simulator_runs_the_machines_that_guard_and_runner_run(machine: str,
     assert machine in DOCUMENT.replace("/", ".").replace("`core", "`muster.core").replace(".py`", "`")
     for module in run_by:
         assert machine in graph.find_modules_directly_imported_by(module)
+
+
+def test_the_node_stays_a_composition_that_can_be_read() -> None:
+    """`At most 330 lines` (docs/ARCHITECTURE.md, "How a node is cut"): what makes it longer lacks a machine."""
+    bound = re.search(r"`node\.py` has at most (\d+) lines", DOCUMENT)
+    assert bound is not None
+    assert len((PACKAGE / "core" / "node" / "node.py").read_text().splitlines()) <= int(bound[1])

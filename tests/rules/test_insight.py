@@ -18,6 +18,7 @@ from muster.core.node.node import Node
 from muster.core.outbox import Outbox
 from muster.core.replica.ages import Ages
 from muster.core.room import Room
+from muster.core.this_node import ThisNode
 from muster.records.database import Database, Entry
 from muster.records.levels import EVENT_MANAGER_LEVEL
 from muster.records.nodes import Cluster
@@ -96,7 +97,7 @@ def node_of(cluster: CoreCluster, role: str) -> Node:
 @pytest.mark.parametrize("role", ["master", "member", "joining", "started", "not started"])
 def test_p5_1_a_query_changes_nothing_in_the_node_that_is_asked(cluster: CoreCluster, role: str) -> None:
     node = node_of(cluster, role)
-    assert node.is_master == (role == "master") and node.confirmed == ("started" not in role)
+    assert node.is_master == (role == "master") and node.replica.confirmed == ("started" not in role)
     node.now_us += 5000  # time has passed since its last step
     before = frozen(copy.deepcopy(node))
     assert before == frozen(node)
@@ -111,14 +112,16 @@ def test_p2_6_a_node_is_whole_between_two_steps_and_says_what_is_not(cluster: Co
     for role in ("master", "member", "joining", "started"):
         assert not node_of(cluster, role).invariant(), role
     member = copy.deepcopy(node_of(cluster, "member"))
-    member.leadership.term = MasterTerm(member.this, member.term, Outbox({}))
+    member.leadership.term = MasterTerm(
+        ThisNode(member.me, "n1", member.incarnation, member.setup.profile), member.replica.accepted, Outbox({})
+    )
     assert "term" in member.invariant()
     master = copy.deepcopy(node_of(cluster, "master"))
     master.replica.confirmed = False
     assert "confirmed" in master.invariant()
     master = copy.deepcopy(node_of(cluster, "master"))
     assert master.leading is not None
-    master.leading.in_flight = InFlight(Entry(1, master.term, "", ()), 1, None, [])
+    master.leading.in_flight = InFlight(Entry(1, master.replica.accepted, "", ()), 1, None, [])
     assert "in flight" in master.invariant()
     master.leadership.term = None
     assert "term" in master.invariant()

@@ -134,7 +134,7 @@ class KnowingNode:
     def knows(self, index: int, term: Term, terms: dict[int, int]) -> None:
         """What its replica and its memory say from now on."""
         self.replica = SimpleNamespace(known=(index, term))
-        self.memory = SimpleNamespace(terms=terms)
+        self.store = SimpleNamespace(memory=SimpleNamespace(terms=terms))
 
 
 def kept(home: Path, node: KnowingNode, store_id: bytes = b"") -> HomeMemory:

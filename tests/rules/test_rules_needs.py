@@ -140,8 +140,9 @@ def test_p10_12_each_state_that_needs_a_person_is_told_by_every_instrument_in_th
         """As much of a node as the status line asks for."""
 
         def __init__(self) -> None:
-            self.database, self.me, self.incarnation, self.master = database, 0, 7, 0
-            self.leading, self.waiting, self.now_us = None, waiting_machine.Waiting(), 0
+            self.database, self.me, self.incarnation, self.is_master = database, 0, 7, True
+            self.leading, self.now_us = None, 0
+            self.heartbeats = SimpleNamespace(waiting=waiting_machine.Waiting())
             self.replica = SimpleNamespace(ages=Ages())
 
     assert status_line(Speaker(), told).startswith(f"NEEDS YOU: {need.line}; ")  # type: ignore[arg-type]

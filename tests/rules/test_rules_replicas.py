@@ -98,11 +98,11 @@ def test_p5_1_messages_of_an_old_master_change_nothing() -> None:
     cluster.run(500)
     cluster.holds = lambda _envelope: False
     newest = cluster.core(2).database
-    before = (newest.index, newest.term, cluster.core(2).term)
+    before = (newest.index, newest.term, cluster.core(2).replica.accepted)
     for envelope in (*old, *reversed(old)):
         cluster.deliver(envelope)
     cluster.run(500)
-    assert (newest.index, newest.term, cluster.core(2).term) == before
+    assert (newest.index, newest.term, cluster.core(2).replica.accepted) == before
     assert cluster.core(2).database is newest
 
 
@@ -160,7 +160,7 @@ def test_p5_2_entries_of_another_term_are_not_applied() -> None:
     cluster = joined_cluster(2)
     database = cluster.core(1).database
     before = database.index
-    accepted = cluster.core(1).term
+    accepted = cluster.core(1).replica.accepted
     for term in (Term(accepted.number - 1, 0), Term(accepted.number, 1), Term(accepted.number + 1, 0)):
         entry = Entry(before + 1, term, "a stranger's", ())
         cluster.deliver(Envelope(0, 1, Append(term, before, (entry,))))

@@ -237,7 +237,7 @@ def test_p9_1_a_repeated_operation_runs_once_across_a_change_of_master_and_leave
     cluster.kill(0)
     cluster.until("it to be so", lambda: cluster.masters() and cluster.database.member(0).state is NodeState.INACTIVE)
     cluster.restart_daemon(2)
-    cluster.until("it to be so", lambda: cluster.core(2).confirmed)
+    cluster.until("it to be so", lambda: cluster.core(2).replica.confirmed)
     again = cluster.do(2, define("web"), identity="the very same", author=ALICE)
     assert (again.index, again.outcome) == (first.index, first.outcome)
     assert [record.operation for record in cluster.database.audit.values()] == ["apply"]

@@ -143,7 +143,7 @@ EDITS = (
         "        case SetLockSpace():\n            return locks.carry_out(operation, draft)\n",
         _LOCKS + "SetLockSpace\nfrom muster.core.locks import requests as locks",
     ),
-    Edit("the union of messages", "records/messages.py", "\nMessage = (\n    Hello\n", "    | Hail\n", _LOCKS + "Hail"),
+    Edit("the union of messages", "records/messages.py", "\nMessage = ", "Hail | ", _LOCKS + "Hail"),
     Edit(
         "the version of the message", "records/messages.py", "  # the version that added each kind\n",
         "    Hail: NEXT,\n",
@@ -174,7 +174,7 @@ EDITS = (
         "    def _carry_one(self, life: Life, daemon: Daemon, effect: Effect) -> None:\n        match effect:\n",
         "            case Hailed():\n                pass\n", "from muster.core.effects import Hailed",
     ),
-    Edit("the union of inputs", "core/inputs.py", "\nInput = (\n    StripRead\n", "    | Knock\n"),
+    Edit("the union of inputs", "core/inputs.py", "\nInput = (\n    StoreAnswer\n", "    | Knock\n"),
     Edit(
         "the input itself", "core/inputs.py", "from typing import NamedTuple\n\nfrom msgspec import Struct\n",
         '\n\nclass Knock(Struct, frozen=True):\n    """Somebody is at the door."""\n\n    who: str\n',

@@ -193,28 +193,22 @@ class Tick(Struct, frozen=True):
     """Time has passed: the deadline that `Node.deadline_us` gave is over."""
 
 
+# In groups, by what they are about: a node gives each to the machine of its own that it is for.
+StoreAnswer = StripRead | StripUnread | StoreDone | StoreRefused | JournalRead
+LinkChange = PeerConnected | PeerLost | OwnLinksChanged
+OwnNews = (
+    CommandFinished | LevelRegistered | LevelGone | Acknowledged | AcknowledgedTogether | PerformanceMeasured | KeysHeld
+)
+Voucher = FenceConfirmed | KernelsWord
 Input = (
-    StripRead
-    | StripUnread
-    | StoreDone
-    | StoreRefused
-    | JournalRead
+    StoreAnswer
+    | LinkChange
+    | OwnNews
+    | Voucher
     | MessageReceived
-    | PeerConnected
-    | PeerLost
-    | CommandFinished
-    | LevelRegistered
-    | LevelGone
-    | Acknowledged
-    | AcknowledgedTogether
-    | SubsystemAnswered
     | OperationRequested
-    | FenceConfirmed
-    | KernelsWord
-    | PerformanceMeasured
+    | SubsystemAnswered
     | PlacesAwaited
-    | KeysHeld
-    | OwnLinksChanged
     | RestartHeld
     | Tick
 )

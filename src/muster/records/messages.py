@@ -203,24 +203,10 @@ class LocalAnswer(Struct, frozen=True, array_like=True, tag=21):
     document: bytes
 
 
-Message = (
-    Hello
-    | Heartbeat
-    | Append
-    | Snapshot
-    | Report
-    | Request
-    | Response
-    | Abdicated
-    | Ask
-    | Verdict
-    | HistoryRequest
-    | HistoryAnswer
-    | KeyRequest
-    | KeyAnswer
-    | LocalQuestion
-    | LocalAnswer
-)
+# In groups, by who takes them: the desk of a node; the shell around it, the interconnect among it.
+ForDesk = Request | Response | Ask | Verdict
+ForShell = Hello | HistoryRequest | HistoryAnswer | KeyRequest | KeyAnswer | LocalQuestion | LocalAnswer
+Message = Heartbeat | Append | Snapshot | Report | Abdicated | ForDesk | ForShell
 _SINCE: dict[type, int] = {  # the version that added each kind
     **dict.fromkeys((Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict), 1),
     **dict.fromkeys((HistoryRequest, HistoryAnswer), 1),

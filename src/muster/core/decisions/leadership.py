@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from muster.core.decisions.term import MasterTerm, Round, Told
 from muster.core.effects import Elected
-from muster.core.inputs import JournalRead, StoreDone, StoreRefused, StripRead, StripUnread
+from muster.core.inputs import JournalRead, StoreAnswer, StoreDone, StoreRefused, StripRead, StripUnread
+from muster.core.leases import sightings
 from muster.core.leases.observer import Observer
 from muster.core.links.links import Links
 from muster.core.mastership.candidacy import Candidacy, has_successor
@@ -24,6 +25,7 @@ from muster.core.replica.replica import Replica
 from muster.core.room import Room
 from muster.core.this_node import ThisNode
 from muster.core.transitions import narration
+from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.waiting import Waiting
 from muster.records.messages import Abdicated, Report
 from muster.records.registers import Claim
@@ -38,6 +40,7 @@ class Beside(NamedTuple):
     observer: Observer
     links: Links
     registers: OwnRegisters
+    subsystems: Subsystems
 
 
 class Leadership:
@@ -76,15 +79,13 @@ class Leadership:
 
     # ---- the store answers --------------------------------------------------------------------------------------
 
-    def awaits(self, answer: StripRead | StripUnread | StoreDone | StoreRefused | JournalRead) -> bool:
+    def awaits(self, answer: StoreAnswer) -> bool:
         """Whether this answer of the store is the one that a claim or a mastership waits for."""
         if isinstance(answer, StripRead | StripUnread):
             return self._tenure.awaits_read(answer.read)
         return self._tenure.awaits(answer.operation)
 
-    def take(
-        self, answer: StripRead | StripUnread | StoreDone | StoreRefused | JournalRead, beside: Beside, now_us: int
-    ) -> None:
+    def take(self, answer: StoreAnswer, beside: Beside, now_us: int) -> None:
         """The answer that it `awaits`; what the node sees in a read is noted before."""
         observer, tenure = beside.observer, self._tenure
         match answer:
@@ -185,10 +186,23 @@ class Leadership:
             self._tenure.propose(result.frame, now_us)
         return result
 
+    def take_report(self, sender: int, report: Report, beside: Beside, now_us: int) -> bool:
+        """A node has reported, and may vouch for a death (P7.16); whether that may change a decision."""
+        if self.term is None:
+            return True
+        beside.subsystems.settle(beside.replica.database)
+        sightings.take_testimony(beside.observer, sender, report, beside.replica.database, self._out)
+        return self.term.take_report(sender, report, beside.replica, beside.subsystems, now_us)
+
     def publish_marks(self, beside: Beside) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
         if self.term is not None:
             beside.registers.publish_marks(beside.replica.database, self.claimed, beside.observer.is_live)
+
+    def write_view_if_due(self, beside: Beside, now_us: int, early_us: int) -> None:
+        """Say in the own view whom this node hears, and the highest term that it claimed (SPEC 1.6)."""
+        replica, links = beside.replica, beside.links
+        beside.registers.write_view_if_due(links, beside.observer, replica.database, self.claimed, now_us, early_us)
 
     def problem(self, replica: Replica) -> str:
         """What does not hold of it between two steps, in words."""

@@ -6,9 +6,12 @@ the link bound, makes it compute the surviving set. Nobody else decides (P4.4).
 """
 
 from collections.abc import Callable, Iterable
+from typing import assert_never
 
 from muster.core.draft import counts
+from muster.core.inputs import LinkChange, OwnLinksChanged, PeerConnected, PeerLost
 from muster.core.links.connectivity import Candidate, broken_pairs, surviving_set
+from muster.core.outbox import Outbox
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.registers import Strip
@@ -35,6 +38,32 @@ class Links:
         self.next_view_us = started_us
         self._heard_us: dict[int, int] = {}
         self._broken_since: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._may_have_changed = True  # something has happened that may change whom this node hears
+
+    def take(self, change: LinkChange, database: Database, now_us: int, out: Outbox) -> None:
+        """A connection has come or gone, or the own interfaces have."""
+        self.look_again()
+        match change:
+            case PeerConnected(node=node, incarnation=incarnation):
+                self.connect(node, incarnation, now_us)
+            case PeerLost(node=node, cause=cause):
+                if self.lose(node):
+                    out.trace("link lost", f"{database.name_of(node)}: {cause}", about=node)
+            case OwnLinksChanged(cut_off=cut_off):
+                self.cut_off = cut_off
+                out.trace("own links", "no interface of this node has a link" if cut_off else "they are up again")
+            case _:
+                assert_never(change)
+
+    def look_again(self) -> None:
+        """Time has passed, or something has happened: whom this node hears is to be looked at in this step."""
+        self._may_have_changed = True
+
+    def is_due(self, now_us: int, early_us: int) -> bool:
+        """Whether to look now at whom this node hears: it may have changed, or a view is due within `early_us`."""
+        due = self._may_have_changed or now_us + early_us >= self.next_view_us
+        self._may_have_changed = False
+        return due
 
     def connect(self, node: int, incarnation: int, now_us: int) -> None:
         """A peer is connected."""

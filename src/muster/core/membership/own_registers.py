@@ -7,6 +7,8 @@ the links, the marks with the next publication.
 from collections.abc import Callable, Iterator
 
 from muster.core.effects import WriteMarks, WriteView
+from muster.core.leases import sightings
+from muster.core.leases.observer import Observer
 from muster.core.links.links import Links
 from muster.core.membership import membership
 from muster.core.outbox import Outbox
@@ -28,7 +30,17 @@ class OwnRegisters:
         self._published: tuple[tuple[int, int], ...] = ()
         self._writing: dict[int, str] = {}  # operation -> view or marks
 
-    def write_view(self, links: Links, database: Database, heard: frozenset[int], term: Term, now_us: int) -> None:
+    def write_view_if_due(
+        self, links: Links, observer: Observer, database: Database, term: Term, now_us: int, early_us: int
+    ) -> None:
+        """Note who is heard late; write whom this node hears, if that is news, or due within `early_us`."""
+        live = [node for node in database.nodes if observer.is_live(node)]
+        sightings.note_late(observer, links, database, now_us, self._out)
+        heard = links.view_due(len(database.nodes), live, now_us, early_us)
+        if heard is not None:
+            self._write_view(links, database, heard, term, now_us)
+
+    def _write_view(self, links: Links, database: Database, heard: frozenset[int], term: Term, now_us: int) -> None:
         """Write whom this node hears; a little later if a view is being written."""
         if "view" in self._writing.values():
             links.view_waits(now_us)

@@ -1,15 +1,33 @@
-"""What this node says of itself: the report to its master and what a master counts of its own (P5.3).
+"""What changes in this node itself, and what it says of that to its master (P5.3, P8.13).
 
-A report shows five machines at once, so it is composed here, where all of them are known; it has no state of its own.
+Theory of operation. What a node is answerable for changes in five machines: commands end, programs come, go and
+acknowledge, its load and its keys change. Each such input is given to its machine here, and a report is wanted if it is
+news; on a master it is said whether it may change a decision. The report shows the five machines at once, so it is
+composed here, where all of them are known; this has no state of its own.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, assert_never
 
+from muster.core.decisions.term import MasterTerm
+from muster.core.inputs import (
+    Acknowledged,
+    AcknowledgedTogether,
+    CommandFinished,
+    KeysHeld,
+    LevelGone,
+    LevelRegistered,
+    OwnNews,
+    PerformanceMeasured,
+)
 from muster.core.leases.observer import Observer
 from muster.core.outbox import Outbox
+from muster.core.replica import news
 from muster.core.replica.replica import Replica
 from muster.core.replica.reporting import Reporting
 from muster.core.services.commands import Executor
+from muster.core.services.grades import is_news
+from muster.core.transitions import programs
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.messages import Report
 from muster.records.terms import NO_TERM, Term
@@ -23,6 +41,43 @@ class Account(NamedTuple):
     subsystems: Subsystems
     executor: Executor
     reporting: Reporting
+
+    def take(self, happened: OwnNews, leading: MasterTerm | None, now_us: int, out: Outbox) -> bool:
+        """Something of this node has changed; whether that may change a decision of this master, `leading`."""
+        match happened:
+            case CommandFinished(command=command):
+                self.executor.finished(command)
+                self.reporting.want()
+                return leading is None or self.reporting.counts_now(self.replica.database, now_us)
+            case LevelRegistered(level=level):
+                known = self.replica.database if self.replica.confirmed else None
+                if programs.come(self.subsystems, level, known, out):
+                    self.reporting.want()
+            case LevelGone(number=number, departed=departed):
+                if programs.go(self.subsystems, number, self.replica.own_now, out, departed=departed):
+                    self.reporting.want()
+            case Acknowledged():
+                return self._acknowledged((happened,), leading)
+            case AcknowledgedTogether(steps=steps):
+                return self._acknowledged(steps, leading)
+            case PerformanceMeasured(performance=performance):
+                if is_news(self.reporting.performance, performance):
+                    self.reporting.performance = performance
+                    self.reporting.want()
+            case KeysHeld(authorities=authorities):
+                return self.reporting.hold_keys(authorities)
+            case _:
+                assert_never(happened)
+        return True
+
+    def _acknowledged(self, given: Iterable[Acknowledged], leading: MasterTerm | None) -> bool:
+        fresh = programs.acknowledged(self.subsystems, given, self.replica.database)
+        if not fresh:
+            return True
+        self.reporting.want()
+        if leading is None:
+            return False
+        return news.may_complete(fresh, self.replica.database, leading.has_acknowledged(self.subsystems))
 
     def report(self) -> Report:
         """All that the master must know of this node, as it is now."""
@@ -42,6 +97,11 @@ class Account(NamedTuple):
     def holder(self) -> Term | None:
         """Whom this node follows: who holds the highest mastership that it knows of."""
         return self.observer.holder(self.replica.followed)
+
+    def look_for_master(self, *, is_master: bool) -> None:
+        """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
+        if not is_master and (self.holder() or NO_TERM) > self.replica.followed:
+            self.reporting.want()
 
     def is_pending(self, node: int) -> bool:
         """Whether the master still has to act on something of this node's report, or has not shown that it has it."""

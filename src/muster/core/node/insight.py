@@ -23,6 +23,14 @@ from muster.records.messages import Report
 from muster.records.terms import Term
 
 
+def master(node: Node) -> int | None:
+    """The node that this one takes for master, if any."""
+    if node.is_master:
+        return node.me
+    holder = node.account.holder()
+    return holder.node if holder is not None and node.observer.leads(holder.node) else None
+
+
 def heard(node: Node) -> frozenset[int]:
     """The nodes whose frames arrived within the link bound."""
     return node.links.heard(len(node.database.nodes), node.now_us)
@@ -51,7 +59,7 @@ def unable_to_lead(node: Node) -> dict[int, str]:
 
 def remembered(node: Node) -> tuple[int, Term, dict[int, int]]:
     """What a node knows for certain, for its home: an index, its entry's term, durable terms (P11.2)."""
-    return *node.replica.known, node.memory.terms
+    return *node.replica.known, node.store.memory.terms
 
 
 def age_ms(node: Node, index: int) -> int:
@@ -66,7 +74,7 @@ def fullness(node: Node) -> Fullness:
 
 def places_awaited(node: Node) -> dict[int, AwaitedThere]:
     """What waits for a place, by node, as far as this node hears of it (P8.12)."""
-    return node.places.everywhere(node.me, node.links.connected, node.now_us)
+    return node.heartbeats.places.everywhere(node.me, node.links.connected, node.now_us)
 
 
 def waited_for(node: Node) -> dict[int, tuple[tuple[int, ...], int]]:
@@ -74,8 +82,12 @@ def waited_for(node: Node) -> dict[int, tuple[tuple[int, ...], int]]:
 
     The master knows; the others know what it told them last, and before that take all participants.
     """
-    told = node.waiting.told if node.leading is None else node.leading.waited_for(node.database, node.account.report())
-    return node.waiting.since(node.database, told, node.now_us)
+    told = (
+        node.heartbeats.waiting.told
+        if node.leading is None
+        else node.leading.waited_for(node.database, node.account.report())
+    )
+    return node.heartbeats.waiting.since(node.database, told, node.now_us)
 
 
 def required_levels(node: Node) -> list[required.Waiting]:
@@ -142,7 +154,9 @@ def _round_of_now(node: Node) -> Round:
         reports = leading.reports(node.account.report())
     else:
         members = node.database.members.values()
-        reports = {m.node: Report(node.term, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)}
+        reports = {
+            m.node: Report(node.replica.accepted, 0, m.incarnation, "", (), (), ()) for m in members if counts(m)
+        }
     facts = Facts(
         node.now_us, node.me, reports, observer.evidence, observer.is_live,
         leading.unreachable if leading is not None else {}, {},

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from muster.core.leases.observer import Observer
-from muster.core.replica.replica import Replica
+from muster.core.replica.replica import Replica, Taken
 from muster.core.this_node import ThisNode
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.database import Database
@@ -52,6 +52,11 @@ class Reporting:
         self._counted_us = 0
         self.round_us = 0  # on a master: when its last round of decisions was
 
+    @property
+    def times_us(self) -> tuple[int | None, int | None]:
+        """When time alone makes a report or a round of decisions due, if it does."""
+        return self.due_us, self.count_due_us
+
     def want(self, *, force: bool = False, to: int | None = None) -> None:
         """There may be something to tell: one report goes at the end of the step, however many wanted it.
 
@@ -59,6 +64,26 @@ class Reporting:
         """
         before = self._wish or Wish(False, None)
         self._wish = Wish(before.force or force, to if to is not None else before.to)
+
+    def took_snapshot(self, taken: Taken) -> None:
+        """A master's database has come: the master repeats it until it has heard that it was taken."""
+        if taken is not Taken.NOTHING:
+            self.want(force=True)
+
+    def took_entries(self, taken: Taken, sender: int) -> None:
+        """A master's entries have come: what is missing must be said, and a higher term is asked for its snapshot."""
+        if taken is Taken.HIGHER_TERM:
+            self.want(force=True, to=sender)
+        elif taken is not Taken.NOTHING:
+            self.want(force=taken is Taken.GAP)
+
+    def hold_keys(self, authorities: tuple[str, ...]) -> bool:
+        """This node holds the private keys of these authorities now; whether it did not (P1.5, P1.7)."""
+        if authorities == self.keys:
+            return False
+        self.keys = authorities
+        self.want()
+        return True
 
     def take_wish(self, now_us: int) -> Wish | None:
         """What was wanted in this step, or was put off until now; None for no report."""

@@ -1,12 +1,16 @@
 """Programs of this node that come and go, before it joins or at any time later (P3.9, P3.18, SPEC 3.2, 3.10)."""
 
+from collections.abc import Iterable
+
 from muster.core.effects import LevelRefused
+from muster.core.inputs import Acknowledged
 from muster.core.outbox import Outbox
 from muster.core.transitions import registration
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.database import Database
 from muster.records.levels import Level
 from muster.records.members import Member
+from muster.records.transitions import Acknowledgement
 
 
 def come(subsystems: Subsystems, level: Level, replica: Database | None, out: Outbox) -> bool:
@@ -33,6 +37,17 @@ def go(subsystems: Subsystems, number: int, own: Member | None, out: Outbox, *, 
         out.panic(f"subsystem {level.name} of level {number} has ended, and {fails}")
         return False
     return True
+
+
+def acknowledged(
+    subsystems: Subsystems, given: Iterable[Acknowledged], database: Database
+) -> tuple[Acknowledgement, ...]:
+    """Programs acknowledge what they were told; those acknowledgements that were waited for (P3.3)."""
+    steps = (Acknowledgement(each.transition, each.level, each.barrier) for each in given)
+    fresh = tuple(step for step in steps if subsystems.acknowledge(step))
+    if fresh:
+        subsystems.settle(database)
+    return fresh
 
 
 def follow(subsystems: Subsystems, database: Database, *, is_confirmed: bool, out: Outbox) -> None:

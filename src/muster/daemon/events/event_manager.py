@@ -323,7 +323,7 @@ class EventManager:
 
     def _look(self) -> None:
         self._is_scheduled = False
-        if self._node.confirmed and not self._stopped:
+        if self._node.replica.confirmed and not self._stopped:
             self._step(events.ReplicaChanged(self._node.database, self._node.is_master))
             self._want_watcher()
             if self._timer is None and self._machine.deadline_us != NEVER_US:

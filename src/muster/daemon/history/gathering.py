@@ -54,7 +54,7 @@ class Gathering:
         if len(self._open) >= MAXIMUM_GATHERINGS:
             what = f"{MAXIMUM_GATHERINGS} such questions are being asked already"
             raise ControlRefused(what, f"query {question}", "ask again in a second")
-        asked = set(self._node.connected)
+        asked = set(self._node.links.connected)
         identity = os.urandom(8).hex()
         done = asyncio.Event()
         answers = self._open[identity] = {}

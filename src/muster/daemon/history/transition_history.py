@@ -95,7 +95,7 @@ class TransitionHistory:
         if len(self._gatherings) >= MAXIMUM_GATHERINGS:
             what = f"{MAXIMUM_GATHERINGS} accounts are being gathered already"
             raise ControlRefused(what, WHERE, "ask again in a second")
-        asked = set(self._node.connected)
+        asked = set(self._node.links.connected)
         identity = os.urandom(8).hex()
         gathering = self._gatherings[identity] = _Gathering(asked)
         try:

@@ -99,7 +99,7 @@ class Why:
     def _own(self, service: str, at: int) -> Account:
         node = self._node
         past = self._record.of(service, self._clock_us(), at)
-        return Account(node.term, node.is_master, node.database.index, insight.explain(node, service), past)
+        return Account(node.replica.accepted, node.is_master, node.database.index, insight.explain(node, service), past)
 
     def _document(self, name: str, only: str, speaker: str, account: Account, past: list[PastDecision]) -> Document:
         database = self._node.database

@@ -65,7 +65,9 @@ class Collector:
         build = {(self._version, database.cluster.name, node.setup.name): 1.0}
         yield self._gauge("info", "Release, cluster and node.", build.items(), ("version", "cluster", "node"))
         yield self._gauge("master", "1 if this node is master.", [((), float(node.is_master))], ())
-        yield self._gauge("term", "Number of the term that this node follows.", [((), float(node.term.number))], ())
+        yield self._gauge(
+            "term", "Number of the term that this node follows.", [((), float(node.replica.accepted.number))], ()
+        )
         yield self._gauge("commit_index", "Commit index of this node's replica.", [((), float(database.index))], ())
         states = dict.fromkeys(((str(state),) for state in NodeState), 0.0)
         for number in database.nodes:

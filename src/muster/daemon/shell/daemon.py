@@ -57,6 +57,7 @@ from muster.core.inputs import (
 )
 from muster.core.leases.diagnosis import Diagnosis
 from muster.core.needs.machine import NOTHING, Told
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.events.event_manager import EventManager
 from muster.daemon.history.flight_recorder import FlightRecorder
@@ -240,7 +241,7 @@ class Daemon:
     def on_unreachable(self) -> None:
         """Nobody is where a node should be: unless a master is heard, the store may say where it is now (P1.8)."""
         node = self.node
-        if not node.is_master and node.master not in node.connected:
+        if not node.is_master and insight.master(node) not in node.links.connected:
             self._look_into_store(Reason.UNREACHABLE)
 
     def _look_into_store(self, reason: Reason) -> None:
@@ -292,7 +293,9 @@ class Daemon:
         self.spawn(keep_extending(self._time_needed_ms, longest_stop_ms() - age_ms))
 
     def _is_outside(self) -> bool:
-        return self.node.confirmed and self.node.database.member(self.node.me).incarnation != self.node.incarnation
+        return (
+            self.node.replica.confirmed and self.node.database.member(self.node.me).incarnation != self.node.incarnation
+        )
 
     def _time_needed_ms(self) -> int:
         left = self._last_stops.left if self._last_stops is not None else None
@@ -341,7 +344,7 @@ class Daemon:
 
     def note(self, event: str, detail: str) -> None:
         """Record an event of this node."""
-        self.recorder.note(boottime_us(), event, detail, self.node.term, self.node.database.index)
+        self.recorder.note(boottime_us(), event, detail, self.node.replica.accepted, self.node.database.index)
 
     def paths(self, node: int) -> list[dict[str, object]]:
         """The paths to a peer, each with its state."""
@@ -387,7 +390,7 @@ class Daemon:
                     self._run(effect, self._runner)
                 case Trace():
                     now_us = boottime_us()
-                    self.recorder.trace(now_us, effect, self.node.term, self.node.database.index)
+                    self.recorder.trace(now_us, effect, self.node.replica.accepted, self.node.database.index)
                     self.measures.traced(now_us, effect)
                 case Committed(index=index, happened=happened):
                     self.happenings.add(index, happened)
@@ -406,7 +409,7 @@ class Daemon:
                 case Notify():
                     self.subsystems.notify(effect)
                 case Placed(index=index, together=together):
-                    self._placements.add(boottime_us(), self.node.term, index, together)
+                    self._placements.add(boottime_us(), self.node.replica.accepted, index, together)
                 case LevelRefused(number=number, reason=reason):
                     self.subsystems.refused(number, reason)
                 case Elected():
@@ -438,7 +441,7 @@ class Daemon:
     def _membership_may_have_changed(self) -> None:
         assert self._interconnect is not None
         own = self.node.database.member(self.node.me)
-        is_mine = self.node.confirmed and own.incarnation == self.node.incarnation
+        is_mine = self.node.replica.confirmed and own.incarnation == self.node.incarnation
         self.cleanups.member_is(joining=is_mine and own.state in (NodeState.JOINING, NodeState.JOINED))
         active = self.node.database.cluster.active_version
         if self._interconnect.active_version != active:
@@ -456,7 +459,7 @@ class Daemon:
             event.set()
 
     async def _leave(self) -> None:
-        await asyncio.sleep(LAST_WORDS_S if len(self.node.connected) else 0)
+        await asyncio.sleep(LAST_WORDS_S if len(self.node.links.connected) else 0)
         self._guard.leave()
         self.ended.set()
 

@@ -40,7 +40,7 @@ def status_line(node: Node, told: Told = NOTHING) -> str:
     state = str(own.state if own.incarnation == node.incarnation else NodeState.INACTIVE)
     waits = next((each for each in insight.required_levels(node) if each.node == node.me), None)
     state += f", waits for {words_of(waits.missing)}" if waits is not None else ""
-    master = node.master
+    master = insight.master(node)
     who = "no master" if master is None else f"master {database.name_of(master)}"
     joined = sum(1 for number in database.nodes if database.member(number).state is NodeState.JOINED)
     here = sum(1 for service in database.services.values() if service.node == node.me)

@@ -93,13 +93,13 @@ class NeedsWatch:
 def seen_by(daemon: Daemon) -> Seen:
     """What the daemon's node sees beside its replica."""
     node, database = daemon.node, daemon.node.database
-    master = node.master
+    master = insight.master(node)
     return Seen(
         node=node.me,
         incarnation=node.incarnation,
-        confirmed=node.confirmed,
+        confirmed=node.replica.confirmed,
         master=NO_NODE if master is None else master,
-        trouble=node.trouble,
+        trouble=node.replica.trouble,
         live=frozenset(each for each in database.nodes if node.observer.is_live(each)),
         conditions={other: found[0] for other, found in conditions(daemon).items()},
         waiting={each.node: each for each in insight.required_levels(node)},

@@ -91,7 +91,7 @@ class Requests:
         node, loop = self.daemon.node, asyncio.get_running_loop()
         deadline_s = loop.time() + wait_ms / 1000
         with self.daemon.changes() as changed:
-            while index and (not node.confirmed or node.database.index < index):
+            while index and (not node.replica.confirmed or node.database.index < index):
                 changed.clear()
                 remaining_s = deadline_s - loop.time()
                 if remaining_s <= 0:
@@ -118,13 +118,13 @@ class Requests:
     def view(self) -> queries.NodeView:
         """What this node knows beside the database."""
         node = self.daemon.node
-        master = node.master
+        master = insight.master(node)
         return queries.NodeView(
             node=node.me,
             incarnation=node.incarnation,
             master=-1 if master is None else master,
-            term=node.term,
-            trouble=node.trouble,
+            term=node.replica.accepted,
+            trouble=node.replica.trouble,
             links=insight.heard(node),
             live=frozenset(config for config in node.database.nodes if node.observer.is_live(config)),
             running=tuple(s.name for s in node.database.services.values() if s.node == node.me),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
 from muster.core.effects import Reply
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.trust.authority_keys import AuthorityKeys
 from muster.daemon.trust.enrolment import Operate, issuing_authority
@@ -76,7 +77,7 @@ class Certification:
         """Do what is due; how long to wait then, unless something is committed before."""
         node = self._node
         own = node.database.member(node.me)
-        if own.incarnation != node.incarnation or node.master is None:
+        if own.incarnation != node.incarnation or insight.master(node) is None:
             return KEY_PAUSE_S
         try:
             pause_s = self._look_for_keys()
@@ -96,7 +97,7 @@ class Certification:
         if not complete and now_s - self._asked_s < KEY_PAUSE_S:
             return KEY_PAUSE_S - (now_s - self._asked_s)
         self._asked_s = now_s
-        self._keys.follow(cluster, tuple(self._node.connected))
+        self._keys.follow(cluster, tuple(self._node.links.connected))
         return LONGEST_PAUSE_S if complete else KEY_PAUSE_S
 
     async def _certify_all(self) -> float:

@@ -50,7 +50,7 @@ class EventManager:
     def look(self) -> None:
         """The replica may have changed; what has shown that may have been the last that its daemon did."""
         seen = (self._node.database.index, self._node.is_master)
-        if seen == self._seen or not self._node.confirmed or not self.is_alive:
+        if seen == self._seen or not self._node.replica.confirmed or not self.is_alive:
             return
         self._seen = seen
         self._step(events.ReplicaChanged(self._node.database, self._node.is_master))
