@@ -297,7 +297,7 @@ def test_a_stopped_node_costs_a_bounded_queue_and_is_connected_anew_when_it_goes
                     await asyncio.sleep(0.01)
                 assert not station.losses  # never from within `send`
                 await until(lambda: station.losses, station)
-                assert "it is connected anew" in str(station.losses[0][1])
+                assert "it is connected again" in str(station.losses[0][1])
                 assert station.told("node 2", "gathered for it")
                 assert station.interconnect.queued_bytes(2) == 0
                 child.send_signal(signal.SIGCONT)

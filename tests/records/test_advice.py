@@ -18,7 +18,7 @@ from muster.records.services import Definition
         (("find", "/srv", "-exec", "touch", "{}", ";"), ""),
         (("python3", "-c", "print('$A')"), ""),
         (("app", "--price", "5$", "a&b"), ""),
-        (("systemctl", "start", "nginx"), "neither sees it end nor ends it"),
+        (("systemctl", "start", "nginx"), "does not see it end, and does not end it"),
         (("/usr/bin/docker", "run", "-d", "nginx"), "Docker's daemon"),
         (("sh", "-c", "test -e /srv && exec systemctl start nginx"), "asks systemd by 'systemctl'"),
         (("sudo", "-n", "A=b", "/bin/systemctl", "start", "nginx"), "asks systemd by 'systemctl'"),

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from muster.core.services.explanation import explain_past, unexplained
+from muster.core.services.explanation import _told_and_advice, explain_past, unexplained
 from muster.core.services.placement import Rule
 from muster.daemon.history.placement_record import MAXIMUM_DECISIONS, MAXIMUM_TOLD, PlacementRecord
 from muster.records.nodes import NodeConfig
@@ -19,6 +19,7 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.terms import NO_NODE, Term
+from plain_words import faults
 from rounds import Rounds
 
 WEB = Definition("web", start_command=("/bin/start",), stop_command=("/bin/stop",))
@@ -34,6 +35,7 @@ def settled(*definitions: Definition, nodes: int = 3, up: tuple[int, ...] | None
 def first_in_the_way(rounds: Rounds, name: str = "web") -> tuple[str, str, str]:
     """The rule that keeps the service down, the summary and the next step."""
     explanation = rounds.why(name)
+    assert [*faults(explanation.summary), *faults(explanation.next_step)] == []  # P10.14
     rule = next((finding.rule for finding in explanation.findings if not finding.holds), "")
     return rule, explanation.summary, explanation.next_step
 
@@ -51,11 +53,18 @@ def test_spec_8_2_a_registered_service_says_where_it_would_go_as_if_it_were_not_
     assert verdicts(rounds) == {"n0": (Rule.LOWEST, True), "n2": (Rule.LOWEST, False), "n1": (Rule.LOAD, False)}
 
 
+@pytest.mark.parametrize("advice", ["mend it, then: muster service clear web", "fix the cause, then: muster x"])
+def test_p10_14_what_a_recorded_cause_advises_is_the_next_step_also_in_the_words_of_an_older_release(
+    advice: str,
+) -> None:
+    assert _told_and_advice(f"start failed; last: exit 1; {advice}") == ("start failed; last: exit 1", advice)
+
+
 def test_spec_8_2_a_service_that_nobody_wants() -> None:
     rounds = settled(replace(WEB, auto_register=False))
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule == "wanted"
-    assert summary.startswith("web is not running: nobody wants it to run")
+    assert summary.startswith("web is not running: it is not wanted")
     assert next_step == "muster service register web"
 
 
@@ -85,7 +94,7 @@ def test_spec_8_2_a_child_that_has_failed_where_its_group_is_does_not_go_there()
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule == "stuck"
     assert "it can run only where its parent disk does" in summary
-    assert next_step == "mend it, then: muster service clear web"
+    assert next_step == "fix the cause, then: muster service clear web"
 
 
 def test_spec_8_2_a_failure_that_maintenance_holds_up_is_told() -> None:
@@ -132,7 +141,7 @@ def test_spec_8_2_a_service_whose_starts_failed_names_every_node_and_the_next_co
     rule, summary, next_step = first_in_the_way(rounds)
     assert rule == "stuck"
     assert "start failed on" in summary
-    assert next_step.startswith("mend it; it is tried again after ")
+    assert next_step.startswith("fix the cause; the start is tried again after ")
     assert next_step.endswith(", or at once: muster service register web")
     assert set(verdicts(rounds).values()) == {(Rule.EXCLUDED, False)}
     (last,) = rounds.decided[-1].decisions

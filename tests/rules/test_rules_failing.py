@@ -98,7 +98,7 @@ def test_p6_38_what_a_program_says_counts_before_its_registration_is_committed_t
     rounds.ask(FailService("web", "ended with status 6", rounds.service("web").generation, 6))
     rounds.held.clear()
     rounds.settle()
-    assert rounds.at("web") == (DEREGISTERED, NO_NODE) and "in vain" in rounds.service("web").cause
+    assert rounds.at("web") == (DEREGISTERED, NO_NODE) and "another try does not help" in rounds.service("web").cause
 
 
 # ---- P6.35 a stop that fails where nothing runs ----------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_p6_36_a_start_that_fails_everywhere_is_tried_again_after_a_longer_pause
     rounds.failing = {("web", "start", node) for node in range(3)}
     rounds.define(WEB)
     rounds.settle()
-    assert "it is tried again after 10s, or at once: muster service register web" in rounds.service("web").cause
+    assert "the start is tried again after 10s, or at once: muster service register web" in rounds.service("web").cause
     for number in range(1, 4):
         before = starts(rounds)
         rounds.wait((FIRST_ROUND_MS << (number - 1)) - 1000)
@@ -336,7 +336,7 @@ def test_p6_38_a_hard_status_gives_its_node_up_at_once_and_a_fatal_one_all_of_th
     assert state is REGISTERED and there != here
     fail(rounds, status=6)
     assert rounds.at("web") == (DEREGISTERED, NO_NODE)
-    assert "in vain to try again" in rounds.service("web").cause
+    assert "another try does not help" in rounds.service("web").cause
     rounds.wait(ONE_HOUR_MS)
     assert rounds.at("web") == (DEREGISTERED, NO_NODE)
     rounds.ask(ClearService("web"))
@@ -353,7 +353,7 @@ def test_p6_38_a_start_that_ends_with_a_fatal_status_is_tried_nowhere_else() -> 
     rounds.settle()
     assert starts(rounds) == 1
     rounds.wait(ONE_HOUR_MS)
-    assert starts(rounds) == 1 and "in vain" in rounds.service("web").cause
+    assert starts(rounds) == 1 and "another try does not help" in rounds.service("web").cause
     rounds.failing.clear()
     rounds.ask(ApplyServices((replace(definition, start_timeout_ms=1000),)))
     rounds.held = {("web", "start")}

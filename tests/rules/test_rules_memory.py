@@ -157,7 +157,7 @@ def test_p11_2_a_home_keeps_what_its_node_knows_of_each_cluster(tmp_path: Path) 
     assert remembered_of(tmp_path, bytes(16), said.append) is None and not said
     (tmp_path / FILE).write_text("{")
     assert remembered_of(tmp_path, bytes.fromhex(CLUSTER), said.append) is None
-    assert len(said) == 1 and "an older copy of it would not be found out" in said[0]
+    assert len(said) == 1 and "an older copy of it would not be noticed" in said[0]
 
 
 class Clocked:

@@ -27,6 +27,7 @@ from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import ProofKind
 from muster.records.services import Definition, Maintenance, Service, ServiceState, Standby, Unclean
 from muster.records.terms import Term
+from plain_words import faults
 
 LATER_US = 60_000_000
 JOINED = tuple(Member(node, NodeState.JOINED, 7) for node in range(3))
@@ -82,7 +83,7 @@ CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
     "silent": ((), {"live": frozenset({0, 2})}, "unproven", "web stays as it is", EVICT.format("n1")),
     "condemned": ((EVICTED,), {}, "unproven", "its lease has run out", EVICT.format("n1")),
     "former": ((), {"incarnation": 8}, "former life", "former life", EVICT.format("n0")),
-    "paused": ((), {"conditions": {**CALM, 2: PAUSED}}, "unwell", "stands still", "muster why n2"),
+    "paused": ((), {"conditions": {**CALM, 2: PAUSED}}, "unwell", "n2 is paused", "muster why n2"),
     "cut": ((), {"conditions": {**CALM, 2: CUT_LINK}}, "unwell", "link with n2 is cut", "muster links"),
     "blocked": ((STUCK,), {"explain": explained("web is stuck", "muster x")}, "blocked", "web is stuck", "muster x"),
     "failed": (
@@ -130,6 +131,7 @@ def test_p10_12_each_state_that_needs_a_person_is_told_by_every_instrument_in_th
     (need,) = needs_of(database, what)
     assert (need.kind, need.words.count(words)) == (kind, 1), need
     assert next_step in need.next_step
+    assert [*faults(need.words), *faults(need.next_step)] == []  # P10.14, as it is put together
     told = Told((need,), 0, well(database, what, (need,)))
     shown = documents(database, NodeView(0, 7, needs=told))
     assert shown["warnings"] == [need.line]
@@ -146,6 +148,20 @@ def test_p10_12_each_state_that_needs_a_person_is_told_by_every_instrument_in_th
             self.replica = SimpleNamespace(ages=Ages())
 
     assert status_line(Speaker(), told).startswith(f"NEEDS YOU: {need.line}; ")  # type: ignore[arg-type]
+
+
+def test_p10_14_a_node_that_holds_many_services_is_told_in_short_sentences() -> None:
+    kept: dict[str, Any] = {
+        "state": ServiceState.REGISTERED,
+        "wanted": True,
+        "node": 1,
+        "incarnation": 7,
+        "generation": 1,
+    }
+    many = [Service(Definition(f"web{number}"), 1, **kept) for number in range(9)]
+    (need,) = needs_of(database_with(EVICTED, *many), seen(live=frozenset({0, 2})))
+    assert "web, web0, web1, web2 and 6 more stay as they are" in need.words
+    assert list(faults(need.line)) == []
 
 
 def test_p10_12_each_kind_has_a_case() -> None:

@@ -231,7 +231,7 @@ class AsyncSubsystem:
                 self._close_streams()
                 if time.monotonic() + pause_s >= deadline:
                     lost = unreachable(self._path, error, self._reconnect_s)
-                    next_step = "its node has stopped, or was forced out: give up what is shared, and register anew"
+                    next_step = "its node has stopped, or was forced out: give up what is shared, and register again"
                     raise Lost(lost.what, lost.where, next_step) from error
             else:
                 self._converses = bool(first.get("converses", False))  # perhaps a daemon of another release

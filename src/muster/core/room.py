@@ -167,8 +167,8 @@ class Room:
         most = self.capacity.entry // SHARE_OF_INSTANCES
         if definition.on_all and size * (1 + nodes) > most:
             return (
-                f"service {definition.name} may grow to {size * (1 + nodes)} bytes on {nodes} nodes, "
-                f"and the instances of one service may take {most} in this store"
+                f"service {definition.name} may grow to {size * (1 + nodes)} bytes on {nodes} nodes; "
+                f"the instances of one service may take {most} bytes in this store"
             )
         return ""
 

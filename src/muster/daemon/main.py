@@ -108,7 +108,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--predecessor-stopped",
         action="store_true",
-        help="you vouch that this node's last incarnation has stopped; needed only if it ran without a deadman",
+        help="you confirm that this node's last incarnation has stopped; needed only if it ran without a deadman",
     )
     parser.add_argument(
         "--metrics",
@@ -128,14 +128,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clear",
         action="store_true",
-        help="start no node: run the cleanups that its last run has left undone, where that has ended for certain; for "
+        help="start no node: run the cleanups that its last run has left to do, if that run has ended; for "
         "a service manager that ends all of the node's processes at once (ExecStopPost)",
     )
     parser.add_argument(
         "--renew-expired",
         action="store_true",
-        help="issue this node's certificate anew with the authority's key in its home, where the whole cluster was "
-        "down for so long that nobody is left to ask",
+        help="issue a new certificate for this node, with the authority's key in its home; for a cluster that was down "
+        "for so long that no node is left to ask",
     )
     return parser.parse_args(arguments)
 
@@ -276,7 +276,7 @@ def version_problem(database: Database) -> str:
         return ""
     return (
         f"version {active} is active in cluster {database.cluster.name}, and this release knows versions {LOWEST} to "
-        f"{HIGHEST}: install a release on this machine that knows version {active}"
+        f"{HIGHEST}; install a release on this machine that knows version {active}"
     )
 
 

@@ -126,7 +126,7 @@ class DevelopmentCluster:
                     start_new_session=True,
                 )
         except OSError as error:
-            next_step = "make room or mend the permissions, and boot it again"
+            next_step = "make room or correct the permissions, and boot it again"
             raise ClientError(f"{name} cannot be started: {error.strerror or error}", str(home), next_step) from error
 
     def _found_at_start(self, name: str) -> list[node_processes.NodeProcess]:
@@ -367,7 +367,7 @@ class DevelopmentCluster:
     def _ended_early(self, name: str, status: int) -> ClientError:
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         where = f"{self.log(name)}\n{self.log_tail(name)}"
-        return ClientError(f"{name} ended {how} before it had joined", where, "mend what its log says, and try again")
+        return ClientError(f"{name} ended {how} before it had joined", where, "fix what its log says, and try again")
 
 
 def _state(processes: list[node_processes.NodeProcess]) -> str:

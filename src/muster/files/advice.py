@@ -31,7 +31,7 @@ _KERNELS = {
 _GRACEFUL = {
     "nginx": ("SIGQUIT", "cuts the answers that it is sending"), "php-fpm": ("SIGQUIT", "cuts requests"),
     "httpd": ("SIGWINCH", "cuts requests"), "apache2": ("SIGWINCH", "cuts requests"),
-    "postgres": ("SIGINT", "waits for its clients to go"), "uwsgi": ("SIGINT", "begins anew"),
+    "postgres": ("SIGINT", "waits for its clients to go"), "uwsgi": ("SIGINT", "starts again"),
 }  # fmt: skip
 _TELLS_NOTHING = frozenset(("true", "echo", "logger", ":", "sleep"))
 
@@ -64,8 +64,8 @@ def _of_command(name: str, key: str, command: tuple[str, ...]) -> list[str]:
     manager = next((words[0] for words in _programs(command) if words[0] in _MANAGERS), "")
     if manager and key in ("start_command", "run", "stop_command"):
         found.append(
-            f"service {name!r}: {key} asks {_MANAGERS[manager]} by {manager!r}: what that starts is no part of the "
-            "service, and Muster neither sees it end nor ends it when the node fails (docs/SERVICES.md)"
+            f"service {name!r}: {key} asks {_MANAGERS[manager]} by {manager!r}; what that starts is no part of the "
+            "service; Muster does not see it end, and does not end it when the node fails (docs/SERVICES.md)"
         )
     return found
 
@@ -165,7 +165,7 @@ def _of_group(definition: Definition, known: Mapping[str, Definition]) -> list[s
     if not eldest.on_all:
         return []
     words = (
-        f"service {definition.name!r} will run on each node, one instance a node, as {eldest.name!r} does: its parent "
+        f"service {definition.name!r} will run on each node, one instance a node, as {eldest.name!r} does; its parent "
         f"{parent.name!r} is placed on every node, and a child goes where its parent is; if it is to be on one node, "
         "leave `parent` out"
     )

@@ -339,7 +339,7 @@ KEYS: dict[str, Key] = {
     # where it may run
     "allowable_nodes": Key(_allowable, "list of nodes", '["*"]', 'Where it may run; ["*"] stands for every node.'),
     "disallowable_nodes": Key(
-        _nodes("disallowable_nodes"), "list of nodes", "[]", "Where it may not run, whatever allowable_nodes says."
+        _nodes("disallowable_nodes"), "list of nodes", "[]", "Where it may not run, even if allowable_nodes names it."
     ),
     "node_preferences": Key(
         _preferences, "table", "{}", "Which allowable nodes come first: `ordered` or `unordered`, see below."
@@ -351,7 +351,7 @@ KEYS: dict[str, Key] = {
     ),
     "auto_register": Key(
         _one_of("auto_register", {"auto": True, "manual": False}), '"auto" or "manual"', '"auto"',
-        "Whether it is registered by itself once it is defined and the cluster is up and mature, or only on request.",
+        "Whether it is registered by itself, once the cluster is up and mature, or only on request.",
     ),
     "maturity_count": Key(
         _number("maturity_count", 1, MAXIMUM_COUNT), "number", "[none]",
@@ -372,8 +372,7 @@ KEYS: dict[str, Key] = {
     ),
     "child_failure": Key(
         _one_of("child_failure", {"alone": "alone", "group": "group"}), '"alone" or "group"', '"alone"',
-        "What follows where this child cannot be started or fails too often: it stays down alone, or its whole group "
-        "moves.",
+        "What follows where this child cannot start, or fails too often: it stays down alone, or its group moves.",
     ),
     # commands
     "start_command": Key(_command("start_command"), COMMAND, "[none]", "Starts it; it is registered if this succeeds."),
@@ -437,11 +436,11 @@ KEYS: dict[str, Key] = {
     ),
     "stop_failure": Key(
         _one_of("stop_failure", {"block": "block", "evict": "evict"}), '"block" or "evict"', '"block"',
-        "Where its stop fails: it is blocked there with an alert, or that node is forced out of the cluster.",
+        "Where its stop fails: it is blocked there with an alert, or that node is forced out.",
     ),
     "grace": Key(
         _duration("grace_ms", minimum_ms=0), DURATION, '"5s"',
-        "Between SIGTERM and SIGKILL, for `run` and for whatever a command leaves running; before it, after a "
+        "Between SIGTERM and SIGKILL, for `run` and for all that a command leaves running; before it, after a "
         "`stop_command`, for what a start command has left.",
     ),
     # supervision
@@ -467,11 +466,11 @@ KEYS: dict[str, Key] = {
     ),
     "hard_exit_status": Key(
         _statuses("hard_exit_status"), STATUSES, "[]",
-        "With one of these, `run` or the start command says that it is in vain to try again on this node.",
+        "With one of these, `run` or the start command says: another try on this node does not help.",
     ),
     "fatal_exit_status": Key(
         _statuses("fatal_exit_status"), STATUSES, "[]",
-        "With one of these, `run` or the start command says that it is in vain on any node: it stops, with the cause.",
+        "With one of these, `run` or the start command says: no other try helps, on any node. It stops, and says why.",
     ),
     "on_failure": Key(
         _command("on_failure"), COMMAND, "[none]", "Runs where it has failed, in place of restarting and moving it."

@@ -14,7 +14,7 @@ _VIEWS = 2  # rows of the views register newer than a loss (`core/links/links.py
 
 
 UNPROVEN = (
-    "no proof comes by itself: what it held waits until its machine boots again, or a person says so "
+    "no proof comes by itself: what it held waits until its machine boots again, or a person confirms "
     "(muster node evict NODE --confirmed-dead)"
 )
 """Scope `shared`: a lease that has run out is no proof there while no watchdog or fence agent stands behind it."""
@@ -121,7 +121,7 @@ def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
         Moment(0, profile.renew_ms, "last lease renewal; the power goes before the next one would begin"),
         Moment(0, profile.link_loss_ms(nodes), "its links fall silent and are named lost"),
         Moment(deadman_ms, deadman_ms, "deadman: a node that still ran would be stopped now"),
-        Moment(deadman_ms, profile.lease_ms, "panic bound: whatever it ran is gone by the end of it"),
+        Moment(deadman_ms, profile.lease_ms, "panic bound: all that it ran is gone by the end of it"),
         Moment(proof_ms, profile.proof_ms(), "proof of death: the others have counted the lease and the clocks' drift"),
         Moment(
             profile.proof_ms(),

@@ -219,7 +219,7 @@ def room_of(path: Path) -> str:
 def _next_step(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "run it as a user who may write there"
-    return "mend what it says, and run muster init again; a half-made store needs --force"
+    return "fix what it says, and run muster init again; a half-made store needs --force"
 
 
 def _refuse_overwriting(path: Path, keys: Path, *, force: bool) -> None:

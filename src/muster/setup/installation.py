@@ -126,7 +126,7 @@ def refuse_source_tree(settings: Settings) -> None:
     tree = source_tree()
     if settings.is_live and tree is not None:
         raise ClientError(
-            "this program runs from a source tree, which changes as it is worked on: no machine is set up with it",
+            "this program runs from a source tree, which changes as it is worked on; no machine is set up with it",
             str(tree),
             "make the package there (make dist), install it, and use its muster install",
         )
@@ -144,7 +144,7 @@ Documentation=man:musterd(8) man:muster(1)
 After=network-online.target remote-fs-pre.target local-fs.target
 Wants=network-online.target
 RequiresMountsFor={_unit_word(settings.home)}
-# it is tried again for as long as it takes: what keeps a node from starting may pass after hours
+# it is tried again without end: what keeps a node from starting may pass after hours
 StartLimitIntervalSec=0
 
 [Service]
@@ -224,10 +224,10 @@ def carry_out(settings: Settings, steps: list[Step]) -> None:
                 step.do()
             except OSError as error:
                 where, reason = str(error.filename or step.target), error.strerror or str(error)
-                raise ClientError(reason, where, "mend that, and run it again: what is done stays done") from error
+                raise ClientError(reason, where, "fix that, and run it again: what is done stays done") from error
             except subprocess.CalledProcessError as error:
                 what = f"{step.target} failed: {(error.stderr or '').strip() or f'status {error.returncode}'}"
-                raise ClientError(what, step.kind, "mend that, and run it again: what is done stays done") from error
+                raise ClientError(what, step.kind, "fix that, and run it again: what is done stays done") from error
         if step.kind in {"file", "link"}:
             done[step.target] = step.digest
         _write_record(settings, done)
@@ -264,7 +264,7 @@ def take_away(settings: Settings, steps: list[Step]) -> None:
         try:
             step.do()
         except OSError as error:
-            raise ClientError(error.strerror or str(error), step.target, "mend that, and run it again") from error
+            raise ClientError(error.strerror or str(error), step.target, "fix that, and run it again") from error
         except subprocess.CalledProcessError as error:
             raise ClientError(f"{step.target} failed: {error.stderr}", step.kind, "see systemctl status") from error
     for step in steps:
@@ -301,7 +301,7 @@ def hints(settings: Settings) -> list[str]:
     if settings.is_live and not Path("/dev/watchdog").exists():
         found.append(
             "this machine shows no watchdog: a hung kernel then proves nothing to the others. Load the driver of its "
-            "hardware (most servers: ipmi_watchdog or iTCO_wdt), or in a virtual machine that of its host"
+            "hardware (most servers: ipmi_watchdog or iTCO_wdt). A virtual machine has that of its host"
         )
     missing = [group for group in settings.groups if not _group_exists(group)]
     if settings.is_live and not missing and settings.groups:
@@ -338,7 +338,7 @@ def _directory(path: Path, about: str, mode: int) -> Step:
         path.chmod(mode)
 
     if path.is_dir() and stat.S_IMODE(path.stat().st_mode) & mode != mode:  # as of a home that was copied there
-        return Step("permissions", str(path), "those whom the cluster gives a role pass through", "changed", make)
+        return Step("permissions", str(path), "users with a role in the cluster pass through", "changed", make)
     state = "unchanged" if path.is_dir() else "foreign" if os.path.lexists(path) else "new"
     return Step("directory", str(path), about, state, make)
 

@@ -45,7 +45,7 @@ def development_homes(directory: Path) -> dict[str, Path]:
         what, next_step = "the directory is not readable", "run the command as the user who made the cluster"
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{CLUSTER_FILE} cannot be read: {error}"
-        next_step = "remove the directory and bring the cluster up anew"
+        next_step = "remove the directory and make the cluster again"
     raise Mistaken(what, str(directory), next_step)
 
 

@@ -187,7 +187,7 @@ def json_option(function: Callable[P, R]) -> Callable[P, R]:
 def change_options(function: Callable[P, R]) -> Callable[P, R]:
     """The options of every command that changes something in the cluster: `--json`, `--identity` (P9.1)."""
     text = (
-        "Name this change, so that repeating it cannot do it twice: once it has been carried out, the same command "
+        "Name this change, so that repeating it cannot do it twice. Once it has been carried out, the same command "
         "with the same ID answers what it did then."
     )
     option = click.option("--identity", type=Identity(), expose_value=False, callback=_keep_identity, help=text)

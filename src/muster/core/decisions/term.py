@@ -169,7 +169,7 @@ class MasterTerm:
         told: Told = []
         for poll in self._polls.decided(database, now_us):
             if poll.objections:
-                text = "; ".join(poll.objections) + "; to do it all the same, repeat it with --override"
+                text = "; ".join(poll.objections) + "; to do it anyway, repeat it with --override"
                 told.append((poll.sender, Response(poll.request.identity, self.term, 0, True, text)))
             else:
                 told += self.request(poll.sender, poll.request, database, now_us)

@@ -59,9 +59,9 @@ def diagnose(signs: Signs, profile: Profile, nodes: int) -> Diagnosis:
     if renews and (heard or _outlives(signs, profile, nodes)):
         return _renewing(signs, heard=heard, writes=writes)
     if renews:
-        text = f"nothing is heard from it for {signs.frame_silent_ms} ms, and since then its lease has not been renewed"
+        text = f"no heartbeat from it for {signs.frame_silent_ms} ms, and since then its lease has not been renewed"
         return Diagnosis(SILENT, f"{text} often enough to tell a cut link from a node that has stopped")
-    silence = f"neither its lease nor its view in the store has advanced for {_least(signs)} ms"
+    silence = f"its lease and its view in the store have not advanced for {_least(signs)} ms"
     if heard and signs.lease_silent_ms - signs.frame_silent_ms <= profile.renew_ms + profile.read_ms:
         text = f"it was heard {signs.frame_silent_ms} ms ago, hardly later than it renewed its lease"
         return Diagnosis(SILENT, f"{text}: too early to tell a lost store from a node that has stopped")
@@ -106,7 +106,7 @@ def _ended(signs: Signs) -> Diagnosis:
         return Diagnosis(NEVER_RAN, "no incarnation of it has ever renewed a lease")
     if signs.lease == "clean":
         return Diagnosis(LEFT, "it left cleanly and wrote its tombstone")
-    return Diagnosis(DEAD, signs.gone or "it panicked and wrote its tombstone")
+    return Diagnosis(DEAD, signs.gone or "it stopped itself at once (a panic), and wrote its tombstone")
 
 
 def _renewing(signs: Signs, *, heard: bool, writes: bool) -> Diagnosis:
@@ -115,7 +115,7 @@ def _renewing(signs: Signs, *, heard: bool, writes: bool) -> Diagnosis:
     if heard:
         text = "its guard renews the lease, and its daemon is heard, but that writes nothing: its view has not advanced"
         return Diagnosis(STORE_LOST, f"{text} for {signs.view_silent_ms} ms")
-    quiet = f"nothing is heard from it for {signs.frame_silent_ms} ms"
+    quiet = f"no heartbeat from it for {signs.frame_silent_ms} ms"
     if not writes:
         return Diagnosis(DAEMON_SILENT, f"its guard renews the lease; its daemon writes nothing, and {quiet}")
     others = ", ".join(signs.heard_by)

@@ -42,8 +42,9 @@ KINDS = tuple(HOLDS_US)  # the order in which needs of one severity are told: ca
 class Need(Struct, frozen=True):
     """One thing that needs a person.
 
-    `words` is a sentence without running times, so that it stays the same for as long as the need holds. `next_step` is
-    the next command, or what to do where there is no command for it. `since_us` is by the clock of the machine.
+    `words` is plain (P10.14), without running times, so that it stays the same for as long as the need holds.
+    `next_step` is the next command, or what to do where there is no command for it. `since_us` is by the clock of the
+    machine.
     """
 
     kind: str  # one of KINDS

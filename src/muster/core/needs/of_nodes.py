@@ -17,18 +17,28 @@ from muster.core.needs.need import HOLDS_US, NOTICE, TROUBLE, Need, Seen, Suspic
 from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member
+from muster.records.registers import ProofKind
 from muster.records.required_levels import words_of
 from muster.records.terms import NO_NODE
 
 HOLDING = (NodeState.JOINING, NodeState.JOINED, NodeState.LEAVING)  # states that only the node or a proof ends
 MAXIMUM_NAMED = 4  # services in a sentence
 _CONDITIONS = {
-    PAUSED: "{name} stands still: its machine answers, and nothing of the node does",
+    PAUSED: "{name} is paused: its machine answers, but nothing of the node does",
     SILENT: "there is no heartbeat from {name}",
-    DAEMON_SILENT: "the daemon of {name} says and writes nothing, though its guard lives",
+    DAEMON_SILENT: "the daemon of {name} does nothing, though its guard goes on",
     STORE_LOST: "{name} cannot use the store",
     CUT_LINK: "the link with {name} is cut",
     OWN_LINKS_DOWN: "none of {name}'s own interfaces has a link",
+}
+_ENDS = {  # how it is known that a node has stopped
+    ProofKind.CLEAN_TOMBSTONE: "it left in order",
+    ProofKind.PANIC_TOMBSTONE: "it stopped itself",
+    ProofKind.LEASE_EXPIRED: "its lease ran out",
+    ProofKind.NEXT_INCARNATION: "it has booted again since",
+    ProofKind.FENCE_AGENT: "a fence agent stopped it",
+    ProofKind.OPERATOR: "an operator confirmed its end",
+    ProofKind.KERNELS_WORD: "the kernel says that all its processes have ended",
 }
 _LOSES = {
     "log writer": "nothing that it says is logged",
@@ -59,8 +69,8 @@ def of_nodes(database: Database, seen: Seen) -> Iterator[Suspicion]:
             yield certain(Need("cannot lead", subject, words, f"muster why {name}"))
     for lost in filter(None, seen.lacking.split(", ")):
         name = database.name_of(seen.node)
-        words = f"the {lost} of {name} has ended, with its standby: {_LOSES.get(lost, 'it is not replaced')}"
-        words += f", until {name} has left and booted again"
+        words = f"the {lost} of {name} has ended, with its standby; {_LOSES.get(lost, 'it is not replaced')}"
+        words += f"; it is started again once {name} has left and boots"
         yield certain(Need("processes lost", f"node/{name}", words, f"muster node leave {name}"), lost)
 
 
@@ -117,7 +127,7 @@ def _unproven(database: Database, member: Member) -> Need:
     said = f" ({cause})" if cause != SILENCE else ""  # the sentence says that itself
     state = "is silent" if member.eviction is None or is_silent(member) else "is to be forced out"
     words = f"{name} {state}{said}, and nothing proves that it has stopped"
-    words += f": {named(held)} {'stays as it is' if len(held) == 1 else 'stay as they are'}" if held else ""
+    words += f"; {named(held)} {'stays as it is' if len(held) == 1 else 'stay as they are'}" if held else ""
     words += "; look at the machine, and once you are sure that it is down, say so"
     return Need("unproven", f"node/{name}", words, confirm_dead(name), affects=held)
 
@@ -125,7 +135,8 @@ def _unproven(database: Database, member: Member) -> Need:
 def _former(database: Database, member: Member) -> Need:
     name, held = database.name_of(member.node), held_by(database, member.node)
     words = (
-        f"{name} runs again, but the cluster still holds a former life of it for a member: it waits for that one's end"
+        f"{name} runs again, but the cluster still counts a former life of it as a member; {name} waits until that one "
+        "is known to have ended"
     )
     return Need("former life", f"node/{name}", words, confirm_dead(name), affects=held)
 
@@ -138,5 +149,5 @@ def _was_lost(member: Member) -> bool:
 def _lost(database: Database, member: Member) -> Need:
     name, proof = database.name_of(member.node), member.last_proof
     assert proof is not None
-    words = f"{name} was lost (proven by {proof.kind.words}) and is not back"
+    words = f"{name} was lost ({_ENDS.get(proof.kind, proof.kind.words)}) and is not back"
     return Need("lost", f"node/{name}", words, f"on {name}: systemctl start musterd")

@@ -181,8 +181,8 @@ def _refuse_if_it_works(config: NodeConfig, draft: Draft, facts: Facts, wish: st
     name, member = config.name, draft.member(config.node)
     if counts(member) or member.state is NodeState.FORCED_LEAVING:
         raise Refused(
-            f"{name} is {member.state}, and only an inactive node can {wish}: have it leave (muster node leave "
-            f"{name}), or force it out (muster node evict {name}), and wait until it is inactive"
+            f"{name} is {member.state}, and only an inactive node can {wish}; let it leave (muster node leave {name}), "
+            f"or force it out (muster node evict {name}), and wait until it is inactive"
         )
     if facts.alive(config.node):
         raise Refused(f"{name} is no member, but it runs: stop musterd on it first, it would come back")
@@ -190,10 +190,10 @@ def _refuse_if_it_works(config: NodeConfig, draft: Draft, facts: Facts, wish: st
 
 def _issue_token(operation: IssueToken, draft: Draft, facts: Facts) -> str:
     config = configured(draft, operation.node)
-    _refuse_if_it_works(config, draft, facts, "be enrolled anew")
+    _refuse_if_it_works(config, draft, facts, "be enrolled again")
     enrolment = _enrolment(operation.verifier, operation.expires_s)
     draft.put(replace(config, enrolment=enrolment), f"{config.name}: new token")
-    return f"{config.name} can be enrolled with its new token; earlier ones are void"
+    return f"{config.name} can be enrolled with its new token; its earlier tokens do not work any more"
 
 
 def _enrol(operation: EnrolNode, draft: Draft) -> str:

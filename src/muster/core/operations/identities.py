@@ -44,6 +44,6 @@ def remember(operation: Operation, author: Author, draft: Draft, facts: Facts) -
         if author.user == ITSELF:
             raise PutOff
         raise Refused(
-            f"{count - 1} operations were carried out within the last {RETRY_WINDOW_MS // 1000} s, and the store has "
-            "room for no more identities that may be repeated: ask again in a moment"
+            f"{count - 1} operations were carried out within the last {RETRY_WINDOW_MS // 1000} s; the store has no "
+            "room to remember one more, in case it is repeated; ask again in a moment"
         )

@@ -261,4 +261,4 @@ def _set_maintenance(operation: SetMaintenance, draft: Draft) -> str:
         draft.forget("maintenance", record.key, f"maintenance of {words} ended")
         return f"Muster looks after {words} again"
     draft.put(record, f"maintenance of {words}" + (f": {operation.cause}" if operation.cause else ""))
-    return f"{words} is in maintenance: nothing is started, moved or restarted there of its own accord"
+    return f"{words} is in maintenance: nothing is started, moved or restarted there by Muster itself"

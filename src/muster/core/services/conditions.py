@@ -66,7 +66,7 @@ def why_frozen(service: Service, round_: Round) -> str:
         return ""
     name, whose = round_.name(node), "it" if service.node == node else "its group"
     return (
-        f"{whose} was on {name}, which is silent and may still run it: nothing is done before {name} is known to have "
+        f"{whose} was on {name}, which is silent and may still run it; nothing is done before {name} is known to have "
         f"stopped; once you are sure that it has: muster node evict {name} --confirmed-dead"
     )
 
@@ -101,8 +101,8 @@ def immaturity(service: Service, round_: Round) -> str:
         waited_ms = round_.age_ms(service.waits_since) if service.waits_since else 0
         if service.waits_since and waited_ms >= definition.maturity_time_ms:
             return ""
-        lacking.append(f"{definition.maturity_time_ms / 1000:g} s of waiting ({waited_ms / 1000:.0f} s so far)")
-    return "the cluster is not mature for it: it waits for " + ", or ".join(lacking)
+        lacking.append(f"{definition.maturity_time_ms / 1000:g} s ({waited_ms / 1000:.0f} s so far)")
+    return "the cluster is not mature for it; it waits for " + "; or for ".join(lacking)
 
 
 def obstacle(service: Service, round_: Round) -> str:
@@ -120,7 +120,7 @@ def _withdrawn(service: Service, _round: Round) -> str:
 def _unwanted(service: Service, _round: Round) -> str:
     if service.wanted:
         return ""
-    return "nobody wants it to run: it was de-registered by an operator, or registers on request only"
+    return "it is not wanted: an operator has de-registered it, or it registers on request only"
 
 
 def _has_instances(service: Service, _round: Round) -> str:

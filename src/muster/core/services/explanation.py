@@ -32,7 +32,7 @@ from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
 
 GROUP = "group"  # the rule about the nodes of a child: it goes where its parent is
-_ADVICE = "; mend it"  # how a recorded cause goes on with what to do about it
+_ADVICE = ("; fix ", "; mend ")  # how a recorded cause goes on with what to do; the second in older records (P10.14)
 MAXIMUM_NAMED = 4  # nodes in a sentence
 INSTANCES = "instances"  # the rule about the nodes of a service that is placed on all of them
 
@@ -219,7 +219,7 @@ def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[V
     allowable = [v for v in verdicts if v.rule not in (Rule.NOT_ALLOWABLE, Rule.DISALLOWED, Rule.NOT_CONFIGURED)]
     if any(verdict.rule == Rule.EXCLUDED for verdict in allowable):
         words = "it has failed on every allowable node that is up"
-        return f"{name} is not running: {words}", f"mend the cause, then: muster service clear {name}"
+        return f"{name} is not running: {words}", f"fix the cause, then: muster service clear {name}"
     if not allowable:
         words = "no configured node is allowable for it"
         return f"{name} is not running: {words}", "allow one in its definition, then: muster apply FILE"
@@ -231,18 +231,21 @@ def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[V
 
 def _told_and_advice(cause: str) -> tuple[str, str]:
     """What a recorded cause tells, and what it says to do about it; that is empty where it says nothing of the kind."""
-    told, found, advice = cause.rpartition(_ADVICE)
-    return (told, _ADVICE.removeprefix("; ") + advice) if found else (cause, "")
+    for mark in _ADVICE:
+        told, found, advice = cause.rpartition(mark)
+        if found:
+            return told, mark.removeprefix("; ") + advice
+    return cause, ""
 
 
 _NEXT_STEPS = {
     "inventory": "wait a moment; if it lasts, `muster status` names the member that is silent",
     "definition": "apply its definition again: muster apply FILE",
     "wanted": "muster service register {name}",
-    "stop": "muster service deregister {name}, which tries it again; once you are sure that nothing of it runs there: "
-    "muster service confirm-stopped {name}; or: muster node evict {node}",
-    "stuck": "mend the cause, then: muster service clear {name}",
-    "pause": "mend the cause; it is started again by itself, or at once: muster service register {name}",
+    "stop": "try the stop again: muster service deregister {name}; once you are sure that nothing of it runs there: "
+    "muster service confirm-stopped {name}; or force the node out: muster node evict {node}",
+    "stuck": "fix the cause, then: muster service clear {name}",
+    "pause": "fix the cause; the service is started again by itself, or at once: muster service register {name}",
     "clean": "boot that node, or clear its machine by hand, then: muster service confirm-clean {name}",
     "maintenance": "when the work is done, end it: muster maintenance list, muster maintenance end",
     "group": "muster why {parent}",

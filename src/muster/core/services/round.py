@@ -153,7 +153,7 @@ class Round:
     def shunned(self, service: Service) -> dict[int, str]:
         """The nodes on which it has failed, and how, in words: they are passed over."""
         if service.ended is Ended.FATAL:
-            return dict.fromkeys(self.draft.nodes, "it has said that it is in vain to try again (its exit status)")
+            return dict.fromkeys(self.draft.nodes, "its exit status said that another try does not help")
         return dict.fromkeys(self.exhausted(service), "it has failed there too often") | dict.fromkeys(
             service.failed, "its start failed there"
         )

@@ -335,7 +335,7 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
     _stop_at_once(after, round_)
 
 
-_FATAL = "which says that it is in vain to try again"
+_FATAL = "which says that another try does not help"
 
 
 def _pause_ms(service: Service, failures: int, round_: Round) -> int:
@@ -396,7 +396,7 @@ def _give_start_up(service: Service, round_: Round, detail: str) -> None:
     if not after.wanted:
         after = replace(after, intent=False, origin=NO_NODE, matured=False)  # what failed is not wanted any more
     elif after.ended is Ended.FATAL:
-        cause = f"{reason}: {detail}, {_FATAL}; {_mend(service)}"
+        cause = f"{reason}: {detail}, {_FATAL}; {_advice(service)}"
         after = replace(after, cause=cause, intent=False, origin=NO_NODE, failed=(), exhausted=())
     elif round_.place(after) is None and not _move_group(after, round_):
         after = _given_up_for_now(after, round_, f"; last: {detail}")
@@ -408,9 +408,10 @@ def _given_up_for_now(service: Service, round_: Round, detail: str) -> Service:
     longest_ms = max(FIRST_ROUND_MS, service.definition.restart_window_ms)
     pause_ms = min(FIRST_ROUND_MS << min(service.rounds, _DOUBLINGS), longest_ms)
     names = ", ".join(round_.name(node) for node in service.failed)
-    again = f"it is tried again after {duration_text(pause_ms)}, or at once: muster service register {service.name}"
+    again = f"the start is tried again after {duration_text(pause_ms)}, or at once: muster service register "
+    cause = f"start failed on {names}{detail}; fix the cause; {again}{service.name}"
     return replace(
-        service, cause=f"start failed on {names}{detail}; mend it; {again}", intent=False, origin=NO_NODE,
+        service, cause=cause, intent=False, origin=NO_NODE,
         rest=Rest(round_.draft.index, pause_ms), rounds=service.rounds + 1,
     )  # fmt: skip
 
@@ -480,8 +481,8 @@ def _recovery_failed(service: Service, round_: Round, detail: str) -> None:
     waiting = replace(service, node=NO_NODE, incarnation=0, failed=failed)
     if not _begin_recovery(waiting, round_):
         names = ", ".join(round_.name(node) for node in failed)
-        cause = f"recovery failed on {names}; last: {detail}; mend it, then: muster service register {service.name}"
-        stuck = _released(service, previous=service.previous, cause=cause, intent=False)
+        cause = f"recovery failed on {names}; last: {detail}; fix the cause, then: muster service register "
+        stuck = _released(service, previous=service.previous, cause=cause + service.name, intent=False)
         round_.put(replace(stuck, failed=()), "recovery failed")
 
 
@@ -514,14 +515,14 @@ def _released_by(service: Service, round_: Round, how: str) -> None:
     if not service.wanted:
         after = replace(after, matured=False)
     elif service.ended is Ended.FATAL:
-        after = replace(after, cause=f"{service.reason}; {_mend(service)}", failures=(), exhausted=())
+        after = replace(after, cause=f"{service.reason}; {_advice(service)}", failures=(), exhausted=())
     if service.intent and not _goes_on(after, round_):  # the service is down: the next registration is a first one
         after = replace(after, intent=False, origin=NO_NODE, target=NO_NODE, matured=False)
     round_.put(after, how)
 
 
-def _mend(service: Service) -> str:
-    return f"mend it, then apply its definition, or: muster service register {service.name}"
+def _advice(service: Service) -> str:
+    return f"fix the cause, then apply its definition, or: muster service register {service.name}"
 
 
 def _goes_on(service: Service, round_: Round) -> bool:
@@ -558,12 +559,14 @@ def _stop_failed(service: Service, round_: Round, detail: str) -> None:
             condemn(round_.draft, member, f"the {what} of {name} failed there: {detail}")
     else:
         advice = (
-            f"mend it and apply its definition, or: muster service deregister {name}, which tries it again; once you "
-            f"are sure that nothing of it runs there: muster service confirm-stopped {name}; "
-            f"or: muster node evict {node}"
+            f"fix the stop command and apply its definition, or try the stop again: muster service deregister {name}; "
+            f"once you are sure that nothing of it runs there: muster service confirm-stopped {name}; "
+            f"or force the node out: muster node evict {node}"
         )
         if what == "cleanup":
-            advice = f"mend it, or clear that machine by hand, then: muster service confirm-clean {name}"
+            advice = (
+                f"fix its cleanup_command, or clear that machine by hand, then: muster service confirm-clean {name}"
+            )
         cause = f"{what} failed on {node}: {detail}; {advice}"
     round_.put(replace(service, cause=cause), f"{what} failed on {node}")
 
@@ -602,13 +605,13 @@ def _cannot_start(service: Service, round_: Round) -> None:
     if service.definition.parent:
         nowhere = f"it can run only where its parent {service.definition.parent} does"
     if service.failed and round_.place(replace(service, failed=())) is not None:
-        round_.put(_given_up_for_now(given_up, round_, f", and {nowhere}"), "start failed everywhere")
+        round_.put(_given_up_for_now(given_up, round_, f"; {nowhere}"), "start failed everywhere")
     elif exhausted and round_.place(replace(service, exhausted=(), failed=())) is not None:
         names = ", ".join(sorted(round_.name(node) for node in exhausted))
         cause = (
-            f"it failed too often on {names}, and {nowhere}; last: {service.reason}; it is tried again when that is "
+            f"it failed too often on {names}; {nowhere}; last: {service.reason}; it is tried again when that is "
+            f"{duration_text(service.definition.restart_window_ms)} ago; fix the cause, then: muster service clear "
         )
-        cause += f"{duration_text(service.definition.restart_window_ms)} ago; mend it, then: muster service clear "
         round_.put(replace(given_up, cause=cause + service.name), "failed too often everywhere")
     elif service.intent:
         round_.put(given_up, "no allowable node is up")

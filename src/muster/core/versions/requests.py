@@ -44,7 +44,7 @@ def check_expected(operation: OperationRequest, draft: Draft) -> None:
     there = draft.revisions.get(newest)
     by = f", made by {there.user or 'the cluster itself'} at {there.node or 'no node'} ({there.what})" if there else ""
     raise Refused(
-        f"the configuration is at version {newest}{by}, and you expected version {expect}: look at what has changed "
+        f"the configuration is at version {newest}{by}, and you expected version {expect}; look at what has changed "
         f"(muster config diff {expect} {newest}), then repeat it with --expect {newest}"
     )
 
@@ -138,8 +138,8 @@ def _give(operation: ConfigureCluster, draft: Draft) -> str:
     role = GROUPS[operation.setting]
     if operation.value and not _GROUP.fullmatch(operation.value):
         raise Refused(
-            f"{operation.value!r} cannot be the name of a Unix group: use a-z, 0-9, dot, underscore and hyphen, a "
-            f"letter or underscore first, at most {MAXIMUM_GROUP_CHARACTERS}; or nothing, for nobody"
+            f"{operation.value!r} cannot be the name of a Unix group; use a-z, 0-9, dot, underscore and hyphen, with a "
+            f"letter or underscore first, at most {MAXIMUM_GROUP_CHARACTERS} characters; or nothing, for nobody"
         )
     groups = draft.cluster.groups._replace(**{role: operation.value})
     if groups == draft.cluster.groups:
@@ -155,6 +155,6 @@ def _restart(name: str, draft: Draft) -> str:
         raise Refused(f"there is no node {name!r}; configured are: {known}")
     member = draft.member(config.node)
     if member.state is not NodeState.JOINED:
-        raise Refused(f"{name} is {member.state}: the daemon of a joined node can be started anew; boot the node")
-    draft.put(replace(member, restart_asked=draft.index), f"{name}: its daemon is to be started anew")
-    return f"the daemon of {name} is started anew; its services go on"
+        raise Refused(f"{name} is {member.state}: only a joined node can restart its daemon; boot the node")
+    draft.put(replace(member, restart_asked=draft.index), f"{name}: its daemon is to be restarted")
+    return f"the daemon of {name} is restarted; its services go on"

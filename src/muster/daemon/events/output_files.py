@@ -158,7 +158,7 @@ class OutputFiles:
         if why:
             self._journal_after_s = time.monotonic() + self._journal_pause_s
         if why and why != self._told_of_journal:
-            self._trouble(f"{self._journal}: {why}; what services write is in {self._folder} all the same")
+            self._trouble(f"{self._journal}: {why}; what services write is still kept in {self._folder}")
         self._told_of_journal = why
 
     def _make_room(self) -> None:

@@ -332,7 +332,7 @@ def _rows(database: Database, seen: list[_Seen], before: list[_Seen], steps: lis
             again = (each.node, each.place[0]) in interrupted
             repeated = step is not None and step.told[each.node] is not each
             detail = "a re-notification: it was still at work on what this replaces" if again else ""
-            detail = "told once more: its daemon has been restarted" if repeated else detail
+            detail = "told again: its daemon has been restarted" if repeated else detail
             rows.append((each, _row(database, each, each.node, TOLD, detail)))
         elif event == history.STEP_ACKNOWLEDGED:
             told = step.told.get(each.node) if step is not None else None

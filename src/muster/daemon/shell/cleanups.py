@@ -52,7 +52,9 @@ class Cleanups:
             ready = await asyncio.wait_for(loop.run_in_executor(self._thread, work, command), DISK_S)
         except (OSError, TimeoutError) as error:
             words = f"has not answered for {DISK_S:g} s" if isinstance(error, TimeoutError) else str(error)
-            detail = f"its cleanup cannot be kept in {self._home}/cleanups: {words}; free space there, or mend the disk"
+            detail = (
+                f"its cleanup cannot be kept in {self._home}/cleanups: {words}; free space there, or replace the disk"
+            )
             self._failed(CommandState(command.service, command.generation, command.action, True, False, detail))
         else:
             run(ready)
@@ -105,7 +107,9 @@ class Cleanups:
                 if is_void(kept):
                     self._drop_one(kept)
         except OSError as error:
-            self._note("cleanups kept", f"{self._home}/cleanups: {error}; what is left there is run once more")
+            self._note(
+                "cleanups kept", f"{self._home}/cleanups: {error}; the cleanups that are left there are run again"
+            )
 
     def _drop_one(self, kept: Kept) -> None:
         """Not in the middle of a run: what a start of today makes is not to be cleared by it."""

@@ -27,8 +27,8 @@ def refusal(record: StoreRecord, remembered: Remembered | None, node: int, path:
     if not wrong:
         return ""
     return (
-        f"store {path} went back in time, or others went on with an older copy of it: {wrong} (remembered in {home}). "
-        "Put the newest store back at that path. If there is none, and what was committed since may be lost: stop all "
+        f"store {path} went back in time, or other nodes use an older copy of it: {wrong} (remembered in {home}). "
+        "Put the newest store back at that path. If there is none, what was committed since may be lost; stop all "
         f"nodes, and see what `muster store adopt {path} --home {home}` would do"
     )
 
@@ -68,4 +68,4 @@ class HomeMemory:
             remember(self._home, known)
             self._failure = ""
         except OSError as error:
-            self._failure, self._saved = f"{self._home / FILE}: {error.strerror}; make room or mend the disk", None
+            self._failure, self._saved = f"{self._home / FILE}: {error.strerror}; make room or replace the disk", None

@@ -13,8 +13,8 @@ from muster.records.units import US_PER_MS
 
 CLOCK_PAUSE_US = 2_000_000  # between two looks whether the certificate is valid by the clock
 _OUT_OF_TIME = (
-    "this node's certificate is not valid by this machine's clock, so a new daemon could not connect, and the others "
-    "would force the node out: set the clock, or give the node a new certificate (muster node token)"
+    "this node's certificate is not valid by this machine's clock; a new daemon could not connect, so the others "
+    "would force the node out; set the clock, or give the node a new certificate (muster node token)"
 )
 
 

@@ -70,8 +70,8 @@ def assumptions(change: Change, *, one_machine: bool) -> list[str]:
         else:
             words = (
                 f"{lost} is taken for proven dead. In this cluster (scope shared) nothing proves that by itself "
-                f"after a power cut: what {lost} holds waits until its machine boots again, or until you say "
-                f"muster node evict {lost} --confirmed-dead"
+                f"after a power cut. What {lost} holds waits until its machine boots again, or until you confirm its "
+                f"end: muster node evict {lost} --confirmed-dead"
             )
         found.append(words)
     return found

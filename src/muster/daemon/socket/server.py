@@ -609,7 +609,9 @@ def prepare_directory(directory: Path) -> None:
         raise SocketRefused(f"{text}; run as its owner, or choose another home for the node")
     if mode & _OTHERS_PERMISSIONS:
         text = f"directory {directory}: its permissions {mode:04o} let other users list or change it"
-        raise SocketRefused(f"{text}; run `chmod 700 {directory}`, or 711 to let in whom the cluster gives a role")
+        raise SocketRefused(
+            f"{text}; run `chmod 700 {directory}`, or 711 to let in the users with a role in the cluster"
+        )
 
 
 def _take_lock(path: Path) -> int:

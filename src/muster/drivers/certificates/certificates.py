@@ -189,7 +189,7 @@ def reissue(
 
     key = _load_certificate(certificate_pem, f"certificate of {subject.name}").public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise CertificateRefused(f"certificate of {subject.name}: its key is of another kind; enrol the node anew")
+        raise CertificateRefused(f"certificate of {subject.name}: its key is of another kind; enrol the node again")
     return _certify(authority, subject, key, not_before, not_after)
 
 

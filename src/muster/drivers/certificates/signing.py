@@ -118,7 +118,7 @@ def _again(authority: Credentials, job: Reissue, subject: Subject, pem: str) -> 
     try:
         start, end = validity(pem)
     except NoCertificate as error:
-        raise CertificateRefused(f"certificate of {subject.name}: {error}; enrol the node anew") from error
+        raise CertificateRefused(f"certificate of {subject.name}: {error}; enrol the node again") from error
     limit = validity(job.authority).not_after
     return reissue(authority, subject, pem, not_before=start, not_after=min(end, limit))
 

@@ -336,7 +336,7 @@ class _Caretaker:
         self._say(
             "error",
             f"the cleanup of service {kept.service} (generation {kept.generation}) failed: {failure}; this machine may "
-            f"still hold what it left, and {follows} that is cleared, or an operator says that it is "
+            f"still hold what it left; {follows} that is cleared, or an operator says that it is "
             f"(muster service confirm-clean {kept.service}, muster node confirm-clean {self._duty.name})",
         )
 

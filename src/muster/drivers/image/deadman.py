@@ -138,7 +138,7 @@ class DeadmanTimer:
         value = _Timespec(deadline_us // 1_000_000, deadline_us % 1_000_000 * 1000)
         setting = _Itimerspec(_Timespec(0, 0), value)
         result = self._library.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(setting), None)
-        _call("timer_settime", result, "the node must stop; start it anew")
+        _call("timer_settime", result, "the node must stop; start it again")
 
 
 class Leash:

@@ -464,8 +464,8 @@ class Guard:
                 raise NotNow(f"cannot read {self._where()}: {failure}")
             if found.beats >= 0:
                 raise StartRefused(
-                    f"node {found.beats} renews its lease in {self._options.store} under another kernel, and a store "
-                    "of scope host is for the nodes of one machine: stop that one, or make a store of scope shared"
+                    f"node {found.beats} renews its lease in {self._options.store} under another kernel; a store of "
+                    "scope host is for the nodes of one machine; stop that one, or make a store of scope shared"
                 )
             if not found.may_run:
                 return
@@ -527,12 +527,12 @@ class Guard:
             what = f"its init is process {life.init_pid}" if life.init_pid else f"in control group {life.group}"
             raise StartRefused(
                 f"incarnation {lease.stamp.incarnation} of this node, silent in {where}, still runs on this machine "
-                f"({what}): end what keeps it, or restart this machine, then start the node again"
+                f"({what}); end what keeps it, or restart this machine, then start the node again"
             )
         if verdict is Verdict.UNPROVEN:
             raise StartRefused(
                 f"{where} shows incarnation {lease.stamp.incarnation} alive and silent, and nothing proves that it has "
-                "stopped: make sure that it is stopped wherever it ran, then start once with --predecessor-stopped"
+                "stopped; make sure that it is stopped where it ran, then start once with --predecessor-stopped"
             )
         return verdict is Verdict.GONE
 

@@ -468,7 +468,7 @@ class Interconnect:
                 peer.on_path(number)[-1].send(payload)
         if channel.send(payload):
             return True
-        text = f"it took nothing while {channel.queued_bytes} bytes gathered for it; it is connected anew"
+        text = f"it took nothing while {channel.queued_bytes} bytes gathered for it; it is connected again"
         cause = Cause("queue full", text)
         self.loop.call_soon(lambda: channel.end(cause, at_once=True))
         return False

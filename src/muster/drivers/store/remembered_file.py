@@ -33,7 +33,7 @@ def remembered_of(home: Path, cluster_id: bytes, say: Callable[[str], None]) -> 
     try:
         found = [each for each in all_remembered(home) if each.cluster_id == cluster_id.hex()]
     except (ValueError, OSError) as error:
-        say(f"what this node remembers of its store is lost, so an older copy of it would not be found out: {error}")
+        say(f"this node has lost what it remembered of its store; an older copy of it would not be noticed: {error}")
         return None
     return found[-1] if found else None
 

@@ -54,8 +54,8 @@ def rotate(yes: bool, restart: bool, no_wait: bool, wait_s: float, as_json: bool
     """Replace the authority and its key while everything runs; no service is touched, no connection interrupted.
 
     Shows what it would do; --yes does it. Three steps: every member trusts the new authority beside the old one; every
-    certificate is issued anew; the old authority is dropped. Each waits for all members; a node that dies is waited for
-    until it is forced out. Nodes keep their own keys, so one that is down boots as ever when it comes back.
+    certificate is issued again; the old authority is dropped. Each waits for all members; a node that dies is waited
+    for until it is forced out. Nodes keep their own keys, so one that is down boots as ever when it comes back.
     """
     connection = settings().connection()
     if not yes:

@@ -39,9 +39,9 @@ def debug() -> None:
 def bundle(output: Path | None, store_path: Path | None, as_json: bool) -> None:
     """One file for a bug report: what the nodes say, their logs, what the store holds, releases.
 
-    Works with whatever is there: from any node, and from the store alone when no daemon runs. CONTENTS.txt in the file
+    Works with what is there: from any node, and from the store alone when no daemon runs. CONTENTS.txt in the file
     says what is in it, what could not be had and why. Private keys, tokens, passwords and the values of environment
-    variables are left out; look through it all the same before you send it. Nothing is sent anywhere.
+    variables are left out; still, look through it before you send it. Nothing is sent anywhere.
 
     \b
     Examples:

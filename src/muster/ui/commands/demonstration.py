@@ -154,7 +154,9 @@ class _Stage:
             self._look()
             if time.monotonic() > deadline:
                 logs = "\n".join(f"{name}: {self._cluster.log_tail(name, 4)}" for name in self._cluster.names)
-                raise ClientError(f"waited {STEP_TIMEOUT_S:g} s in vain for {what}", logs, "read what the logs say")
+                raise ClientError(
+                    f"waited {STEP_TIMEOUT_S:g} s for {what}, without success", logs, "read what the logs say"
+                )
             time.sleep(_LOOK_S)
         self._look()
 

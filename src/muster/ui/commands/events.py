@@ -129,7 +129,7 @@ def _enable(name: str, *, enabled: bool, as_json: bool) -> None:
 @connection_options
 @reporting
 def enable(name: str, as_json: bool) -> None:
-    """Let GROUP be watched for, wherever its definition allows it."""
+    """Let GROUP be watched for, on each node that its definition allows."""
     _enable(name, enabled=True, as_json=as_json)
 
 

@@ -60,9 +60,9 @@ def install(
 ) -> None:
     """Set this machine up as a node: service, groups, directories, completion, manual pages.
 
-    Shows what it would do; --yes does it. Nothing is started. What was there before is not replaced, and what is put
-    there is recorded, so that `muster uninstall` removes that and nothing else. What Debian's package has brought is
-    not made again. A machine is not set up with the programs of a source tree: they change as that is worked on.
+    Shows what it would do; --yes does it. Nothing is started. What was there before is not replaced. What is put there
+    is recorded, so that `muster uninstall` removes that and nothing else. What Debian's package has brought is not made
+    again. Programs of a source tree are refused: they change while somebody works on them.
 
     \b
     Examples:

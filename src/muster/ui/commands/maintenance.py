@@ -28,7 +28,7 @@ from muster.ui.pages.plan_page import show_plan
 def maintenance() -> None:
     """Have Muster leave a service, a node or the whole cluster alone for a while.
 
-    Meanwhile nothing is started, moved or restarted of its own accord; what is lost is recorded, and a leave or an
+    Meanwhile nothing is started, moved or restarted by Muster itself; what is lost is recorded, and a leave or an
     operator's command still stops services.
     """
 

@@ -83,11 +83,11 @@ def add(name: str, addresses: tuple[str, ...], lifetime: str, as_json: bool) -> 
 @connection_options
 @reporting
 def set_addresses(name: str, addresses: tuple[str, ...], as_json: bool) -> None:
-    """Have NODE reached at these addresses from now on, in place of those that it has, while the cluster runs.
+    """Give NODE these addresses, in place of those that it has, while the cluster runs.
 
-    It listens at the new ones at once, or as soon as its machine has them, and at the old ones until every node that is
-    connected has come over: no connection is lost. A node that is down boots with the new ones. `muster links` shows
-    how far it is.
+    It listens at the new ones at once, or as soon as its machine has them. It listens at the old ones, too, until every
+    connected node uses the new ones; so no connection is lost. A node that is down boots with the new ones. `muster
+    links` shows how far it is.
 
     \b
     Examples:
@@ -108,10 +108,10 @@ def set_addresses(name: str, addresses: tuple[str, ...], as_json: bool) -> None:
 @connection_options
 @reporting
 def token(name: str, lifetime: str, as_json: bool) -> None:
-    """Print a new one-time token for NODE, which does not run: its machine, or another one, can be enrolled with it.
+    """Print a new one-time token for NODE, which must not run; its machine, or another one, is enrolled with it.
 
-    For a node that was not enrolled in time, one whose certificate has expired, or a machine that is replaced. Earlier
-    tokens of NODE are void.
+    For a node that was not enrolled in time; for one whose certificate has expired; for a machine that is replaced.
+    Earlier tokens of NODE do not work any more.
     """
     made, verifier, expires_s = new_token(lifetime)
     answer = settings().connection().operate("issue_token", node=name, verifier=verifier, expires_s=expires_s)
@@ -125,7 +125,7 @@ def token(name: str, lifetime: str, as_json: bool) -> None:
 @connection_options
 @reporting
 def remove(name: str, yes: bool, as_json: bool) -> None:
-    """Take NODE, which must be inactive, out of the configuration for good: its slot is free, its key worth nothing.
+    """Take NODE, which must be inactive, out of the configuration for good; its slot is free, its key worth nothing.
 
     Shows what it would do; --yes does it. First have it leave: muster node leave NODE.
     """

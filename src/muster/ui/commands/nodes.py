@@ -88,14 +88,14 @@ def leave(name: str, no_wait: bool, wait_s: float, override: bool, as_json: bool
 @click.option(
     "--confirmed-dead",
     is_flag=True,
-    help="You vouch that the machine has stopped, and its services are recovered at once. If it has not, "
+    help="You confirm that the machine has stopped, and its services are recovered at once. If it has not, "
     "two nodes may touch the same data: look at the machine first.",
 )
 @change_options
 @connection_options
 @reporting
 def evict(name: str, cause: str, confirmed_dead: bool, as_json: bool) -> None:
-    """Force NODE out: it stops everything at once, and its services are recovered when it is proven to have stopped.
+    """Force NODE out: it stops everything at once; its services start elsewhere once it is proven to have stopped.
 
     \b
     Examples:
@@ -113,7 +113,7 @@ def evict(name: str, cause: str, confirmed_dead: bool, as_json: bool) -> None:
 @connection_options
 @reporting
 def confirm_clean(name: str, cause: str, as_json: bool) -> None:
-    """You vouch that nothing is left in NODE's machine of what ran there before its end.
+    """You confirm that nothing is left in NODE's machine of what ran there before its end.
 
     Services that wait for that go on elsewhere, and the node may join though a cleanup fails there. If an address or a
     mount is still there, two machines may have it: look at the machine first.
@@ -214,7 +214,7 @@ def wait_until_empty(connection: Connection, name: str, wait_s: float) -> list[s
 @connection_options
 @reporting
 def restart_daemon(name: str | None, every: bool, wait_s: float, as_json: bool) -> None:
-    """Start the daemon of NODE anew, from what is installed on its machine now. No service notices.
+    """Restart the daemon of NODE, from what is installed on its machine now. No service notices.
 
     Guard and runner go on: to replace them, take the node out and boot it (muster upgrade status says where).
 

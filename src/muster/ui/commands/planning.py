@@ -27,7 +27,7 @@ _services_option = {"multiple": True, "metavar": "SERVICE", "shell_complete": co
 @click.option("--register", help="SERVICE is registered.", **_services_option)  # type: ignore[arg-type]
 @click.option("--deregister", help="SERVICE is de-registered.", **_services_option)  # type: ignore[arg-type]
 @click.option("--transfer", multiple=True, metavar="SERVICE[:NODE]", help="SERVICE is moved, to NODE if given.")
-@click.option("--clear", help="What SERVICE is stuck on is mended.", **_services_option)  # type: ignore[arg-type]
+@click.option("--clear", help="What SERVICE is stuck on has been fixed.", **_services_option)  # type: ignore[arg-type]
 @click.option("--standby", help="NODE goes on standby.", **_nodes_option)  # type: ignore[arg-type]
 @click.option("--active", help="The standby of NODE ends.", **_nodes_option)  # type: ignore[arg-type]
 @click.option(

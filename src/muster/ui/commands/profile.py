@@ -42,12 +42,12 @@ def _complete_profiles(_context: click.Context, _parameter: click.Parameter, inc
 @connection_options
 @reporting
 def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: bool) -> None:
-    """The timeline that profile NAME gives, as a picture, and the bound on each outage, for each scope of a store.
+    """The timeline that profile NAME gives, as a picture; the bound on each outage, for each scope of a store.
 
     NAME is fast, standard or virtualised; without it, the profile of the running cluster, and standard where no node
     answers. Of the running cluster only the scope of its store is shown. Bounds are from the fault to where a service
     may be started elsewhere; the store's own latency and the start itself come on top. Between machines (scope shared)
-    a lease that has run out proves nothing in this release: such a fault has no bound, and waits for a person. With
+    a lease that has run out proves nothing in this release; such a fault has no bound, and waits for a person. With
     --set a timer is tried out, and refused with the inequality that it breaks: as at `muster init --set`.
 
     \b

@@ -33,11 +33,11 @@ _WIDEST_LEVELS = 80  # characters; wider, the table leaves the levels to the wor
 def rehearse(scenario: str, as_json: bool, seed: int) -> None:
     """Play a SCENARIO through the very rules that the daemon runs, in a virtual cluster.
 
-    SCENARIO is a file, or one of those that come with Muster: fig-3-7, fig-8-10, fig-11-12, fig-13-15, table-2,
-    table-3, and of nodes that hang and stores that change: hung-guard, held-processes, late-beat, store-stall, new-boot
-    and set-back. Shows whenever something changes what the subsystem of each level on each node holds for each node, or
-    what becomes of each service if there are any, and at the end what the simulator's checkers say. The same seed
-    always makes the same run. Ends with 1 if a rule was broken.
+    SCENARIO is a file, or one of those that come with Muster: fig-3-7, fig-8-10, fig-11-12, fig-13-15, table-2 and
+    table-3. There are some of nodes that hang and stores that change, too: hung-guard, held-processes, late-beat,
+    store-stall, new-boot and set-back. Each change is shown: how the subsystem of each level on each node sees each
+    node. Where there are services, their states are shown instead. At the end stands what the simulator's checkers
+    say. The same seed always makes the same run. Ends with 1 if a rule was broken.
 
     \b
     A scenario:
@@ -82,7 +82,7 @@ def rehearse(scenario: str, as_json: bool, seed: int) -> None:
         count = len(error.problems)
         what = f"the scenario has {count} problem{'s' if count > 1 else ''}; nothing was rehearsed"
         where = "\n         ".join(map(str, error.problems))
-        raise Mistaken(what, where, "mend them; see muster rehearse --help") from error
+        raise Mistaken(what, where, "fix them; see muster rehearse --help") from error
     lines: _JsonLines | _Table | ServiceTable
     table = ServiceTable if found.services else _Table
     lines = _JsonLines() if as_json else table(found, seed)
@@ -140,7 +140,7 @@ class _Table:
         click.echo(f"seed {seed}; nodes in their order: {' '.join(scenario.nodes)}")
         click.echo("states: " + ", ".join(f"{letter} {state}" for state, letter in LETTERS.items()))
         if self._with_levels:
-            click.echo("below a level: one group for each node that runs it, one letter for each node that it is about")
+            click.echo("below a level: a group for each node that runs it; in it a letter for each node that it sees")
         heads = [f"{'seconds':>10}", f"{'master':<{self._master_width}}", f"{'nodes':<{max(5, len(scenario.nodes))}}"]
         if self._with_levels:
             heads += [f"{name:<{width}}" for name, width in self._width.items()]

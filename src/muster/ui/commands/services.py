@@ -179,7 +179,7 @@ def read_service_file(
         lines = [str(problem) for problem in error.problems[:SHOWN_PROBLEMS]]
         if count > SHOWN_PROBLEMS:
             lines.append(f"... and {count - SHOWN_PROBLEMS} more")
-        next_step = f"mend {'them' if count > 1 else 'it'}, and look with --dry-run first"
+        next_step = f"fix {'them' if count > 1 else 'it'}, and look with --dry-run first"
         raise Mistaken(what, "\n         ".join(lines), next_step) from error
 
 
@@ -338,10 +338,10 @@ def clear(name: str, wait_s: float | None, as_json: bool) -> None:
 @connection_options
 @reporting
 def confirm_clean(name: str, cause: str, as_json: bool) -> None:
-    """You vouch that nothing of SERVICE is left in the machine where it was: it may go on elsewhere.
+    """You confirm that nothing of SERVICE is left in the machine where it was: it may go on elsewhere.
 
-    For a service with a cleanup_command whose node was lost and is not known to be clean of it, or whose cleanup has
-    failed. If its address or its mount is still there, two machines may have it: look at that machine first.
+    For a service with a cleanup_command: its node was lost and may not be clean, or the cleanup failed. If its address
+    or its mount is still there, two machines may have it: look at that machine first.
     """
     _operate("confirm_clean", as_json=as_json, service=name, cause=cause)
 
@@ -353,11 +353,11 @@ def confirm_clean(name: str, cause: str, as_json: bool) -> None:
 @connection_options
 @reporting
 def confirm_stopped(name: str, cause: str, as_json: bool) -> None:
-    """You vouch that nothing of SERVICE runs any more where its stop has failed: it may go on.
+    """You confirm that nothing of SERVICE runs any more where its stop has failed: it may go on.
 
-    What Muster itself finds of it there is ended first, and if that does not end, it stays blocked. If its stop command
-    was to stop something that another manager runs (systemd, a container), and that still runs, it may run twice: look
-    at that machine first.
+    What Muster itself finds of it there is ended first, and if that does not end, it stays blocked. Its stop command
+    may have been to stop something that another manager runs, as systemd. If that still runs, it may run twice: look at
+    that machine first.
     """
     _operate("confirm_stopped", as_json=as_json, service=name, cause=cause)
 
@@ -377,9 +377,9 @@ def confirm_stopped(name: str, cause: str, as_json: bool) -> None:
 @connection_options
 @reporting
 def log(name: str, follow: bool, lines: int, as_json: bool) -> None:
-    """What the commands of SERVICE did last on each node: how they ended, how long they took, what they wrote.
+    """What the commands of SERVICE did last on each node: how they ended, and what they wrote.
 
-    What they and its program have written is kept on each node, in output/SERVICE.log of its home, up to 1 MiB. That
+    What they and its program have written is kept on each node, in output/SERVICE.log of its home; 1 MiB of it. That
     is so with `output = "journal"`, too; on that node, `journalctl -t SERVICE` has more of it.
 
     \b

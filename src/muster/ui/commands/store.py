@@ -174,7 +174,8 @@ def check(path: Path, as_json: bool) -> None:
     multiple=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="A node's home whose memory is to be heeded; may be given more than once. Copies of other machines' will do.",
+    help="A node's home; what it remembers of the store counts; may be given more than once. Copies of other machines' "
+    "homes will do.",
 )
 @click.option("--above", type=int, default=0, metavar="INDEX", help="A commit index that is known from elsewhere.")
 @click.option("--yes", is_flag=True, help="Do it: every node is stopped, and what came after the copy may be lost.")
@@ -184,7 +185,7 @@ def adopt(path: Path, homes: tuple[Path, ...], above: int, yes: bool, as_json: b
     """Make the copy at PATH the cluster's store: after it was moved, or restored from a backup.
 
     With every node of the cluster stopped. Without --yes it only says what it would do. The copy gets a store id of
-    its own, and an index, an epoch and terms above all that it and the given homes know; so no fencing token is ever
+    its own. Its index, epoch and terms are above all that it and the given homes know; so no fencing token is ever
     given twice. Then start the nodes on it. A node whose home knows more than that refuses it, and says what to give.
 
     \b

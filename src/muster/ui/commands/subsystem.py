@@ -294,7 +294,7 @@ def _barriers_option(kind: str) -> Callable[[Callable[..., None]], Callable[...,
 @_command_option("forced-leaving", "has been forced out, and is proven to have stopped")
 @click.option(
     "--on-planned", callback=read_command, metavar="COMMAND",
-    help="Ask this before a node leaves or is drained, or a service is moved or de-registered: another status than 0 "
+    help="Ask this before a node leaves or is drained, or a service is moved or de-registered. Any status but 0 "
     "objects, with its last words.",
 )  # fmt: skip
 @_barriers_option("joining")
@@ -316,9 +316,9 @@ def run(
 ) -> None:  # fmt: skip
     """Register with a node, and run a command for each transition; SIGTERM deregisters.
 
-    A command is run by /bin/sh. It gets MUSTER_TRANSITION, MUSTER_KIND, MUSTER_ABOUT_NODE, MUSTER_BARRIER, MUSTER_EPOCH
-    (a fencing token) and MUSTER_VECTOR (JSON: the state of every node at this level). Exit status 0 acknowledges;
-    otherwise it is run again. The one that is asked about plans gets MUSTER_CHANGE, MUSTER_ABOUT_NODE and
+    A command is run by /bin/sh. It gets MUSTER_TRANSITION, MUSTER_KIND, MUSTER_ABOUT_NODE and MUSTER_BARRIER;
+    MUSTER_EPOCH, a fencing token; and MUSTER_VECTOR: the state of every node at this level, as JSON. Exit status 0
+    acknowledges; otherwise it is run again. The one that is asked about plans gets MUSTER_CHANGE, MUSTER_ABOUT_NODE and
     MUSTER_SERVICE.
 
     \b

@@ -18,10 +18,10 @@ from muster.ui.options import connection_options, json_option, print_json, repor
 def timeline(transition: int | None, last: bool, as_json: bool) -> None:
     """The recent transitions; or with ID all that happened in that one, on every node, in one account.
 
-    The nodes' records are merged in the order of cause: an entry is committed, the nodes are told by it, they
-    acknowledge, the next entry is committed. TIME is in milliseconds since the transition opened, on the clock of the
-    master that opened it. Records are kept in memory, of some hundred transitions; those of a node that has ended are
-    gone with it, and what a master heard from it stands for them.
+    The nodes' records are merged in the order of cause. An entry is committed, the nodes are told by it, and they
+    acknowledge; then the next entry is committed. TIME is in milliseconds since the transition opened, on the clock of
+    the master that opened it. Records are kept in memory, of some hundred transitions. Those of a node that has ended
+    are gone with it; what a master heard from it stands in their place.
 
     \b
     Examples:

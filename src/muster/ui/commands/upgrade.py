@@ -107,7 +107,7 @@ def _node_words(node: Document, newest_image: int) -> str:
         return f"{node['state']}; it has never said what it runs"
     text = f"{node['state']}; release {node['release'] or 'unknown'}, versions {node['lowest']} to {node['highest']}"
     if node["restart_pending"]:
-        text += "; its daemon is being started anew"
+        text += "; its daemon is being restarted"
     if node["image"] < newest_image:
         text += "; its guard is of an older image: it must leave and boot to replace it"
     return text

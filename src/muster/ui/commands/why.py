@@ -25,9 +25,9 @@ from muster.ui.options import (
 @connection_options
 @reporting
 def why(name: str, target: str, past: bool, at: int | None, as_json: bool) -> None:
-    """Why SERVICE is where it is, or is not running: the verdict of each rule, for each node or for NODE alone.
+    """Why SERVICE is where it is, or does not run; the verdict of each rule, for each node or for NODE alone.
 
-    With a node in place of SERVICE: why that is a member or not, what each sign says of it, what it holds, what to do.
+    With a node in place of SERVICE: whether it is a member, why, what it holds, what to do.
     Without a name: what is wrong with the cluster, all that needs you, each with the next command.
     A service that is called as a node is meant first: node/NAME is the node.
 

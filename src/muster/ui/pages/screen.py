@@ -53,8 +53,8 @@ _watch_option = click.option("--watch", is_flag=True, help="Stay, and show every
 def status(as_json: bool, watch: bool, check: bool) -> None:
     """The whole cluster: what needs you, then master, nodes, services, transitions.
 
-    What needs a person comes first, with the next command: the same sentences are in the log, in `warnings` of --json,
-    in metrics, in the status line of systemd, in events of the watcher `needs`, and in `muster why`.
+    What needs a person comes first, with the next command. The same sentences are in the log, in `warnings` of --json,
+    in metrics and in `muster why`; also in the status line of systemd, and in events of the watcher `needs`.
 
     \b
     Examples:
@@ -411,7 +411,7 @@ def rotation_progress(answer: Document) -> str:
     """In words, how far a rotation of the authority has come."""
     words = {
         "trusting": "step 1 of 3, every member is told of the new authority",
-        "certifying": "step 2 of 3, every certificate is issued anew",
+        "certifying": "step 2 of 3, every certificate is issued again",
         "settling": "step 3 of 3, every member shows its new certificate; then the old authority goes",
     }
     text = words.get(answer["step"], "no rotation is under way")

@@ -33,7 +33,7 @@ TERM_MARGIN = 1000
 BOOT_MARGIN = 1000
 SHORTEST_WATCH_S = 1.0
 _PAUSE_S = 0.05
-CAUSE = "its store was adopted: the operator vouched that every node was stopped"
+CAUSE = "its store was adopted: the operator confirmed that every node was stopped"
 
 
 class Adoption(Struct, frozen=True):

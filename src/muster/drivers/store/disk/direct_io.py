@@ -41,7 +41,7 @@ def _write_and_read_back(file: DiskFile, offset: int, sector_bytes: int) -> None
         raise _refusal(file.path, f"refuses a second direct reader ({error.strerror})") from error
     if found != pattern:
         text = (
-            f"store {file.path}: a block written at offset {offset} reads back differently: the device loses or delays"
+            f"store {file.path}: a block written at offset {offset} reads back differently; the device loses or delays"
             " writes, or another daemon of this node is starting; check the disk, then try again"
         )
         raise StoreFailed(text)

@@ -309,6 +309,6 @@ def _check_access(file: DiskFile, header: Header) -> None:
     if header.scope is Scope.SHARED and not file.direct:
         text = (
             f"store {file.path} has scope `shared`, and direct I/O in units of {header.sector_bytes} bytes does not"
-            " work there: use a block device or a file system with direct I/O (buffered reads tear, SPEC 1.5)"
+            " work there; use a block device or a file system with direct I/O (buffered reads tear, SPEC 1.5)"
         )
         raise StoreUnusable(Refusal.NO_DIRECT_IO, text)

@@ -354,7 +354,7 @@ def _check_doors(file: DiskFile, header: Header) -> list[Finding]:
             sound = [header.door(bank, copy, is_open=is_open) for is_open in (False, True)]
             if file.read_around_damage(offset, header.sector_bytes) not in sound:
                 where = f"door of bank {bank}, copy {_COPY_NAMES[copy]}"
-                advice = "nothing: the bank is read as one in use, and its next node that boots mends the door"
+                advice = "nothing: the bank is read as one in use, and its next node that boots repairs the door"
                 spot = _Spot(where, offset, header.sector_bytes)
                 findings.append(_finding("warning", spot, "it is damaged", advice))
     return findings
@@ -409,7 +409,7 @@ def _check_cell(header: Header, cell: _Cell) -> list[Finding]:
         return [_finding("error", spots[0], f"unknown: {reason}", _advice_for_unknown(cell))]
     for spot, name, problem in zip(spots, _COPY_NAMES, (cell.choice.problem_a, cell.choice.problem_b), strict=True):
         if problem is not None:
-            advice = f"nothing: the next write of node {cell.slot} mends it; if it comes back, replace the disk"
+            advice = f"nothing: the next write of node {cell.slot} repairs it; if it comes back, replace the disk"
             return [_finding("warning", spot._replace(where=f"{where}, copy {name}"), f"it is {problem}", advice)]
     older = cell.choice.write_first
     text = f"copy {_COPY_NAMES[older]} is older than copy {_COPY_NAMES[1 - older]}: a write was interrupted"

@@ -89,7 +89,7 @@ class OwnJournal:
         largest = self._header.region_bytes * CHECKPOINT_SHARE_PERCENT // 100
         if size > largest:
             raise JournalFull(
-                f"store {self._file.path}: a checkpoint of {size} bytes does not fit, {largest} is the most:"
+                f"store {self._file.path}: a checkpoint of {size} bytes does not fit, {largest} is the most;"
                 " withdraw service definitions, or move to a store with a larger --size"
             )
         self._mark = None
@@ -109,7 +109,7 @@ class OwnJournal:
         if offset + size > self._header.region_bytes:
             raise JournalFull(
                 f"store {self._file.path}: frame {number} of {size} bytes does not fit into journal {mark.term}"
-                f" generation {mark.generation}, {self._header.region_bytes - offset} bytes are left: compact it"
+                f" generation {mark.generation}, {self._header.region_bytes - offset} bytes are left; compact it"
             )
         before, self._attempt = self._attempt, (offset, payload)
         used = self._used_bytes[mark.half] or 0
@@ -125,7 +125,7 @@ class OwnJournal:
         if mark != self._mark:
             raise StoreFailed(
                 f"store {self._file.path}: frame {number} is for journal {mark.term} generation {mark.generation},"
-                " whose checkpoint this process has not written: write a checkpoint first"
+                " whose checkpoint this process has not written; write a checkpoint first"
             )
         if number == self._count:
             return self._next_offset
@@ -133,7 +133,7 @@ class OwnJournal:
             return self._last_offset
         raise StoreFailed(
             f"store {self._file.path}: frame {number} does not follow the {self._count} frames of journal {mark.term}"
-            f" generation {mark.generation}: append them one after the other"
+            f" generation {mark.generation}; append them one after the other"
         )
 
     def _write_copies(self, half: int, offset: int, record: Record, least_bytes: int) -> None:

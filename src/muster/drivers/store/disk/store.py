@@ -123,7 +123,7 @@ class _Lane:
     ) -> None:
         """The same without a task: `settle` is called from the event loop. Raises `StoreFailed`."""
         if self._stopped:
-            raise StoreFailed(f"store {path} is closed in this process: open it anew")
+            raise StoreFailed(f"store {path} is closed in this process: open it again")
         if self._pending >= MAXIMUM_PENDING:
             text = f"store {path}: {MAXIMUM_PENDING} requests wait already; it does not answer: check the disk"
             raise StoreFailed(text)
@@ -181,7 +181,7 @@ class _OwnedRegister:
             return found
         if found not in self._doubtful:
             raise ForeignWrite(
-                f"{self._what} holds {found.stamp}, this node wrote {self._last.stamp}: a second host runs under this"
+                f"{self._what} holds {found.stamp}, this node wrote {self._last.stamp}; a second host runs under this"
                 " node's name, or the store was put back to an older state; stop one of them"
             )
         while self._doubtful.popleft() != found:
@@ -350,7 +350,7 @@ class DiskStore:
         if mark.half not in range(HALVES) or (mark.half == claim.mark.half and claim.mark != NO_MARK):
             raise StoreFailed(
                 f"store {self.path}: a checkpoint in half {mark.half} would destroy the journal that the own mark"
-                f" {claim.mark} names (SPEC 2.6): use the other half"
+                f" {claim.mark} names (SPEC 2.6); use the other half"
             )
         self._journal.write_checkpoint(mark, claim.stamp.incarnation, checkpoint)
 
