@@ -73,7 +73,7 @@ def test_spec_8_2_a_service_that_awaits_maturity_says_what_is_missing_and_since_
     rounds.wait(40_000)
     rule, summary, _ = first_in_the_way(rounds)
     assert rule == "maturity"
-    assert "its primary node n1, or 2 allowable nodes (1 up), or 300 s of waiting (40 s so far)" in summary
+    assert "its primary node n1; or for 2 allowable nodes (1 up); or for 300 s (40 s so far)" in summary
     rounds.wait(300_000)
     assert rounds.at("web") == (ServiceState.REGISTERED, 2)
 
