@@ -42,7 +42,7 @@ def measure_cases_of_power_cuts(
 
 
 def measure_leaves(scale: Scale, directory: Path, measurement: Measurement) -> None:
-    """Graceful leaves."""
+    """How long graceful leaves take, in the cases of this scale."""
     _measure_cases(scale.leaves, directory, measurement, _leave)
 
 

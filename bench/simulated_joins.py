@@ -36,7 +36,7 @@ class _JoinWorld(World):
     """A calm world in which three levels work for 50 ms each and the others not at all."""
 
     def work_us(self, level: int) -> int:
-        """See `World`."""
+        """How long a level works at each step (us)."""
         return WORK_US if level in WORK_LEVELS else 0
 
 

@@ -41,7 +41,7 @@ with open("/proc/self/smaps_rollup") as file:
 
 
 def measure(scale: Scale, directory: Path, measurement: Measurement) -> None:
-    """See the module."""
+    """One case after the other: time and memory of a read, by slots and by nodes that have run."""
     runs, reads = min(RUNS, scale.store_runs), min(READS, scale.store_runs)
     for slots, used in CASES:
         path = directory / f"{slots}-{used}"

@@ -32,7 +32,7 @@ CASE = "3 nodes"
 
 
 def measure(scale: Scale, directory: Path, measurement: Measurement) -> None:
-    """See the module."""
+    """Commits, elections and reads of the strip by one node, in a store of their own."""
     cluster = create(directory / "cluster", 3, "fast")
     try:
         asyncio.run(_measure(cluster.directory / "store", scale.store_runs, measurement))

@@ -99,7 +99,7 @@ class CountingFile(DiskFile):
         self.counted: list[int] = []
 
     def read_around_damage(self, offset: int, length: int) -> bytes:
-        """See `DiskFile`."""
+        """Counts the bytes that are read, and reads them."""
         self.counted.append(length)
         return super().read_around_damage(offset, length)
 

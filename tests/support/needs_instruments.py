@@ -66,7 +66,7 @@ class Watch:
         return _bare("".join(lines))
 
     def close(self) -> None:
-        """End it."""
+        """End the screen, and wait until it has."""
         self._process.terminate()
         self._process.wait(timeout=60)
         os.close(self._end)

@@ -89,7 +89,7 @@ class RealRunner:
         return {pid: name for pid, name in found.items() if name not in ("", "muster-keeper", "muster-runner")}
 
     def keepers(self) -> list[int]:
-        """The keepers."""
+        """The process ids of its keepers that run now."""
         return [pid for pid in descendants([self.process.pid], read_parents()) if read_name(pid) == "muster-keeper"]
 
     def pulses(self) -> int:

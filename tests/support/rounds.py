@@ -79,7 +79,7 @@ class Rounds:
         return done
 
     def service(self, name: str) -> Service:
-        """Its record."""
+        """The record of this service, as it is committed now."""
         return self.database.services[name]
 
     def at(self, name: str) -> tuple[ServiceState, int]:

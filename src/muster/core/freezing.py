@@ -14,7 +14,7 @@ class Records(Protocol):
 
     @property
     def services(self) -> dict[str, Service]:
-        """By name."""
+        """All services, by their names."""
 
     def member(self, node: int) -> Member:
         """The member record of a configured node."""

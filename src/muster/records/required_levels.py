@@ -46,7 +46,7 @@ def text_of(required: Iterable[Required]) -> str:
 
 
 def words_of(missing: Iterable[Missing]) -> str:
-    """For people."""
+    """The levels that a node lacks, in words for people."""
     return ", ".join(_words(each) for each in missing)
 
 

@@ -12,7 +12,7 @@ from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS
 
 
 class ServiceState(IntEnum):
-    """SPEC 6.7."""
+    """Where a service is between stopped and registered; its table says what may follow (SPEC 6.7)."""
 
     DEREGISTERED = 0
     STARTING = 1

@@ -48,7 +48,7 @@ class Pause(Struct, frozen=True, tag="pause"):
 
 
 class Resume(Struct, frozen=True, tag="resume"):
-    """SIGCONT."""
+    """A paused process of a node goes on (SIGCONT)."""
 
     process: str
     node: int

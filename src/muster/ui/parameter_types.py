@@ -40,7 +40,7 @@ class SomePath(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
-        """The path."""
+        """The path as it was given; an empty one is refused here, in words."""
         if value in {"", b""}:
             self.fail("it is empty: give a path, or leave the option out", param, ctx)
         return super().convert(value, param, ctx)

@@ -46,7 +46,7 @@ class Wanted(Protocol):
 
     @property
     def action(self) -> str:
-        """See `ledger.Asked`."""
+        """What the command is for: start, stop, recovery, notify or act."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Wanted(Protocol):
 
     @property
     def retry_pause_ms(self) -> int:
-        """Before each."""
+        """How long to wait before each of these."""
 
     @property
     def final(self) -> frozenset[int]:

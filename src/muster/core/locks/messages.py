@@ -74,7 +74,7 @@ class Withdraw(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A grant."""
+    """A lock that its holder has been given, and the token that proves it (P12.6)."""
 
     key: str
     lock: LockId

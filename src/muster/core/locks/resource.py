@@ -62,7 +62,7 @@ News = list[tuple[What, Lock, int]]  # the number: the mode that is wanted, or t
 
 
 class Resource:
-    """One resource."""
+    """What is locked under one name, as its master keeps it: holders, queue, value block."""
 
     __slots__ = (
         "converting", "counter", "epoch", "frozen", "granted", "key", "locks", "valid", "value", "version", "waiting",

@@ -69,7 +69,7 @@ class Waiting(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For people."""
+        """For what it waits, and since when, in words for people."""
         return f"it waits for {words_of(self.missing)}, for {self.waited_ms / 1000:.0f} s"
 
 

@@ -23,7 +23,7 @@ LAST_EVENTS = (history.DONE, history.REPLACED, history.GONE)
 
 
 class _Chapter:
-    """One transition."""
+    """What has happened of one transition, in the order in which it did."""
 
     def __init__(self, happened: list[Happened], replaced: int) -> None:
         self.happened = happened

@@ -111,7 +111,7 @@ class Opinion(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Nothing(Struct, frozen=True, forbid_unknown_fields=True):
-    """No arguments."""
+    """The arguments of a line that takes none."""
 
 
 class Acknowledges(Struct, frozen=True, forbid_unknown_fields=True, tag_field="operation", tag="acknowledge"):

@@ -31,7 +31,7 @@ class Durations:
         return sum(self.counts)
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """One more was measured: it took so long."""
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.total_s += seconds
         self.longest_s = max(self.longest_s, seconds)

@@ -74,7 +74,7 @@ class Stream(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One query."""
+    """Who may ask a query, and how it is answered."""
 
     role: Role
     way: Pure | Own | Stream

@@ -34,7 +34,7 @@ class Loop(Protocol):
         """Call it whenever the descriptor is readable."""
 
     def remove_reader(self, fd: int, /) -> bool:
-        """No longer."""
+        """Call nothing for it any more; whether anything was called for it."""
 
 
 class Peer:

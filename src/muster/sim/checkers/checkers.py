@@ -91,7 +91,7 @@ class OneHistory(Checker):
         self._entries: dict[int, Entry] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Compare each state and each entry with what was shown at its index before (SPEC 2.6)."""
         if isinstance(seen, Applied):
             before = self._states.setdefault(seen.index, (seen.term, seen.state))
             if before != (seen.term, seen.state):
@@ -124,7 +124,7 @@ class ObjectionsHold(Checker):
         self._index = -1
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep who objects to what; find operations that are carried out all the same (SPEC 6.8, P4.5)."""
         if isinstance(seen, Asked):
             self._asked[seen.identity] = seen.operation
         elif isinstance(seen, Judged):
@@ -155,7 +155,7 @@ class NothingGoesBack(Checker):
         self._elected: set[Term] = set()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Compare each node's index, term, claim and mark with its last ones; each term has one master (SPEC 2.5)."""
         if isinstance(seen, Applied | DaemonStarted):
             index, term = self._applied.get(seen.node, (0, NO_TERM))
             if seen.index < index or seen.term < term:
@@ -190,7 +190,7 @@ class ProofFirst(Checker):
         self._alone: set[int] = set()  # transitions of one level
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep which incarnations have stopped; find what counts one as stopped that has not (SPEC 7.1)."""
         if isinstance(seen, LifeEnded):
             self._ended.add((seen.node, seen.incarnation))
         elif isinstance(seen, Notified):
@@ -218,7 +218,7 @@ class OneNodeAtATime(Checker):
         self._ended: set[tuple[int, int]] = set()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep where each service runs; find a start beside another run, or after the end of its node (SPEC 6.2)."""
         if isinstance(seen, LifeEnded):
             self._ended.add((seen.node, seen.incarnation))
         elif isinstance(seen, ServiceBegan):
@@ -245,7 +245,7 @@ class OnlyTheSilent(Checker):
         self._known: set[tuple[int, int]] = set()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep when each lease runs out; find whom that has not befallen, and who leads long after it (SPEC 2.6)."""
         if isinstance(seen, Renewed):
             self._ends_us[seen.node, seen.incarnation] = seen.ends_us
             self._lives[seen.node] = seen.incarnation
@@ -282,7 +282,7 @@ class NobodyWaits(Checker):
         self._state: ReplicaState | None = None
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Judge the transitions of each new state by who is silent in it (SPEC 2.6)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         silent = {member.node for member in seen.state.members.values() if _is_silent(member)}
@@ -307,7 +307,7 @@ class FrozenUntilProof(Checker):
         self._state: ReplicaState | None = None
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Compare what silent nodes hold in each new state with the state before (SPEC 2.6, 7.1)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         before, self._state = self._state, seen.state
@@ -339,7 +339,7 @@ class MarkAfterCommit(Checker):
         self._decided: set[tuple[int, int]] = set()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep the decisions that replicas have shown; find a mark without one (SPEC 7.2)."""
         if isinstance(seen, Applied):
             self._decided |= {
                 (member.node, member.eviction.incarnation)
@@ -363,7 +363,7 @@ class NewerCommandsOnly(Checker):
         self._last: dict[str, tuple[int, int]] = {}  # service -> (generation, epoch)
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Compare each command that is taken with the last ones of its service (SPEC 7.7)."""
         if isinstance(seen, CommandTaken):
             key = (seen.node, seen.incarnation, seen.service)
             highest = self._highest.get(key, 0)
@@ -385,7 +385,7 @@ class ServiceRules(Checker):
         self._condemned: set[tuple[int, int]] = set()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Compare the services of each new state with the state before, and with its nodes (SPEC 6.2, 6.7)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         for service in seen.state.services.values():
@@ -463,7 +463,7 @@ class LevelsInOrder(Checker):
         self._last: dict[tuple[int, int, int, int], TransitionKind] = {}  # node, incarnation, level, about -> last told
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep who has acknowledged which step; judge each step that is committed or told by that (SPEC 3.4)."""
         if isinstance(seen, LevelAcknowledged):
             self._acknowledged.add((seen.node, seen.incarnation, seen.transition, seen.level, seen.barrier))
         elif isinstance(seen, ProgramWent):
@@ -582,7 +582,7 @@ class RequiredLevels(Checker):
         self._state: ReplicaState | None = None
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep which programs have come; judge each join that begins or ends by them (SPEC 3.10)."""
         if isinstance(seen, ProgramCame):
             level = seen.level
             self._came.setdefault((seen.node, seen.incarnation), set()).update(
@@ -619,7 +619,7 @@ class ToldFromTheStart(Checker):
         self._daemons: dict[int, int] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep the last barrier that each subsystem was told and has acknowledged; find another next one (SPEC 3.4)."""
         match seen:
             case DaemonStarted():
                 self._daemons[seen.node] = self._daemons.get(seen.node, 0) + 1
@@ -725,7 +725,7 @@ class Soundness(Checker):
     """STYLE: a broken invariant is a finding. SPEC 2.4: after the last fault, everything gets to its end."""
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Find what a core raised, and what is not at its end after the last fault (SPEC 2.4)."""
         if isinstance(seen, Raised):
             yield f"the core of n{seen.node} raised: {seen.error}"
         elif isinstance(seen, GaveUp):

@@ -72,7 +72,7 @@ class WatchedWhereRegistered(Checker):
         self._since_us: dict[int, dict[str, int]] = {}  # node -> event -> since when it should not be watched for
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep what is watched for; find watches that begin, or stay for long, where they should not be (SPEC 5.3)."""
         self._watches.see(seen)
         match seen:
             case LifeBegan(node=node) | LifeEnded(node=node) | DaemonStarted(node=node):
@@ -151,7 +151,7 @@ class ActedOnOnce(Checker):
         self._before: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep what has failed; find records of a failure that was none, or was recorded already (P8.7)."""
         if isinstance(seen, ServiceFailed):
             self._failed.add((seen.service, seen.generation))
         self._clearings.see(seen)
@@ -206,7 +206,7 @@ class FailurePolicy(Checker):
         self._clearings = Clearings()
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Count the failures of each service, and judge what follows from each by its policy (SPEC 5.4)."""
         self._clearings.see(seen)
         if isinstance(seen, Applied) and seen.index > self._index:
             self._forget_what_was_cleared(seen.state)

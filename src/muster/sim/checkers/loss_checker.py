@@ -71,7 +71,7 @@ class NothingLost(Checker):
         self._states: dict[int, ReplicaState] = {}
 
     def see(self, seen: Observation) -> Iterator[str]:
-        """See `Checker`."""
+        """Keep what was promised to clients; find a later state or master that does not know it (SPEC 2.4, 9.1)."""
         if isinstance(seen, Asked):
             self._asked[seen.identity] = seen.operation
         elif isinstance(seen, Replied) and not seen.refused:

@@ -29,7 +29,7 @@ class GroupOrder(Checker):
         self._before: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Find starts without a parent, and stops before the children, in each new state (SPEC 6.5)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         services = seen.state.services
@@ -66,7 +66,7 @@ class NotifyElsewhere(Checker):
         self._names: dict[int, str] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep what is registered where; find notify commands that run elsewhere than they may (SPEC 6.6)."""
         if isinstance(seen, Applied):
             self._names = seen.state.names
             for service in seen.state.services.values():
@@ -91,7 +91,7 @@ class OneAnswer(Checker):
         self._answers: dict[tuple[int, int, str, int, str], bool] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep what a runner took and answered; find a second run, another answer, or one without a run (SPEC 7.7)."""
         if not isinstance(seen, CommandTaken | CommandAnswered):
             return
         key = (seen.node, seen.incarnation, seen.service, seen.generation, seen.action)
@@ -115,7 +115,7 @@ class RecoveryBeforeRestart(Checker):
         self._before: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Find services that a new state frees without a recovery, though their node is lost (SPEC 6.6)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         if seen.index == self._index + 1:
@@ -143,7 +143,7 @@ class CleanBeforeElsewhere(Checker):
         self._held: dict[tuple[str, int], int] = {}  # (service, node) -> incarnation of the start that left it
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Keep what each machine holds of a service; find a start or a join beside it (P6.32)."""
         if isinstance(seen, KernelHeld):
             for service, node in self._held:
                 if service == seen.service and node != seen.node:
@@ -166,7 +166,7 @@ class NoFlapping(Checker):
         self._before: dict[str, Service] = {}
 
     def see(self, seen: Observation) -> Findings:
-        """See `Checker`."""
+        """Find a second takeover by one incarnation, and one that is not upwards, in each new state (SPEC 6.8)."""
         if not isinstance(seen, Applied) or seen.index <= self._index:
             return
         for service in seen.state.services.values():

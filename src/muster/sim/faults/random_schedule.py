@@ -81,7 +81,7 @@ class _Planner:
         )  # fmt: skip
 
     def plan(self) -> Plan:
-        """See `plan`."""
+        """Draw the settings of a run, then its steps, in the order of their times."""
         levels = tuple(
             Level(number, name, Barriers(*(1 + int(self.random.random() * 2.4) for _ in range(3))))
             for number, name in LEVELS

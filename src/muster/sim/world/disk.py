@@ -132,16 +132,16 @@ class RegisterTarget(NamedTuple):
     value: Register
 
     def order(self) -> tuple[int, int]:
-        """See `Target`. Whatever writes a register asks this first: so the door is open before (P11.7)."""
+        """A torn or older copy first. Whatever writes a register asks this first, so its door is open then (P11.7)."""
         self.store.open_door(self.value.stamp.owner)
         return self.cell.order()
 
     def tear(self, copy: int) -> None:
-        """See `Target`."""
+        """This copy of the register is damaged."""
         self.store.changed(self.cell, copy, None)
 
     def land(self, copy: int) -> None:
-        """See `Target`."""
+        """This copy of the register has the new value."""
         self.store.changed(self.cell, copy, self.value)
 
 
@@ -153,15 +153,15 @@ class CheckpointTarget(NamedTuple):
     checkpoint: bytes
 
     def order(self) -> tuple[int, int]:
-        """See `Target`."""
+        """The first copy first: whatever the half held is given up (P2.9)."""
         return 0, 1
 
     def tear(self, copy: int) -> None:
-        """See `Target`."""
+        """Nothing can be read from this copy of the half any more."""
         self.half.copies[copy] = JournalCopy(None, b"")
 
     def land(self, copy: int) -> None:
-        """See `Target`."""
+        """This copy of the half holds the new journal, which has no frames yet."""
         self.half.copies[copy] = JournalCopy(self.mark, self.checkpoint)
 
 
@@ -174,19 +174,19 @@ class FrameTarget(NamedTuple):
     frame: bytes
 
     def order(self) -> tuple[int, int]:
-        """See `Target`: a torn copy first."""
+        """A torn copy first: the other one may be all that there is of the frame."""
         second = self.half.copies[1].frames
         torn_second = self.number in second and second[self.number] is None
         return (1, 0) if torn_second else (0, 1)
 
     def tear(self, copy: int) -> None:
-        """See `Target`."""
+        """The frame is damaged in this copy, if the copy still holds this journal."""
         held = self.half.copies[copy]
         if held.mark == self.mark:
             held.frames[self.number] = None
 
     def land(self, copy: int) -> None:
-        """See `Target`."""
+        """The frame is in this copy, if the copy still holds this journal."""
         held = self.half.copies[copy]
         if held.mark == self.mark:
             held.frames[self.number] = self.frame
@@ -201,7 +201,7 @@ class StoreWeather:
         self.calm()
 
     def calm(self) -> None:
-        """No faults."""
+        """From now on nothing fails, and everything is as fast as it can be."""
         self.slowness = 1
         self.failing = 0.0  # share of requests that fail
         self.unknown = 0.0  # share of strip reads that miss the register `unreadable`

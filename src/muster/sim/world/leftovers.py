@@ -36,7 +36,7 @@ class Held(NamedTuple):
 
 
 class Leftovers:
-    """One machine's."""
+    """What services have left in one machine, and how far its cleanups are (P6.32)."""
 
     def __init__(self, machine: BareMachine) -> None:
         self.machine, self.world = machine, machine.world

@@ -33,7 +33,7 @@ class RunningDaemon(Protocol):
     process: Process
 
     def load(self) -> None:
-        """It begins."""
+        """It begins, as its program does once it has been loaded."""
 
     def end(self, silently: bool) -> None:
         """It dies. `silently`: with its machine, so that nobody is told."""

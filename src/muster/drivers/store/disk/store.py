@@ -247,7 +247,7 @@ class DiskStore:
         return self._writer.direct
 
     def begin(self, effect: StoreEffect, answer: Callable[[StoreOutcome], None]) -> None:
-        """See `drivers.store.engine.Store`."""
+        """Carry an effect out on the lane of its kind: reads of the strip wait for no write (`engine.Store`)."""
 
         def settle(result: StoreOutcome, failure: BaseException | None) -> None:
             if failure is not None and not isinstance(failure, StoreFailed):
