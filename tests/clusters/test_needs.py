@@ -261,7 +261,7 @@ LOSS_ROWS = (
         _join_after_all, at="n1", without=("event",)),
     Row("unproven", "node/n2", "nothing proves that it has stopped", "muster node evict n2 --confirmed-dead",
         _goes_on, _remove_n2),
-    Row("lost", "node/n1", "n1 was lost", "on n1: systemctl start musterd", _lose_n1),
+    Row("lost", "node/n1", "n1 was lost", "muster dev boot n1", _lose_n1),
     Row("unclean", "service/address", "address is not running", "muster service confirm-clean address", _goes_on),
     Row("refused", "node/n1", "n1 may not join: its machine may still hold", "muster node confirm-clean n1", _boot_n1,
         _does("config set required_levels storage:15 --of-node n1", "node confirm-clean n1")),

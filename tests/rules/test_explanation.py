@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from muster.core import boot_advice
 from muster.core.services.explanation import _told_and_advice, explain_past, unexplained
 from muster.core.services.placement import Rule
 from muster.daemon.history.placement_record import MAXIMUM_DECISIONS, MAXIMUM_TOLD, PlacementRecord
@@ -183,6 +184,8 @@ def test_spec_8_2_no_allowable_node_is_up() -> None:
     assert all(finding.holds for finding in explanation.findings)
     assert explanation.summary == "web is not running: no allowable node is up"
     assert explanation.next_step == "boot n2: there, systemctl start musterd"
+    assert boot_advice.advice_for_any("n2", "muster dev boot {name}") == "boot n2: muster dev boot n2"
+    assert boot_advice.advice_for_any("n1 or n2", "muster dev boot {name}") == "boot n1 or n2: muster dev boot NAME"
     assert verdicts(rounds) == {
         "n0": (Rule.NOT_ALLOWABLE, False),
         "n1": (Rule.NOT_ALLOWABLE, False),

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from muster.client.address import SOCKET_FILE
+from muster.core.boot_advice import SYSTEMD
+from muster.core.boot_advice import VARIABLE as BOOT_COMMAND
 from muster.core.leases.memory import Remembered
 from muster.core.leases.observer import Kernel
 from muster.core.mastership.tenure import newest_journal, restore
@@ -149,6 +151,7 @@ async def serve(
             one_machine=store.header.scope is Scope.HOST, software=_software(),
             remembered=_of_this_store(remembered, store.header),
             kernel=Kernel(read_boot_id(), read_machine_id()),
+            boots=os.environ.get(BOOT_COMMAND) or SYSTEMD,
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())
         observations = requested(name, config.node, incarnation)

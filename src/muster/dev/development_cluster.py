@@ -24,6 +24,7 @@ from random import SystemRandom
 from typing import Any
 
 from muster.client.errors import ClientError, Unreachable
+from muster.core import boot_advice
 from muster.dev import node_processes
 from muster.drivers.store.disk.geometry import DEFAULT_SLOTS
 from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S
@@ -112,6 +113,7 @@ class DevelopmentCluster:
             raise ClientError(f"{name} already runs, as process {found[0].pid}", str(home), next_step)
         command = [sys.executable, "-m", "muster.daemon.main", "--store", str(self.directory / STORE_FILE)]
         command += ["--node", name, "--home", str(home)]
+        boots = command_about(self.directory, f"dev boot {boot_advice.NAME}")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe that nobody reads holds up nobody
         try:
             with os.fdopen(os.open(self.log(name), flags, _PRIVATE), "ab") as log:
@@ -122,7 +124,7 @@ class DevelopmentCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=os.environ | {node_processes.COOKIE: str(home)},
+                    env=os.environ | {node_processes.COOKIE: str(home), boot_advice.VARIABLE: boots},
                     start_new_session=True,
                 )
         except OSError as error:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
+from muster.core.boot_advice import SYSTEMD
 from muster.core.room import Fullness
 from muster.core.services.explanation import Explanation
 from muster.core.transitions.required import Waiting
@@ -129,3 +130,4 @@ class Seen(Struct, frozen=True):
     certificates: tuple[tuple[str, str], ...] = ()  # sentence and next step
     age_ms: Callable[[int], int] = lambda _index: 0
     explain: Callable[[str], Explanation | None] = lambda _name: None
+    boots: str = SYSTEMD  # what boots a node

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from muster.core.boot_advice import advice_for
 from muster.core.draft import is_silent
 from muster.core.leases.diagnosis import (
     CUT_LINK,
@@ -90,7 +91,7 @@ def _of_life(database: Database, seen: Seen, member: Member, subject: str) -> It
         command = "muster links" if condition in (CUT_LINK, OWN_LINKS_DOWN) else f"muster why {name}"
         yield certain(Need("unwell", subject, _CONDITIONS[condition].format(name=name), command))
     elif member.state is NodeState.INACTIVE and _was_lost(member) and node not in seen.live:
-        yield Suspicion("lost", subject, lambda: _lost(database, member))
+        yield Suspicion("lost", subject, lambda: _lost(database, member, seen.boots))
 
 
 def _of_join(database: Database, seen: Seen, member: Member, subject: str) -> Iterator[Suspicion]:
@@ -146,8 +147,8 @@ def _was_lost(member: Member) -> bool:
     return proof is not None and proof.incarnation == member.incarnation
 
 
-def _lost(database: Database, member: Member) -> Need:
+def _lost(database: Database, member: Member, boots: str) -> Need:
     name, proof = database.name_of(member.node), member.last_proof
     assert proof is not None
     words = f"{name} was lost ({_ENDS.get(proof.kind, proof.kind.words)}) and is not back"
-    return Need("lost", f"node/{name}", words, f"on {name}: systemctl start musterd")
+    return Need("lost", f"node/{name}", words, advice_for(name, boots))

@@ -143,7 +143,7 @@ def explainer(node: Node) -> Callable[[str], Explanation | None]:
             return None
         if not rounds:
             rounds.append(_round_of_now(node))
-        return explained_by(service, rounds[0])
+        return explained_by(service, rounds[0], node.setup.boots)
 
     return explained
 

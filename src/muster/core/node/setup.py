@@ -2,6 +2,7 @@
 
 import msgspec
 
+from muster.core.boot_advice import SYSTEMD
 from muster.core.leases.memory import Remembered
 from muster.core.leases.observer import Kernel
 from muster.core.node.residents import RESIDENTS
@@ -22,4 +23,5 @@ class Setup(msgspec.Struct, frozen=True):
     residents: tuple[Resident, ...] = RESIDENTS  # the built-in levels
     software: Software = Software(LOWEST, HIGHEST)
     kernel: Kernel = Kernel()  # that this node runs under
+    boots: str = SYSTEMD  # what a person types to boot a node
     remembered: Remembered | None = None  # what this node's home holds of the store that it has booted on (P11.2)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
+from muster.core.boot_advice import SYSTEMD, advice_for_any
 from muster.core.services import instances
 from muster.core.services.conditions import (
     OBSTACLES,
@@ -77,12 +78,12 @@ def unexplained(placed: PlacedTogether) -> list[str]:
     return found
 
 
-def explain(service: Service, round_: Round) -> Explanation:
-    """What every rule says of the service now."""
+def explain(service: Service, round_: Round, boots: str = SYSTEMD) -> Explanation:
+    """What every rule says of the service now. `boots`: the command that boots a node."""
     findings = tuple(_findings(service, round_))
     verdicts = _verdicts(service, round_)
     if service.state is ServiceState.DEREGISTERED and not instances.is_template(service):
-        summary, next_step = _why_down(service, findings, verdicts)
+        summary, next_step = _why_down(service, findings, verdicts, boots)
     else:
         summary, next_step = _why_here(service, round_)
     return Explanation(summary, findings, verdicts, next_step)
@@ -205,7 +206,9 @@ def _held_by(service: Service, round_: Round) -> Service | None:
     return next((child for child in children if child.cause), children[0] if children else None)
 
 
-def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[Verdict, ...]) -> tuple[str, str]:
+def _why_down(
+    service: Service, findings: tuple[Finding, ...], verdicts: tuple[Verdict, ...], boots: str
+) -> tuple[str, str]:
     """The summary for a service that runs nowhere, and the next step: of the first rule that keeps it down."""
     first = next((finding for finding in findings if not finding.holds), None)
     name = service.name
@@ -225,8 +228,8 @@ def _why_down(service: Service, findings: tuple[Finding, ...], verdicts: tuple[V
         return f"{name} is not running: {words}", "allow one in its definition, then: muster apply FILE"
     names = sorted(verdict.name for verdict in allowable)
     more = " or another" if len(names) > MAXIMUM_NAMED else ""
-    boots = " or ".join(names[:MAXIMUM_NAMED])
-    return f"{name} is not running: no allowable node is up", f"boot {boots}{more}: there, systemctl start musterd"
+    nodes = " or ".join(names[:MAXIMUM_NAMED]) + more
+    return f"{name} is not running: no allowable node is up", advice_for_any(nodes, boots)
 
 
 def _told_and_advice(cause: str) -> tuple[str, str]:

@@ -114,6 +114,7 @@ def seen_by(daemon: Daemon) -> Seen:
         ),
         age_ms=partial(insight.age_ms, node),
         explain=insight.explainer(node),
+        boots=node.setup.boots,
     )
 
 
