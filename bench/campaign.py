@@ -9,21 +9,18 @@ SIGTERM. The exit status is 1 if a run failed; a target that is missed is shown,
 import argparse
 import json
 import shutil
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, slots, store
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.client.errors import ClientError
+from muster.dev.endings import undisturbed, unwinding
 
 FORMAT = 1
 Measure = Callable[[Scale, Path, Measurement], None]
@@ -48,12 +45,12 @@ def main() -> None:
     """Entry of `python bench`."""
     options = _parse()
     scale = SCALES[options.scale]
-    with _unwinding_signals():
+    with unwinding():
         directory = Path(tempfile.mkdtemp(prefix="muster-bench-", dir=options.directory))
         try:
             failed = _run(scale, options.only or list(MEASUREMENTS), directory, options.json)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 shutil.rmtree(directory, ignore_errors=True)
     raise SystemExit(1 if failed else 0)
 
@@ -123,29 +120,3 @@ def _measure(name: str, scale: Scale, directory: Path) -> Measurement:
         "load_after": machine.load(),
     }
     return measurement
-
-
-@contextmanager
-def _unwinding_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that what was started is ended."""
-
-    def unwind(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No signal cuts the end short."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

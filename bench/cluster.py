@@ -12,6 +12,7 @@ from bench.figures import Measurement
 from muster.client.errors import ClientError
 from muster.dev import node_processes
 from muster.dev.development_cluster import DevelopmentCluster, create
+from muster.dev.endings import undisturbed
 
 Document = dict[str, Any]
 BOOT_TIMEOUT_S = 60.0
@@ -144,14 +145,11 @@ def rig(
             made.boot(made.names)
         yield made
     finally:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        try:
+        with undisturbed():
             if cluster is not None:
                 cluster.stop_everything()
                 cluster.remove()
             announcements.stop()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def repeated(

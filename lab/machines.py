@@ -93,7 +93,7 @@ class LabCluster(DevelopmentCluster):
 
     def processes(self, name: str) -> dict[NodeProcess, str]:
         """Everything that a node runs, and what it is, one of `ROLES` or `other`."""
-        return {process: _role_of(process.pid) for process in node_processes.processes_of(self.home(name))}
+        return {process: role_of(process.pid) for process in node_processes.processes_of(self.home(name))}
 
     def strike(self, name: str, number: signal.Signals, roles: tuple[str, ...]) -> list[NodeProcess]:
         """Send a signal to the processes of a node with these roles, all of them if none is named; who got it."""
@@ -121,7 +121,8 @@ class LabCluster(DevelopmentCluster):
             self.kill(name)
 
 
-def _role_of(pid: int) -> str:
+def role_of(pid: int) -> str:
+    """What a process of a node is: by its name, or before it has one by its command line."""
     name = read_name(pid)
     if name.startswith("muster-"):
         return name.removeprefix("muster-")

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,10 @@ from muster.client import (
 from muster.client.address import reachable, socket_path
 from muster.client.control import ControlClient
 from muster.daemon.levels import programs as subsystems
+from patience import DEADLINE_S, wait
 
-DEADLINE_S = 30.0
 DOCUMENT = Path(__file__).parents[2] / "docs" / "CLIENT.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "write_back_cache" / "cache.py"
-
-
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    """Poll until the answer is true; that answer."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        with contextlib.suppress(ClientError):
-            if found := probe():
-                return found
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

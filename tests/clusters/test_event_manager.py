@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from muster.client import ClientError, Refused, watch, watch_async
 from muster.client.control import ControlClient
 from muster.drivers.image.process_tree import read_command_line, read_name, read_parents
 from muster.records.access import ITSELF
+from patience import DEADLINE_S, wait
 
-DEADLINE_S = 30.0
 NODES = ("n0", "n1", "n2")
 
 
@@ -99,19 +99,6 @@ def cluster(nodes: DevCluster, tmp_path: Path) -> Iterator[Cluster]:
     connection.operate("apply_events", groups=[], withdraw=groups)
     connection.operate("apply", definitions=[], withdraw=list(found.query("services")["services"]))
     wait("an empty cluster", lambda: not found.query("services")["services"])
-
-
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    """Poll until the answer is true; that answer."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            if found := probe():
-                return found
-        except ClientError:
-            pass  # it is asked again
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.02)
 
 
 def named(cluster: Cluster, name: str, node: str) -> list[int]:

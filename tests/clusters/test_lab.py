@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from broken_way import broken_way
 from lab.exclusive_service import LINE_BYTES
 from lab.faults import CHANGES, KINDS, parse_fault
 from lab.histories import HistoryReader
@@ -183,23 +184,8 @@ def faulty_store(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]
         pytest.skip(REASON)
     backing, mounted = tmp_path / "backing", tmp_path / "store"
     backing.write_bytes(bytes(8192))
-    command = [sys.executable, "-m", "lab.faulty_store", str(mounted), str(backing)]
-    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        assert server.stdout.readline() == b"ready\n"
-        stdin = server.stdin
-
-        def tell(mode: str) -> None:
-            stdin.write(f"{mode}\n".encode())
-            stdin.flush()
-
+    with broken_way(mounted, backing) as tell:
         yield mounted, tell
-    finally:
-        server.kill()
-        server.communicate()
-        subprocess.run(["umount", "--lazy", str(mounted)], check=False)
 
 
 def _attempt(path: Path, data: bytes | None = None) -> int:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from broken_way import broken_way
 from dev_cluster import PATIENT, SOURCE, DevCluster
 from lab.sandbox import missing
 from muster.core.needs.need import KINDS
@@ -275,36 +276,11 @@ LOSS_ROWS = (
 # ---- a way to the store that is broken, what else of a node is lost, and nobody who leads ----------------------------
 
 
-@contextlib.contextmanager
-def broken_way_to_the_store(cluster: DevCluster, folder: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
-    """A file that passes on to the store of the cluster, and how to tell it what to refuse."""
-    path = folder / "way"
-    command = [sys.executable, "-m", "lab.faulty_store", str(path), str(cluster.directory / STORE_FILE)]
-    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        assert server.stdout.readline() == b"ready\n"
-        stdin = server.stdin
-
-        def tell(command: str) -> None:
-            stdin.write(f"{command}\n".encode())
-            stdin.flush()
-
-        yield path, tell
-    finally:
-        server.kill()
-        server.wait()
-        subprocess.run(["umount", "--lazy", str(path)], check=False)
-        server.stdin.close()
-        server.stdout.close()
-
-
 def _begin_store(walk: Walk) -> None:
     """Two nodes, n1 with a way of its own to the store; soon it can write nothing but its lease and its journal."""
     create(walk.cluster.directory, 2, PROFILE)
-    way, tell = walk.stack.enter_context(broken_way_to_the_store(walk.cluster, walk.folder))
-    walk.store = tell
+    way = walk.folder / "way"
+    walk.store = walk.stack.enter_context(broken_way(way, walk.cluster.directory / STORE_FILE))
     for node in ("n0", "n1"):
         walk.instruments(node)
     walk.at["n0"].boot()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import pytest
 
 from core_cluster import joined_cluster
 from dev_cluster import DevCluster
-from faulty_cluster import role_of
+from lab.machines import role_of
 from muster.client import Barriers, ClientError, Kind, Lost, Notification, Refused, Subsystem, register
 from muster.client.control import ControlClient
 from muster.core.inputs import LevelRegistered
@@ -26,8 +25,8 @@ from muster.daemon.levels.programs import MAXIMUM_UNFETCHED, Kept, Registration
 from muster.dev.node_processes import processes_of
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import LeaveNode
+from patience import DEADLINE_S, wait
 
-DEADLINE_S = 30.0
 NODES = ("n0", "n1", "n2")
 
 # One line is appended for each beginning and end: their order in the file is the order in which they happened.
@@ -60,17 +59,6 @@ class Record(NamedTuple):
     about: str
     barrier: int
     epoch: int
-
-
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    """Poll until the answer is true; that answer. A node that does not answer is asked again."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        with contextlib.suppress(ClientError):
-            if found := probe():
-                return found
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.02)
 
 
 class Cluster:

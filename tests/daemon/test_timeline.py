@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,12 +43,12 @@ from muster.records.refusal import ControlRefused
 from muster.records.registers import ProofKind
 from muster.records.terms import Term
 from muster.records.transitions import Transition
+from patience import DEADLINE_S, wait
 
 JOINING, FORCED = TransitionKind.JOINING, TransitionKind.FORCED_LEAVING
 TERM = Term(2, 0)
 CLOCKS_US = {0: 5_000_000, 1: 900_000_000_000, 2: 70}  # nobody's clock tells anything about another's
 LAG_US = {0: 0, 1: 300, 2: 90_000}  # how long an entry takes to the node: n2 is slow
-DEADLINE_S = 30.0
 
 
 def database() -> Database:
@@ -482,15 +480,6 @@ def test_a_query_with_other_arguments_is_refused_with_what_is_allowed(arguments:
 
 
 # ---- real nodes ------------------------------------------------------------------------------------------------------
-
-
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.05)
-    return found
 
 
 def work(subsystem: Subsystem) -> None:

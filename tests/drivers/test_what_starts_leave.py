@@ -220,11 +220,10 @@ from muster.records.registers import Deadman
 adopt_orphans()
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 launch = Launch("check", ("/bin/sh", "-c", sys.argv[1]), dict(os.environ), dies_with_keeper=True)
-status, output = os.pipe(), os.pipe()
-keeper = spawn_keeper(launch, status[1], output[1], Leash(Deadman.PROCESS_TREE))
-for descriptor in (*status, *output):
-    os.close(descriptor)
-print(os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]))
+keeper = spawn_keeper(launch, Leash(Deadman.PROCESS_TREE))
+os.close(keeper.status_fd)
+os.close(keeper.output_fd)
+print(os.waitstatus_to_exitcode(os.waitpid(keeper.pid, 0)[1]))
 """
 
 

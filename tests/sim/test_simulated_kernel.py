@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from judged_world import newest_state, run, settle
 from muster.core.effects import Panic, WatchLife
 from muster.records.levels import Barriers, Level, NodeState
 from muster.records.registers import LeaseState, ProofKind
@@ -12,9 +13,8 @@ from muster.records.services import ApplyServices, Definition, ServiceState
 from muster.records.timing import FAST
 from muster.records.units import US_PER_MS
 from muster.sim import schedule
-from muster.sim.checkers.checkers import Progress, judge
 from muster.sim.faults import campaign
-from muster.sim.history import Applied, LifeEnded, ReplicaState, ServiceBegan
+from muster.sim.history import LifeEnded, ServiceBegan
 from muster.sim.rehearsal.rehearsal import Frame, Verdict, rehearse
 from muster.sim.rehearsal.scenario import find
 from muster.sim.world.kernel import is_of
@@ -31,33 +31,15 @@ def _cluster(**given: Any) -> World:
     world = World(Settings(3, FAST, LEVELS, reboots=0.0, kernel=True)._replace(**given), Random(1))
     for node in range(3):
         world.perform(schedule.Boot(node))
-    _settle(world)
+    settle(world)
     world.perform(schedule.Ask(1, "define", ApplyServices((WEB,))))
-    _run(world, 1000)
-    assert _state(world).services["web"].node == 0
+    run(world, 1000)
+    assert newest_state(world).services["web"].node == 0
     return world
 
 
-def _settle(world: World) -> None:
-    outlook = Progress(world.history, 3)
-    until_us = world.loop.now_us + 25 * US_PER_S
-    while outlook.missing() and world.loop.now_us < until_us:
-        world.run_until(world.loop.now_us + 50 * US_PER_MS)
-    assert not outlook.missing()
-    assert not judge(world.history)
-
-
-def _run(world: World, milliseconds: int) -> None:
-    world.run_until(world.loop.now_us + milliseconds * US_PER_MS)
-    assert not judge(world.history)
-
-
-def _state(world: World) -> ReplicaState:
-    return max((item for item in world.history if isinstance(item, Applied)), key=lambda item: item.index).state
-
-
 def _has_moved(world: World) -> bool:
-    web = _state(world).services["web"]
+    web = newest_state(world).services["web"]
     return web.state is ServiceState.REGISTERED and web.node != 0
 
 
@@ -71,19 +53,19 @@ def _ended(world: World) -> list[int]:
 def test_p7_9_init_ends_the_node_of_a_guard_that_never_exits() -> None:
     world = _cluster()
     world.perform(schedule.Stall(0, 0))
-    _run(world, FAST.loop_ms + FAST.panic_bound_ms)
+    run(world, FAST.loop_ms + FAST.panic_bound_ms)
     assert _ended(world) == [0]
     guard = world.machines[0].guard
     assert guard is not None
     assert guard.process.alive
-    _run(world, 1000)
+    run(world, 1000)
     assert _has_moved(world)
-    assert _state(world).members[0].state is NodeState.INACTIVE
+    assert newest_state(world).members[0].state is NodeState.INACTIVE
     world.machines[0].boot()  # nothing: the home is still held
-    _run(world, 1000)
+    run(world, 1000)
     assert world.machines[0].guard is guard
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p7_9_a_signal_to_go_on_wakes_nothing_that_waits_in_the_kernel() -> None:
@@ -91,40 +73,40 @@ def test_p7_9_a_signal_to_go_on_wakes_nothing_that_waits_in_the_kernel() -> None
     world = _cluster()
     world.perform(schedule.Stall(0, 0, ("runner",)))
     world.perform(schedule.Pause("guard", 50_000, 0))
-    _run(world, 5000)
+    run(world, 5000)
     guard = world.machines[0].guard
     assert guard is not None
     assert (guard.process.alive, guard.process.running) == (True, False)
     assert not world.machines[0].lives[0].runner.process.running
     world.perform(schedule.Calm())
-    _run(world, 1)
+    run(world, 1)
     assert not guard.process.alive, "its deadline is over: what woke it was its end"
-    _settle(world)
+    settle(world)
 
 
 def test_p7_9_nothing_is_proven_while_init_waits_in_the_kernel_beside_its_guard() -> None:
     """The runner ends the services at the same deadline; nobody is told so, and nothing starts elsewhere."""
     world = _cluster()
     world.perform(schedule.Stall(0, 0, ("init",)))
-    _run(world, 6000)
+    run(world, 6000)
     assert _ended(world) == []
     assert not world.machines[0].lives[0].runner.active
-    assert _state(world).services["web"].node == 0
+    assert newest_state(world).services["web"].node == 0
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p7_9_what_hangs_with_init_and_runner_goes_on_and_is_not_taken_over() -> None:
     world = _cluster()
     world.perform(schedule.Stall(0, 0, ("init", "runner")))
-    _run(world, 12_000)
+    run(world, 12_000)
     assert world.machines[0].lives[0].runner.active == ("web",)
-    state = _state(world)
+    state = newest_state(world)
     assert state.services["web"].node == 0
     assert state.members[0].eviction is not None
     assert state.members[0].eviction.silent
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p7_10_a_daemon_that_panics_ends_its_node_though_the_guard_hangs() -> None:
@@ -134,7 +116,7 @@ def test_p7_10_a_daemon_that_panics_ends_its_node_though_the_guard_hangs() -> No
     assert daemon is not None
     guard.stall()
     daemon._panic(Panic("node 1 forced it out"))  # as its core does when it reads a mark for itself
-    _run(world, 2 * FAST.panic_bound_ms)
+    run(world, 2 * FAST.panic_bound_ms)
     assert _ended(world) == [0]
 
 
@@ -144,11 +126,11 @@ def test_p7_11_a_tree_s_control_group_is_empty_only_after_it_was_killed() -> Non
         world = _cluster(trees=frozenset({0}))
         world.random.seed(seed)
         world.perform(schedule.Kill("guard", 0))
-        _run(world, 4000)
+        run(world, 4000)
         assert bool(_ended(world)) == _has_moved(world)
         if not _ended(world):
             world.perform(schedule.Boot(0))
-            _run(world, 4000)
+            run(world, 4000)
             assert _ended(world) == [0]
             return
     pytest.fail("nothing ever detached itself")
@@ -184,14 +166,14 @@ def test_p7_13_a_late_beat_changes_nothing() -> None:
     world = _cluster()
     writes = world.machines[0].access
     world.perform(schedule.Spoil(("lease",), 0, 0, hangs=True))
-    _run(world, 400)
+    run(world, 400)
     assert writes.waits_for_write("lease")
     world.perform(schedule.Kill("guard", 0))
-    _run(world, 2000)
+    run(world, 2000)
     assert _has_moved(world)
     before = world.store.newest().leases[0]
     world.perform(schedule.Boot(0))  # the writer holds the home
-    _run(world, 500)
+    run(world, 500)
     assert world.machines[0].guard is None
     writes.mend()
     after = world.store.newest().leases[0]
@@ -199,12 +181,12 @@ def test_p7_13_a_late_beat_changes_nothing() -> None:
     assert after is not None
     assert after.state is LeaseState.LIVE
     assert after.stamp.sequence == before.stamp.sequence + 1
-    _run(world, 3000)
-    proof = _state(world).members[0].last_proof
+    run(world, 3000)
+    proof = newest_state(world).members[0].last_proof
     assert proof is not None
     assert proof.kind is ProofKind.KERNELS_WORD
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p7_13_another_boot_of_the_machine_is_the_word_after_one_lease() -> None:
@@ -214,11 +196,11 @@ def test_p7_13_another_boot_of_the_machine_is_the_word_after_one_lease() -> None
     began_us = world.loop.now_us
     for node in (1, 2):
         world.perform(schedule.Boot(node))
-    _run(world, FAST.lease_ms + FAST.store_stall_ms - 500)
+    run(world, FAST.lease_ms + FAST.store_stall_ms - 500)
     assert all(machine.life is None for machine in world.machines)
-    _run(world, FAST.lease_ms + FAST.store_stall_ms + 2500)  # the daemons watch it for as long themselves
+    run(world, FAST.lease_ms + FAST.store_stall_ms + 2500)  # the daemons watch it for as long themselves
     assert _has_moved(world)
-    proof = _state(world).members[0].last_proof
+    proof = newest_state(world).members[0].last_proof
     assert proof is not None
     assert "has booted since" in proof.detail
     first = next(item for item in world.history if isinstance(item, ServiceBegan) and item.at_us > began_us)
@@ -259,17 +241,17 @@ def test_p6_33_the_caretaker_of_the_last_run_is_ended_before_the_next_begins() -
 def _killed_elsewhere(**given: Any) -> World:
     """N0 in a PID namespace of its own, with all of it killed at once, its caretaker too: nobody writes a tombstone."""
     world = _cluster(elsewhere=frozenset({0}), **given)
-    _run(world, 1000)
+    run(world, 1000)
     world.perform(schedule.PowerCut(0))
-    _run(world, FAST.lease_ms)
+    run(world, FAST.lease_ms)
     return world
 
 
 def test_p7_20_a_node_of_another_pid_namespace_is_proven_dead_by_a_descriptor_alone() -> None:
     world = _killed_elsewhere()
-    _run(world, 1000)
+    run(world, 1000)
     assert _has_moved(world)
-    proof = _state(world).members[0].last_proof
+    proof = newest_state(world).members[0].last_proof
     assert proof is not None
     assert proof.kind is ProofKind.KERNELS_WORD
     assert "has asked" not in proof.detail  # no testimony
@@ -277,10 +259,10 @@ def test_p7_20_a_node_of_another_pid_namespace_is_proven_dead_by_a_descriptor_al
 
 def test_p7_20_nothing_is_handed_between_network_namespaces_and_nothing_is_proven() -> None:
     world = _killed_elsewhere(apart=frozenset({0}))
-    _run(world, 12_000)
+    run(world, 12_000)
     assert _ended(world) == [0]
     assert not _has_moved(world)
-    assert _state(world).members[0].last_proof is None
+    assert newest_state(world).members[0].last_proof is None
 
 
 def test_p7_20_a_guard_that_waits_in_the_kernel_hands_nothing_over_and_that_is_no_word() -> None:
@@ -290,20 +272,20 @@ def test_p7_20_a_guard_that_waits_in_the_kernel_hands_nothing_over_and_that_is_n
     world.perform(schedule.Stall(0, 0, ("init", "runner")))
     for node in (1, 2):
         world.perform(schedule.Boot(node))
-    _run(world, 12_000)
+    run(world, 12_000)
     assert world.machines[0].lives[0].runner.active == ("web",)
     assert not _has_moved(world)
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p7_20_a_descriptor_of_an_earlier_life_is_not_that_of_a_later_one() -> None:
     world = _cluster(elsewhere=frozenset({0}))
     first = world.machines[0].lives[-1].named
     world.perform(schedule.Kill("guard", 0))
-    _run(world, 2000)
+    run(world, 2000)
     world.perform(schedule.Boot(0))
-    _run(world, 2000)
+    run(world, 2000)
     second = world.machines[0].lives[-1].named
     assert first is not None
     assert second is not None

@@ -2,16 +2,15 @@
 
 from random import Random
 
+from judged_world import newest_state, run, settle
 from muster.core.effects import RunCommand
 from muster.core.mastership.tenure import JOURNAL_FULL
 from muster.records.levels import Barriers, Level, NodeState, TransitionKind
 from muster.records.services import ApplyServices, Definition, ServiceState
 from muster.records.timing import FAST
-from muster.records.units import US_PER_MS
 from muster.sim import schedule
-from muster.sim.checkers.checkers import Progress, judge
 from muster.sim.faults import campaign
-from muster.sim.history import Applied, LevelAcknowledged, Logged, Notified, ReplicaState, Replied
+from muster.sim.history import LevelAcknowledged, Logged, Notified, Replied
 from muster.sim.world.surroundings import Outcome, Settings
 from muster.sim.world.time import US_PER_S
 from muster.sim.world.world import World
@@ -19,29 +18,11 @@ from muster.sim.world.world import World
 CACHE = Level(15, "volume cache", Barriers())
 
 
-def _settle(world: World) -> None:
-    outlook = Progress(world.history, world.settings.nodes)
-    until_us = world.loop.now_us + 25 * US_PER_S
-    while outlook.missing() and world.loop.now_us < until_us:
-        world.run_until(world.loop.now_us + 50 * US_PER_MS)
-    assert not outlook.missing()
-    assert not judge(world.history)
-
-
 def _booted(world: World) -> World:
     for machine in world.machines:
         world.perform(schedule.Boot(machine.node))
-    _settle(world)
+    settle(world)
     return world
-
-
-def _run(world: World, milliseconds: int) -> None:
-    world.run_until(world.loop.now_us + milliseconds * US_PER_MS)
-    assert not judge(world.history)
-
-
-def _state(world: World) -> ReplicaState:
-    return max((item for item in world.history if isinstance(item, Applied)), key=lambda item: item.index).state
 
 
 def _answers(world: World) -> dict[str, bool]:
@@ -54,19 +35,19 @@ def test_p9_3_a_store_that_operations_fill_goes_on_and_all_that_it_took_can_be_w
     for name in names:
         made = Definition(name, start_command=("start", "x" * 250), stop_command=("stop",))
         world.perform(schedule.Ask(1, name, ApplyServices((made,))))
-        _run(world, 100)
+        run(world, 100)
     answers = _answers(world)
     taken = [name for name in names if answers[name]]
     assert 0 < len(taken) < len(names)
     for node in (0, 1):  # what follows of itself is never refused
         world.perform(schedule.PowerCut(node))
-        _run(world, 4000)
+        run(world, 4000)
     for name in taken:
         world.perform(schedule.Ask(2, f"withdraw {name}", ApplyServices((), (name,))))
-        _run(world, 400)
-    _settle(world)
+        run(world, 400)
+    settle(world)
     assert all(_answers(world)[f"withdraw {name}"] for name in taken)
-    assert not _state(world).services
+    assert not newest_state(world).services
     assert not [item for item in world.history if isinstance(item, Logged) and JOURNAL_FULL in item.what]
 
 
@@ -101,16 +82,16 @@ def test_p8_10_the_failure_policy_acts_while_every_command_of_the_others_hangs()
     world = _booted(_HangingActions(Settings(2, FAST, reboots=0.0, kernel=True), Random(1)))
     world.calm = True  # commands are quick, and those of services succeed
     world.perform(schedule.Ask(0, "define", ApplyServices((*checked, web, elsewhere))))
-    _run(world, 6000)
-    assert all(each.state is ServiceState.REGISTERED for each in _state(world).services.values())
+    run(world, 6000)
+    assert all(each.state is ServiceState.REGISTERED for each in newest_state(world).services.values())
     for each in checked:
         world.perform(schedule.Fail(each.name, 0, hangs=True))
-    _run(world, 2000)
+    run(world, 2000)
     for name, node in (("web", 0), ("mail", 1)):
-        before = _state(world).services[name].generation
+        before = newest_state(world).services[name].generation
         world.perform(schedule.Fail(name, node))
-        _run(world, 1500)
-        after = _state(world).services[name]
+        run(world, 1500)
+        after = newest_state(world).services[name]
         assert after.generation > before
         assert after.state is ServiceState.REGISTERED
 
@@ -119,7 +100,7 @@ def _with_programs() -> World:
     world = _booted(World(Settings(2, FAST, reboots=0.0, kernel=True), Random(1)))
     for node in (0, 1):
         world.perform(schedule.Come(CACHE, node))
-    _settle(world)
+    settle(world)
     return world
 
 
@@ -127,27 +108,27 @@ def test_p3_16_a_program_that_only_lost_its_connection_is_awaited_and_told_when_
     world = _with_programs()
     world.perform(schedule.Drop(15, 1, 2 * US_PER_S))
     world.perform(schedule.PowerCut(0))
-    _run(world, 1500)
+    run(world, 1500)
     told = [item for item in world.history if isinstance(item, Notified) and item.about == 0 and item.node == 1]
     assert not [item for item in told if item.level == 15 and item.kind is TransitionKind.FORCED_LEAVING]
-    before = _state(world)
+    before = newest_state(world)
     assert before.members[0].state is NodeState.FORCED_LEAVING
-    _run(world, 2000)
-    after = _state(world)
+    run(world, 2000)
+    after = newest_state(world)
     assert after.members[0].state is NodeState.INACTIVE
     assert [item for item in world.history if isinstance(item, LevelAcknowledged) and item.level == 15]
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p3_16_a_node_that_fails_with_a_lost_program_ends_and_its_peers_hear_of_it_on_proof() -> None:
     world = _with_programs()
     world.perform(schedule.Drop(15, 1, 60 * US_PER_S, fails=True))
-    _run(world, FAST.restart_ms - 500)
-    before = _state(world)
+    run(world, FAST.restart_ms - 500)
+    before = newest_state(world)
     assert before.members[1].state is NodeState.JOINED
-    _run(world, 2500)
-    after = _state(world)
+    run(world, 2500)
+    after = newest_state(world)
     assert after.members[1].state is NodeState.INACTIVE
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)

@@ -2,14 +2,13 @@
 
 from random import Random
 
+from judged_world import newest_state, run, settle
 from muster.records.levels import Barriers, Level
 from muster.records.services import ApplyServices, Definition, TransferService
 from muster.records.timing import FAST
-from muster.records.units import US_PER_MS
 from muster.sim import schedule
-from muster.sim.checkers.checkers import Progress, judge
 from muster.sim.faults import campaign
-from muster.sim.history import Applied, CommandTaken, LifeBegan, Logged, ReplicaState
+from muster.sim.history import CommandTaken, LifeBegan, Logged
 from muster.sim.rehearsal.rehearsal import Frame, Verdict, rehearse
 from muster.sim.rehearsal.scenario import find
 from muster.sim.world.surroundings import Settings
@@ -24,28 +23,10 @@ def _cluster(*, kernel: bool, reboots: float = 0.0) -> World:
     world = World(Settings(3, FAST, levels, reboots=reboots, kernel=kernel), Random(1))
     for node in range(3):
         world.perform(schedule.Boot(node))
-    _settle(world)
+    settle(world)
     world.perform(schedule.Ask(1, "define", ApplyServices((WEB,))))
-    _run(world, 1000)
+    run(world, 1000)
     return world
-
-
-def _settle(world: World) -> None:
-    outlook = Progress(world.history, 3)
-    until_us = world.loop.now_us + 25 * US_PER_S
-    while outlook.missing() and world.loop.now_us < until_us:
-        world.run_until(world.loop.now_us + 50 * US_PER_MS)
-    assert not outlook.missing()
-    assert not judge(world.history)
-
-
-def _run(world: World, milliseconds: int) -> None:
-    world.run_until(world.loop.now_us + milliseconds * US_PER_MS)
-    assert not judge(world.history)
-
-
-def _state(world: World) -> ReplicaState:
-    return max((item for item in world.history if isinstance(item, Applied)), key=lambda item: item.index).state
 
 
 def _said(world: World, words: str) -> set[int]:
@@ -57,19 +38,19 @@ def test_p11_1_an_older_copy_that_is_renamed_over_the_path_ends_every_node_and_n
     for kernel in (False, True):
         world = _cluster(kernel=kernel, reboots=1.0)
         world.perform(schedule.CopyStore())
-        _run(world, 200)
+        run(world, 200)
         world.perform(schedule.Ask(1, "move", TransferService("web", "n1")))
-        _run(world, 1500)
-        assert "move" in _state(world).operations
+        run(world, 1500)
+        assert "move" in newest_state(world).operations
         world.perform(schedule.ReplaceStore("copy"))
         began_us = world.loop.now_us
-        _run(world, 12_000)
+        run(world, 12_000)
         assert _said(world, "its store was replaced") == {0, 1, 2}
         assert _said(world, "the store went back in time") == {0, 1, 2}
         assert not any(isinstance(item, LifeBegan) and item.at_us > began_us for item in world.history)
         world.perform(schedule.Calm())
-        _settle(world)
-        assert "move" in _state(world).operations
+        settle(world)
+        assert "move" in newest_state(world).operations
         tokens = [item.epoch for item in world.history if isinstance(item, CommandTaken)]
         assert tokens == sorted(tokens)
 
@@ -83,29 +64,29 @@ def test_a_copy_that_was_made_while_nothing_ran_is_as_new_as_its_journal_says() 
     world.perform(schedule.ReplaceStore("copy"))
     assert world.store is world.store_of_the_cluster, "no home could tell the two apart"
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p11_1_a_path_that_is_away_for_a_moment_ends_nothing_and_one_that_stays_away_ends_the_nodes() -> None:
     world = _cluster(kernel=True)
     world.perform(schedule.ReplaceStore("nothing", 5 * US_PER_S))
-    _run(world, 6000)
+    run(world, 6000)
     assert all(machine.life is not None and not machine.life.ended for machine in world.machines)
     world.perform(schedule.ReplaceStore("nothing"))
-    _run(world, FAST.lease_ms + FAST.store_stall_ms)
+    run(world, FAST.lease_ms + FAST.store_stall_ms)
     assert _said(world, "its lease could not be renewed") == {0, 1, 2}
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_p11_1_another_cluster_s_store_at_the_path_ends_the_nodes_and_is_not_booted_on() -> None:
     world = _cluster(kernel=True, reboots=1.0)
     world.perform(schedule.ReplaceStore("other"))
-    _run(world, 4000)
+    run(world, 4000)
     assert _said(world, "its store was replaced") == {0, 1, 2}
     assert _said(world, "it is another cluster's store")
     world.perform(schedule.Calm())
-    _settle(world)
+    settle(world)
 
 
 def test_the_shipped_scenario_of_a_store_that_is_set_back() -> None:

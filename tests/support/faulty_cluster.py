@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dev_cluster import FAST, DevCluster
-from lab import exclusive_service
 from lab.exclusive_record import RecordReader
+from lab.machines import SERVICE_PROGRAM, role_of
 from muster.client.control import ControlClient
 from muster.client.errors import ClientError
 from muster.dev import node_processes
 from muster.dev.development_cluster import DevelopmentCluster, open_cluster
 from muster.dev.node_processes import NodeProcess
-from muster.drivers.image.process_tree import read_command_line, read_environment, read_name, read_parents
+from muster.drivers.image.process_tree import read_environment, read_parents
 
-SERVICE_PROGRAM = Path(exclusive_service.__file__)
 DEADLINE_S = 90.0  # far beyond what anything here takes: other tests share the machine
 ANSWER_S = 2.0
 PAUSE_S = 0.02
@@ -69,19 +68,6 @@ class Hit(NamedTuple):
         # before its deadman is armed a node runs nothing, and may hang as long as it is stopped
         armed = "init" in self.processes.values()
         return armed and self.fault.resume_after_s is None and bool(struck & {*CORE_ROLES, "daemon"})
-
-
-def role_of(pid: int) -> str:
-    """What a process of a node is."""
-    name = read_name(pid)
-    if name.startswith("muster-"):
-        return name.removeprefix("muster-")
-    words = read_command_line(pid)
-    if b"muster.drivers.guard" in words or b"muster.daemon.main" in words:
-        return "guard"  # it has only just been started
-    if b"muster.daemon.run" in words:
-        return "daemon"
-    return "service" if os.fsencode(SERVICE_PROGRAM) in words else "other"
 
 
 class FaultyCluster:

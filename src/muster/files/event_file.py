@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from muster.files.service_keys import Nodes, Wrong, duration_ms, nearest, words_of
-from muster.files.toml_lines import Place, Problem, document_of, key_lines
+from muster.files.toml_lines import Place, Problem, document_of, key_lines, nearest_line
 from muster.records.durations import duration_of
 from muster.records.event_limits import MAXIMUM_GROUPS, problem_of_group
 from muster.records.events import EventDefinition, GroupDefinition
@@ -120,10 +120,7 @@ class _Reading:
         return values
 
     def _add(self, place: Place, subject: str, what: str, allowed: str) -> None:
-        line = 0
-        while place and not line:  # the nearest place around it that has a line
-            line = self._lines.get(place, 0)
-            place = place[:-1]
+        line = nearest_line(self._lines, place)
         self.problems.append(Problem(self._source, line, subject, what, allowed))
 
 

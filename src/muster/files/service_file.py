@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from muster.files.service_keys import KEYS, Key, Nodes, Wrong, nearest
-from muster.files.toml_lines import Place, Problem, document_of, key_lines
+from muster.files.toml_lines import Place, Problem, document_of, key_lines, nearest_line
 from muster.records.service_limits import MAXIMUM_SERVICES, contradictions, group_problems
 from muster.records.services import Definition
 
@@ -166,10 +166,7 @@ class _Reading:
             self._add((TABLES, positions[name], found.key), _subject(name, positions[name]), found.what, found.allowed)
 
     def _add(self, place: Place, subject: str, what: str, allowed: str) -> None:
-        line = 0
-        while place and not line:  # the nearest place around it that has a line
-            line = self._lines.get(place, 0)
-            place = place[:-1]
+        line = nearest_line(self._lines, place)
         self.problems.append(Problem(self._source, line, subject, what, allowed))
 
 

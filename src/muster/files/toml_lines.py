@@ -8,6 +8,7 @@ where it is lost, a message has no line.
 
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Place = tuple[str | int, ...]  # path of a key: ("service", 0, "name"); an array of tables contributes a position
@@ -33,6 +34,13 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         place = f"{self.source}:{self.line}" if self.line else self.source
         return f"{place}: {self.subject}: {self.what}; {self.allowed}"
+
+
+def nearest_line(lines: Mapping[Place, int], place: Place) -> int:
+    """The line of a key, or else of the nearest place around it that has one; 0 where none has."""
+    while place and not lines.get(place, 0):
+        place = place[:-1]
+    return lines.get(place, 0) if place else 0
 
 
 def document_of(text: str, source: str) -> dict[str, Any] | Problem:

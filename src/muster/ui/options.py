@@ -109,6 +109,15 @@ def print_json(document: object, *, line: bool = False) -> None:
     click.echo(escaped(json.dumps(versioned, indent=None if line else 2, ensure_ascii=False)))
 
 
+def answer_of(query: str, *, as_json: bool, **arguments: Any) -> Document | None:
+    """The node's answer to a query; None if JSON is wanted, and has been printed. Raises `ClientError`."""
+    answer = settings().connection().query(query, **arguments)
+    if not as_json:
+        return answer
+    print_json(answer)
+    return None
+
+
 def settings() -> Settings:
     """The settings of the command line at work."""
     return click.get_current_context().ensure_object(Settings)

@@ -21,38 +21,15 @@ from muster.core.services import requests as service_operations
 from muster.core.transitions.transition import open_forced_leave, open_leave
 from muster.core.versions import requests as administration
 from muster.core.versions import revisions
-from muster.records.configuration import ConfigureCluster, FinishUpgrade, Operation, RollBack
+from muster.records.configuration import Operation
 from muster.records.events import ApplyEvents, EnableEvents
 from muster.records.levels import NodeState
-from muster.records.members import EvictNode, LeaveNode, Member, Proof, RestartDaemon
+from muster.records.members import EvictNode, LeaveNode, Member, Proof
 from muster.records.messages import Request
-from muster.records.nodes import (
-    AbandonRotation,
-    AddNode,
-    CertifyNodes,
-    EnrolNode,
-    IssueToken,
-    RemoveNode,
-    RotateAuthority,
-    SetAddresses,
-)
+from muster.records.nodes import AbandonRotation, RotateAuthority
 from muster.records.operations import OperationRequest, kind_of
 from muster.records.registers import ProofKind
-from muster.records.services import (
-    ApplyServices,
-    ClearService,
-    ConfirmClean,
-    ConfirmStopped,
-    DeregisterService,
-    FailService,
-    Maintenance,
-    RegisterService,
-    RestartService,
-    SetMaintenance,
-    SetStandby,
-    Standby,
-    TransferService,
-)
+from muster.records.services import FailService, Maintenance, SetMaintenance, SetStandby, Standby
 from muster.records.versions import KERNELS_WORD
 
 # What a repeated request cannot say as the first did: the version that it was made from, and an authority made for it.
@@ -151,37 +128,27 @@ def _refuse_as_too_large(draft: Draft, facts: Facts) -> None:
 
 
 def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
+    if isinstance(operation, service_operations.ServiceOperation):
+        return service_operations.carry_out(operation, draft, facts)
+    if isinstance(operation, configuration.ConfigurationRequest):
+        return configuration.carry_out(operation, draft, facts)
+    if isinstance(operation, administration.Administration):
+        return administration.carry_out(operation, draft, lambda other: _dispatch(other, draft, facts))
     match operation:
-        case RollBack() | ConfigureCluster() | FinishUpgrade() | RestartDaemon():
-            return administration.carry_out(operation, draft, lambda other: _dispatch(other, draft, facts))
         case LeaveNode(node=name):
             return _leave(member_named(draft, name), draft)
         case EvictNode(node=name):
             return _evict(member_named(draft, name), operation, draft, facts)
         case SetStandby(node=name):
             return _set_standby(member_named(draft, name), operation, draft)
+        case SetMaintenance():
+            return _set_maintenance(operation, draft)
         case ApplyEvents():
             return event_operations.apply(operation, draft)
         case EnableEvents():
             return event_operations.enable(operation, draft)
-        case SetMaintenance():
-            return _set_maintenance(operation, draft)
-        case AddNode() | SetAddresses() | RemoveNode() | IssueToken() | EnrolNode() | CertifyNodes():
-            return configuration.carry_out(operation, draft, facts)
         case RotateAuthority() | AbandonRotation():
             return authority.carry_out(operation, draft, facts)
-        case (
-            ApplyServices()
-            | RegisterService()
-            | DeregisterService()
-            | TransferService()
-            | FailService()
-            | RestartService()
-            | ClearService()
-            | ConfirmClean()
-            | ConfirmStopped()
-        ):
-            return service_operations.carry_out(operation, draft, facts)
         case _:
             assert_never(operation)
 

@@ -11,7 +11,8 @@ document formats are stable: new keys may come, none goes or changes its meaning
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct, field
@@ -315,6 +316,7 @@ def _service(database: Database, view: NodeView, service: Service) -> Document:
     active = service.state is not ServiceState.DEREGISTERED
     placed = instances_of(service, database) if is_template(service) else [service]
     states = {each.node: str(each.state) for each in placed if each.state is not ServiceState.DEREGISTERED}
+    down = _why_down(database, service)
     return {
         "state": str(service.state),
         "flags": _flags(service),
@@ -323,7 +325,8 @@ def _service(database: Database, view: NodeView, service: Service) -> Document:
         "wanted": service.wanted,
         "cause": service.cause or _why_held(database, view, service),
         "held": maintenance_words(database, service),
-        "down": _why_down(database, service),
+        "down": down.words if down is not None else "",
+        "down_word": str(down.word) if down is not None else "",
         "since_s": view.at_s(service.since) if service.since else None,
         "failures": _failures(database, view, service),
         "pending": list(pending(service)),
@@ -353,24 +356,45 @@ def _plus(at_s: int | None, more_s: float) -> int | None:
     return None if at_s is None else round(at_s + more_s)
 
 
-def _why_down(database: Database, service: Service) -> str:
-    """What a de-registered service is, in words: stopped by a person, failed, waiting, or never started."""
+class DownWord(StrEnum):
+    """What a de-registered service is, in a word of the glossary (docs/SPECIFICATION.md)."""
+
+    WITHDRAWN = "withdrawn"
+    DONE = "done"
+    STOPPED = "stopped"
+    NEVER_STARTED = "never started"
+    FAILED = "failed"
+    WAITS = "waits"
+
+
+class Down(NamedTuple):
+    """The same, and in full."""
+
+    word: DownWord
+    words: str
+
+
+def _why_down(database: Database, service: Service) -> Down | None:
+    """What a de-registered service is: stopped by a person, failed, waiting, or never started; None for others."""
     if service.state is not ServiceState.DEREGISTERED:
-        return ""
+        return None
     parent = database.services.get(service.definition.parent) if service.definition.parent else None
     if service.removed:
-        return "withdrawn"
+        return Down(DownWord.WITHDRAWN, "withdrawn")
     if not service.wanted:
         if service.ended is Ended.DONE:
-            return "has done its work"
-        return "stopped by an operator" if service.generation or service.previous != NO_NODE else "never started"
+            return Down(DownWord.DONE, "has done its work")
+        if service.generation or service.previous != NO_NODE:
+            return Down(DownWord.STOPPED, "stopped by an operator")
+        return Down(DownWord.NEVER_STARTED, "never started")
     if service.cause:
-        return "failed"
+        return Down(DownWord.FAILED, "failed")
     if is_frozen(service, database):
-        return "waits for proof that its node has stopped"
+        return Down(DownWord.WAITS, "waits for proof that its node has stopped")
     if parent is not None and parent.state is not ServiceState.REGISTERED:
-        return f"waits for its parent {parent.name}"
-    return "waits for its first start" if service.previous == NO_NODE else "waits to be started again"
+        return Down(DownWord.WAITS, f"waits for its parent {parent.name}")
+    first = service.previous == NO_NODE
+    return Down(DownWord.WAITS, "waits for its first start" if first else "waits to be started again")
 
 
 def _why_held(database: Database, view: NodeView, service: Service) -> str:

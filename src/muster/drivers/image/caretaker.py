@@ -35,7 +35,13 @@ from muster.drivers.image.descriptors import receive_descriptors
 from muster.drivers.image.keeper import restore_default_signals
 from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, is_kept, lock_folder, lock_kept
 from muster.drivers.image.log_lines import Log
-from muster.drivers.image.process_tree import close_descriptors_except, end_everything_below, explain_status, fork_into
+from muster.drivers.image.process_tree import (
+    close_descriptors_except,
+    end_everything_below,
+    explain_status,
+    fork_into,
+    reaped,
+)
 from muster.drivers.image.processes import CARETAKER
 from muster.drivers.image.service_surroundings import DEFAULT_PATH, DEFAULT_UMASK, reset_inherited, reset_limits
 from muster.drivers.image.standby import Standby
@@ -306,13 +312,7 @@ class _Caretaker:
         work.pipe = -1
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in reaped():
             self._standby.ended(pid)
             for work in [work for work in self._works.values() if work.pid == pid]:
                 self._hear_cleaner(work)

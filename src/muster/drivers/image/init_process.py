@@ -37,6 +37,7 @@ from muster.drivers.image.process_tree import (
     explain_status,
     fork_into,
     only_wake,
+    reaped,
 )
 from muster.drivers.image.processes import INIT
 from muster.drivers.image.runner import run_runner
@@ -268,13 +269,7 @@ class _Init:
         os._exit(_NOT_EXECUTED)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in reaped():
             if pid == self._runner:
                 self._say(f"runner {explain_status(status)}".encode())
                 os._exit(RUNNER_ENDED_EXIT)

@@ -56,10 +56,32 @@ class Launch(NamedTuple):
     surroundings: Surroundings = NOTHING  # user, folder, limits, as the definition has them
 
 
-def spawn_keeper(launch: Launch, status_fd: int, output_fd: int, leash: Leash) -> int:
-    """Fork a keeper that executes `launch`; its pid. The descriptors are ends to write to, here still to be closed."""
+class Keeper(NamedTuple):
+    """A keeper that runs: its process id, and the ends of its pipes to read from, which never wait."""
+
+    pid: int
+    status_fd: int
+    output_fd: int
+
+
+def spawn_keeper(launch: Launch, leash: Leash) -> Keeper:
+    """Fork a keeper that executes `launch`. Raises `OSError`, and leaves no descriptor open then."""
     runner = os.getpid()
-    return fork_into(lambda: _keep(launch, status_fd, output_fd, leash, runner))
+    opened: list[int] = []
+    try:
+        opened += os.pipe()
+        opened += os.pipe()
+        status, told, output, written_to = opened
+        pid = fork_into(lambda: _keep(launch, told, written_to, leash, runner))
+    except OSError:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise
+    os.close(told)
+    os.close(written_to)
+    os.set_blocking(status, False)
+    os.set_blocking(output, False)
+    return Keeper(pid, status, output)
 
 
 def _keep(launch: Launch, status_fd: int, output_fd: int, leash: Leash, runner: int) -> NoReturn:

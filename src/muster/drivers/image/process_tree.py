@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 BROKEN_EXIT = 73  # of a forked process that met what it was not made for; its standard error tells
 _FIRST_PAUSE_S = 0.001
@@ -89,6 +89,18 @@ def reap_all() -> bool:
             return True
         if pid == 0:
             return False
+
+
+def reaped() -> Iterator[tuple[int, int]]:
+    """Reap every child that has ended, and say of each its process id and its wait status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
 
 
 def read_environment(pid: int) -> dict[bytes, bytes]:

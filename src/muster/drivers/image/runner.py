@@ -99,6 +99,7 @@ from muster.drivers.image.process_tree import (
     only_wake,
     read_name,
     read_parents,
+    reaped,
     send,
 )
 from muster.drivers.image.processes import RUNNER
@@ -567,20 +568,7 @@ class Runner:
             looks_at=looks_at,
             surroundings=request.surroundings,
         )
-        opened: list[int] = []
-        try:
-            opened += os.pipe()
-            opened += os.pipe()
-            keeper = spawn_keeper(launch, opened[1], opened[3], self._leash)
-        except OSError:
-            for descriptor in opened:
-                os.close(descriptor)
-            raise
-        os.close(opened[1])
-        os.close(opened[3])
-        os.set_blocking(opened[0], False)
-        os.set_blocking(opened[2], False)
-        run = Run(request.generation, job.attempt, keeper, opened[0], opened[2], boottime_us())
+        run = Run(request.generation, job.attempt, *spawn_keeper(launch, self._leash), boottime_us())
         run.condition = condition
         run.service = service.name if action in KEPT_ACTIONS and not service.is_apart else ""
         service.runs.append(run)
@@ -753,13 +741,7 @@ class Runner:
     def _reap(self) -> None:
         bereaved: list[Service] = []  # whose processes may have become children of the runner
         may_have_orphans = False
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
+        for pid, status in reaped():
             if pid in self._lookers:
                 self._lookers.discard(pid)
             elif self._watcher.ended(pid, boottime_us()):

@@ -454,22 +454,11 @@ class BuiltIn:
         }
         surroundings = surroundings_in(subject.asked.surroundings or None, event)
         launch = Launch(event, command, environment, dies_with_keeper=True, surroundings=surroundings)
-        opened: list[int] = []
-        try:
-            opened += os.pipe()
-            opened += os.pipe()
-            keeper = spawn_keeper(launch, opened[1], opened[3], self._leash)
-        except OSError:
-            for descriptor in opened:
-                os.close(descriptor)
-            raise
-        os.close(opened[1])
-        os.close(opened[3])
-        for descriptor in (opened[0], opened[2]):
-            os.set_blocking(descriptor, False)
+        keeper = spawn_keeper(launch, self._leash)
+        for descriptor in (keeper.status_fd, keeper.output_fd):
             self._readers[descriptor] = subject
             self._poll.register(descriptor, select.POLLIN)
-        return Check(keeper, opened[0], opened[2], now_us, now_us + subject.timeout_us)
+        return Check(*keeper, now_us, now_us + subject.timeout_us)
 
     def _readable(self, descriptor: int, subject: Subject) -> None:
         check = subject.check

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from muster.files.toml_lines import Place, Problem, document_of, key_lines
+from muster.files.toml_lines import Place, Problem, document_of, key_lines, nearest_line
 from muster.records.durations import duration_of
 from muster.records.levels import Barriers
 from muster.records.names import NAME, NAME_RULE, shown
@@ -314,10 +314,7 @@ class _Reading:
                 self._add((*place, key), subject, f"unknown key {shown(key)}", _nearest(key, known))
 
     def _add(self, place: Place, subject: str, what: str, allowed: str) -> None:
-        line = 0
-        while place and not line:  # the nearest place around it that has a line
-            line = self._lines.get(place, 0)
-            place = place[:-1]
+        line = nearest_line(self._lines, place)
         self._problems.append(Problem(self._source, line, subject, what, allowed))
 
 

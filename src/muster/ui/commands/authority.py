@@ -7,6 +7,7 @@ import click
 from muster.client.errors import ClientError
 from muster.setup.nodes import Connection, Document
 from muster.ui.options import (
+    answer_of,
     change_options,
     connection_options,
     json_option,
@@ -33,9 +34,8 @@ def authority() -> None:
 @reporting
 def show(as_json: bool) -> None:
     """The authority, when it ends, and how far its replacement has come."""
-    answer = settings().connection().query("authority")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("authority", as_json=as_json)
+    if answer is None:
         return
     from muster.ui.pages.screen import show_authority
 

@@ -7,6 +7,7 @@ import click
 
 from muster.setup.nodes import Document
 from muster.ui.options import (
+    answer_of,
     change_options,
     complete_nodes,
     connection_options,
@@ -40,9 +41,8 @@ def config() -> None:
 @reporting
 def history(as_json: bool) -> None:
     """Every version of the configuration that is kept, newest first; version 0 is what `muster init` made."""
-    answer = settings().connection().query("config_history")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("config_history", as_json=as_json)
+    if answer is None:
         return
     for made in answer["versions"]:
         click.echo(f"{made['version']:>6}  {when(made['at_ms'])}  {_by(made)}  {made['what']}")
@@ -59,9 +59,8 @@ def history(as_json: bool) -> None:
 @reporting
 def show(version: int | None, as_json: bool) -> None:
     """The configuration as it was at VERSION, or as it is."""
-    answer = settings().connection().query("config_show", version="" if version is None else str(version))
-    if as_json:
-        print_json(answer)
+    answer = answer_of("config_show", as_json=as_json, version="" if version is None else str(version))
+    if answer is None:
         return
     made = answer["made"]
     click.secho(
@@ -86,9 +85,8 @@ def show(version: int | None, as_json: bool) -> None:
 @reporting
 def diff(old: int, new: int | None, as_json: bool) -> None:
     """What differs between version OLD and version NEW (without NEW: the newest)."""
-    answer = settings().connection().query("config_diff", old=str(old), new="" if new is None else str(new))
-    if as_json:
-        print_json(answer)
+    answer = answer_of("config_diff", as_json=as_json, old=str(old), new="" if new is None else str(new))
+    if answer is None:
         return
     show_differences(answer["differences"])
     if not answer["differences"]:
@@ -176,9 +174,8 @@ def audit(as_json: bool) -> None:
 
     What was refused is kept by the node that refused it, for as long as its daemon runs.
     """
-    answer = settings().connection().query("audit")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("audit", as_json=as_json)
+    if answer is None:
         return
     for entry in answer["audit"]:
         words = f"{entry['operation']} {entry['subject']}".rstrip()

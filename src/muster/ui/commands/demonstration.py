@@ -5,14 +5,12 @@ the end. On a terminal the cluster is shown live; elsewhere each change is a lin
 """
 
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import click
@@ -20,6 +18,7 @@ import click
 from muster.client.errors import ClientError
 from muster.dev import demonstration_service
 from muster.dev.development_cluster import DevelopmentCluster, create, free_addresses
+from muster.dev.endings import undisturbed, unwinding
 from muster.dev.polling_client import Outage, PollingClient, boottime_us
 from muster.setup.nodes import Document
 from muster.ui.options import reporting
@@ -48,7 +47,7 @@ def demo(pace_s: float) -> None:
 
     Needs nothing but this machine, asks nothing, leaves nothing behind.
     """
-    with _ending_signals():
+    with unwinding():
         directory = Path(tempfile.mkdtemp(prefix="muster-demo-"))
         cluster: DevelopmentCluster | None = None
         try:
@@ -56,7 +55,7 @@ def demo(pace_s: float) -> None:
             cluster = create(directory / "cluster", NODES, "fast", name="demo")
             _play(cluster, pace_s)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 if cluster is not None:
                     cluster.stop_everything()
                     cluster.remove()
@@ -259,29 +258,3 @@ def _scene(text: str) -> None:
 
 def _plain(text: str) -> None:
     click.echo(f"  {text}")
-
-
-@contextmanager
-def _ending_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that what was started is ended."""
-
-    def unwind(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No signal cuts the end short; it takes a few seconds at most."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

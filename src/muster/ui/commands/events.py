@@ -1,7 +1,6 @@
 """Commands about events: what is watched for, what has occurred, and scripts as watchers (SPEC 5)."""
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -15,8 +14,10 @@ import click
 
 from muster.client import Asked, AsyncWatcher, ClientError, watch_async
 from muster.setup.errors import Mistaken
+from muster.ui.commands.children import end_group
 from muster.ui.commands.subsystem import read_duration
 from muster.ui.options import (
+    answer_of,
     change_options,
     complete_groups,
     connection_options,
@@ -50,9 +51,8 @@ def list_(as_json: bool) -> None:
     With --json: groups [{group, service, enabled_by_hand, nodes, on_master, windows, events, enabled_on, why_not
     {node: words}, watched_by {event: {node: watcher}}}], watchers {node: [{name, process}]}, unanswered [{node, why}].
     """
-    answer = settings().connection().query("events")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("events", as_json=as_json)
+    if answer is None:
         return
     from muster.ui.pages.event_pages import show_events
 
@@ -211,7 +211,7 @@ class Script:
         try:
             written, _ = await process.communicate()
         except asyncio.CancelledError:
-            await _end(process)
+            await end_group(process)
             raise
         text = written.decode(errors="replace")
         if process.returncode:
@@ -225,7 +225,7 @@ class Script:
             async for line in _lines_of(process.stdout):
                 await self._tell(asked, _pairs(line), line)
         finally:
-            await _end(process)
+            await end_group(process)
 
     async def _start(self, asked: Asked) -> asyncio.subprocess.Process:
         values = {f"MUSTER_IN_{key.upper()}": value for key, value in asked.parameters.items()}
@@ -261,18 +261,6 @@ def _pairs(text: str) -> dict[str, str]:
     """The OUT parameters that a script writes: `key=value`, a line each."""
     found = (_PAIR.fullmatch(line.strip()) for line in text.splitlines())
     return {each[1]: each[2] for each in found if each is not None}
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a command and what it started; its group has the command's own id."""
-    for order, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, order)
-        try:
-            await asyncio.wait_for(process.wait(), patience_s)
-        except TimeoutError:
-            continue
-        break
 
 
 @watcher.command()

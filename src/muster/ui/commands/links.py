@@ -3,7 +3,7 @@
 import click
 
 from muster.setup.nodes import Document
-from muster.ui.options import connection_options, json_option, print_json, reporting, settings
+from muster.ui.options import answer_of, connection_options, json_option, reporting
 
 
 @click.command()
@@ -21,9 +21,8 @@ def links(as_json: bool) -> None:
       muster links --dir /tmp/try
       muster links --json | jq '.outside'
     """
-    answer = settings().connection().query("links")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("links", as_json=as_json)
+    if answer is None:
         return
     for line in page(answer):
         click.echo(line)

@@ -10,12 +10,12 @@ from muster.setup.errors import Mistaken
 from muster.setup.nodes import Connection, Document
 from muster.ui.durations import duration_option
 from muster.ui.options import (
+    answer_of,
     change_options,
     complete_nodes,
     complete_services,
     connection_options,
     json_option,
-    print_json,
     reporting,
     settings,
     show_change,
@@ -123,9 +123,8 @@ def _preview(connection: Connection, kind: str, subject: str) -> None:
 @reporting
 def list_maintenance(as_json: bool) -> None:
     """What is in maintenance, and which nodes are on standby."""
-    answer = settings().connection().query("maintenance")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("maintenance", as_json=as_json)
+    if answer is None:
         return
     for each in answer["maintenance"]:
         words = f"{each['kind']} {each['subject']}".strip()

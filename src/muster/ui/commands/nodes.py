@@ -9,13 +9,13 @@ from muster.setup.nodes import Connection, Document
 from muster.ui.commands.node_configuration import add, remove, set_addresses, show, token
 from muster.ui.durations import duration_option
 from muster.ui.options import (
+    answer_of,
     change_options,
     complete_nodes,
     connection_options,
     json_option,
     override_option,
     overriding,
-    print_json,
     reporting,
     settings,
     show_beside,
@@ -42,9 +42,8 @@ for _command in (show, add, token, set_addresses, remove):
 @reporting
 def list_nodes(as_json: bool) -> None:
     """Every configured node: its state, address, and what is known of its last end."""
-    answer = settings().connection().query("nodes")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("nodes", as_json=as_json)
+    if answer is None:
         return
     from muster.ui.pages.screen import show_nodes
 

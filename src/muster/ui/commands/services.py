@@ -14,6 +14,7 @@ from muster.setup.harmless import one_line
 from muster.setup.nodes import Connection, Document
 from muster.ui.commands.waiting import Awaited, WaitingCommand, settled_words, wait_option
 from muster.ui.options import (
+    answer_of,
     change_options,
     complete_nodes,
     complete_services,
@@ -41,9 +42,8 @@ SHOWN_PROBLEMS = 50  # of a service file; the first ones, in the order of its li
 @reporting
 def services(as_json: bool) -> None:
     """Every service: its state, where it is, and what keeps it from being elsewhere."""
-    answer = settings().connection().query("services")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("services", as_json=as_json)
+    if answer is None:
         return
     from muster.ui.pages.screen import show_services
 

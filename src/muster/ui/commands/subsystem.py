@@ -34,11 +34,11 @@ from muster.client import (
 )
 from muster.records.durations import duration_of
 from muster.setup.errors import Mistaken
+from muster.ui.commands.children import end_group
 from muster.ui.options import connection_options, reporting, settings
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
-STOP_S = 2.0  # for a command that was asked to end
 JUDGE_S = 4.0  # for the command that judges a planned change: the cluster takes later silence for an objection
 
 SHELL = "/bin/sh"
@@ -143,7 +143,7 @@ class Steps:
         try:
             status = await process.wait()
         except asyncio.CancelledError:
-            await _end(process)
+            await end_group(process)
             raise
         if status < 0:
             return f"was ended by signal {-status}"
@@ -159,18 +159,6 @@ def _environment(told: AsyncNotification) -> dict[str, str]:
         "MUSTER_EPOCH": str(told.epoch),
         "MUSTER_VECTOR": json.dumps(dict(told.vector)),
     }
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a command and what it started: asked first, made to after `STOP_S`. Its group has the command's own id."""
-    for order, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, order)
-        try:
-            await asyncio.wait_for(process.wait(), patience_s)
-        except TimeoutError:
-            continue
-        break
 
 
 class Program:

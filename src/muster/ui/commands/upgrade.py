@@ -5,6 +5,7 @@ import click
 from muster.client.errors import ClientError
 from muster.setup.nodes import Document
 from muster.ui.options import (
+    answer_of,
     change_options,
     connection_options,
     json_option,
@@ -34,9 +35,8 @@ def upgrade() -> None:
 @reporting
 def status(as_json: bool) -> None:
     """The active version, what each node runs, and what is missing for a higher version."""
-    answer = settings().connection().query("upgrade")
-    if as_json:
-        print_json(answer)
+    answer = answer_of("upgrade", as_json=as_json)
+    if answer is None:
         return
     low, high = answer["understood"]
     click.echo(f"active: version {answer['active']}; this node's release knows {low} to {high}")

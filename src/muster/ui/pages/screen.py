@@ -286,18 +286,10 @@ def _why_down(name: str, service: Document) -> str:
     return f"{words}: muster why {name}"
 
 
-# What a de-registered service is, by how the words about it begin (docs/SPECIFICATION.md, glossary).
-_DOWN = {
-    "failed": "failed", "stopped": "stopped", "never started": "never started", "has done": "done", "waits": "waits",
-    "withdrawn": "withdrawn",
-}  # fmt: skip
-
-
 def _about(name: str, service: Document) -> str:
     """Its cause; that of one that is de-registered begins with what that means: it failed, was stopped, waits, ..."""
     cause = service["cause"]
-    down = service.get("down") or ""  # a node of an earlier release does not say it
-    words = next((words for begins, words in _DOWN.items() if down.startswith(begins)), "")
+    words = service.get("down_word") or ""  # a node of an earlier release does not say it
     if service["state"] != "de-registered" or not cause:
         return cause or _why_down(name, service)
     return cause if not words or cause.startswith(words) else f"{words}: {cause}"
