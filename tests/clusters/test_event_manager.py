@@ -575,6 +575,8 @@ def test_timers_and_processes_are_watched_for_and_actions_issue_ordinary_request
 def test_a_check_that_is_ended_while_it_forks_leaves_nothing(cluster: Cluster) -> None:
     mark = f"1010.{os.getpid()}"
     forks = f"for each in $(seq 40); do sleep {mark} & done; wait"
+    log = cluster.dev.directory / "nodes" / "n1" / "log"
+    before = log.stat().st_size
     cluster.apply(
         f"""
         [[event_group]]
@@ -589,6 +591,8 @@ def test_a_check_that_is_ended_while_it_forks_leaves_nothing(cluster: Cluster) -
     wait("checks", lambda: len(cluster.occurrences("forking")) > 15)
     cluster.dev.succeed("event", "disable", "g")
     wait("nothing is left", lambda: not any(mark.encode() in read_command_line(pid) for pid in read_parents()))
+    written = log.read_bytes()[before:].decode().splitlines()
+    assert [line for line in written if not line.startswith("time=")] == [], "no traceback, nothing of the check's own"
 
 
 def test_a_timer_goes_on_through_a_restart_of_the_daemon(cluster: Cluster) -> None:

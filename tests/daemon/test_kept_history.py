@@ -1,17 +1,20 @@
 """Histories on the disk of a node: what is kept, what is lost, and that the daemon never suffers from it (P8.9)."""
 
+import asyncio
 import os
 import resource
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from muster.core.events.manager import Occurrence
 from muster.daemon.events.command_log import CommandLog
 from muster.daemon.events.event_history import EventHistory
+from muster.daemon.events.event_manager import SHOWN_OCCURRENCES, EventManager
 from muster.daemon.events.kept_history import MAXIMUM_UNWRITTEN, KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited
 
@@ -146,6 +149,15 @@ def test_p8_9_of_an_occurrence_the_last_line_counts_and_its_times_are_of_this_bo
     ]
     assert [round((50 * SECOND_US - each.at_us) / SECOND_US) for each in other] == [100, 99]
     assert other[0].ended_us - other[0].at_us == 5000
+
+
+def test_occurrences_of_one_event_are_chosen_before_the_answer_is_cut() -> None:
+    known = [{"event": "rare", "number": 0}, *({"event": "often", "number": n} for n in range(2 * SHOWN_OCCURRENCES))]
+    manager = SimpleNamespace(history=lambda: known)
+    for name, count in (("rare", 1), ("often", SHOWN_OCCURRENCES), ("", SHOWN_OCCURRENCES), ("never", 0)):
+        answer = asyncio.run(EventManager.answer(manager, "event_history", name))  # type: ignore[arg-type]
+        assert len(answer["occurrences"]) == count, name
+        assert all(each["event"] == name or not name for each in answer["occurrences"])
 
 
 def test_p8_9_commands_are_kept_and_the_end_of_a_program_is_recorded_once(kept: Kept) -> None:

@@ -5,9 +5,12 @@ import contextlib
 import os
 import socket
 import threading
+import typing
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,15 +18,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from bad_input import until
 from dev_cluster import DevCluster
 from muster.core.effects import RunCommand, Trace
-from muster.core.needs.machine import NOTHING
+from muster.core.needs.machine import NOTHING, Told
+from muster.core.needs.need import Need
 from muster.core.transitions import narration as history
 from muster.daemon.metrics.endpoint import Endpoint, MetricsRefused, check_endpoint
 from muster.daemon.metrics.measures import BOUNDS_S, Durations, Measures
+from muster.daemon.metrics.metrics import Collector
 from muster.daemon.shell import readiness
 from muster.daemon.shell.guard_channel import GuardChannel
 from muster.drivers.image import systemd as service_manager
 from muster.drivers.image.lease_account import TELL_US, LeaseAccount
+from muster.records.database import initial_database
 from muster.records.levels import TransitionKind
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import CommandState
 from muster.records.timing import VIRTUALISED
 
@@ -152,6 +159,24 @@ def test_the_endpoint_answers_get_only_and_survives_whatever_else_is_sent(tmp_pa
         assert not path.exists()
 
     asyncio.run(serve())
+
+
+def test_p10_12_what_each_service_and_node_has_suffered_is_counted_by_its_name() -> None:
+    nodes = tuple(NodeConfig(number, f"n{number}", (f"10.0.0.{number}:7700",), "PEM") for number in range(2))
+    database = initial_database(Cluster("test", "ab" * 16, "fast", "PEM"), nodes)
+    need = Need("unproven", "node/n1", "n1 is silent", "look at it", affects=("web",))
+    counts = {("failure", "service/web"): 3, ("restart", "service/web"): 2, ("move", "service/web"): 1}
+    node = typing.cast("Any", SimpleNamespace(database=database))
+    metrics = Collector(node, Measures(), "1", lambda: Told((need,)), lambda: counts)
+    found = {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in metrics._people()
+        for sample in family.samples
+    }
+    suffered = [found[f"muster_service_{name}_total", "web"] for name in ("failures", "restarts", "moves")]
+    assert suffered == [3, 2, 1]
+    assert (found["muster_node_unproven", "n0"], found["muster_node_unproven", "n1"]) == (0, 1)
+    assert (found["muster_needs_you", "unproven,node/n1"], found["muster_needs", ""]) == (1, 1)
 
 
 def test_a_running_node_shows_its_metrics_where_it_is_told_to(

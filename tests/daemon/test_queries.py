@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 
 from muster.core.entries import apply
+from muster.core.needs.machine import Told
+from muster.core.needs.need import Need
 from muster.daemon.socket.catalogue import answer
 from muster.daemon.socket.queries import NodeView
+from muster.daemon.socket.why_node import why_node
 from muster.records.database import Change, Database, Entry, initial_database
 from muster.records.levels import EVENT_MANAGER_LEVEL, MEMBERSHIP_LEVEL, NodeState, TransitionKind
 from muster.records.members import Eviction, Member, Proof
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.refusal import ControlRefused
 from muster.records.registers import ProofKind
-from muster.records.services import Definition, Service, ServiceState
+from muster.records.services import Definition, Ended, Service, ServiceState
 from muster.records.terms import Term
 from muster.records.transitions import Transition
 
@@ -95,6 +98,45 @@ def test_a_de_registered_service_is_on_no_node_even_if_it_was_on_one() -> None:
     assert set(shown["nodes"].values()) == {None}
     assert shown["flags"] == ["T"]
     assert shown["cause"] == "no node is up"
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"wanted": False, "generation": 4}, "stopped by an operator"),
+        ({"wanted": False}, "never started"),
+        ({"wanted": False, "ended": Ended.DONE}, "has done its work"),
+        ({"wanted": True, "cause": "start failed on n1"}, "failed"),
+        ({"wanted": True}, "waits for its first start"),
+        ({"wanted": True, "previous": 1}, "waits to be started again"),
+        ({"wanted": True, "removed": True}, "withdrawn"),
+        ({"definition": Definition("web", parent="disk"), "wanted": True}, "waits for its parent disk"),
+    ],
+)
+def test_a_de_registered_service_is_shown_as_what_it_is(known: dict[str, Any], words: str) -> None:
+    service = Service(**{"definition": Definition("web"), "uid": 1, **known})
+    answer = ask("status", database_with(Service(Definition("disk"), 2), service))
+    shown = answer["services"]["web"]
+    assert (shown["state"], shown["down"]) == ("de-registered", words)
+    registered = Service(Definition("web"), 1, ServiceState.REGISTERED, node=1, wanted=True)
+    assert ask("status", database_with(registered))["services"]["web"]["down"] == ""
+
+
+def test_why_a_node_tells_its_need_what_it_holds_and_each_sign() -> None:
+    silent = Member(1, NodeState.JOINED, 9, eviction=Eviction(9, "its lease has run out", silent=True))
+    held = Service(Definition("web"), 1, ServiceState.REGISTERED, node=1, incarnation=9)
+    need = Need("unproven", "node/n1", "n1 is silent", "muster node evict n1 --confirmed-dead")
+    seen = view(live=frozenset({0}), needs=Told((need,)))
+    found = why_node(database_with(silent, held), seen, "n1")
+    assert (found["summary"], found["next_step"]) == (need.words, need.next_step)
+    assert found["services"] == [
+        {"service": "web", "words": "registered; it stays so until the node is proven to have stopped"}
+    ]
+    rules = {each["rule"]: (each["holds"], each["words"]) for each in found["rules"]}
+    assert rules["proof"] == (False, "silent: its lease has run out")
+    assert rules["lease"] == (False, "its lease is not renewed")
+    well = why_node(database_with(Member(1, NodeState.JOINED, 9)), view(), "n1")
+    assert (well["next_step"], well["services"], well["summary"].startswith("n1 is joined")) == ("", [], True)
 
 
 def test_a_service_of_all_nodes_shows_on_which_it_is() -> None:

@@ -236,6 +236,10 @@ def test_a_stop_command_finds_the_program_running_and_the_ladder_ends_it(runner:
     result = runner.run(3, "stop", *stop, grace_ms=100)
     assert (result["succeeded"], result["detail"]) == (True, "what was left ignored SIGTERM and was killed")
     assert (tmp_path / "alive").exists()
+    command, killed = [packet for packet in runner.heard if packet["say"] == "ended" and packet["generation"] == 3]
+    assert (command["action"], command["status"]) == ("stop", "ended with status 0")
+    assert (killed["action"], killed["status"], killed["failure"]) == ("stop", result["detail"], "")
+    assert killed["duration_ms"] >= 100
     assert len(runner.below()) == 1  # the bystander
     assert not [packet for packet in runner.heard if packet["say"] == "exited"]
 

@@ -76,9 +76,11 @@ def test_a_process_that_detached_itself_twice_and_cleared_its_environment_ends_b
     assert runner.run(1, "start", *command)["succeeded"]
     wait_for("sleep", lambda: list(runner.below().values()) == ["sleep"])
     pid = int((tmp_path / "pid").read_text())
-    result = runner.run(2, "stop", timeout_ms=300 if stubborn else 20_000)
+    result = runner.run(2, "stop", timeout_ms=300 if stubborn else 20_000, stop_signal="SIGTERM")
     assert result["succeeded"]
     assert ("ignored SIGTERM and was killed" in result["detail"]) == bool(stubborn)
+    stops = [packet["status"] for packet in runner.heard if packet["say"] == "ended" and packet["action"] == "stop"]
+    assert stops == (["what was left ignored SIGTERM and was killed"] if stubborn else [])  # P8.21
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

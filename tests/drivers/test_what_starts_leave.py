@@ -150,6 +150,39 @@ def test_p8_18_a_program_that_crashes_or_is_not_followed_has_ended_whatever_it_l
     assert told["status"].startswith(f"ended with status {status}")
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_p8_18_a_program_that_goes_into_the_background_at_its_start_is_what_it_leaves(
+    runner: RealRunner, tmp_path: Path, waits: bool
+) -> None:
+    flag = tmp_path / "ready"
+    daemon = f"setsid sh -c 'sleep 0.3; touch {flag}; exec sleep 1000' & exit 0"
+    runner.ask(1, "start", *shell(daemon), program=True, follows=True, ready={"file": str(flag)} if waits else None)
+    result = runner.result(1, "start")
+    assert (result["succeeded"], result["left"]) == (True, True), result
+    assert flag.exists() or not waits
+    (left,) = wait_for("what it left", lambda: sleeps(runner) if flag.exists() else [])
+    assert says_no_exit(runner)
+    os.kill(left, signal.SIGTERM)
+    assert exited(runner, 1)["status"].endswith("the last of which was killed by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("left", "follows", "told"),
+    [
+        ("setsid sleep 1000 & exit 0", False, "must stay in the foreground, or needs `forking = true`"),
+        ("setsid sleep 1000 & exit 3", True, "ended with status 3 before it was ready"),
+        ("setsid sh -c 'exit 7' & exit 0", True, "ended with status 0 before it was ready"),
+        ("exit 0", True, "ended with status 0 before it was ready"),
+    ],
+)
+def test_p8_18_a_program_that_ends_at_its_start_and_leaves_nothing_that_goes_on_has_failed_to_start(
+    runner: RealRunner, left: str, follows: bool, told: str
+) -> None:
+    result = runner.run(1, "start", *shell(left), program=True, follows=follows, ready={"file": "/nowhere/at/all"})
+    assert not result["succeeded"]
+    assert told in result["detail"]
+
+
 def test_p8_18_a_start_command_may_have_something_to_wait_for(runner: RealRunner, tmp_path: Path) -> None:
     ready, go = {"file": str(tmp_path / "ready")}, tmp_path / "go"
     daemon = f"setsid sh -c 'while ! [ -e {go} ]; do sleep 0.02; done; touch {ready['file']}; exec sleep 1000' &"

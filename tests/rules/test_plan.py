@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from muster.core.operations.plan import NodeChange, Outlook, Plan, PlanRefused
 from muster.core.room import Room
+from muster.daemon.socket.planning import Change, assumptions
 from muster.records.database import encode_database
 from muster.records.operations import OperationRequest
 from muster.records.services import ApplyServices, Definition, DeregisterService, SetMaintenance, TransferService
@@ -52,6 +53,18 @@ def test_a_plan_tells_the_leave_of_a_node_from_its_loss(kind: str) -> None:
     assert steps(outlook) == [*stops, ("start", "disk", 1), ("start", "web", 1)]
     assert outlook.before == {"disk": 0, "web": 0}
     assert outlook.after == {"disk": 1, "web": 1}
+
+
+@pytest.mark.parametrize(
+    ("one_machine", "told", "not_told"),
+    [(True, "the kernel's word proves it here", "--confirmed-dead"), (False, "evict n1 --confirmed-dead", "kernel")],
+)
+def test_a_plan_of_a_loss_says_what_proves_it_in_this_very_cluster(one_machine: bool, told: str, not_told: str) -> None:
+    change = Change((), (NodeChange("lose", "n1"), NodeChange("leave", "n2")))
+    (words,) = assumptions(change, one_machine=one_machine)
+    assert words.startswith("n1 is taken for proven dead")
+    assert told in words
+    assert not_told not in words
 
 
 def test_a_plan_of_a_file_that_defines_and_one_that_forbids() -> None:

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from muster.ui.pages.screen import services_table
 from muster.ui.values import as_typed
 
 
@@ -20,6 +21,20 @@ from muster.ui.values import as_typed
 )
 def test_each_value_is_shown_as_it_would_be_typed(value: object, text: str) -> None:
     assert as_typed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "caption"),
+    [
+        ([], None),
+        (["T"], "T: it moves to another node"),
+        (["M", "N"], "M: it waits for more nodes before its first start; N: each node that joins is told where it is"),
+    ],
+)
+def test_flags_are_explained_where_they_are_shown(flags: list[str], caption: str | None) -> None:
+    service = {"state": "registered", "flags": flags, "node": "n1", "cause": "", "wanted": True}
+    table = services_table({"services": {"web": service}})
+    assert caption == (None if table.caption is None else str(table.caption))
 
 
 def test_a_shell_reads_an_environment_back() -> None:

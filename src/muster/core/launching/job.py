@@ -81,8 +81,8 @@ class Progress:
     """One command, from its being taken to its result."""
 
     __slots__ = (
-        "attempt", "deadline_us", "failure", "kill_us", "killing", "latest_us", "phase", "waits_since_us", "wake_us",
-        "wanted",
+        "attempt", "began_us", "deadline_us", "failure", "kill_us", "killing", "latest_us", "phase", "waits_since_us",
+        "wake_us", "wanted",
     )  # fmt: skip
 
     def __init__(self, wanted: Wanted) -> None:
@@ -91,7 +91,8 @@ class Progress:
         self.attempt = 0  # number of the present one; the first is 1
         self.failure: str | None = None  # why it will be told as failed
         self.deadline_us = 0  # of the attempt
-        self.kill_us = 0  # when the ladder of the present phase goes on to SIGKILL
+        self.began_us = 0  # when the ladder of the present phase began
+        self.kill_us = 0  # when it goes on to SIGKILL
         self.killing = False
         self.latest_us = 0  # to when a program may move the end of the attempt, or of the grace, by asking for time
         self.waits_since_us = 0  # for a place among the starts; 0 while it does not
@@ -101,7 +102,7 @@ class Progress:
         """A ladder begins: what it must end is to be asked to end now."""
         wanted = self.wanted
         grace_ms = min(wanted.grace_ms, wanted.timeout_ms) if wanted.action == "stop" else wanted.grace_ms
-        self.phase, self.killing = phase, False
+        self.phase, self.killing, self.began_us = phase, False, now_us
         self.kill_us = now_us + grace_ms * US_PER_MS
         self.wake_us = self.kill_us
         self.latest_us = self.kill_us + wanted.extend_limit_ms * US_PER_MS

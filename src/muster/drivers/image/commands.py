@@ -179,6 +179,11 @@ class Run:
         self.last_status: int | None = None  # wait status of the last process that it had left, if the keeper said so
         self.helped_only = False  # what it had left looks like helpers, not like a daemon (`keeper.py`)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether what a program has left goes on for it: it ended as it wanted to, and is followed (P8.18)."""
+        return self.follows and self.status == 0 and self.has_left and self.last_status is None
+
     def output(self) -> str:
         """The end of what it wrote, for the history."""
         return self.tail.decode(errors="replace").strip()[-OUTPUT_CHARACTERS:]
@@ -227,6 +232,11 @@ class Job(Progress):
         self.run: Run | None = None
         self.probe: Run | None = None  # the ready command of the program
 
+    @property
+    def asks_with(self) -> signal.Signals:
+        """The signal with which its ladders ask what is to end."""
+        return self.request.stop_signal if self.request.action == "stop" else signal.SIGTERM
+
 
 class Service(Entry):
     """All that the runner knows of one service, or of one place beside a service."""
@@ -264,13 +274,17 @@ def explain_missing(program: str, error: int) -> str:
     return f"cannot execute {program}: {os.strerror(error)}; {advice.get(error, 'correct the service')}"
 
 
+_FOREGROUND = "a program given as `run` must stay in the foreground, or needs `forking = true`"
+
+
 def failure_of(run: Run, request: Request, missing: str) -> str:
     """Why an attempt that is over has not succeeded; nothing where it has."""
     if run.cannot_execute:
         return explain_missing(request.command[0], run.cannot_execute)
     if run.is_lacking:
         return with_tail(LACKING, run)
-    if run.condition is not None and (run.status is None if request.is_program else run.status == 0):
+    works = run.status is None or run.goes_on if request.is_program else run.status == 0
+    if run.condition is not None and works:
         if not missing:
             return ""
         within = "the time that it had asked for" if run.condition.extended_us else f"{request.timeout_ms} ms"
@@ -278,7 +292,7 @@ def failure_of(run: Run, request: Request, missing: str) -> str:
     if run.status is None:
         return with_tail(f"did not end within {request.timeout_ms} ms", run)
     if run.condition is not None and request.is_program:
-        advice = "a program given as `run` must stay in the foreground" if run.status == 0 else ""
+        advice = _FOREGROUND if run.status == 0 and not run.follows else ""
         return with_tail("; ".join(filter(None, (f"{explain_status(run.status)} before it was ready", advice))), run)
     return with_tail(explain_status(run.status), run) if run.status else ""
 

@@ -324,6 +324,17 @@ class Runner:
                 }
             )  # fmt: skip
 
+    def _say_killed(self, service: Service, job: Job, status: str) -> None:
+        """For the history: a stop that needed SIGKILL, which may have lost what its service had still to do (P8.21)."""
+        if len(self._outbox) < OUTBOX_LIMIT // 2:
+            self._say(
+                {
+                    "say": "ended", "service": service.name, "generation": job.request.generation, "action": "stop",
+                    "attempt": max(1, job.attempt), "failure": "", "status": status,
+                    "duration_ms": (boottime_us() - job.began_us) // US_PER_MS, "output": "",
+                }
+            )  # fmt: skip
+
     def _say_written(self, now_us: int) -> None:
         """Tell the daemon what commands have written, a piece of each at a time; nobody waits for a disk here."""
         if now_us < self._say_written_us:
@@ -421,10 +432,9 @@ class Runner:
 
     def _enter_ladder(self, service: Service, job: Job, phase: str) -> None:
         now_us = boottime_us()
-        request = job.request
         self._parents = None
         job.enter(phase, now_us)
-        self._signal(service, job, request.stop_signal if request.action == "stop" else signal.SIGTERM)
+        self._signal(service, job, job.asks_with)
         self._advance(service, now_us)
 
     def _doomed(self, service: Service, job: Job) -> tuple[list[Run], set[int]]:
@@ -511,7 +521,9 @@ class Runner:
             case Next.FINISH:
                 if job.request.action == "stop" and job.failure is not None:
                     service.stop_fails()
-                killed = "what was left ignored SIGTERM and was killed" if job.killing else ""
+                killed = f"what was left ignored {job.asks_with.name} and was killed" if job.killing else ""
+                if killed and job.request.action == "stop":
+                    self._say_killed(service, job, killed)
                 self._finish(service, job.failure is None, job.failure or killed)
             case Next.LAUNCH:
                 self._launch(service, job)
@@ -614,11 +626,13 @@ class Runner:
             self._enter_ladder(service, job, END)
 
     def _is_under_way(self, job: Job, run: Run) -> bool:
-        """Whether an attempt may still succeed: its command runs, or was a start command, and is to be ready yet."""
-        return run.status is None or (run.status == 0 and run.condition is not None and not job.request.is_program)
+        """Whether an attempt may still succeed: its command runs, or what it has left is to be ready yet."""
+        if run.status is None or job.request.is_program:
+            return run.status is None or run.goes_on
+        return run.status == 0 and run.condition is not None
 
     def _is_lost(self, service: Service, run: Run) -> bool:
-        """Whether a start command left something that was to become ready, and all of that has ended."""
+        """Whether a start left something that was to become ready, and all of that has ended."""
         return run.has_left and run not in service.runs
 
     def _started(self, service: Service, job: Job, run: Run) -> None:
@@ -700,7 +714,7 @@ class Runner:
         if not service.awaits_an_end():
             return
         for run in service.runs:
-            if run.is_supervised and run.status is not None and not _goes_on(run):
+            if run.is_supervised and run.status is not None and not run.goes_on:
                 self._tell_exit(service, run)
                 return
 
@@ -874,15 +888,10 @@ class Runner:
         return -1
 
 
-def _goes_on(run: Run) -> bool:
-    """Whether what a program has left goes on for it: it ended as it wanted to, and is followed (P8.18)."""
-    return run.follows and run.status == 0 and run.has_left and run.last_status is None
-
-
 def _may_quit(run: Run) -> bool:
     """Whether this is what its service is, which a stop command that has succeeded may have told to end (P8.21)."""
     if run.is_supervised:
-        return run.status is None or _goes_on(run)
+        return run.status is None or run.goes_on
     return run.follows and run.has_left
 
 
