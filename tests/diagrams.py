@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from muster.core.node.built_in import RESIDENTS
 from muster.core.node.node import Node
-from muster.core.node.residents import RESIDENTS
 from muster.core.services.table import RULES
 from muster.core.transitions.transition import MAY_FOLLOW, SETTLED_STATE
 from muster.drivers.image.processes import PROCESSES
@@ -37,7 +37,7 @@ def diagrams() -> str:
         ("Nodes", "`core/transitions/transition.py`, `MAY_FOLLOW` and `SETTLED_STATE` (SPEC 3.6, P3.6)", _nodes()),
         (
             "Levels of a node",
-            "`core/node/residents.py` (SPEC 4, P3.19); programs register between and above them",
+            "`core/node/built_in.py` (SPEC 4, P3.19); programs register between and above them",
             _levels(),
         ),
         ("Processes of a node", "`drivers/image/processes.py`", _processes()),

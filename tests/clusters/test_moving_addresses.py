@@ -9,7 +9,7 @@ import pytest
 from core_cluster import CoreCluster, joined_cluster
 from dev_cluster import DevCluster
 from interconnect_trial import Office, Station, beat, run, running, until
-from muster.daemon.trust.trust import Credentials, Reason
+from muster.daemon.trust.trust import NodeCredentials, Reason
 from muster.dev.development_cluster import free_addresses
 from muster.drivers.interconnect.mesh import LISTEN_AGAIN_S
 from muster.records.levels import NodeState
@@ -242,7 +242,7 @@ def test_p1_8_who_reaches_nobody_is_told_of_it_so_that_the_store_can_be_asked(of
 
 
 def test_p1_8_looks_into_the_store_for_an_address_use_up_none_of_those_for_trust(tmp_path: Path) -> None:
-    credentials = Credentials(0, tmp_path, lambda _event, _text: None)
+    credentials = NodeCredentials(0, tmp_path, lambda _event, _text: None)
     assert credentials.may_look_again(Reason.UNREACHABLE)
     assert not credentials.may_look_again(Reason.UNREACHABLE)
     assert credentials.may_look_again(Reason.DISTRUST)

@@ -21,7 +21,7 @@ from lab.machines import role_of
 from muster.client import Barriers, ClientError, Kind, Lost, Notification, Refused, Subsystem, register
 from muster.client.control import ControlClient
 from muster.core.inputs import LevelRegistered
-from muster.daemon.levels.programs import MAXIMUM_UNFETCHED, Kept, Registration
+from muster.daemon.levels.programs import MAXIMUM_UNFETCHED, KeptRegistration, Registration
 from muster.dev.node_processes import processes_of
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import LeaveNode
@@ -530,7 +530,7 @@ def test_a_dead_node_s_join_is_no_longer_worked_on_when_it_is_forced_out(cluster
 
 
 def test_a_program_that_does_not_fetch_is_offered_a_bounded_number_of_notifications() -> None:
-    registration = Registration(Kept("t", Level(60, "slow"), fails=False, pid=1))
+    registration = Registration(KeptRegistration("t", Level(60, "slow"), fails=False, pid=1))
     for number in range(MAXIMUM_UNFETCHED):
         assert registration.offer({"transition": number, "barrier": 0})
     assert not registration.offer({"transition": MAXIMUM_UNFETCHED, "barrier": 0})

@@ -11,7 +11,7 @@ import pytest
 
 from muster.client.watching import Members
 from muster.daemon.events import event_manager
-from muster.daemon.events.event_manager import MAXIMUM_UNFETCHED, MAXIMUM_WATCHERS, EventManager
+from muster.daemon.events.event_manager import MAXIMUM_UNFETCHED, MAXIMUM_WATCHERS, EventManagerShell
 from muster.records.refusal import ControlRefused
 from muster.records.watchers import BUILT_IN_WATCHER
 
@@ -19,14 +19,14 @@ STRANGER = {"pid": 1, "uid": os.geteuid() + 54_321}
 OWN = {"pid": 1, "uid": os.geteuid()}
 
 
-async def manager(home: Path) -> EventManager:
+async def manager(home: Path) -> EventManagerShell:
     node = SimpleNamespace(
         me=0, incarnation=7, setup=SimpleNamespace(name="n0"), replica=SimpleNamespace(confirmed=False)
     )
-    return EventManager(cast("Any", node), cast("Any", None), lambda _event, _text: None, lambda: 1_000_000, home)
+    return EventManagerShell(cast("Any", node), cast("Any", None), lambda _event, _text: None, lambda: 1_000_000, home)
 
 
-async def connected(own: EventManager, name: str, peer: dict[str, int] = OWN) -> AsyncIterator[Any]:
+async def connected(own: EventManagerShell, name: str, peer: dict[str, int] = OWN) -> AsyncIterator[Any]:
     """A watcher that has been let in."""
     stream = own.stream({"name": name}, peer)
     assert (await anext(stream))["node"] == "n0"

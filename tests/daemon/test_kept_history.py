@@ -14,7 +14,7 @@ import pytest
 from muster.core.events.manager import Occurrence
 from muster.daemon.events.command_log import CommandLog
 from muster.daemon.events.event_history import EventHistory
-from muster.daemon.events.event_manager import SHOWN_OCCURRENCES, EventManager
+from muster.daemon.events.event_manager import SHOWN_OCCURRENCES, EventManagerShell
 from muster.daemon.events.kept_history import MAXIMUM_UNWRITTEN, KeptHistory
 from muster.drivers.runner_client import CommandEnded, ProgramExited
 
@@ -155,7 +155,7 @@ def test_occurrences_of_one_event_are_chosen_before_the_answer_is_cut() -> None:
     known = [{"event": "rare", "number": 0}, *({"event": "often", "number": n} for n in range(2 * SHOWN_OCCURRENCES))]
     manager = SimpleNamespace(history=lambda: known)
     for name, count in (("rare", 1), ("often", SHOWN_OCCURRENCES), ("", SHOWN_OCCURRENCES), ("never", 0)):
-        answer = asyncio.run(EventManager.answer(manager, "event_history", name))  # type: ignore[arg-type]
+        answer = asyncio.run(EventManagerShell.answer(manager, "event_history", name))  # type: ignore[arg-type]
         assert len(answer["occurrences"]) == count, name
         assert all(each["event"] == name or not name for each in answer["occurrences"])
 

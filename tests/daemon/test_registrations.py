@@ -12,7 +12,13 @@ from msgspec.structs import replace
 
 from muster.core.effects import AskSubsystem, Notify
 from muster.core.inputs import Acknowledged, Input, LevelGone, LevelRegistered, SubsystemAnswered
-from muster.daemon.levels.programs import MAXIMUM_REGISTRATIONS, MAXIMUM_UNFETCHED, Kept, Registration, Registrations
+from muster.daemon.levels.programs import (
+    MAXIMUM_REGISTRATIONS,
+    MAXIMUM_UNFETCHED,
+    KeptRegistration,
+    Registration,
+    Registrations,
+)
 from muster.records.database import Database
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import LeaveNode, Member
@@ -22,7 +28,7 @@ from muster.records.timing import FAST
 
 
 def registration() -> Registration:
-    return Registration(Kept("token", Level(10, "locks"), False, 1))
+    return Registration(KeptRegistration("token", Level(10, "locks"), False, 1))
 
 
 def told(transition: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from muster.core.inputs import RestartHeld
 from muster.daemon.signs import signs as signs_module
 from muster.daemon.signs.signs import SignsWatch
 from muster.daemon.trust.authority_keys import AuthorityKeys
-from muster.daemon.trust.trust import FIRST_PAUSE_S, Credentials, Reason, own_certificate
+from muster.daemon.trust.trust import FIRST_PAUSE_S, NodeCredentials, Reason, own_certificate
 from muster.drivers.certificates import signing
 from muster.drivers.certificates.certificates import (
     CertificateRefused,
@@ -394,7 +394,7 @@ def test_p1_1_a_newer_record_of_the_store_is_gone_by_until_the_replica_has_got_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed, replica = Followed(), [record_of_nodes(10, 0, 1, 2)]
-    credentials = Credentials(0, tmp_path, lambda _event, _text: None)
+    credentials = NodeCredentials(0, tmp_path, lambda _event, _text: None)
     to = cast("Interconnect", followed)
 
     def look(found: Database) -> None:

@@ -73,7 +73,7 @@ from muster.records.services import (
 )
 from muster.records.terms import NO_NODE, NO_TERM, Stamp, Term
 from muster.records.timing import FAST
-from muster.setup.installation import Settings, unit_file
+from muster.setup.installation import InstallationSettings, unit_file
 from real_node import RealNode, kill_at_once, make_store, wait_for
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
@@ -937,7 +937,7 @@ def test_p6_34_the_command_clears_nothing_where_the_end_of_the_last_run_is_not_p
 def test_p6_34_the_command_of_the_unit_is_musterd_and_does_nothing_where_nothing_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unit = unit_file(Settings("n0", "/dev/it", str(tmp_path)))
+    unit = unit_file(InstallationSettings("n0", "/dev/it", str(tmp_path)))
     line = next(line for line in unit.splitlines() if line.startswith("ExecStopPost=-"))
     words = line.partition("/musterd ")[2].split()
     assert words[-1] == "--clear"

@@ -23,7 +23,15 @@ from muster.drivers.image import hand_over
 from muster.drivers.image.control_group import mount_of_groups
 from muster.drivers.image.deadman import boottime_us
 from muster.drivers.image.descriptors import receive_descriptors, refuse_descriptors, send_descriptors
-from muster.drivers.image.hand_over import NotHanded, Offer, Request, Requests, inode_of_init, is_trusted, meeting_place
+from muster.drivers.image.hand_over import (
+    HandOverRequest,
+    NotHanded,
+    Offer,
+    Requests,
+    inode_of_init,
+    is_trusted,
+    meeting_place,
+)
 from muster.drivers.image.kernels_word import Witness, Witnesses, read_place
 from muster.records.registers import Life, encode_life
 from real_node import DAEMON, SOURCE, RealNode, wait_for
@@ -50,18 +58,18 @@ pytestmark = pytest.mark.skipif(
 def _sockets_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Also those of a test that fails half way: a socket that is left would be told of in another one."""
     made: list[socket.socket] = []
-    offer, request = Offer.__init__, Request.__init__
+    offer, request = Offer.__init__, HandOverRequest.__init__
 
     def make_offer(self: Offer, life: Life, *where: str) -> None:
         offer(self, life, *where)
         made.append(self._listener)
 
-    def make_request(self: Request, life: Life) -> None:
+    def make_request(self: HandOverRequest, life: Life) -> None:
         request(self, life)
         made.append(self._connection)
 
     monkeypatch.setattr(Offer, "__init__", make_offer)
-    monkeypatch.setattr(Request, "__init__", make_request)
+    monkeypatch.setattr(HandOverRequest, "__init__", make_request)
     yield
     for each in made:
         each.close()
@@ -80,7 +88,7 @@ def life_of_child(pid: int) -> Life:
     return Life(HERE.machine_id, HERE.pid_namespace + 1, HERE.time_namespace, pid, 0, group_inode=inode_of_init(pid))
 
 
-def taken(request: Request) -> int:
+def taken(request: HandOverRequest) -> int:
     """What is handed over, once it is there."""
     poll = select.poll()
     poll.register(request.fileno(), select.POLLIN)
@@ -97,10 +105,10 @@ def listener_at(life: Life) -> socket.socket:
 
 
 @contextlib.contextmanager
-def handing(life: Life, *descriptors: int) -> Iterator[Request]:
+def handing(life: Life, *descriptors: int) -> Iterator[HandOverRequest]:
     """A request that somebody of this user has answered with these descriptors."""
     with listener_at(life) as there:
-        request = Request(life)
+        request = HandOverRequest(life)
         connection, _address = there.accept()
         with connection:
             socket.send_fds(connection, [b"shown"], descriptors)
@@ -227,7 +235,7 @@ def test_p7_20_descriptors_come_and_go_without_waiting_for_anybody() -> None:
 def test_p7_20_what_is_handed_over_is_the_end_of_that_process(child: subprocess.Popen[bytes]) -> None:
     life = life_of_child(child.pid)
     offer = Offer(life)
-    request = Request(life)
+    request = HandOverRequest(life)
     with pytest.raises(BlockingIOError):
         request.take()
     offer.answer()
@@ -273,7 +281,7 @@ def test_p7_20_a_control_group_is_handed_over_where_it_cannot_be_found(child: su
         (group / "cgroup.procs").write_text(str(child.pid))
         life = Life(bytes(16), 0, 0, 0, 0, f"/{group.name}", group.stat().st_ino, os.stat(mount).st_ino + 1)
         offer = Offer(life, str(group))
-        request = Request(life)
+        request = HandOverRequest(life)
         offer.answer()
         witness = Witness(life, HERE.boot_id, HERE, taken(request))
         request.close()
@@ -381,16 +389,16 @@ def test_p7_20_a_stranger_that_waits_in_the_place_of_a_guard_is_not_listened_to(
 ) -> None:
     life = life_of_child(child.pid)
     with stranger(LISTENING_STRANGER, life), pytest.raises(NotHanded, match="another user"):
-        Request(life)
+        HandOverRequest(life)
 
 
 def test_p7_20_connections_are_bounded_and_answered_so_many_a_turn(child: subprocess.Popen[bytes]) -> None:
     life = life_of_child(child.pid)
     offer = Offer(life)
     before = open_descriptors()
-    waiting: list[Request] = []
+    waiting: list[HandOverRequest] = []
     with pytest.raises(BlockingIOError):  # the kernel says so at once
-        waiting.extend(Request(life) for _ in range(100))
+        waiting.extend(HandOverRequest(life) for _ in range(100))
     assert len(waiting) <= hand_over._WAITING + 1
     assert len(open_descriptors() - before) == len(waiting)  # what waits is none of this process's descriptors
     offer.answer()
@@ -407,7 +415,7 @@ def test_p7_20_connections_are_bounded_and_answered_so_many_a_turn(child: subpro
         request.close()
     offer.close()
     with pytest.raises(ConnectionRefusedError):
-        Request(life)
+        HandOverRequest(life)
 
 
 # ---- the machine that asks -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from test_guard import folder, has_namespaces, make_node  # noqa: F401  # fixtur
 from core_cluster import CoreCluster
 from muster.core.inputs import StripRead
 from muster.core.leases.lease import Evidence, next_incarnation
-from muster.core.leases.observer import Kernel, Observer
+from muster.core.leases.observer import KernelIdentity, Observer
 from muster.drivers.image import control_group, kernels_word
 from muster.drivers.image.control_group import mount_of_groups
 from muster.drivers.image.deadman import read_boot_id
@@ -514,7 +514,7 @@ def test_p7_16_who_cannot_ask_takes_the_committed_word_over_and_infers_nothing()
     assert "elsewhere" in cluster.core(1).observer.unable(2)
 
 
-def observer_that_reads(lease: Lease, kernel: Kernel) -> Observer:
+def observer_that_reads(lease: Lease, kernel: KernelIdentity) -> Observer:
     """Node 0's observer, after it has read this lease of node 1 for longer than it lasts."""
     blank = tuple(blank_register(kind, 0) for kind in RegisterKind)
     strip = Strip((blank[0], lease), (blank[1],) * 2, (blank[2],) * 2, (blank[3],) * 2)  # type: ignore[arg-type]
@@ -533,14 +533,14 @@ def test_p7_13_a_silent_record_of_an_earlier_boot_of_this_machine_is_the_word_an
     stamp = Stamp(1, incarnation, NO_TERM, 4)
     lease = Lease(stamp, LeaseState.LIVE, Deadman.PID_NAMESPACE, FAST.lease_ms, FAST.panic_bound_ms, boot, "", life)
 
-    def evidence(kernel: Kernel) -> Evidence | None:
+    def evidence(kernel: KernelIdentity) -> Evidence | None:
         return observer_that_reads(lease, kernel).evidence(1, incarnation)
 
-    rebooted = evidence(Kernel(bytes(16), machine))
+    rebooted = evidence(KernelIdentity(bytes(16), machine))
     assert rebooted is not None and rebooted.kind is ProofKind.KERNELS_WORD
-    assert evidence(Kernel(boot, machine)) is None  # this very boot: the kernel is to be asked
-    assert evidence(Kernel(bytes(16), bytes(16))) is None  # another machine, or one without an id
-    early = observer_that_reads(lease, Kernel(bytes(16), machine))
+    assert evidence(KernelIdentity(boot, machine)) is None  # this very boot: the kernel is to be asked
+    assert evidence(KernelIdentity(bytes(16), bytes(16))) is None  # another machine, or one without an id
+    early = observer_that_reads(lease, KernelIdentity(bytes(16), machine))
     early.lose_sight(10_000_000)
     early.see(StripRead(1, early.strip, 11_000_000, 11_000_001))
     assert early.evidence(1, incarnation) is None  # not silent for long enough
@@ -549,13 +549,13 @@ def test_p7_13_a_silent_record_of_an_earlier_boot_of_this_machine_is_the_word_an
 def test_p7_17_a_node_under_another_kernel_is_not_admitted() -> None:
     assert observer_that_reads(
         Lease(Stamp(1, 5, NO_TERM, 4), LeaseState.LIVE, Deadman.PID_NAMESPACE, 600, 120, bytes(range(16)), ""),
-        Kernel(read_boot_id(), bytes(16)),
+        KernelIdentity(read_boot_id(), bytes(16)),
     ).foreign(1, 5)
 
 
 def test_p7_18_why_a_node_panicked_is_told_once_when_its_tombstone_comes_after_the_kernels_word() -> None:
     alive = Lease(Stamp(1, 5, NO_TERM, 4), LeaseState.LIVE, Deadman.PID_NAMESPACE, 600, 120, read_boot_id(), "")
-    observer = observer_that_reads(alive, Kernel(read_boot_id(), bytes(16)))
+    observer = observer_that_reads(alive, KernelIdentity(read_boot_id(), bytes(16)))
     database = Database(Cluster("test", "0" * 32, "fast", ""), 1)
     database.members[1] = Member(1, NodeState.JOINED, 5)
     observer.confirm(1, Evidence(ProofKind.KERNELS_WORD, 5, "its init has ended"))

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from muster.daemon.main import version_problem
-from muster.drivers.store.engines import ENGINES, engine_of
+from muster.drivers.store.choice import ENGINES, engine_of
 from muster.drivers.store.failures import StoreFailed
 from muster.records.database import decode_database, decode_entry
 from muster.records.messages import Append, MalformedMessage, decode_message
@@ -37,7 +37,7 @@ from muster.daemon.socket import catalogue
 from muster.daemon.socket.operations import read_operation
 from muster.daemon.socket.queries import NodeView
 from muster.drivers.image.watcher import BuiltIn, kind_of
-from muster.drivers.store import engines
+from muster.drivers.store import choice
 from muster.drivers.store.engine import newest_record
 from muster.drivers.store.lease_store import lease_store_of
 from muster.records import event_limits, events
@@ -112,7 +112,7 @@ found["watcher"] = [event_limits.problem_of_event(nap), kind_of(dict(nap.paramet
 with tempfile.TemporaryDirectory() as folder:
     store = f"made://{make_store(pathlib.Path(folder))}"
     leases = lease_store_of(store)(store, 3)
-    opens = engines.part(engines.engine_of(store).store).__module__
+    opens = choice.part(choice.engine_of(store).store).__module__
     found["engine"] = [newest_record(store).database.cluster.name, leases.one_machine, opens]
     leases.close()
 found["newest"] = {

@@ -18,13 +18,13 @@ from muster.core.events.manager import (
     Effect,
     EventManager,
     Happening,
-    Members,
     Occurred,
     Occurrence,
     Remembered,
     ReplicaChanged,
     RequestOperation,
     RunAction,
+    TellNodeStates,
     Unwatch,
     Watch,
     WatcherCame,
@@ -510,19 +510,19 @@ def test_p8_8_the_membership_watcher_is_told_how_the_nodes_stand_after_what_it_i
     machine.database.index = 40
     watch, other, members = machine.follow()
     assert watched([watch, other]) == ["gone", "gone"]
-    assert isinstance(members, Members)
+    assert isinstance(members, TellNodeStates)
     assert (members.watcher, members.snapshot.index) == (2, 40)
     assert members.snapshot.members == (("n0", "joined", 7), ("n1", "joined", 7))
     assert machine.follow() == []
     machine.database.index = 41
     machine.database.members[1] = Member(1, NodeState.INACTIVE, 7)
     (members,) = machine.follow()
-    assert isinstance(members, Members)
+    assert isinstance(members, TellNodeStates)
     assert members.snapshot.members[1] == ("n1", "inactive", 7)
     # one that begins anew hears again what others may have had no time to tell of
     for known, told in ((0, [40, 41]), (40, [41]), (41, [41]), (-1, [41]), (None, [])):
         effects = machine.step(WatcherCame(3, "", frozenset({"gone"}), members=known))
-        assert [each.snapshot.index for each in effects if isinstance(each, Members)] == told
+        assert [each.snapshot.index for each in effects if isinstance(each, TellNodeStates)] == told
         assert isinstance(effects[0], Watch)
 
 

@@ -8,7 +8,7 @@ from muster.core.services.explanation import _told_and_advice, explain_past, une
 from muster.core.services.placement import Rule
 from muster.daemon.history.placement_record import MAXIMUM_DECISIONS, MAXIMUM_TOLD, PlacementRecord
 from muster.records.nodes import NodeConfig
-from muster.records.placements import Decision, PlacedTogether, Snapshot, Wish
+from muster.records.placements import Decision, PlacedTogether, PlacementSnapshot, Wish
 from muster.records.services import (
     ClearService,
     Definition,
@@ -252,7 +252,7 @@ def test_spec_8_2_what_is_about_to_happen_by_the_explanation_is_what_happens(see
 def together(count: int) -> PlacedTogether:
     """One entry that places `count` equal services on three nodes."""
     nodes = {node: NodeConfig(node, f"n{node}", (), "") for node in range(3)}
-    snapshot = Snapshot(nodes, frozenset(nodes), {}, {}, {})
+    snapshot = PlacementSnapshot(nodes, frozenset(nodes), {}, {}, {})
     decisions = tuple(Decision(f"s{n}", n % 3, "starting", "", Wish(Definition(f"s{n}"), {})) for n in range(count))
     return PlacedTogether(snapshot, {}, decisions)
 

@@ -10,7 +10,6 @@ import pytest
 from muster.core.effects import ReadStrip, WriteClaim
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.machine import (
-    Append,
     Became,
     Checkpoint,
     Compact,
@@ -22,14 +21,16 @@ from muster.core.mastership.machine import (
     Read,
     Withdrawn,
     Write,
+    WriteFrame,
 )
 from muster.core.mastership.tenure import Tenure, patience_of
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, Strip
 from muster.records.terms import NO_TERM, Stamp, Term
 from muster.records.timing import FAST
 from muster.sim.search import exhaustive, mastership_model
-from muster.sim.search.exhaustive import Result, run
-from muster.sim.search.mastership_model import Bounds, Mode, SearchTooLarge
+from muster.sim.search.exhaustive import MastershipResult, run
+from muster.sim.search.mastership_model import Bounds, Mode
+from muster.sim.search.too_large import SearchTooLarge
 
 OWN_MARK = Mark(Term(3, 0), 0, 4)
 SILENT = Bounds(claims=2, frames=1, crashes=0, compactions=0, withdrawals=0, stale_claims=0, hangs=2)
@@ -89,7 +90,7 @@ def master_machine() -> Mastership:
 def checking_machine() -> Mastership:
     """Node 0's machine with a durable frame, before the read that decides it."""
     state, action = mastership.propose(master_machine(), b"frame")
-    assert isinstance(action, Append)
+    assert isinstance(action, WriteFrame)
     state, action = mastership.written(state)
     assert isinstance(action, Read)
     return state
@@ -231,7 +232,7 @@ def test_p2_6_each_frame_of_a_journal_comes_behind_the_one_before_it() -> None:
     state, numbers = master_machine(), []
     for _ in range(3):
         state, action = mastership.propose(state, b"frame")
-        assert isinstance(action, Append)
+        assert isinstance(action, WriteFrame)
         numbers.append(action.number)
         state = mastership.written(state)[0]
         state, action = mastership.read(state, strip_of(state.claim, withdrawn(1)), alive)
@@ -284,7 +285,7 @@ def test_p2_7_a_full_journal_goes_on_in_the_other_half_and_the_frame_after_the_m
     master = master_machine()
     state = master._replace(frame_number=3)
     state, action = mastership.propose(state, b"frame")
-    assert action == Append(master.claim.mark, 3, b"frame")
+    assert action == WriteFrame(master.claim.mark, 3, b"frame")
     state, action = mastership.full(state)
     assert action == Compact()
     state, action = mastership.compact(state, b"database")
@@ -296,7 +297,7 @@ def test_p2_7_a_full_journal_goes_on_in_the_other_half_and_the_frame_after_the_m
     assert isinstance(action, Write)
     assert action.claim.mark == new
     state, action = mastership.written(state)
-    assert action == Append(new, 0, b"frame")
+    assert action == WriteFrame(new, 0, b"frame")
 
 
 def test_p2_7_a_frame_that_fits_into_no_half_is_given_up() -> None:
@@ -555,7 +556,7 @@ MUTANTS: list[tuple[Patch, Mode, str]] = [
 @pytest.mark.parametrize(("mutant", "mode", "finding"), MUTANTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_the_search_rejects_a_machine(mutant: Patch, mode: Mode, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    result: Result | None = None
+    result: MastershipResult | None = None
     silent = mutant in (waiting_for_proof_of_death, leading_on_a_lease_that_has_run_out)
     for bounds in [SILENT] if silent else exhaustive.suite(2, mode) if mode is Mode.CLONE else BUSY:
         result = run(2, bounds, mode, check_progress=mode is Mode.SILENCE)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from muster.core.services import placement
 from muster.core.services.grades import GRADES, described, grade_of, is_news
-from muster.core.services.placement import Placement, Rule, Verdict, is_allowable, load_of
+from muster.core.services.placement import NodeVerdict, Placement, Rule, is_allowable, load_of
 from muster.records.database import Database
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, Performance, Service, ServiceState
@@ -36,7 +36,7 @@ class Snapshot(NamedTuple):
         """What the core decides."""
         return self.placement().choose(self.definition, self.excluded, self.origin, self.target)
 
-    def explain(self) -> list[Verdict]:
+    def explain(self) -> list[NodeVerdict]:
         """What it says of it."""
         reasons = dict.fromkeys(self.excluded, "its start failed there")
         return self.placement().explain(self.definition, reasons, self.origin, self.target)

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
 from muster.core.effects import Notify
-from muster.core.node.residents import RESIDENTS
+from muster.core.node.built_in import RESIDENTS
 from muster.core.transitions.registration import follow_reports, refusal
 from muster.core.transitions.subsystems import Subsystems
 from muster.core.transitions.transition import advance, open_forced_leave, take_out_the_gone

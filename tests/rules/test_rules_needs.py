@@ -13,9 +13,9 @@ from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path,
 from muster.core.replica.ages import Ages
 from muster.core.room import Fullness
 from muster.core.services.explanation import Explanation, Finding
-from muster.core.services.placement import Rule, Verdict
+from muster.core.services.placement import NodeVerdict, Rule
 from muster.core.transitions import waiting as waiting_machine
-from muster.core.transitions.required import Waiting
+from muster.core.transitions.required import AwaitingLevels
 from muster.daemon.shell.readiness import status_line
 from muster.daemon.socket.queries import NodeView
 from muster.daemon.socket.queries import needs as documents
@@ -60,7 +60,7 @@ def needs_of(database: Database, what: Seen) -> tuple[Need, ...]:
 def explained(words: str, next_step: str, rule: str = "", chosen: bool = False) -> Any:
     """An account of any service: this rule is in its way."""
     findings = (Finding(rule, False, words),) if rule else ()
-    verdicts = (Verdict(0, "n0", Rule.EXCLUDED, chosen, chosen, words),)
+    verdicts = (NodeVerdict(0, "n0", Rule.EXCLUDED, chosen, chosen, words),)
     return lambda _name: Explanation(words, findings, verdicts, next_step)
 
 
@@ -73,7 +73,7 @@ def web(**changed: Any) -> Service:
 EVICTED = Member(1, NodeState.JOINED, 7, eviction=Eviction(7, "its lease has run out", silent=True))
 LOST = Member(1, NodeState.INACTIVE, 7, last_proof=Proof(ProofKind.PANIC_TOMBSTONE, 1, 7))
 STUCK = web(state=ServiceState.STOPPING, node=1, incarnation=7, cause="stop failed on n1")
-WAITING = {2: Waiting(2, 8, (Missing(15, "storage"),), 3000, False)}
+WAITING = {2: AwaitingLevels(2, 8, (Missing(15, "storage"),), 3000, False)}
 EVICT = "muster node evict {} --confirmed-dead"
 STRAGGLER = Straggler(1, 60, "cache", 2, "leaving", False)
 CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {

@@ -3,7 +3,7 @@
 from muster.core.draft import Draft, Facts
 from muster.core.inputs import StripRead
 from muster.core.leases.lease import Evidence, next_incarnation
-from muster.core.leases.observer import Kernel, Observer
+from muster.core.leases.observer import KernelIdentity, Observer
 from muster.core.links.links import Links
 from muster.core.membership.membership import admit
 from muster.core.operations.clients import Clients
@@ -20,7 +20,7 @@ MS = 1000
 BOOT, MACHINE = bytes(range(16)), bytes(range(1, 17))
 INCARNATION = next_incarnation(0, 9)
 LIFE = Life(MACHINE, 1, 1, 77, 1)
-HERE = Kernel(BOOT, MACHINE)
+HERE = KernelIdentity(BOOT, MACHINE)
 SILENCE_MS = with_drift_ms(FAST.lease_ms) + 200
 
 
@@ -40,7 +40,7 @@ def _database() -> Database:
 class _Reader:
     """Node 0's observer, and the reads that it makes."""
 
-    def __init__(self, kernel: Kernel = HERE) -> None:
+    def __init__(self, kernel: KernelIdentity = HERE) -> None:
         self.blank = tuple(blank_register(kind, 0) for kind in RegisterKind)
         self.observer = Observer(0, INCARNATION, FAST, self._strip(_lease()), one_machine=True, kernel=kernel)
         self.now_ms = 0
@@ -80,11 +80,11 @@ def test_p7_13_a_beat_that_lands_after_the_kernels_word_changes_nothing() -> Non
 
 def test_p7_13_only_the_very_machine_of_a_silent_record_gives_its_word() -> None:
     other_boot = bytes(16)
-    assert _Reader(Kernel(other_boot, MACHINE)).read(_lease(), SILENCE_MS).is_dead(1, INCARNATION)
+    assert _Reader(KernelIdentity(other_boot, MACHINE)).read(_lease(), SILENCE_MS).is_dead(1, INCARNATION)
     other_machine = bytes(range(2, 18))
-    assert not _Reader(Kernel(other_boot, other_machine)).read(_lease(), SILENCE_MS).is_dead(1, INCARNATION)
+    assert not _Reader(KernelIdentity(other_boot, other_machine)).read(_lease(), SILENCE_MS).is_dead(1, INCARNATION)
     nameless = _lease(life=LIFE._replace(machine_id=bytes(16)))
-    assert not _Reader(Kernel(other_boot, bytes(16))).read(nameless, SILENCE_MS).is_dead(1, INCARNATION)
+    assert not _Reader(KernelIdentity(other_boot, bytes(16))).read(nameless, SILENCE_MS).is_dead(1, INCARNATION)
 
 
 def test_p7_15_the_guard_is_asked_once_about_each_record_and_again_when_it_has_fallen_silent() -> None:

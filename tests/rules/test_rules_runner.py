@@ -11,10 +11,10 @@ from muster.core.launching import job, ledger
 from muster.core.launching.job import AGAIN, CLEAR, END, PAUSE, Next, Progress, Whom
 from muster.core.launching.ledger import (
     MAXIMUM_CANCELLED,
-    Entry,
     Exited,
     Known,
     Ledger,
+    LedgerEntry,
     NoRoom,
     Refusal,
     Result,
@@ -42,12 +42,12 @@ class Wish(NamedTuple):
     extend_limit_ms: int = 0
 
 
-def new_ledger(maximum: int = 100, acts: int = 2) -> Ledger[Entry]:
+def new_ledger(maximum: int = 100, acts: int = 2) -> Ledger[LedgerEntry]:
     """An empty one."""
-    return Ledger(Entry, maximum, acts)
+    return Ledger(LedgerEntry, maximum, acts)
 
 
-def take(book: Ledger[Entry], service: str, generation: int, action: str) -> Taken[Entry]:
+def take(book: Ledger[LedgerEntry], service: str, generation: int, action: str) -> Taken[LedgerEntry]:
     """Ask for a command that is taken."""
     outcome = book.take(Wish(service, generation, action))
     assert isinstance(outcome, Taken), outcome
@@ -134,7 +134,7 @@ def test_p4_12_a_retired_runner_takes_stops_only_and_answers_nothing_else(action
     assert len(book.places) == taken
 
 
-class Running(Entry):
+class Running(LedgerEntry):
     """One of which something runs."""
 
     __slots__ = ()

@@ -23,7 +23,8 @@ from muster.records.units import US_PER_MS
 from muster.sim import schedule
 from muster.sim.checkers.checkers import judge
 from muster.sim.history import Applied, LevelAcknowledged, Notified, ReplicaState
-from muster.sim.search.transition_search import LATE, LOW, ONE, ONE_TWICE, SUITES, TWO, SearchTooLarge, account, run
+from muster.sim.search.too_large import SearchTooLarge
+from muster.sim.search.transition_search import LATE, LOW, ONE, ONE_TWICE, SUITES, TWO, account, run
 from muster.sim.search.transition_seats import Budget, World
 from muster.sim.world.surroundings import Settings
 from muster.sim.world.world import World as Virtual

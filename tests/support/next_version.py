@@ -208,7 +208,7 @@ EDITS = (
         '        "nap": Way(_begin_timer, _work_on_timer),\n',
     ),
     Edit(
-        "the row of the engine", "drivers/store/engines.py", "ENGINES: dict[str, Engine] = {\n",
+        "the row of the engine", "drivers/store/choice.py", "ENGINES: dict[str, Engine] = {\n",
         '    "made": Engine(*("muster.drivers.store.made.store:" + each for each in ("open_store", "leases", "look"))'
         "),\n",
     ),

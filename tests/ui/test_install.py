@@ -127,7 +127,7 @@ def test_what_a_package_has_brought_is_not_made_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     (tmp_path / installation.PACKAGED).write_text("/usr\n")
     assert installation.packaged_below() == "/usr"
-    settings = installation.Settings("n0", "/dev/x", root=tmp_path, packaged=installation.packaged_below())
+    settings = installation.InstallationSettings("n0", "/dev/x", root=tmp_path, packaged=installation.packaged_below())
     steps = installation.plan(settings, pages(program, "1.0"), {"share/bash-completion/completions/muster": "x"})
     assert [(step.kind, step.target) for step in steps] == [
         ("directory", str(tmp_path / "var/lib/muster")),
@@ -146,7 +146,7 @@ def test_nothing_installed_is_nothing_to_remove(muster: CommandLine, tmp_path: P
 
 @pytest.mark.parametrize("store", ["/dev/disk by id/x", "/srv/100%/$HOME/a", '/srv/"quoted"\\', "/srv/ü;x"])
 def test_the_unit_starts_the_daemon_with_exactly_these_words(store: str) -> None:
-    settings = installation.Settings("n0", store, metrics="127.0.0.1:9464")
+    settings = installation.InstallationSettings("n0", store, metrics="127.0.0.1:9464")
     (line,) = [each for each in installation.unit_file(settings).splitlines() if each.startswith("ExecStart=")]
     words = shlex.split(line.removeprefix("ExecStart=").replace("%%", "%").replace("$$", "$"))
     assert words == [
@@ -182,7 +182,7 @@ def test_the_pages_are_one_line_of_what_is_shown_and_a_home_that_keeps_people_ou
 
 
 def test_the_daemon_understands_the_words_of_its_unit() -> None:
-    unit = installation.unit_file(installation.Settings("n0", "/tmp", "/nowhere"))
+    unit = installation.unit_file(installation.InstallationSettings("n0", "/tmp", "/nowhere"))
     (line,) = [each for each in unit.splitlines() if each.startswith("ExecStart=")]
     words = shlex.split(line.partition("=")[2])[1:]
     ended = subprocess.run(

@@ -40,7 +40,7 @@ _encoder = msgspec.msgpack.Encoder()
 _NOTHING = object()
 
 
-class Mark(NamedTuple):
+class DraftMark(NamedTuple):
     """Where a draft was."""
 
     undo: int
@@ -132,13 +132,13 @@ class Draft:
         self._changed: dict[tuple[str, str], Change] = {}
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []  # table, key, record before
 
-    def mark(self) -> Mark:
+    def mark(self) -> DraftMark:
         """Where the draft is now, for `restore`."""
         self._spare = None
         changed, sizes = dict(self._changed), dict(self._sizes)
-        return Mark(len(self._undo), len(self.causes), self.cluster, changed, sizes, self.bytes)
+        return DraftMark(len(self._undo), len(self.causes), self.cluster, changed, sizes, self.bytes)
 
-    def restore(self, mark: Mark) -> None:
+    def restore(self, mark: DraftMark) -> None:
         """Forget all that was put since `mark`."""
         while len(self._undo) > mark.undo:
             table, key, before = self._undo.pop()
@@ -153,7 +153,7 @@ class Draft:
         self._changed, self._sizes = mark.changed, mark.sizes
         self._registered = self._spare = None
 
-    def changes_since(self, mark: Mark) -> bool:
+    def changes_since(self, mark: DraftMark) -> bool:
         """Whether anything is now other than it was at `mark`, and not only put again as it was."""
         for key, change in self._changed.items():
             before = mark.changed.get(key, _NOTHING)

@@ -20,7 +20,7 @@ from muster.client.address import SOCKET_FILE
 from muster.core.boot_advice import SYSTEMD
 from muster.core.boot_advice import VARIABLE as BOOT_COMMAND
 from muster.core.leases.memory import Remembered
-from muster.core.leases.observer import Kernel
+from muster.core.leases.observer import KernelIdentity
 from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.node.node import Node
 from muster.core.node.setup import Setup
@@ -150,7 +150,7 @@ async def serve(
             config.node, name, incarnation, profile, store.header.region_bytes,
             one_machine=store.header.scope is Scope.HOST, software=_software(),
             remembered=_of_this_store(remembered, store.header),
-            kernel=Kernel(read_boot_id(), read_machine_id()),
+            kernel=KernelIdentity(read_boot_id(), read_machine_id()),
             boots=os.environ.get(BOOT_COMMAND) or SYSTEMD,
         )  # fmt: skip
         node = Node(setup, database, strip, commands, boottime_us())

@@ -10,7 +10,7 @@ from muster.records.services import Definition, Performance
 from muster.records.terms import NO_NODE
 
 
-class Snapshot(NamedTuple):
+class PlacementSnapshot(NamedTuple):
     """All that placement depends on, beside what is to be placed; see `Placement`."""
 
     nodes: Mapping[int, NodeConfig]
@@ -43,6 +43,6 @@ class Decision(NamedTuple):
 class PlacedTogether(Struct, frozen=True):
     """What one entry placed, in this order, and the snapshot that it was decided on."""
 
-    snapshot: Snapshot
+    snapshot: PlacementSnapshot
     down: dict[int, str]  # why nodes could not be chosen
     decisions: tuple[Decision, ...]

@@ -42,7 +42,7 @@ _QUERIES = {
 }
 
 
-class Member(NamedTuple):
+class BundleFile(NamedTuple):
     """One file of a bundle, or why there is none: then `data` is None and `about` the reason."""
 
     path: str
@@ -54,7 +54,7 @@ class Bundle:
     """Gathers members; nothing raises because of one."""
 
     def __init__(self) -> None:
-        self.members: list[Member] = []
+        self.members: list[BundleFile] = []
         self.node_answers = 0
 
     def add_document(self, path: str, about: str, make: Callable[[], Any]) -> Any:
@@ -62,10 +62,10 @@ class Bundle:
         try:
             document = make()
         except (ClientError, OSError, ValueError, subprocess.SubprocessError) as error:
-            self.members.append(Member(path, str(error), None))
+            self.members.append(BundleFile(path, str(error), None))
             return None
         text = json.dumps(redaction.clean(document), indent=1, ensure_ascii=False, default=str)
-        self.members.append(Member(path, about, text.encode(errors="replace")))
+        self.members.append(BundleFile(path, about, text.encode(errors="replace")))
         return document
 
     def add_text(self, path: str, about: str, make: Callable[[], str]) -> None:
@@ -73,9 +73,9 @@ class Bundle:
         try:
             text = redaction.clean_log(make())
         except (OSError, subprocess.SubprocessError) as error:
-            self.members.append(Member(path, str(error), None))
+            self.members.append(BundleFile(path, str(error), None))
             return
-        self.members.append(Member(path, about, text.encode(errors="replace")))
+        self.members.append(BundleFile(path, about, text.encode(errors="replace")))
 
     def contents(self, cluster: str) -> str:
         """CONTENTS.txt: what is here, what is not and why, and what was left out."""
@@ -95,7 +95,7 @@ class Bundle:
     def write(self, path: Path, cluster: str) -> int:
         """Write the bundle, readable by its owner only; its size in bytes. Raises `OSError`, also where it exists."""
         root = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
-        listing = Member("CONTENTS.txt", "", self.contents(cluster).encode(errors="replace"))
+        listing = BundleFile("CONTENTS.txt", "", self.contents(cluster).encode(errors="replace"))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with open(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
@@ -116,10 +116,10 @@ def gather_node(bundle: Bundle, label: str, socket: Path, timeout_s: float) -> D
     try:
         name = str(connection.query("status")["node"])
     except Unreachable as error:
-        bundle.members.append(Member(f"nodes/{label}/", f"{error.what} ({error.where})", None))
+        bundle.members.append(BundleFile(f"nodes/{label}/", f"{error.what} ({error.where})", None))
         return None
     except ClientError as error:
-        bundle.members.append(Member(f"nodes/{label}/", str(error), None))
+        bundle.members.append(BundleFile(f"nodes/{label}/", str(error), None))
         return None
     bundle.node_answers += 1
     found: Document | None = None
@@ -153,7 +153,7 @@ def gather_log(bundle: Bundle, name: str, path: Path) -> None:
 def gather_journal(bundle: Bundle) -> None:
     """The log of this machine's node where systemd keeps it."""
     if shutil.which("journalctl") is None or not Path("/run/systemd/system").is_dir():
-        bundle.members.append(Member("logs/journal.log", "no log file is known, and no systemd runs here", None))
+        bundle.members.append(BundleFile("logs/journal.log", "no log file is known, and no systemd runs here", None))
         return
     command = ["journalctl", "--unit", "musterd*", "--no-pager", "--output", "short-iso-precise", "--lines", "20000"]
     bundle.add_text(

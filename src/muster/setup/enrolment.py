@@ -30,7 +30,7 @@ _GREETING, _WELCOME = b"MUSTER-ENROL 1\n", b"go\n"  # drivers/interconnect/chann
 _MAXIMUM_ANSWER_BYTES = 64 * 1024
 
 
-class Member(NamedTuple):
+class MemberToAsk(NamedTuple):
     """Somebody to ask."""
 
     config: NodeConfig
@@ -100,7 +100,7 @@ def _ask_until_done(store: Path, name: str, key_pem: str, visit: dict[str, str],
         time.sleep(_PAUSE_S)
 
 
-def _visit(database: Database, member: Member, visit: dict[str, str]) -> str:
+def _visit(database: Database, member: MemberToAsk, visit: dict[str, str]) -> str:
     """Ask one member. Raises `_Refused`, `OSError`."""
     from muster.drivers.certificates.certificates import CertificateRefused, Identity, enrolling_context, peer_identity
     from muster.drivers.certificates.fields import key_pin
@@ -141,11 +141,11 @@ def _line(source: socket.socket | ssl.SSLSocket) -> bytes:
     return collected
 
 
-def _members(database: Database, name: str) -> list[Member]:
+def _members(database: Database, name: str) -> list[MemberToAsk]:
     """Whom to ask: those that were joined last, first."""
     configs = [config for config in database.nodes.values() if config.certificate and config.name != name]
     configs.sort(key=lambda config: (database.member(config.node).state is not NodeState.JOINED, config.node))
-    return [Member(config, address) for config in configs for address in config.addresses]
+    return [MemberToAsk(config, address) for config in configs for address in config.addresses]
 
 
 def _database(store: Path) -> Database:

@@ -44,7 +44,7 @@ class Page(NamedTuple):
     text: str
 
 
-class Settings(NamedTuple):
+class InstallationSettings(NamedTuple):
     """What is installed, and where."""
 
     node: str
@@ -88,7 +88,7 @@ class Step(NamedTuple):
     digest: str = ""
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: InstallationSettings) -> None:
     """Raise `Mistaken` for what cannot be installed."""
     if not NAME.fullmatch(settings.node):
         raise Mistaken(f"a node cannot be called {settings.node!r}", "--node", f"a name has {NAME_RULE}")
@@ -121,7 +121,7 @@ def source_tree() -> Path | None:
     return root if (root / "pyproject.toml").exists() else None
 
 
-def refuse_source_tree(settings: Settings) -> None:
+def refuse_source_tree(settings: InstallationSettings) -> None:
     """Raise `ClientError` where this machine itself would be set up to run what somebody works on (P10.11)."""
     tree = source_tree()
     if settings.is_live and tree is not None:
@@ -132,7 +132,7 @@ def refuse_source_tree(settings: Settings) -> None:
         )
 
 
-def unit_file(settings: Settings) -> str:
+def unit_file(settings: InstallationSettings) -> str:
     """The systemd unit of the node."""
     words = [f"{settings.programs}/musterd", "--store", settings.store, "--node", settings.node]
     words += ["--home", settings.home, *(["--metrics", settings.metrics] if settings.metrics else [])]
@@ -188,7 +188,7 @@ def _unit_word(word: str) -> str:
     return f'"{safe}"' if any(character in safe for character in " \t'\"\\;") else safe
 
 
-def plan(settings: Settings, pages: list[Page], completions: dict[str, str]) -> list[Step]:
+def plan(settings: InstallationSettings, pages: list[Page], completions: dict[str, str]) -> list[Step]:
     """What is to be done, in order; steps that are needed no more say so. Raises `ClientError`."""
     recorded = _recorded(settings)
     steps = [_group(name) for name in settings.groups] if settings.is_live else []
@@ -209,7 +209,7 @@ def plan(settings: Settings, pages: list[Page], completions: dict[str, str]) -> 
     return steps
 
 
-def carry_out(settings: Settings, steps: list[Step]) -> None:
+def carry_out(settings: InstallationSettings, steps: list[Step]) -> None:
     """Do what is needed of a plan, then record it. Raises `ClientError`, before anything is changed where it can."""
     foreign = [step.target for step in steps if step.state == "foreign"]
     if foreign and not settings.force:
@@ -233,7 +233,7 @@ def carry_out(settings: Settings, steps: list[Step]) -> None:
         _write_record(settings, done)
 
 
-def removal(settings: Settings) -> list[Step]:
+def removal(settings: InstallationSettings) -> list[Step]:
     """What `uninstall` would remove: what is recorded and still as it was put there. Raises `ClientError`."""
     recorded = _recorded(settings)
     if not recorded:
@@ -254,7 +254,7 @@ def removal(settings: Settings) -> list[Step]:
     return [*steps, _command("systemctl", "daemon-reload")] if told else steps
 
 
-def take_away(settings: Settings, steps: list[Step]) -> None:
+def take_away(settings: InstallationSettings, steps: list[Step]) -> None:
     """Do what `removal` planned. Raises `ClientError`."""
     if settings.is_live and _runs():
         raise ClientError("the node runs", UNIT, "stop it first, which is a graceful leave: systemctl stop musterd")
@@ -284,7 +284,7 @@ def _runs() -> bool:
     return asked.stdout.strip() in {"active", "reloading", "activating", "deactivating"}
 
 
-def hints(settings: Settings) -> list[str]:
+def hints(settings: InstallationSettings) -> list[str]:
     """What a person has still to do or to know."""
     found = []
     key = settings.path(settings.home, "key.pem")
@@ -310,7 +310,7 @@ def hints(settings: Settings) -> list[str]:
     return found
 
 
-def document(settings: Settings, steps: list[Step], *, done: bool) -> Document:
+def document(settings: InstallationSettings, steps: list[Step], *, done: bool) -> Document:
     """A plan for JSON."""
     shown = [{"kind": s.kind, "target": s.target, "about": s.about, "state": s.state} for s in steps]
     return {"root": str(settings.root), "prefix": settings.prefix, "done": done, "steps": shown}
@@ -395,7 +395,7 @@ def _digest_of(path: Path) -> str | None:
         return None
 
 
-def _recorded(settings: Settings) -> dict[str, str]:
+def _recorded(settings: InstallationSettings) -> dict[str, str]:
     try:
         found = json.loads(settings.record.read_text())["files"]
         return {str(path): str(digest) for path, digest in found.items()}
@@ -408,7 +408,7 @@ def _recorded(settings: Settings) -> dict[str, str]:
         ) from error
 
 
-def _write_record(settings: Settings, files: dict[str, str]) -> None:
+def _write_record(settings: InstallationSettings, files: dict[str, str]) -> None:
     record = settings.record
     record.parent.mkdir(parents=True, exist_ok=True)
     draft = record.with_suffix(".new")

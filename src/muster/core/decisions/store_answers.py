@@ -20,7 +20,7 @@ from muster.core.outbox import Outbox
 from muster.core.this_node import ThisNode
 
 
-class Taken(NamedTuple):
+class Answered(NamedTuple):
     """What has become of an answer."""
 
     told: Told  # whom to answer after it
@@ -40,7 +40,7 @@ class StoreAnswers:
         """Ask for the next read if it is due; how early (us) what else is due soon may go along with it."""
         return self.reads.begin_if_due(self._numbers, now_us, self._out)
 
-    def take(self, answer: StoreAnswer, leadership: Leadership, beside: Beside, now_us: int) -> Taken:
+    def take(self, answer: StoreAnswer, leadership: Leadership, beside: Beside, now_us: int) -> Answered:
         """Give an answer to whoever waits for it."""
         match answer:
             case StripRead() if another := self.memory.another_store(answer, self._me):
@@ -52,7 +52,7 @@ class StoreAnswers:
                 self.reads.done(answer.started_us, now_us)
                 self._note(answer, beside, now_us)
                 beside.links.see_views(answer.strip, now_us)
-                return Taken(leadership.look(answer, beside.observer, now_us), shows_strip=True)
+                return Answered(leadership.look(answer, beside.observer, now_us), shows_strip=True)
             case StripUnread(read=read) if self.reads.awaits(read):
                 self.reads.failed(now_us)
                 beside.observer.lose_sight(now_us)
@@ -66,7 +66,7 @@ class StoreAnswers:
                 _register_refused(beside.registers.ended(operation), answer.error, leadership, beside, now_us)
             case _:
                 pass  # an answer that nobody waits for any more
-        return Taken([])
+        return Answered([])
 
     def _note(self, read: StripRead, beside: Beside, now_us: int) -> None:
         database = beside.replica.database

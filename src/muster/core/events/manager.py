@@ -121,7 +121,7 @@ class ActionEnded(Struct, frozen=True):
     detail: str
 
 
-class Tick(Struct, frozen=True):
+class TimePassed(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -133,7 +133,7 @@ class Remembered(Struct, frozen=True):
     ended: tuple[ActionEnded, ...] = ()
 
 
-Happening = Remembered | ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | ActionEnded | Tick
+Happening = Remembered | ReplicaChanged | ClockRead | WatcherCame | WatcherWent | Occurred | ActionEnded | TimePassed
 
 
 # ---- what is to be done ---------------------------------------------------------------------------------------------
@@ -156,11 +156,11 @@ class Unwatch(Struct, frozen=True):
     event: str
 
 
-class Members(Struct, frozen=True):
+class TellNodeStates(Struct, frozen=True):
     """Tell a watcher the state of every node, as of this entry (P8.8)."""
 
     watcher: int
-    snapshot: "Snapshot"
+    snapshot: "NodeStates"
 
 
 class RunAction(Struct, frozen=True):
@@ -189,13 +189,13 @@ class CancelAction(Struct, frozen=True):
     reason: str
 
 
-Effect = Watch | Unwatch | Members | RunAction | RequestOperation | CancelAction
+Effect = Watch | Unwatch | TellNodeStates | RunAction | RequestOperation | CancelAction
 
 
 # ---- what it knows --------------------------------------------------------------------------------------------------
 
 
-class Snapshot(Struct, frozen=True):
+class NodeStates(Struct, frozen=True):
     """Name, state and incarnation of every node."""
 
     index: int
@@ -251,7 +251,7 @@ class EventManager:
         self._windows: dict[str, Window | None] = {}
         self._active: dict[str, Active] = {}
         self._watchers: dict[int, _Watcher] = {}
-        self._snapshots: deque[Snapshot] = deque(maxlen=MAXIMUM_SNAPSHOTS)
+        self._snapshots: deque[NodeStates] = deque(maxlen=MAXIMUM_SNAPSHOTS)
         self._remembered: dict[str, Place] = {}  # event -> what an earlier daemon was told of it
         self._told: dict[str, Place] = {}  # active event -> the place of the newest occurrence that was told
         self._acted_us: dict[str, deque[int]] = {}  # event -> when it was acted upon, the newest last
@@ -334,14 +334,14 @@ class EventManager:
             case WatcherCame(watcher=number, name=name, events=events, members=members):
                 self._watchers[number] = _Watcher(name, events, members is not None, {})
                 self._settle()
-                self._effects += [Members(number, each) for each in self._snapshots_after(members)]
+                self._effects += [TellNodeStates(number, each) for each in self._snapshots_after(members)]
             case WatcherWent(watcher=number):
                 self._watchers.pop(number, None)
             case Occurred():
                 self._detected(happened)
             case ActionEnded():
                 self._ended(happened)
-            case Tick():
+            case TimePassed():
                 pass
         self._begin_waiting()
         effects, self._effects = self._effects, []
@@ -365,12 +365,12 @@ class EventManager:
         )
         if self._snapshots and self._snapshots[-1].members == members:
             return
-        snapshot = Snapshot(database.index, members)
+        snapshot = NodeStates(database.index, members)
         self._snapshots.append(snapshot)
         if not any(active.event.watcher == MEMBERSHIP_WATCHER for active in self._active.values()):
             while len(self._snapshots) > 2:  # nobody will ask for what was before
                 self._snapshots.popleft()
-        self._effects += [Members(number, snapshot) for number, each in self._watchers.items() if each.members]
+        self._effects += [TellNodeStates(number, snapshot) for number, each in self._watchers.items() if each.members]
 
     def _settle(self) -> None:
         """Have exactly the active events watched for."""
@@ -401,7 +401,7 @@ class EventManager:
                     asked = (active.event.parameters, active.environment, active.surroundings)
                     self._effects.append(Watch(number, name, *asked))
 
-    def _snapshots_after(self, entry: int | None) -> list[Snapshot]:
+    def _snapshots_after(self, entry: int | None) -> list[NodeStates]:
         """What a watcher that has just come is told of the nodes: all that it may not know, at least the newest."""
         if entry is None or not self._snapshots:
             return []

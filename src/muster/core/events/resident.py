@@ -10,7 +10,7 @@ from muster.records.services import Service
 from muster.records.transitions import Transition
 
 
-class EventManager:
+class EventManagerLevel:
     """Acknowledges at once, but for the leave of its own node: that waits until no service is left there."""
 
     def __init__(self, level: Level = EVENT_MANAGER_LEVEL) -> None:
@@ -26,7 +26,7 @@ class EventManager:
         return not (own_leave and any(holding(database, node)))
 
 
-class RehearsedEventManager(EventManager):
+class RehearsedEventManager(EventManagerLevel):
     """In a rehearsal: works outside the node too, as a program does, for as long as the scenario says (SPEC 8.4)."""
 
     def told(self, notify: Notify) -> Iterable[Notify]:

@@ -8,8 +8,8 @@ each generation runs once. When there are too many places the idle one asked for
 on nothing that is not newer than it is taken for a place that is not known.
 
 It starts and ends nothing: whoever runs it (`drivers/image/runner.py`, `sim/world/runner.py`) does what an outcome
-says, tells it what has ended, and may derive from `Entry` to keep its own things of a place there. The runner's image
-imports this module, so it needs the standard library only.
+says, tells it what has ended, and may derive from `LedgerEntry` to keep its own things of a place there. The runner's
+image imports this module, so it needs the standard library only.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def is_newer(generation: int, highest: int) -> bool:
     return generation > highest
 
 
-class Asked(Protocol):
+class CommandAsked(Protocol):
     """A command that is asked for, as far as the ledger judges it."""
 
     @property
@@ -82,7 +82,7 @@ class Exited(NamedTuple):
     at_us: int
 
 
-class Entry:
+class LedgerEntry:
     """What is remembered of one service, or of one place beside a service."""
 
     __slots__ = ("cancelled", "exited", "has_run", "is_at_work", "is_below", "name", "place", "result")
@@ -126,7 +126,7 @@ class Entry:
         return True
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=LedgerEntry)
 
 
 class Taken(NamedTuple, Generic[E]):
@@ -181,7 +181,7 @@ class Ledger(Generic[E]):
         """Take nothing but stops from now on (P4.12)."""
         self._retired = True
 
-    def take(self, asked: Asked) -> Outcome[E]:
+    def take(self, asked: CommandAsked) -> Outcome[E]:
         """Judge a command that is asked for (SPEC 7.7, P6.20, P8.2, P8.3)."""
         if self._retired and asked.action != "stop":
             return Retired()
@@ -215,7 +215,7 @@ class Ledger(Generic[E]):
         del self.places[oldest.place]
         return True
 
-    def _begin(self, asked: Asked, entry: E | None) -> Taken[E]:
+    def _begin(self, asked: CommandAsked, entry: E | None) -> Taken[E]:
         reason = f"cancelled by generation {asked.generation} ({asked.action})"
         if entry is None:
             place = place_of(asked.service, asked.generation, asked.action)

@@ -31,14 +31,14 @@ PREFERENCE = (
 )
 
 
-class Kernel(NamedTuple):
+class KernelIdentity(NamedTuple):
     """The kernel that this node runs under; zeros where nobody has said."""
 
     boot_id: bytes = bytes(16)
     machine_id: bytes = bytes(16)
 
 
-NO_KERNEL = Kernel()
+NO_KERNEL = KernelIdentity()
 
 
 class Observer:
@@ -52,7 +52,7 @@ class Observer:
         strip: Strip,
         *,
         one_machine: bool,
-        kernel: Kernel = NO_KERNEL,
+        kernel: KernelIdentity = NO_KERNEL,
         started_us: int = 0,
     ) -> None:
         self._me, self._incarnation = me, incarnation

@@ -99,7 +99,7 @@ class Checkpoint(NamedTuple):
     blob: bytes
 
 
-class Append(NamedTuple):
+class WriteFrame(NamedTuple):
     """Durably append the frame to the own journal, then call `written` or `full`."""
 
     mark: Mark
@@ -133,7 +133,7 @@ class Halt(NamedTuple):
     cause: str
 
 
-Action = Write | Read | Load | Checkpoint | Append | Compact | Became | Decided | Withdrawn | Halt
+Action = Write | Read | Load | Checkpoint | WriteFrame | Compact | Became | Decided | Withdrawn | Halt
 IsOut = Callable[[int, int], bool]  # (node, incarnation) -> proven to have stopped, or its lease has run out (P2.12)
 
 
@@ -332,7 +332,7 @@ def _write(state: Mastership, flag: ClaimFlag, term: Term, mark: Mark) -> tuple[
 
 def _append(state: Mastership) -> tuple[Mastership, Action]:
     state = state._replace(phase=Phase.COMMIT_WRITE)
-    return state, Append(state.claim.mark, state.frame_number, state.frame)
+    return state, WriteFrame(state.claim.mark, state.frame_number, state.frame)
 
 
 def _other_half(state: Mastership) -> Mark:

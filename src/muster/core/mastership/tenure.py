@@ -275,7 +275,7 @@ class Tenure:
                 self._outcomes.append(Halt(f"its store went back in time, or is another one: {text}"))
             case mastership.Checkpoint(mark=mark, blob=blob):
                 self._effects.append(WriteCheckpoint(self._next_operation(now_us), mark, blob))
-            case mastership.Append(mark=mark, number=number, frame=frame):
+            case mastership.WriteFrame(mark=mark, number=number, frame=frame):
                 self._effects.append(AppendFrame(self._next_operation(now_us), mark, number, frame))
             case Became() | Decided() | Withdrawn() | Halt() | Compact():
                 self._outcomes.append(action)

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from muster.core.boot_advice import SYSTEMD
 from muster.core.room import Fullness
 from muster.core.services.explanation import Explanation
-from muster.core.transitions.required import Waiting
+from muster.core.transitions.required import AwaitingLevels
 from muster.records.terms import NO_NODE
 
 TROUBLE, NOTICE = "trouble", "notice"  # it is not as it should be; a person has made it so, or it may pass
@@ -120,7 +120,7 @@ class Seen(Struct, frozen=True):
     trouble: str = ""  # what keeps the node from following the cluster
     live: frozenset[int] = frozenset()  # nodes whose lease is being renewed
     conditions: Mapping[int, str] = field(default_factory=dict)  # node -> one of `diagnosis.CONDITIONS`
-    waiting: Mapping[int, Waiting] = field(default_factory=dict)
+    waiting: Mapping[int, AwaitingLevels] = field(default_factory=dict)
     unable: Mapping[int, str] = field(default_factory=dict)
     barred: Mapping[int, str] = field(default_factory=dict)
     lacking: str = ""

@@ -90,7 +90,7 @@ def waited_for(node: Node) -> dict[int, tuple[tuple[int, ...], int]]:
     return node.heartbeats.waiting.since(node.database, told, node.now_us)
 
 
-def required_levels(node: Node) -> list[required.Waiting]:
+def required_levels(node: Node) -> list[required.AwaitingLevels]:
     """The nodes that wait for required levels, as this node knows it (P3.17)."""
     return required.waiting(node.database, lambda index: age_ms(node, index), waited_for(node))
 

@@ -24,7 +24,7 @@ MAXIMUM_TAKEOVER_HOLD_MS = 3_600_000
 RECENT_TAKEOVERS = 6
 
 
-class Stop(NamedTuple):
+class StopReason(NamedTuple):
     """Why a service must end where it is; `moves`: it is to go on elsewhere, so with transfer intent (SPEC 6.7)."""
 
     reason: str
@@ -204,44 +204,44 @@ OBSTACLES = (
 )
 
 
-def why_stop(service: Service, round_: Round) -> Stop | None:
+def why_stop(service: Service, round_: Round) -> StopReason | None:
     """Why a service that is starting or registered must end where it is; None if it may stay (P6.8, P6.9)."""
     own = _own_stop(service, round_)
     return own if own is not None or not service.definition.parent else _stop_of_group(service, round_)
 
 
-def _own_stop(service: Service, round_: Round) -> Stop | None:
+def _own_stop(service: Service, round_: Round) -> StopReason | None:
     """Why it must end, but for what its group asks of it."""
     node = service.node
     if not service.wanted:
         done = service.ended is Ended.DONE
-        return Stop(service.reason if done else "de-registered by an operator", moves=False)
+        return StopReason(service.reason if done else "de-registered by an operator", moves=False)
     if round_.is_leaving(node):
-        return Stop(f"{round_.name(node)} leaves", moves=True)
+        return StopReason(f"{round_.name(node)} leaves", moves=True)
     if service.state is ServiceState.REGISTERED:
         if service.intent and service.origin == node:
-            return Stop(service.reason or "transferred by an operator", moves=True)
+            return StopReason(service.reason or "transferred by an operator", moves=True)
         is_over = service.ended in (Ended.DONE, Ended.FATAL) and not service.broken  # and that was acted upon
         if service.target == node or is_over or node in round_.exhausted(service):
-            return Stop(service.reason or "restarted by an operator", moves=False)
+            return StopReason(service.reason or "restarted by an operator", moves=False)
     if service.definition.parent or node not in round_.draft.standby:
         return None  # a child is moved with its parent
     if not maintenance_of(service, round_) and round_.elsewhere(service) is not None:
-        return Stop(f"{round_.name(node)} is on standby", moves=True)
+        return StopReason(f"{round_.name(node)} is on standby", moves=True)
     return None
 
 
-def _stop_of_group(service: Service, round_: Round) -> Stop | None:
+def _stop_of_group(service: Service, round_: Round) -> StopReason | None:
     if round_.parent(service) is None:
-        return Stop(f"its parent {service.definition.parent} is no longer defined", moves=False)
-    found: Stop | None = None
+        return StopReason(f"its parent {service.definition.parent} is no longer defined", moves=False)
+    found: StopReason | None = None
     for generation, ancestor in enumerate(round_.ancestors(service)):
         who = f"its parent {ancestor.name}" if generation == 0 else f"{ancestor.name}, further up in its group,"
         if ancestor.state is not ServiceState.REGISTERED or ancestor.node != service.node:
-            return found or Stop(f"{who} is not registered here", moves=ancestor.intent)
+            return found or StopReason(f"{who} is not registered here", moves=ancestor.intent)
         stop = _own_stop(ancestor, round_)
         if stop is not None:
-            found = Stop(f"{who} ends: {stop.reason}", stop.moves)
+            found = StopReason(f"{who} ends: {stop.reason}", stop.moves)
         if stop is not None and not (ancestor.intent and ancestor.definition.parent):
             break  # what moves with its own parent has the reason from further up
     return found

@@ -24,7 +24,7 @@ from muster.core.services.conditions import (
     why_stop,
     working_children,
 )
-from muster.core.services.placement import Placement, Rule, Verdict
+from muster.core.services.placement import NodeVerdict, Placement, Rule
 from muster.core.services.redefinition import pending_words
 from muster.core.services.round import Round
 from muster.records.nodes import NodeConfig
@@ -51,11 +51,11 @@ class Explanation(Struct, frozen=True, array_like=True):
 
     summary: str
     findings: tuple[Finding, ...]
-    verdicts: tuple[Verdict, ...]  # where it would go if it were placed now
+    verdicts: tuple[NodeVerdict, ...]  # where it would go if it were placed now
     next_step: str  # what a person can do about it, a command where there is one; empty where nothing is needed
 
 
-def explain_past(placed: PlacedTogether, position: int) -> tuple[Verdict, ...]:
+def explain_past(placed: PlacedTogether, position: int) -> tuple[NodeVerdict, ...]:
     """Why the decision at `position` came out as it did, node by node."""
     snapshot, decision = placed.snapshot, placed.decisions[position]
     if decision.parent:
@@ -116,7 +116,7 @@ def _findings(service: Service, round_: Round) -> list[Finding]:
     return found
 
 
-def _verdicts(service: Service, round_: Round) -> tuple[Verdict, ...]:
+def _verdicts(service: Service, round_: Round) -> tuple[NodeVerdict, ...]:
     nodes = round_.draft.database.nodes
     if instances.is_template(service):
         return _of_instances(service, round_)
@@ -131,36 +131,36 @@ def _verdicts(service: Service, round_: Round) -> tuple[Verdict, ...]:
     return tuple(_explained(placement, round_.wish(service), down))
 
 
-def _explained(placement: Placement, wish: Wish, down: Mapping[int, str]) -> list[Verdict]:
+def _explained(placement: Placement, wish: Wish, down: Mapping[int, str]) -> list[NodeVerdict]:
     return placement.explain(wish.definition, wish.excluded, wish.origin, wish.target, down)
 
 
 def _with_parent(
     nodes: Mapping[int, NodeConfig], parent: str, node: int, shunned: Mapping[int, str] = MappingProxyType({})
-) -> tuple[Verdict, ...]:
+) -> tuple[NodeVerdict, ...]:
     """The verdicts about a child's nodes: it has no choosing factors of its own (SPEC 6.5)."""
     found = []
     for each in sorted(nodes):
         here = each == node
         words = f"its parent {parent} is registered here" if here else f"its parent {parent} is not registered here"
         if here and each in shunned:
-            found.append(Verdict(each, nodes[each].name, Rule.EXCLUDED, False, False, f"{shunned[each]}; {words}"))
+            found.append(NodeVerdict(each, nodes[each].name, Rule.EXCLUDED, False, False, f"{shunned[each]}; {words}"))
             continue
-        found.append(Verdict(each, nodes[each].name, GROUP, here, here, words))
+        found.append(NodeVerdict(each, nodes[each].name, GROUP, here, here, words))
     return tuple(sorted(found, key=lambda verdict: not verdict.chosen))
 
 
-def _of_instances(template: Service, round_: Round) -> tuple[Verdict, ...]:
+def _of_instances(template: Service, round_: Round) -> tuple[NodeVerdict, ...]:
     found = []
     for node, config in sorted(round_.draft.database.nodes.items()):
         instance = round_.draft.services.get(f"{template.name}{instances.SEPARATOR}{config.name}")
         if instance is None:
             rule = round_.placement.obstacle(template.definition, node)
-            found.append(Verdict(node, config.name, rule or INSTANCES, False, False, "it has no instance here"))
+            found.append(NodeVerdict(node, config.name, rule or INSTANCES, False, False, "it has no instance here"))
         else:
             chosen = instance.state is not ServiceState.DEREGISTERED
             words = f"its instance {instance.name} is {instance.state}; ask why of that one"
-            found.append(Verdict(node, config.name, INSTANCES, True, chosen, words))
+            found.append(NodeVerdict(node, config.name, INSTANCES, True, chosen, words))
     return tuple(found)
 
 
@@ -207,7 +207,7 @@ def _held_by(service: Service, round_: Round) -> Service | None:
 
 
 def _why_down(
-    service: Service, findings: tuple[Finding, ...], verdicts: tuple[Verdict, ...], boots: str
+    service: Service, findings: tuple[Finding, ...], verdicts: tuple[NodeVerdict, ...], boots: str
 ) -> tuple[str, str]:
     """The summary for a service that runs nowhere, and the next step: of the first rule that keeps it down."""
     first = next((finding for finding in findings if not finding.holds), None)

@@ -30,7 +30,7 @@ from msgspec import Struct
 from muster.core.services.grades import described, grade_of
 from muster.records.database import Database
 from muster.records.nodes import NodeConfig
-from muster.records.placements import Snapshot
+from muster.records.placements import PlacementSnapshot
 from muster.records.service_limits import MAXIMUM_GENERATIONS
 from muster.records.services import Definition, Performance, Service
 from muster.records.terms import NO_NODE
@@ -79,7 +79,7 @@ class Key(NamedTuple):
 RULE_OF_PART = (Rule.ASKED, Rule.LEFT, Rule.LISTED, Rule.RANK, Rule.GRADE, Rule.LOAD, Rule.LOWEST)
 
 
-class Verdict(Struct, frozen=True, array_like=True):
+class NodeVerdict(Struct, frozen=True, array_like=True):
     """What was decided about one node for one service, by which rule, in plain words."""
 
     node: int  # `NO_NODE` for a name that is no configured node's
@@ -143,7 +143,7 @@ class Placement:
         self._nodes = nodes
         self._up = frozenset(up) & nodes.keys()
         self._withheld = withheld
-        self._snapshot = Snapshot(nodes, self._up, load, performance, withheld)
+        self._snapshot = PlacementSnapshot(nodes, self._up, load, performance, withheld)
         self._by_name = {nodes[node].name: node for node in self._up}
         self._load = {node: load.get(node, 0) for node in nodes}
         self._performance = performance
@@ -151,7 +151,7 @@ class Placement:
         self._heaps: dict[tuple[tuple[str, ...], ...], list[Key]] = {}
 
     @property
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> PlacementSnapshot:
         """What it was made from: the load as it was before anything was placed."""
         return self._snapshot
 
@@ -200,7 +200,7 @@ class Placement:
         origin: int = NO_NODE,
         target: int = NO_NODE,
         down: Mapping[int, str] = _NOTHING,
-    ) -> list[Verdict]:
+    ) -> list[NodeVerdict]:
         """What `choose` decides with the same arguments about every node, best first, then those that cannot be.
 
         `excluded` and `down` (nodes that are not up) give the reasons in words.
@@ -211,12 +211,12 @@ class Placement:
             rule = self.obstacle(definition, node, excluded, origin, target)
             if rule is not None:
                 words = self._obstacle_words(definition, rule, node, excluded, down)
-                verdicts.append(Verdict(node, self._nodes[node].name, rule, False, False, words))
+                verdicts.append(NodeVerdict(node, self._nodes[node].name, rule, False, False, words))
         names = {config.name for config in self._nodes.values()}
         for name in definition.allowable_nodes:
             if name != WILDCARD and name not in names:
                 words = "allowable_nodes names it, and the cluster has no such node"
-                verdicts.append(Verdict(NO_NODE, name, Rule.NOT_CONFIGURED, False, False, words))
+                verdicts.append(NodeVerdict(NO_NODE, name, Rule.NOT_CONFIGURED, False, False, words))
         return verdicts
 
     def obstacle(
@@ -276,19 +276,21 @@ class Placement:
             self._grades[node] = grade_of(self._performance.get(node))
         return self._grades[node]
 
-    def _judged(self, keys: list[Key], position: int) -> Verdict:
+    def _judged(self, keys: list[Key], position: int) -> NodeVerdict:
         """The verdict about a possible node, `keys` being those of all such nodes, best first."""
         own, best = keys[position], keys[0]
         name = self._nodes[own.node].name
         if len(keys) == 1:
-            return Verdict(
+            return NodeVerdict(
                 own.node, name, Rule.ONLY, True, True, "nothing keeps the service from it, and it is the only one"
             )
         if own is best:
             rule, words = self._difference(own, keys[1])
-            return Verdict(own.node, name, rule, True, True, f"better than {self._nodes[keys[1].node].name}: {words}")
+            return NodeVerdict(
+                own.node, name, rule, True, True, f"better than {self._nodes[keys[1].node].name}: {words}"
+            )
         rule, words = self._difference(best, own)
-        return Verdict(own.node, name, rule, True, False, f"{self._nodes[best.node].name} is better: {words}")
+        return NodeVerdict(own.node, name, rule, True, False, f"{self._nodes[best.node].name} is better: {words}")
 
     def _difference(self, better: Key, other: Key) -> tuple[Rule, str]:
         """The first rule that tells two nodes apart, and by what, the better one's value first."""

@@ -58,7 +58,7 @@ def forget_who_waits_no_more(draft: Draft, facts: Facts) -> None:
             draft.put(replace(member, waits=None), f"{draft.name(member.node)}: waits no more")
 
 
-class Waiting(NamedTuple):
+class AwaitingLevels(NamedTuple):
     """A node that waits for programs that it must have."""
 
     node: int
@@ -73,7 +73,7 @@ class Waiting(NamedTuple):
         return f"it waits for {words_of(self.missing)}, for {self.waited_ms / 1000:.0f} s"
 
 
-def waiting(database: Database, age_ms: Callable[[int], int], waited: Waited) -> list[Waiting]:
+def waiting(database: Database, age_ms: Callable[[int], int], waited: Waited) -> list[AwaitingLevels]:
     """Every node that waits for required levels: before its join, or in it for one that has gone again."""
     found = []
     for node in sorted(database.members):
@@ -87,7 +87,7 @@ def waiting(database: Database, age_ms: Callable[[int], int], waited: Waited) ->
         else:
             continue
         overdue = waited_ms > database.cluster.required_within_ms
-        found.append(Waiting(node, incarnation, missing, waited_ms, overdue))
+        found.append(AwaitingLevels(node, incarnation, missing, waited_ms, overdue))
     return found
 
 

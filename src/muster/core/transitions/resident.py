@@ -3,7 +3,7 @@
 A resident is told by the very notifications that a program gets, each once, and what it has done counts as a program's
 acknowledgement does: the transition goes on when every resident and program of the level has acknowledged. The numbers
 of built-in levels are reserved (`records.levels.BUILT_IN`); which residents a node has is said in
-`core/node/residents.py`, one line each.
+`core/node/built_in.py`, one line each.
 """
 
 from collections.abc import Iterable

@@ -87,7 +87,7 @@ class _Stream:
         self.arrived.set()
 
 
-class EventManager:
+class EventManagerShell:
     """Drives the machine of one node. `operate` and `note` are the daemon's."""
 
     def __init__(
@@ -383,7 +383,7 @@ class EventManager:
                     self._offer(watcher, line)
                 case events.Unwatch(watcher=watcher, event=event):
                     self._offer(watcher, {"unwatch": event})
-                case events.Members(watcher=watcher, snapshot=snapshot):
+                case events.TellNodeStates(watcher=watcher, snapshot=snapshot):
                     members = {name: [state, incarnation] for name, state, incarnation in snapshot.members}
                     self._offer(watcher, {"index": snapshot.index, "members": members})
                 case events.RunAction():

@@ -25,7 +25,7 @@ WHERE = "query history"
 Document = dict[str, Any]
 
 
-class Kept(Protocol):
+class KeptLines(Protocol):
     """Lines in a file: `daemon/events/kept_history.py`."""
 
     def read(self) -> list[bytes]:
@@ -47,7 +47,7 @@ class _Line(Struct):
 class Happenings:
     """What this node has told of committed entries, the newest last."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: KeptLines) -> None:
         self._kept = kept
         self._lines: deque[_Line] = deque(maxlen=CAPACITY)
         self.counts: Counter[tuple[str, str]] = Counter()  # kind and service, since this daemon began

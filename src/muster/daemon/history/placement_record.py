@@ -10,7 +10,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.core.services.explanation import explain_past
-from muster.core.services.placement import Verdict
+from muster.core.services.placement import NodeVerdict
 from muster.records.placements import PlacedTogether
 from muster.records.terms import Term
 
@@ -28,7 +28,7 @@ class PastDecision(Struct, frozen=True, array_like=True):
     node: int  # `NO_NODE` where none was left
     state: str
     words: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[NodeVerdict, ...]
 
 
 class _Recorded(NamedTuple):

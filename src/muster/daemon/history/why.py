@@ -15,7 +15,7 @@ from msgspec import Struct
 from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.core.services.explanation import Explanation
-from muster.core.services.placement import Verdict
+from muster.core.services.placement import NodeVerdict
 from muster.core.services.places import AwaitedThere, summary, words_about
 from muster.daemon.history.gathering import Gathering
 from muster.daemon.history.placement_record import MAXIMUM_TOLD, PastDecision, PlacementRecord
@@ -152,7 +152,7 @@ def _place(service: str, awaited: AwaitedThere, node: str) -> Document | None:
     return {"rule": "place", "holds": False, "words": found} if found else None
 
 
-def _verdicts(verdicts: tuple[Verdict, ...], only: str) -> list[Document]:
+def _verdicts(verdicts: tuple[NodeVerdict, ...], only: str) -> list[Document]:
     return [
         {
             "node": verdict.name,

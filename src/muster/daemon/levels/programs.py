@@ -135,7 +135,7 @@ class Deregisters(Struct, frozen=True, forbid_unknown_fields=True, tag_field="op
 _LINE = msgspec.json.Decoder(Acknowledges | Answers | Deregisters)
 
 
-class Kept(Struct, frozen=True):
+class KeptRegistration(Struct, frozen=True):
     """A registration as the next daemon of the same incarnation finds it."""
 
     token: str
@@ -149,13 +149,13 @@ class KeptFile(Struct, frozen=True):
     """What the file beside the control socket holds."""
 
     incarnation: int
-    registrations: tuple[Kept, ...]
+    registrations: tuple[KeptRegistration, ...]
 
 
 class Registration:
     """One program, its unfetched notifications and those that it has not acknowledged."""
 
-    def __init__(self, kept: Kept, program: Program | None = None) -> None:
+    def __init__(self, kept: KeptRegistration, program: Program | None = None) -> None:
         self.kept = kept
         self.program = program if program is not None else Program([])
         self.patience: asyncio.TimerHandle | None = None  # while it is awaited
@@ -455,7 +455,7 @@ class Registrations:
             self._deregister(holder)  # it has given its last registration up itself
         self._refuse_if_impossible(level)
         self._refuse_if_it_cannot_go(wanted)
-        kept = Kept(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid, program.noted)
+        kept = KeptRegistration(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid, program.noted)
         registration = self._by_level[level.number] = Registration(kept, program)
         try:
             self._remember()  # before it counts: a daemon that restarts must know of it
@@ -584,7 +584,7 @@ class Registrations:
         except OSError as error:
             self._note("subsystems not kept", f"{self._path}: {error.strerror or error}; make room for it")
 
-    def _remembered(self) -> tuple[Kept, ...]:
+    def _remembered(self) -> tuple[KeptRegistration, ...]:
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=KeptFile)
         except FileNotFoundError:

@@ -59,7 +59,7 @@ from muster.core.leases.diagnosis import Diagnosis
 from muster.core.needs.machine import NOTHING, Told
 from muster.core.node import insight
 from muster.core.node.node import Node
-from muster.daemon.events.event_manager import EventManager
+from muster.daemon.events.event_manager import EventManagerShell
 from muster.daemon.history.flight_recorder import FlightRecorder
 from muster.daemon.history.gathering import Gathering
 from muster.daemon.history.happenings import FILE_NAME as HAPPENINGS
@@ -80,7 +80,7 @@ from muster.daemon.shell.stimuli import described
 from muster.daemon.trust.authority_keys import AuthorityKeys
 from muster.daemon.trust.enrolment import Enrolments
 from muster.daemon.trust.renewal import Certification
-from muster.daemon.trust.trust import Credentials, Reason
+from muster.daemon.trust.trust import NodeCredentials, Reason
 from muster.drivers.image.deadman import read_boot_id
 from muster.drivers.interconnect.mesh import Interconnect
 from muster.drivers.machine.performance import PerformanceMeter
@@ -123,9 +123,9 @@ class Daemon:
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._placements = PlacementRecord()
-        self.events = EventManager(node, self.operate, self.note, boottime_us, home)
+        self.events = EventManagerShell(node, self.operate, self.note, boottime_us, home)
         self.places = PlacesHere(self.feed, self.events.waiting, self.events.service_of)
-        self.credentials = Credentials(node.me, home, self.note)
+        self.credentials = NodeCredentials(node.me, home, self.note)
         self.keys = AuthorityKeys(home, self._send, self.note, self.tell_of_change)
         self.certification = Certification(
             node, self.keys, self.operate, self.changes, self.note, lambda held: self.feed(KeysHeld(held))

@@ -28,7 +28,7 @@ from muster.core.room import Fullness
 from muster.core.services.instances import instances_of, is_template
 from muster.core.services.places import AwaitedThere, summary, words, words_about
 from muster.core.services.redefinition import pending
-from muster.core.transitions.required import Waiting
+from muster.core.transitions.required import AwaitingLevels
 from muster.daemon.socket.certificate_queries import describe_authority, describe_node
 from muster.records.database import Database
 from muster.records.levels import NodeState
@@ -66,7 +66,7 @@ class NodeView(Struct, frozen=True):
     barred: dict[int, str] = field(default_factory=dict)  # nodes that cannot connect with this one, and why
     refused: tuple[Document, ...] = ()  # operations that were refused at this node
     fullness: Fullness = Fullness(0, 1)  # of the store
-    waiting: dict[int, Waiting] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
+    waiting: dict[int, AwaitingLevels] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
     unable: dict[int, str] = field(default_factory=dict)  # nodes that say that they cannot lead, and why (P2.11)
     awaited: dict[int, AwaitedThere] = field(default_factory=dict)  # what waits for a place, by node (P8.12)
 

@@ -109,7 +109,7 @@ class _Looks:
         self.at_s, self.pause_s = -LONGEST_PAUSE_S, FIRST_PAUSE_S
 
 
-class Credentials:
+class NodeCredentials:
     """What this node shows and whom it accepts, kept in step with the record. `note` records an event (P1.1)."""
 
     def __init__(self, me: int, home: Path, note: Callable[[str, str], None]) -> None:

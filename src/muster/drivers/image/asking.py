@@ -18,7 +18,7 @@ MAXIMUM_READERS = 16
 _TURN_S = 0.02
 
 
-class Asked:
+class EnvironmentReaders:
     """Who has been asked about which processes. The readers are children that the caller has to reap."""
 
     def __init__(self, pids: Sequence[int], name: bytes) -> None:

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterable, Iterator
 
 from muster.core.launching.job import Progress
-from muster.core.launching.ledger import DETAIL_CHARACTERS, NO_STATUS, Entry, Exited, Result
+from muster.core.launching.ledger import DETAIL_CHARACTERS, NO_STATUS, Exited, LedgerEntry, Result
 from muster.drivers.image.process_tree import explain_status
 from muster.drivers.image.readiness import MAXIMUM_EXTENSION_US, Condition, Conditions
 from muster.drivers.image.service_surroundings import LIMITS, UNLIMITED, Surroundings
@@ -29,7 +29,7 @@ ACTIONS = ("start", "stop", "recovery", "notify", "act")
 LACKING = "cannot be executed: this node has not what its definition names"
 
 
-class Refused(ValueError):
+class RequestRefused(ValueError):
     """A packet from the daemon that is no valid request; the message says why."""
 
 
@@ -43,10 +43,12 @@ class Request:
     )  # fmt: skip
 
     def __init__(self, packet: dict[str, object]) -> None:
-        """Take the request out of a packet. Raises `Refused`."""
+        """Take the request out of a packet. Raises `RequestRefused`."""
         self.service = text(packet, "service")
         if len(self.service) > MAXIMUM_NAME_CHARACTERS:
-            raise Refused(f"run: a name of {len(self.service)} characters; {MAXIMUM_NAME_CHARACTERS} are allowed")
+            raise RequestRefused(
+                f"run: a name of {len(self.service)} characters; {MAXIMUM_NAME_CHARACTERS} are allowed"
+            )
         self.action = text(packet, "action")
         self.uid = number(packet, "uid", 0)
         self.generation = number(packet, "generation", 1)
@@ -55,15 +57,17 @@ class Request:
         self.retries = min(number(packet, "retries", 0, 0), MAXIMUM_RETRIES)
         self.retry_pause_ms = number(packet, "retry_pause_ms", 0, 0)
         if self.action not in ACTIONS:
-            raise Refused(f"run: action is {self.action!r}; it must be one of {', '.join(ACTIONS)}")
+            raise RequestRefused(f"run: action is {self.action!r}; it must be one of {', '.join(ACTIONS)}")
         command, environment = packet.get("command"), packet.get("environment")
         if not isinstance(environment, dict) or not all(_is_variable(*item) for item in environment.items()):
-            raise Refused(f"run {self.service}: environment must map names without '=' to texts without NUL characters")
+            raise RequestRefused(
+                f"run {self.service}: environment must map names without '=' to texts without NUL characters"
+            )
         self.command = words(command, f"run {self.service}: command")
         self.environment: dict[str, str] = environment
         self.is_program = packet.get("program") is True
         if self.is_program and (self.action != "start" or not self.command):
-            raise Refused(f"run {self.service}: only a start can have a program, and must name it")
+            raise RequestRefused(f"run {self.service}: only a start can have a program, and must name it")
         self.ready = _conditions(packet.get("ready"), self.service)
         self.surroundings = surroundings_in(packet.get("surroundings"), self.service)
         name = packet.get("stop_signal", "")
@@ -79,11 +83,11 @@ class Request:
 
 
 def surroundings_in(packet: object, service: str) -> Surroundings:
-    """What a command is to begin with (P8.19). Raises `Refused`."""
+    """What a command is to begin with (P8.19). Raises `RequestRefused`."""
     if packet is None:
         return Surroundings()
     if not isinstance(packet, dict):
-        raise Refused(f"run {service}: surroundings must be an object")
+        raise RequestRefused(f"run {service}: surroundings must be an object")
     plain = Surroundings()
     texts = [packet.get(key, getattr(plain, key)) for key in ("user", "group", "directory", "environment_file")]
     limits, umask = packet.get("limits", []), packet.get("umask", plain.umask)
@@ -92,9 +96,9 @@ def surroundings_in(packet: object, service: str) -> Surroundings:
         or type(umask) is not int
         or not 0 <= umask <= 0o777
     ):
-        raise Refused(f"run {service}: surroundings must be texts, and umask a number")
+        raise RequestRefused(f"run {service}: surroundings must be texts, and umask a number")
     if not isinstance(limits, list) or not all(_is_limit(each) for each in limits):
-        raise Refused(f"run {service}: surroundings.limits must name known limits")
+        raise RequestRefused(f"run {service}: surroundings.limits must name known limits")
     user, group, directory, file = texts
     return Surroundings(user, group, directory, umask, tuple((str(a), str(b)) for a, b in limits), file)
 
@@ -109,24 +113,24 @@ def _conditions(packet: object, service: str) -> Conditions:
     if packet is None:
         return Conditions()
     if not isinstance(packet, dict):
-        raise Refused(f"run {service}: ready must be an object")
+        raise RequestRefused(f"run {service}: ready must be an object")
     command = words(packet.get("command", []), f"run {service}: ready.command")
     port, file = number(packet, "port", 0, 0), packet.get("file", "")
     if port > 65_535 or not isinstance(file, str) or "\0" in file:
-        raise Refused(f"run {service}: ready.port must be at most 65535, ready.file a path")
+        raise RequestRefused(f"run {service}: ready.port must be at most 65535, ready.file a path")
     return Conditions(command, port, file, packet.get("notify") is True)
 
 
 def _statuses(value: object, service: str) -> frozenset[int]:
     if not isinstance(value, list) or not all(type(status) is int and 0 <= status <= 255 for status in value):
-        raise Refused(f"run {service}: final must be a list of exit statuses")
+        raise RequestRefused(f"run {service}: final must be a list of exit statuses")
     return frozenset(value)
 
 
 def words(value: object, what: str) -> tuple[str, ...]:
-    """A command in a packet. Raises `Refused`."""
+    """A command in a packet. Raises `RequestRefused`."""
     if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
-        raise Refused(f"{what} must be a list of texts without NUL characters")
+        raise RequestRefused(f"{what} must be a list of texts without NUL characters")
     return tuple(value)
 
 
@@ -136,18 +140,20 @@ def _is_variable(name: object, value: object) -> bool:
 
 
 def text(packet: dict[str, object], key: str) -> str:
-    """A text in a packet. Raises `Refused`."""
+    """A text in a packet. Raises `RequestRefused`."""
     value = packet.get(key)
     if not isinstance(value, str) or not value or "\0" in value:
-        raise Refused(f"run: {key} is {value!r}; it must be a text")
+        raise RequestRefused(f"run: {key} is {value!r}; it must be a text")
     return value
 
 
 def number(packet: dict[str, object], key: str, lowest: int, otherwise: int | None = None) -> int:
-    """A number in a packet, `otherwise` where there is none. Raises `Refused`."""
+    """A number in a packet, `otherwise` where there is none. Raises `RequestRefused`."""
     value = packet.get(key, otherwise)
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise Refused(f"{packet.get('do', 'ready')}: {key} is {value!r}; it must be a number of at least {lowest}")
+        raise RequestRefused(
+            f"{packet.get('do', 'ready')}: {key} is {value!r}; it must be a number of at least {lowest}"
+        )
     return value
 
 
@@ -238,7 +244,7 @@ class Job(Progress):
         return self.request.stop_signal if self.request.action == "stop" else signal.SIGTERM
 
 
-class Service(Entry):
+class Service(LedgerEntry):
     """All that the runner knows of one service, or of one place beside a service."""
 
     __slots__ = ("job", "runs", "strays")

@@ -114,7 +114,7 @@ class Offer:
         os.close(self._shown)
 
 
-class Request:
+class HandOverRequest:
     """One connection to a guard that may hand over the descriptor of a life. `take` it, or `close`."""
 
     __slots__ = ("_connection", "_life")
@@ -164,7 +164,7 @@ class Request:
 class _Wish(NamedTuple):
     incarnation: int
     life: Life
-    request: Request | None  # under way
+    request: HandOverRequest | None  # under way
     try_us: int  # else: when to try again
     pause_us: int
 
@@ -195,7 +195,7 @@ class Requests:
             if wish.request is not None or now_us < wish.try_us:
                 continue
             try:
-                request = Request(wish.life)
+                request = HandOverRequest(wish.life)
             except (OSError, NotHanded):
                 pause_us = min(2 * wish.pause_us, _LONGEST_PAUSE_US)
                 self._wishes[node] = wish._replace(try_us=now_us + wish.pause_us, pause_us=pause_us)

@@ -72,12 +72,12 @@ from muster.core.launching.ledger import (
     Result,
 )
 from muster.core.launching.turns import MAXIMUM_STARTS, PLACE_MS, Turns, lane_of
-from muster.drivers.image.asking import Asked
+from muster.drivers.image.asking import EnvironmentReaders
 from muster.drivers.image.commands import (
     OUTPUT_CHARACTERS,
     Job,
-    Refused,
     Request,
+    RequestRefused,
     Run,
     Service,
     exit_of,
@@ -270,21 +270,23 @@ class Runner:
             self._pulse_if_due()
             try:
                 if flags & socket.MSG_TRUNC:
-                    raise Refused(f"a packet is longer than {PACKET_BYTES} bytes; shorten the command or environment")
+                    raise RequestRefused(
+                        f"a packet is longer than {PACKET_BYTES} bytes; shorten the command or environment"
+                    )
                 self._handle(data)
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 self._say({"say": "refused", "detail": str(refusal)[:DETAIL_CHARACTERS]})
 
     def _handle(self, data: bytes) -> None:
         try:
             packet = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise Refused(f"a packet is not JSON: {error}") from None
+            raise RequestRefused(f"a packet is not JSON: {error}") from None
         what = packet.get("do") if isinstance(packet, dict) else None
         if what == "run":
             try:
                 self._accept(Request(packet))
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 self._fail_refused(packet, str(refusal))
                 raise
         elif what == "cancel":
@@ -303,7 +305,7 @@ class Runner:
             self._say_output(number(packet, "request", 0), text(packet, "service"))
         else:
             known = "'run', 'cancel', 'watcher', 'retire', 'panic', 'inventory' and 'output'"
-            raise Refused(f"a packet asks for {what!r}; known are {known}")
+            raise RequestRefused(f"a packet asks for {what!r}; known are {known}")
 
     def _say(self, packet: dict[str, object]) -> None:
         self._outbox.append(json.dumps(packet).encode())
@@ -412,7 +414,7 @@ class Runner:
             case ledger.Refusal(detail=detail):
                 self._say_failed(request.service, request.generation, request.action, detail)
             case ledger.NoRoom(detail=detail):
-                raise Refused(detail)
+                raise RequestRefused(detail)
 
     def _fail_refused(self, packet: dict[str, object], detail: str) -> None:
         """A command that is refused has failed: somebody waits for its end (P6.31)."""
@@ -809,7 +811,7 @@ class Runner:
         """What a variable of these processes is, as far as that can be told soon: the node's signs of life go on."""
         if not pids:
             return {}
-        asked = Asked(pids, name)
+        asked = EnvironmentReaders(pids, name)
         self._lookers.update(asked.readers)
 
         def may_wait() -> bool:

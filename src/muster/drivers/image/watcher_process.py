@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from muster.core.launching.ledger import Exited
-from muster.drivers.image.commands import Refused, number, text
+from muster.drivers.image.commands import RequestRefused, number, text
 from muster.drivers.image.deadman import Leash
 from muster.drivers.image.process_tree import fork_into, send
 from muster.drivers.image.watcher_packets import PACKET_BYTES
@@ -113,7 +113,7 @@ class WatcherProcess:
             if not data:
                 self._close()
                 return
-            with contextlib.suppress(Refused, ValueError):  # nobody else is there, and it would ask again
+            with contextlib.suppress(RequestRefused, ValueError):  # nobody else is there, and it would ask again
                 self._answer(json.loads(data))
         self._flush()
 

@@ -22,9 +22,9 @@ from muster.core.effects import (
     WriteMarks,
     WriteView,
 )
+from muster.drivers.store.choice import engine_of, part
 from muster.drivers.store.disk.geometry import Header
 from muster.drivers.store.disk.inspection import StoreRecord
-from muster.drivers.store.engines import engine_of, part
 from muster.drivers.store.failures import JournalImage, StoreFailed
 from muster.records.registers import Claim, Mark, Marks, Strip, View
 

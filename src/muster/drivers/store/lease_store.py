@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from muster.drivers.store.engines import engine_of, part
+from muster.drivers.store.choice import engine_of, part
 from muster.records.registers import Lease, Marks
 
 

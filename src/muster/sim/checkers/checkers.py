@@ -18,7 +18,6 @@ from muster.records.services import DeregisterService, Service, ServiceState, Se
 from muster.records.tables import check_rows
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
-from muster.sim.checkers.checker import Checker
 from muster.sim.checkers.event_checkers import (
     ActedOnOnce,
     FailurePolicy,
@@ -27,6 +26,7 @@ from muster.sim.checkers.event_checkers import (
     watches_missing,
 )
 from muster.sim.checkers.loss_checker import NothingLost
+from muster.sim.checkers.rule import Checker
 from muster.sim.checkers.service_checkers import (
     CleanBeforeElsewhere,
     GroupOrder,

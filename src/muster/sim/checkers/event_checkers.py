@@ -14,7 +14,7 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.units import US_PER_MS
-from muster.sim.checkers.checker import Checker
+from muster.sim.checkers.rule import Checker
 from muster.sim.history import (
     Applied,
     Asked,

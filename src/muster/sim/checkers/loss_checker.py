@@ -17,7 +17,7 @@ from muster.records.services import (
     Service,
     TransferService,
 )
-from muster.sim.checkers.checker import Checker
+from muster.sim.checkers.rule import Checker
 from muster.sim.history import Applied, Asked, Elected, Observation, ReplicaState, Replied
 
 GONE = (NodeState.INACTIVE, NodeState.FORCED_LEAVING)

@@ -6,7 +6,7 @@ from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.services import Service, ServiceState
 from muster.records.terms import NO_NODE
-from muster.sim.checkers.checker import Checker
+from muster.sim.checkers.rule import Checker
 from muster.sim.history import (
     Applied,
     CommandAnswered,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from muster.core.effects import RunCommand
 from muster.core.events.resident import RehearsedEventManager
-from muster.core.node.residents import RESIDENTS
+from muster.core.node.built_in import RESIDENTS
 from muster.core.services.instances import SEPARATOR
 from muster.core.transitions.resident import Resident
 from muster.core.transitions.transition import EVENT_MANAGER, SETTLED_STATE

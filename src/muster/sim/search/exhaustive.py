@@ -11,10 +11,11 @@ from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
-from muster.sim.search.mastership_model import Bounds, Mode, Model, SearchTooLarge, Violated
+from muster.sim.search.mastership_model import Bounds, MastershipModel, Mode, Violated
+from muster.sim.search.too_large import SearchTooLarge
 
 
-class Result(NamedTuple):
+class MastershipResult(NamedTuple):
     """Outcome of a search. `counterexample` is the run that ends in the violation, one step a line; empty if none."""
 
     states: int
@@ -42,7 +43,7 @@ def run(
     *,
     check_progress: bool = False,
     truncates: bool = True,
-) -> Result:
+) -> MastershipResult:
     """Search all runs of `nodes` nodes (2 to 4) within `bounds`, breadth first: a counterexample is a shortest one.
 
     With `check_progress` it is also checked that from every state, once crashes stop and nobody gives up without need,
@@ -53,7 +54,7 @@ def run(
     """
     if not 2 <= nodes <= 4:
         raise ValueError(f"{nodes} nodes: the search takes 2 to 4")
-    model = Model(nodes, bounds, mode, truncates=truncates)
+    model = MastershipModel(nodes, bounds, mode, truncates=truncates)
     parents: dict[int, int] = {model.start: -1}
     transitions = depth = 0
     layer = [model.start]
@@ -77,11 +78,11 @@ def run(
             _check_progress(model, parents, progress)
     except Violated as violated:
         trace = _trace(model, parents, violated)
-        return Result(len(parents), transitions, depth, (violated.problem,), trace, frozenset(model.reached))
-    return Result(len(parents), transitions, depth, (), (), frozenset(model.reached))
+        return MastershipResult(len(parents), transitions, depth, (violated.problem,), trace, frozenset(model.reached))
+    return MastershipResult(len(parents), transitions, depth, (), (), frozenset(model.reached))
 
 
-def _check_progress(model: Model, states: dict[int, int], progress: Progress | None) -> None:
+def _check_progress(model: MastershipModel, states: dict[int, int], progress: Progress | None) -> None:
     """Backward reachability: from every state some node can come to lead for good. Raises `Violated`.
 
     Only what each state leads to is asked, not what the steps on the way might spoil: a scheduler that is fair does not
@@ -121,7 +122,7 @@ def _check_progress(model: Model, states: dict[int, int], progress: Progress | N
             raise Violated(origin, problem, problem)
 
 
-def _trace(model: Model, parents: dict[int, int], violated: Violated) -> tuple[str, ...]:
+def _trace(model: MastershipModel, parents: dict[int, int], violated: Violated) -> tuple[str, ...]:
     """The steps to the offending one, in words."""
     lines = [violated.words]
     state = violated.state

@@ -43,6 +43,7 @@ from muster.core.mastership import machine as mastership
 from muster.core.mastership.machine import Action, Mastership, Phase
 from muster.records.registers import NO_MARK, Claim, ClaimFlag, Mark, Strip
 from muster.records.terms import NO_TERM, Stamp, Term
+from muster.sim.search.too_large import SearchTooLarge
 
 
 class Mode(Enum):
@@ -64,10 +65,6 @@ class Bounds(NamedTuple):
     stale_claims: int = 1  # by a read of the claims that is as old as the store
     hangs: int = 0  # guards that hang, so that their leases run out; each may wake later, and stops its node
     states: int = 100_000_000  # the search gives up beyond this many
-
-
-class SearchTooLarge(Exception):
-    """More states than `Bounds.states`: lower the other bounds, or raise this one if there is memory for it."""
 
 
 class _Half(NamedTuple):
@@ -141,7 +138,7 @@ class _Interner(dict[Hashable, int]):
         return number, number == count
 
 
-class Model:
+class MastershipModel:
     """The nodes, their store, and every step that can be taken."""
 
     def __init__(self, nodes: int, bounds: Bounds, mode: Mode, *, truncates: bool = True) -> None:
@@ -416,7 +413,7 @@ class Model:
                     left = _with_half(slot, mark.half, half)
                     words = f"{name}: the checkpoint of {_named(mark)} is refused, its half is as it was, or torn"
                     yield self._follow(left, position, process, refuse(machine), words, _WITHDRAWAL)
-            case mastership.Append(mark=mark, frame=frame):
+            case mastership.WriteFrame(mark=mark, frame=frame):
                 half = slot.halves[mark.half]
                 assert half is not None, "_problem_of lets no append begin without its journal"
                 after = _with_half(slot, mark.half, half._replace(frames=(*half.frames, frame)))
@@ -648,7 +645,7 @@ def _problem_of_write(slot: _Slot, process: _Process, machine: Mastership) -> st
                 return "it overwrites its own journal before the new one is marked (P2.5)"
             if (mark.term, mark.generation) <= (known.mark.term, known.mark.generation):
                 return f"{_named(mark)} is not newer than its own {_named(known.mark)} (P2.5)"
-        case mastership.Append(mark=mark, number=number):
+        case mastership.WriteFrame(mark=mark, number=number):
             half = slot.halves[mark.half]
             if mark != known.mark or half is None or half.mark != mark or number != len(half.frames):
                 return f"frame {number} of {_named(mark)} does not continue its own journal (P2.6)"
@@ -667,7 +664,7 @@ def _blank(node: int) -> Claim:
 
 
 def _writes_journal(action: Action | None) -> bool:
-    return isinstance(action, mastership.Checkpoint | mastership.Append)
+    return isinstance(action, mastership.Checkpoint | mastership.WriteFrame)
 
 
 def _visible_claims(slot: _Slot) -> tuple[Claim, ...]:
@@ -688,7 +685,7 @@ def _visible_halves(slot: _Slot, index: int, *, truncates: bool) -> list[_Half |
         match process.awaits:
             case mastership.Checkpoint(mark=mark) if mark.half == index:
                 found += _torn(half, truncates=truncates)
-            case mastership.Append(mark=mark, frame=frame) if half is not None and half.mark == mark:
+            case mastership.WriteFrame(mark=mark, frame=frame) if half is not None and half.mark == mark:
                 found.append(half._replace(frames=(*half.frames, frame)))
             case _:
                 pass
@@ -712,7 +709,7 @@ def _settled(slot: _Slot, left: Action | None, *, truncates: bool) -> Iterator[t
             for torn in _torn(slot.halves[mark.half], truncates=truncates):
                 yield _with_half(slot, mark.half, torn), "; the checkpoint of its last life is torn"
             yield _with_half(slot, mark.half, _Half(mark, blob, ())), "; the checkpoint of its last life is whole"
-        case mastership.Append(mark=mark, frame=frame):
+        case mastership.WriteFrame(mark=mark, frame=frame):
             half = slot.halves[mark.half]
             if half is not None and half.mark == mark:
                 grown = half._replace(frames=(*half.frames, frame))

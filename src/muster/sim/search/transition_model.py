@@ -66,7 +66,7 @@ from muster.sim.search.transition_seats import (
     Budget,
     Interned,
     Outcome,
-    Resident,
+    SearchedNode,
     Seat,
     World,
     blank_strip,
@@ -79,7 +79,7 @@ Step = tuple[str | int, ...]  # what happened: a verb, the node, and what else i
 State = tuple[Any, ...]  # chain of databases, master, budget, seat of each node; all but the master interned
 
 
-class Model:
+class TransitionModel:
     """The graph. `reached` collects what the search has met, for its account."""
 
     def __init__(self, world: World) -> None:
@@ -462,11 +462,13 @@ class Model:
     def _keep(self, subsystems: Subsystems) -> int:
         return self._subsystems.number(frozen(vars(subsystems)), subsystems)
 
-    def _resident(self, node: int, seat: Seat, number: int) -> Resident:
+    def _resident(self, node: int, seat: Seat, number: int) -> SearchedNode:
         """The node itself, with the replica and the subsystems that it has in this state."""
         setup = Setup(node, f"n{node}", seat.incarnation, FAST, residents=self.world.residents)
         database = self.databases.values[max(0, number)]
-        return Resident(setup, database, self._strip, self._subsystems.values[seat.subsystems], number != NO_REPLICA)
+        return SearchedNode(
+            setup, database, self._strip, self._subsystems.values[seat.subsystems], number != NO_REPLICA
+        )
 
     def _input(self, node: int, seat: Seat, number: int, happened: Input | None) -> Outcome:
         """What an input, or (None) the sight of this replica, makes the node do."""

@@ -16,14 +16,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from muster.records.levels import Barriers, Level, Required
-from muster.sim.search.transition_model import Model, State, Step
+from muster.sim.search.too_large import SearchTooLarge
+from muster.sim.search.transition_model import State, Step, TransitionModel
 from muster.sim.search.transition_rules import Broken
 from muster.sim.search.transition_seats import Budget, World
 
 MAXIMUM_STATES = 20_000_000
 
 
-class Result(NamedTuple):
+class TransitionResult(NamedTuple):
     """Outcome of a search. `counterexample` is the run that ends in the violation, one step a line; empty if none."""
 
     states: int
@@ -44,10 +45,6 @@ class Result(NamedTuple):
 Progress = Callable[[int, int, int], None]  # states, steps, depth; after each layer
 
 
-class SearchTooLarge(Exception):
-    """The world has more states than the search may hold."""
-
-
 class _Found(Exception):
     """A violation, after so many states."""
 
@@ -60,7 +57,7 @@ class _Search:
     """One search: the states by number, how each was first reached, and the steps between them."""
 
     def __init__(self, world: World, maximum_states: int) -> None:
-        self.model = Model(world)
+        self.model = TransitionModel(world)
         self.numbers: dict[State, int] = {self.model.start: 0}
         self.order: list[State] = [self.model.start]
         self.parents = array("q", [-1])
@@ -107,7 +104,7 @@ class _Search:
         return found
 
     def check_ends(self) -> None:
-        """No circle: what the nodes do by themselves ends, in a state that `Model` has judged. Raises `_Found`."""
+        """No circle: what nodes do by themselves ends, in a state that the model has judged. Raises `_Found`."""
         entered, left = bytearray(len(self.order)), bytearray(len(self.order))
         for root in range(len(self.order)):
             if entered[root]:
@@ -149,12 +146,14 @@ class _Search:
         return f"[{members}] {transitions}"
 
 
-def run(world: World, progress: Progress | None = None, maximum_states: int = MAXIMUM_STATES) -> Result:
+def run(world: World, progress: Progress | None = None, maximum_states: int = MAXIMUM_STATES) -> TransitionResult:
     """Search a world. Stops at the first violation. Raises `SearchTooLarge`."""
     try:
         search = _Search(world, maximum_states)
     except Broken as broken:
-        return Result(0, 0, 0, 0, frozenset(), str(broken), ("before anything happens, while the first nodes join",))
+        return TransitionResult(
+            0, 0, 0, 0, frozenset(), str(broken), ("before anything happens, while the first nodes join",)
+        )
     violation = ""
     counterexample: tuple[str, ...] = ()
     try:
@@ -164,7 +163,7 @@ def run(world: World, progress: Progress | None = None, maximum_states: int = MA
         violation, counterexample = found.problem, search.trace(found)
     reached = frozenset(search.model.reached)
     crash_points = sum(1 for each in reached if each[0] == "crash")
-    return Result(
+    return TransitionResult(
         len(search.order), search.steps, search.depth, crash_points, reached, violation, counterexample
     )  # fmt: skip
 
@@ -238,7 +237,7 @@ SUITES = {
 }
 
 
-def account(result: Result) -> list[str]:
+def account(result: TransitionResult) -> list[str]:
     """What a search has met, in words, one kind a line; crash points are counted in the result."""
     return sorted(" ".join(each) for each in result.reached if each[0] != "crash")
 

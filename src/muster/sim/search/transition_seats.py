@@ -10,8 +10,8 @@ from muster.core.effects import Effect, Notify
 from muster.core.entries import apply
 from muster.core.events.resident import RehearsedEventManager
 from muster.core.inputs import Input, StoreDone
+from muster.core.node.built_in import RESIDENTS
 from muster.core.node.node import Node
-from muster.core.node.residents import RESIDENTS
 from muster.core.node.setup import Setup
 from muster.core.transitions.resident import Resident as BuiltIn
 from muster.core.transitions.subsystems import Subsystems
@@ -133,7 +133,7 @@ class Interned:
         return found
 
 
-class Resident(Node):
+class SearchedNode(Node):
     """A node in one state of the search, built anew for one input."""
 
     def __init__(self, setup: Setup, database: Database, strip: Strip, subsystems: Subsystems, confirmed: bool) -> None:

@@ -10,7 +10,7 @@ from muster.core.mastership.tenure import newest_journal, restore
 from muster.records.registers import Strip
 from muster.sim.world.disk import StoreAccess
 from muster.sim.world.kernel import SHARED_NAMESPACE
-from muster.sim.world.surroundings import Surroundings
+from muster.sim.world.surroundings import VirtualSurroundings
 from muster.sim.world.time import Clock
 
 OTHER_NAMESPACES = 100
@@ -21,7 +21,7 @@ CLOCK_ORIGINS_US = 10_000_000_000
 class BareMachine:
     """What there is of a node whether it is on or off."""
 
-    def __init__(self, world: Surroundings, node: int) -> None:
+    def __init__(self, world: VirtualSurroundings, node: int) -> None:
         self.world, self.node = world, node
         self.name = world.settings.names[node] if world.settings.names else f"n{node}"
         self.access = StoreAccess(world.store, node)

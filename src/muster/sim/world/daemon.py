@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from msgspec import structs
 
 from muster.core import effects, inputs
-from muster.core.leases.observer import NO_KERNEL, Kernel
+from muster.core.leases.observer import NO_KERNEL, KernelIdentity
 from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.node.node import Node
 from muster.core.node.setup import Setup
@@ -44,9 +44,9 @@ from muster.sim.history import (
     Told,
 )
 from muster.sim.world.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
-from muster.sim.world.event_manager import EventManager
+from muster.sim.world.event_manager import VirtualEventManager
 from muster.sim.world.kernel import MACHINE_ID
-from muster.sim.world.life import Life, ToGuard
+from muster.sim.world.life import ToGuard, VirtualLife
 from muster.sim.world.network import Endpoint
 from muster.sim.world.time import Process
 from muster.sim.world.watcher import Watcher
@@ -70,7 +70,7 @@ class Daemon:
 
     def __init__(
         self,
-        life: Life,
+        life: VirtualLife,
         *,
         tell_guard: Callable[[ToGuard], None],
         restart: Callable[[], None],
@@ -85,7 +85,7 @@ class Daemon:
         self._tell_guard, self._restart, self._remember = tell_guard, restart, remember
         self.process = Process("daemon")
         self.node: Node | None = None
-        self.events: EventManager | None = None
+        self.events: VirtualEventManager | None = None
         self.endpoint: Endpoint | None = None
         self._doubts = 0  # loads in a row that showed less than the home remembers
         self._remembers = False  # the home is to be written
@@ -142,11 +142,11 @@ class Daemon:
             node, self.machine.name, life.incarnation, world.profile,
             residents=world.settings.residents, one_machine=not world.settings.shared,
             region_bytes=world.settings.half_bytes,
-            kernel=Kernel(world.kernel.boot_id, MACHINE_ID) if world.settings.kernel else NO_KERNEL,
+            kernel=KernelIdentity(world.kernel.boot_id, MACHINE_ID) if world.settings.kernel else NO_KERNEL,
             remembered=self.machine.remembered,
         )  # fmt: skip
         self.node = Node(setup, database, strip, life.runner.inventory(), self.now_us())
-        self.events = EventManager(life, self.node, self.process, self.step)
+        self.events = VirtualEventManager(life, self.node, self.process, self.step)
         self._take_programs_back()
         self._carry_out(self.node.start(self.now_us()))
         self.endpoint = Endpoint(

@@ -14,17 +14,17 @@ from muster.records.access import ITSELF, Author
 from muster.records.units import US_PER_MS
 from muster.records.watchers import BUILT_IN_WATCHER, PROCESS_WATCHERS
 from muster.sim.history import WatchBegan, WatchEnded, WatcherGone
-from muster.sim.world.life import Life
+from muster.sim.world.life import VirtualLife
 from muster.sim.world.time import Process
 from muster.sim.world.watcher import LINE_US, Watcher
 
 ASK_AGAIN_US = 1500 * US_PER_MS
 
 
-class EventManager:
+class VirtualEventManager:
     """What of a daemon has to do with events."""
 
-    def __init__(self, life: Life, node: Node, process: Process, give: Callable[[inputs.Input], None]) -> None:
+    def __init__(self, life: VirtualLife, node: Node, process: Process, give: Callable[[inputs.Input], None]) -> None:
         """Of the daemon that is `process`; `give` gives its node an input."""
         self._life, self._node, self._process, self._give = life, node, process, give
         self._loop, self._history = life.machine.world.loop, life.machine.world.history

@@ -20,7 +20,7 @@ from muster.sim.history import Logged, Renewed
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.disk import RegisterTarget, TwoCopyWrite
 from muster.sim.world.kernel import MACHINE_ID, counts_in, is_of
-from muster.sim.world.life import Life, ToGuard
+from muster.sim.world.life import ToGuard, VirtualLife
 from muster.sim.world.time import US_PER_S, Clock, Process
 
 TOMBSTONE_TRIES = 3
@@ -45,7 +45,7 @@ class Guard:
         clock: Clock,
         *,
         sweep: Callable[[], None],
-        begin: Callable[[Guard, int], Life],
+        begin: Callable[[Guard, int], VirtualLife],
         ended: Callable[[Guard], None],
         hand_over: Callable[[effects.WatchLife], bool],
     ) -> None:
@@ -58,7 +58,7 @@ class Guard:
         self._sweep, self._begin, self._ended, self._hand_over = sweep, begin, ended, hand_over
         self.process = Process("guard")
         self.writer = Process("lease writer")  # writes for it: a write under way lands though the guard is dead
-        self.life: Life | None = None
+        self.life: VirtualLife | None = None
         profile = self.world.profile
         self._profile = profile.leased(one_machine=self.world.settings.kernel)  # P7.12
         self._keeper: LeaseKeeper | None = None
@@ -243,7 +243,7 @@ class Guard:
             paused_us = process.paused_at_us
             self._vigil.pulsed(name, now_us if paused_us is None else min(now_us, self.clock.local_us(paused_us)))
 
-    def daemon_ended(self, life: Life, *, asked_for: bool) -> None:
+    def daemon_ended(self, life: VirtualLife, *, asked_for: bool) -> None:
         """Init says that the daemon has ended; `asked_for`: for a successor."""
         if life is self.life:
             self._vigil.daemon_ended(self.now_us(), asked_for=asked_for)

@@ -78,7 +78,7 @@ class KeptHistory:
         return tuple(found[number] for number in sorted(found))
 
 
-class Life:
+class VirtualLife:
     """One incarnation of a node: its init, its daemon, its runner, and its services."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Life:
         clock: Clock,
         incarnation: int,
         leftovers: Leftovers,
-        new_daemon: Callable[[Life], RunningDaemon],
+        new_daemon: Callable[[VirtualLife], RunningDaemon],
         over: Callable[[], None],
     ) -> None:
         """`over` is called when nothing of it runs any more, unless by a power cut."""

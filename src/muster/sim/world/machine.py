@@ -11,8 +11,8 @@ from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.daemon import Daemon
 from muster.sim.world.guard import Guard
 from muster.sim.world.leftovers import Leftovers
-from muster.sim.world.life import Life, ToGuard
-from muster.sim.world.surroundings import Surroundings
+from muster.sim.world.life import ToGuard, VirtualLife
+from muster.sim.world.surroundings import VirtualSurroundings
 from muster.sim.world.time import Process
 
 HandOver = Callable[[BareMachine, effects.WatchLife], bool]  # whether the guard asked about hands a descriptor to it
@@ -22,14 +22,14 @@ class Machine(BareMachine):
     """A node that can be switched on and off. It alone knows its guard and its daemon."""
 
     def __init__(
-        self, world: Surroundings, node: int, stopped: "Callable[[Machine], None]", hand_over: HandOver
+        self, world: VirtualSurroundings, node: int, stopped: "Callable[[Machine], None]", hand_over: HandOver
     ) -> None:
         """`stopped` is called each time that its guard has ended."""
         super().__init__(world, node)
         self._stopped, self._hand_over = stopped, hand_over
         self.guard: Guard | None = None
         self.leftovers = Leftovers(self)
-        self.lives: list[Life] = []  # those that have not ended; an earlier one may still be dying
+        self.lives: list[VirtualLife] = []  # those that have not ended; an earlier one may still be dying
 
     @property
     def is_on(self) -> bool:
@@ -37,7 +37,7 @@ class Machine(BareMachine):
         return self.guard is not None
 
     @property
-    def life(self) -> Life | None:
+    def life(self) -> VirtualLife | None:
         """The incarnation that runs now, if any."""
         return self.guard.life if self.guard is not None else None
 
@@ -64,9 +64,9 @@ class Machine(BareMachine):
         )  # fmt: skip
         self.guard.boot()
 
-    def _begin(self, guard: Guard, incarnation: int) -> Life:
+    def _begin(self, guard: Guard, incarnation: int) -> VirtualLife:
         """A guard holds the lease: its node's new incarnation begins."""
-        life = Life(
+        life = VirtualLife(
             self, guard.clock, incarnation, self.leftovers, self._new_daemon,
             lambda: self._life_ended(guard, incarnation),
         )  # fmt: skip
@@ -75,13 +75,13 @@ class Machine(BareMachine):
         self.leftovers.boot(incarnation, guard.owes)
         return life
 
-    def _new_daemon(self, life: Life) -> Daemon:
+    def _new_daemon(self, life: VirtualLife) -> Daemon:
         return Daemon(
             life, tell_guard=lambda what: self._tell_guard(life, what), restart=self._restart_daemon,
             remember=self._remember,
         )  # fmt: skip
 
-    def _tell_guard(self, life: Life, what: ToGuard) -> None:
+    def _tell_guard(self, life: VirtualLife, what: ToGuard) -> None:
         """The daemon of a life tells its guard something, which hears it while it is the machine's."""
         guard = self.guard
         if guard is not None and guard.life is life:
@@ -157,7 +157,7 @@ class Machine(BareMachine):
         if life is not None and not life.stopping and life.daemon is not None:
             self._daemon_dies(life, asked_for=True)
 
-    def _daemon_dies(self, life: Life, *, asked_for: bool = False) -> None:
+    def _daemon_dies(self, life: VirtualLife, *, asked_for: bool = False) -> None:
         loop = self.world.loop
         assert life.daemon is not None
         life.daemon.end(silently=False)

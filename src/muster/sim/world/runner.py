@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from muster.core.effects import RunCommand
 from muster.core.launching import ledger
-from muster.core.launching.ledger import Entry, Exited, Ledger, Result
+from muster.core.launching.ledger import Exited, Ledger, LedgerEntry, Result
 from muster.records.services import CommandState
 from muster.records.units import US_PER_MS
 from muster.sim.history import (
@@ -31,7 +31,7 @@ from muster.sim.world.time import EventLoop, Process
 Decide = Callable[[int, RunCommand], Outcome]  # (node, command) -> what becomes of it
 
 
-class Asked(NamedTuple):
+class VirtualCommand(NamedTuple):
     """A command, as the ledger judges it."""
 
     service: str
@@ -60,7 +60,7 @@ class Runner:
         self.process = Process(f"runner of n{node}")
         self._leftovers = leftovers  # of its machine
         self._decide, self._finished, self._program_ended = decide, finished, program_ended
-        self._ledger = Ledger(Entry)
+        self._ledger = Ledger(LedgerEntry)
         self._active: dict[str, int] = {}  # service -> generation of which something runs
         self._at_work: dict[str, RunCommand] = {}  # the newest command of each place, while it has not ended
         self._supervised: dict[str, int] = {}  # service -> generation of its program
@@ -82,7 +82,7 @@ class Runner:
         self.loop.deliver_after(60, self.process, self._take, command)
 
     def _take(self, command: RunCommand) -> None:
-        match self._ledger.take(Asked(command.service, command.generation, command.action, command.program)):
+        match self._ledger.take(VirtualCommand(command.service, command.generation, command.action, command.program)):
             case ledger.Taken(entry=entry, ends=notice, reason=reason):
                 self._at_work[entry.place] = command
                 self._run(command, entry)
@@ -94,7 +94,7 @@ class Runner:
             case ledger.Refusal(detail=detail) | ledger.NoRoom(detail=detail):
                 self._say(command.service, ledger.refused(command.generation, command.action, detail))
 
-    def _run(self, command: RunCommand, entry: Entry) -> None:
+    def _run(self, command: RunCommand, entry: LedgerEntry) -> None:
         if command.action == "act":
             self._actions[command.generation] = command
             self.history.append(
@@ -245,7 +245,7 @@ class Runner:
         detail = "" if succeeded else outcome.detail or f"{command.action} ended with status 1"
         self._finish(entry, succeeded=succeeded, detail=detail)
 
-    def _finish(self, entry: Entry, *, succeeded: bool, detail: str) -> None:
+    def _finish(self, entry: LedgerEntry, *, succeeded: bool, detail: str) -> None:
         """The command of a place has ended: tell it, and remember it."""
         for result in self._ledger.finish(entry, succeeded, detail):
             self._say(entry.name, result)

@@ -9,7 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from muster.core.effects import RunCommand
-from muster.core.node.residents import RESIDENTS
+from muster.core.node.built_in import RESIDENTS
 from muster.core.transitions.resident import Resident
 from muster.records.levels import Level
 from muster.records.services import Definition
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     left: bool = True  # of a start that succeeded: something of it runs on
 
 
-class Surroundings:
+class VirtualSurroundings:
     """Shared by all parts of one virtual cluster."""
 
     def __init__(self, settings: Settings, random: Random, point: Point) -> None:

@@ -26,7 +26,7 @@ from muster.sim.history import Asked, Disturbed, Healed
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.disk import CheckpointTarget, RegisterTarget, VirtualStore
 from muster.sim.world.machine import Machine
-from muster.sim.world.surroundings import Settings, Surroundings
+from muster.sim.world.surroundings import Settings, VirtualSurroundings
 from muster.sim.world.time import US_PER_S
 
 ASK_AGAIN_US = 1 * US_PER_S
@@ -37,7 +37,7 @@ FIRST_TERM = Term(1, 0)
 FIRST_MARK = Mark(FIRST_TERM, 0, 1)
 
 
-class World(Surroundings):
+class World(VirtualSurroundings):
     """One virtual cluster and its time."""
 
     def __init__(self, settings: Settings, random: Random) -> None:

@@ -71,7 +71,7 @@ def install(
       muster install --store /srv/store --node n0 --root ./image --prefix /usr --yes
     """
     name = node if node is not None else socket.gethostname().partition(".")[0]
-    settings = installation.Settings(
+    settings = installation.InstallationSettings(
         name,
         store,
         home,
@@ -111,7 +111,7 @@ def uninstall(prefix: str, root: Path, yes: bool, as_json: bool) -> None:
     Example:
       sudo muster uninstall --yes
     """
-    settings = installation.Settings("any", "/", "/", prefix, Path(os.path.abspath(root)))
+    settings = installation.InstallationSettings("any", "/", "/", prefix, Path(os.path.abspath(root)))
     installation.check_settings(settings)
     steps = installation.removal(settings)
     if yes:
