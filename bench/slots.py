@@ -16,10 +16,11 @@ from pathlib import Path
 from bench.figures import Measurement
 from bench.scales import Scale
 from muster.drivers.store.disk.file import open_store
-from muster.drivers.store.disk.geometry import BLOCK_BYTES, Header, Scope
+from muster.drivers.store.disk.geometry import BLOCK_BYTES, Header
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.registers import OwnRegister, RegisterReader
 from muster.drivers.store.disk.store import create_store, plan_header
+from muster.drivers.store.identity import Scope
 from muster.records.database import encode_database, initial_database
 from muster.records.nodes import Cluster
 from muster.records.registers import Deadman, Lease, LeaseState, RegisterKind

@@ -18,7 +18,6 @@ from muster.drivers.store.disk.geometry import (
     FLAT_SLOTS,
     Header,
     InvalidGeometry,
-    Scope,
     new_header,
     slots_for,
 )
@@ -28,6 +27,7 @@ from muster.drivers.store.disk.registers import OwnRegister, RegisterReader
 from muster.drivers.store.disk.sectors import BANKED_FORMAT, FORMAT_VERSION, Place, Problem, RecordKind, decode_record
 from muster.drivers.store.disk.store import DiskStore, create_store, open_header, plan_header, room_at
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.records.database import Entry, encode_database, encode_entry, initial_database
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig

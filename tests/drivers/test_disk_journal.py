@@ -9,11 +9,12 @@ import pytest
 
 from disk_trials import SLOTS, begin, damage, new_store, read_bytes, run_with, writes_fail_from
 from muster.drivers.store.disk.file import DiskFile, open_store
-from muster.drivers.store.disk.geometry import Scope, new_header
+from muster.drivers.store.disk.geometry import new_header
 from muster.drivers.store.disk.journal import CHECKPOINT_SHARE_PERCENT, scan_journal
 from muster.drivers.store.disk.sectors import HEADER_BYTES
 from muster.drivers.store.disk.store import INITIAL_MARK, DiskStore, open_header
 from muster.drivers.store.failures import JournalFull, JournalUnreadable, StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.records.registers import (
     Mark,
 )

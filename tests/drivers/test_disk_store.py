@@ -29,11 +29,12 @@ from disk_trials import (
     writes_fail_from,
 )
 from muster.drivers.store.disk.file import Refusal, StoreUnusable, open_store
-from muster.drivers.store.disk.geometry import BLOCK_BYTES, Scope, encode_header
+from muster.drivers.store.disk.geometry import BLOCK_BYTES, encode_header
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.registers import OwnRegister
 from muster.drivers.store.disk.store import INITIAL_MARK, MAXIMUM_PENDING, DiskStore, create_store, open_header
 from muster.drivers.store.failures import JournalFull, StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.records.registers import (
     Claim,
     ClaimFlag,

@@ -37,9 +37,9 @@ from muster.drivers.image.guard import _Panicked as Panicked
 from muster.drivers.image.kernels_word import Place, Witness, read_place
 from muster.drivers.image.log_writer import LogWriter
 from muster.drivers.image.process_tree import send
-from muster.drivers.store.disk.geometry import Scope
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.store import DiskStore
+from muster.drivers.store.identity import Scope
 from muster.drivers.store.lease_store import LeaseStore
 from muster.records.registers import (
     LIFE_SINCE,

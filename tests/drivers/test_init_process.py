@@ -1,4 +1,4 @@
-"""Init by itself: when it starts the daemon again (P7.7), what it waits for before (P7.14), how it ends the node."""
+"""Init by itself: what it waits for before it starts anything (P7.14), how it ends the node."""
 
 import os
 import signal
@@ -11,43 +11,11 @@ from typing import Any, cast
 import pytest
 
 from muster.drivers.image import init_process
-from muster.drivers.image.init_process import FIRST_DELAY_MS, STABLE_MS, InitSetup, first_number, run_init
+from muster.drivers.image.init_process import InitSetup, first_number, run_init
 from muster.drivers.image.process_tree import Teller
 from muster.records.timing import FAST
 
 US_PER_MS = 1000
-
-
-def delays_ms(*lives_ms: int, asked_for: bool = False) -> list[int]:
-    """How long init waits after each of the daemon's lives."""
-    init = init_process._Init(cast("InitSetup", SimpleNamespace(profile=FAST)), cast("Any", None))
-    found, now_us = [], 1_000_000_000
-    for life_ms in lives_ms:
-        init._daemon_since_us, now_us = now_us, now_us + life_ms * US_PER_MS
-        init._schedule_daemon(now_us, asked_for=asked_for)
-        assert init._start_daemon_us is not None
-        found.append((init._start_daemon_us - now_us) // US_PER_MS)
-    for descriptor in (init._wake_read, init._wake_write):
-        os.close(descriptor)
-    for end in (init._daemon_end, init._daemons_end):
-        end.close()
-    return found
-
-
-def test_p7_7_a_daemon_that_ends_after_a_long_life_is_started_at_once() -> None:
-    assert delays_ms(STABLE_MS, STABLE_MS) == [0, 0]
-    assert delays_ms(1, 1, STABLE_MS)[-1] == 0
-
-
-def test_p7_7_one_that_keeps_crashing_is_started_ever_later_but_soon_enough() -> None:
-    pauses = delays_ms(*[1] * 20)
-    assert pauses[:3] == [0, FIRST_DELAY_MS, 2 * FIRST_DELAY_MS]
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == FAST.restart_ms // 4  # the guard waits restart_ms for a sign of life
-
-
-def test_p10_3_one_that_was_asked_to_end_is_followed_at_once() -> None:
-    assert delays_ms(1, 1, 1, asked_for=True) == [0, 0, 0]
 
 
 class Ended(Exception):

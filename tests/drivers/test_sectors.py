@@ -14,7 +14,6 @@ from muster.drivers.store.disk.geometry import (
     FLAT_SLOTS,
     Header,
     InvalidGeometry,
-    Scope,
     choose_header,
     encode_header,
     new_header,
@@ -32,6 +31,7 @@ from muster.drivers.store.disk.sectors import (
     decode_record,
     encode_record,
 )
+from muster.drivers.store.identity import Scope
 from muster.records.registers import (
     MAXIMUM_MARKS,
     MAXIMUM_SLOTS,

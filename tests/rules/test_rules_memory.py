@@ -16,12 +16,13 @@ from muster.daemon.shell import home_memory
 from muster.daemon.shell.home_memory import HomeMemory
 from muster.drivers.store.disk.adoption import BOOT_MARGIN, INDEX_MARGIN, adopt, plan_adoption
 from muster.drivers.store.disk.file import Refusal, StoreUnusable, open_header
-from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, Scope, encode_header, new_header
+from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, encode_header, new_header
 from muster.drivers.store.disk.inspection import newest_record
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.registers import OwnRegister
 from muster.drivers.store.disk.store import create_store
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.drivers.store.remembered_file import FILE, MAXIMUM_CLUSTERS, all_remembered, remember, remembered_of
 from muster.records.database import Database, Entry, encode_database, initial_database
 from muster.records.nodes import Cluster, NodeConfig

@@ -7,8 +7,9 @@ import resource
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from muster.drivers.store.disk.geometry import Header, Scope
+from muster.drivers.store.disk.geometry import Header
 from muster.drivers.store.disk.store import DiskStore, create_store, plan_header
+from muster.drivers.store.identity import Scope
 from muster.records.registers import Claim, ClaimFlag, Deadman, Lease, LeaseState, Mark
 from muster.records.terms import NO_TERM, Stamp, Term
 

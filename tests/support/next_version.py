@@ -56,11 +56,26 @@ def carry_out(operation: SetLockSpace, draft: Draft) -> str:
     return f"{operation.name} is forgotten"
 ''',
     "src/muster/drivers/store/made/__init__.py": "",
-    "src/muster/drivers/store/made/store.py": '''"""An engine by another name: what is behind the scheme is a path."""
+    "src/muster/drivers/store/made/store.py": '''"""An engine by another name, which says itself whose a store is."""
 
-from muster.drivers.store.disk.inspection import StoreRecord, newest_record
+from typing import NamedTuple
+
+from muster.drivers.store.disk.inspection import newest_record
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.store import DiskStore
+from muster.drivers.store.identity import Scope
+from muster.drivers.store.record import StoreRecord
+
+
+class MadeIdentity(NamedTuple):
+    """Whose it is, and who may share it."""
+
+    cluster_id: bytes
+    cluster_name: str
+    identity: str
+    store_id: bytes
+    scope: Scope
+    region_bytes: int
 
 
 def open_store(store: str, node: int) -> DiskStore:
@@ -75,7 +90,9 @@ def leases(store: str, node: int) -> GuardStore:
 
 def look(store: str) -> StoreRecord:
     """What it holds."""
-    return newest_record(store.removeprefix("made://"))
+    found = newest_record(store.removeprefix("made://"))
+    whose = MadeIdentity(*(getattr(found.header, name) for name in MadeIdentity._fields))
+    return StoreRecord(whose, found.strip, found.database)
 ''',
     "src/muster/daemon/socket/lock_queries.py": '''"""What a node answers about spaces of locks."""
 

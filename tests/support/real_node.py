@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 from muster.drivers.image.guard import Options, empty_home, guard_command
 from muster.drivers.image.init_process import NODE_HOME
 from muster.drivers.image.process_tree import read_command_line, read_environment, read_name, read_parents, send
-from muster.drivers.store.disk.geometry import Scope, new_header
+from muster.drivers.store.disk.geometry import new_header
 from muster.drivers.store.disk.lease_store import GuardStore
 from muster.drivers.store.disk.store import create_store
+from muster.drivers.store.identity import Scope
 from muster.records.database import encode_database, initial_database
 from muster.records.nodes import Cluster
 from muster.records.registers import Lease

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
+from muster.drivers.store import identity
 from muster.drivers.store.disk import geometry, sectors
 from muster.records import database, messages, operations, registers
 from muster.records.terms import Stamp, Term
@@ -109,7 +110,7 @@ def samples() -> dict[str, Any]:
     for kind in members(database.Change):
         found[f"entry-{kind.__name__}"] = database.Entry(_NUMBER, Term(3, 1), _TEXT, (sample(kind),))
     found["database"] = sample(database.Database)
-    found["header"] = geometry.Header(CLUSTER_ID, "test", geometry.Scope.SHARED, 512, 16, 1 << 20, complete=True)
+    found["header"] = geometry.Header(CLUSTER_ID, "test", identity.Scope.SHARED, 512, 16, 1 << 20, complete=True)
     stamp = Stamp(1, 5, Term(3, 1), 9)
     found["register-lease"] = registers.Lease(
         stamp,

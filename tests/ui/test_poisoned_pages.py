@@ -21,8 +21,9 @@ from dev_cluster import DevCluster
 from muster.client import control as client
 from muster.client.control import ControlClient
 from muster.client.errors import ClientError
-from muster.drivers.store.disk.geometry import Scope, new_header
+from muster.drivers.store.disk.geometry import new_header
 from muster.drivers.store.disk.store import create_store
+from muster.drivers.store.identity import Scope
 from muster.records.database import encode_database, initial_database
 from muster.records.levels import Level, NodeState
 from muster.records.members import Member

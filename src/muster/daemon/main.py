@@ -32,10 +32,10 @@ from muster.drivers.image.guard import EXIT_CLEAN, EXIT_NOT_NOW, NotNow, StartRe
 from muster.drivers.image.kept_cleanups import all_kept
 from muster.drivers.image.systemd import notify
 from muster.drivers.interconnect.mesh import AddressInUse, InterconnectRefused, check_address, parse_address
-from muster.drivers.store.disk.inspection import StoreRecord
 from muster.drivers.store.engine import newest_record
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.lease_store import lease_store_of
+from muster.drivers.store.record import StoreRecord
 from muster.drivers.store.remembered_file import remembered_of
 from muster.records.database import Database
 from muster.records.durations import duration_of

@@ -52,10 +52,10 @@ from muster.drivers.image.process_tree import parent_of
 from muster.drivers.interconnect.mesh import Interconnect, InterconnectRefused, parse_address
 from muster.drivers.machine.own_links import OwnLinks
 from muster.drivers.runner_client import RunnerClient
-from muster.drivers.store.disk.geometry import Header, Scope
-from muster.drivers.store.disk.inspection import StoreRecord
 from muster.drivers.store.engine import Opened, newest_record, open_store
 from muster.drivers.store.failures import JournalUnreadable, StoreFailed
+from muster.drivers.store.identity import Scope, StoreIdentity
+from muster.drivers.store.record import StoreRecord
 from muster.drivers.store.remembered_file import remembered_of
 from muster.records.database import Database
 from muster.records.nodes import NodeConfig
@@ -187,7 +187,7 @@ def _configuration(store_path: str, name: str) -> tuple[Profile, NodeConfig]:
     return profile_with(PROFILES[cluster.profile], cluster.timers), database.nodes[node]
 
 
-def _of_this_store(remembered: Remembered | None, header: Header) -> Remembered | None:
+def _of_this_store(remembered: Remembered | None, header: StoreIdentity) -> Remembered | None:
     """What is remembered of the history of this very store; of one that was adopted since, none of it holds here."""
     met = remembered is not None and remembered.store_id == header.store_id.hex()
     return remembered if met else None

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from muster.client.errors import ClientError
 from muster.core.room import WARN_PERCENT, Room, fullness
-from muster.drivers.store.disk.geometry import (
-    DEFAULT_SLOTS,
-    FLAT_SLOTS,
-    InvalidGeometry,
-    Scope,
-    default_bytes,
-    slots_for,
-)
+from muster.drivers.store.disk.geometry import DEFAULT_SLOTS, FLAT_SLOTS, InvalidGeometry, default_bytes, slots_for
 from muster.drivers.store.disk.sectors import FORMAT_VERSION
+from muster.drivers.store.identity import Scope
 from muster.records.addresses import Address, address_of
 from muster.records.database import Database, encode_database, initial_database
 from muster.records.names import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem

@@ -12,8 +12,8 @@ from pathlib import Path
 from muster.core.leases.memory import Remembered, problem
 from muster.core.node import insight
 from muster.core.node.node import Node
-from muster.drivers.store.disk.geometry import Header
-from muster.drivers.store.disk.inspection import StoreRecord
+from muster.drivers.store.identity import StoreIdentity
+from muster.drivers.store.record import StoreRecord
 from muster.drivers.store.remembered_file import FILE, remember
 
 PAUSE_S = 1.0  # between two writings
@@ -36,7 +36,7 @@ def refusal(record: StoreRecord, remembered: Remembered | None, node: int, path:
 class HomeMemory:
     """Keeps the file in step with what a running node knows."""
 
-    def __init__(self, home: Path, header: Header, node: Node, note: Callable[[str, str], None]) -> None:
+    def __init__(self, home: Path, header: StoreIdentity, node: Node, note: Callable[[str, str], None]) -> None:
         self._home, self._node, self._note = home, node, note
         self._ids = header.cluster_id.hex(), header.store_id.hex()
         self._saved: Remembered | None = None

@@ -17,6 +17,7 @@ import socket
 import zlib
 from typing import NamedTuple, NoReturn
 
+from muster.core.launching.restarts import Restarts
 from muster.drivers.image.control_group import ControlGroup
 from muster.drivers.image.deadman import (
     LEASH_SIGNAL,
@@ -47,9 +48,7 @@ from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 
 RUNNER_ENDED_EXIT = 71
-FIRST_DELAY_MS = 50  # before the second restart in a row; doubles up to a part of restart_ms
-STABLE_MS = 10_000  # a daemon that ran so long is restarted at once
-_LONGEST_DELAY_PART = 4
+_LONGEST_PAUSE_PART = 4  # of `restart_ms`, within which the guard wants a sign of life from the daemon
 _NOT_EXECUTED = 127
 _PACKET_BYTES = 512
 _SWEEP_US = 10_000_000
@@ -140,23 +139,19 @@ class _Init:
     def __init__(self, setup: InitSetup, leash: Leash) -> None:
         self._setup, self._leash = setup, leash
         self._pulse_us = setup.profile.pulse_ms * US_PER_MS
-        self._longest_delay_ms = setup.profile.restart_ms // _LONGEST_DELAY_PART
+        self._restarts = Restarts(setup.profile.restart_ms // _LONGEST_PAUSE_PART)  # of the daemon
         self._wake_read, self._wake_write = os.pipe()
         self._orphaned = False
         self._say_line = Teller().say
         self._daemon_end, self._daemons_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._runner = 0
         self._daemon = 0
-        self._daemon_since_us = 0
-        self._delay_ms = 0
-        self._start_daemon_us: int | None = None
 
     def loop(self) -> NoReturn:
         """Serve until the guard or the runner ends."""
         self._runner = self._fork_runner()
         hold_memory_and_priority(above_all=not self._leash.is_tree)
         self._catch_signals()
-        self._start_daemon_us = boottime_us()
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         poll.register(self._setup.guard_alive, select.POLLIN)
@@ -164,9 +159,7 @@ class _Init:
         while True:
             if self._leash.is_over():
                 self._end("the deadline has passed, and its guard has not moved it")
-            now_us = boottime_us()
-            if self._start_daemon_us is not None and now_us >= self._start_daemon_us:
-                self._start_daemon_us = None
+            if self._restarts.is_due(boottime_us()):
                 self._start_daemon()
             self._say(b"pulse")
             for descriptor, _mask in poll.poll(self._pause_ms()):
@@ -183,8 +176,8 @@ class _Init:
     def _pause_ms(self) -> int:
         now_us = boottime_us()
         wake_us = min(now_us + self._pulse_us, self._leash.deadline_us())
-        if self._start_daemon_us is not None:
-            wake_us = min(wake_us, self._start_daemon_us)
+        if self._restarts.at_us is not None:
+            wake_us = min(wake_us, self._restarts.at_us)
         return max(0, wake_us - now_us) // US_PER_MS + 1
 
     def _hear_daemon(self) -> None:
@@ -232,13 +225,13 @@ class _Init:
 
     def _start_daemon(self) -> None:
         init = os.getpid()
-        self._daemon_since_us = boottime_us()
+        self._restarts.begun(boottime_us())
         try:
             self._daemon = fork_into(lambda: self._execute_daemon(init))
         except OSError as error:
             self._daemon = 0
             self._say_line(f"muster init process: cannot fork the daemon: {error.strerror}; trying again")
-            self._start_daemon_us = boottime_us() + self._longest_delay_ms * US_PER_MS
+            self._restarts.not_begun(boottime_us())
 
     def _execute_daemon(self, init: int) -> NoReturn:
         setup = self._setup
@@ -277,16 +270,7 @@ class _Init:
                 self._daemon = 0
                 # On the daemon's own channel, so that it arrives after everything that the daemon had said.
                 _send(self._setup.daemon_guard, f"exited {explain_status(status)}".encode())
-                self._schedule_daemon(boottime_us(), asked_for=status == 0)
-
-    def _schedule_daemon(self, now_us: int, *, asked_for: bool) -> None:
-        """At once after a long run, or where it was asked to end for a successor (P10.3); ever later, but soon enough
-        for the guard, when it keeps dying.
-        """
-        if asked_for or now_us - self._daemon_since_us >= STABLE_MS * US_PER_MS:
-            self._delay_ms = 0
-        self._start_daemon_us = now_us + self._delay_ms * US_PER_MS
-        self._delay_ms = min(max(FIRST_DELAY_MS, 2 * self._delay_ms), self._longest_delay_ms)
+                self._restarts.ended(boottime_us(), asked_for=status == 0)
 
     def _say(self, packet: bytes) -> None:
         if not _send(self._setup.guard, packet):

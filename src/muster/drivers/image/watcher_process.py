@@ -21,12 +21,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from muster.core.launching.ledger import Exited
+from muster.core.launching.restarts import Restarts
 from muster.drivers.image.commands import RequestRefused, number, text
 from muster.drivers.image.deadman import Leash
 from muster.drivers.image.process_tree import fork_into, send
 from muster.drivers.image.watcher_packets import PACKET_BYTES
 
-_RESTART_PAUSE_US = 500_000
+_RESTART_PAUSE_MS = 500
 _PACKETS_A_TURN = 64
 
 
@@ -42,7 +43,7 @@ class WatcherProcess:
         self._leash, self._environment = leash, environment
         self._exited = exited
         self._wanted = False
-        self._not_before_us = 0
+        self._restarts = Restarts(_RESTART_PAUSE_MS, _RESTART_PAUSE_MS)
         self._channel: socket.socket | None = None
         self._epoll: select.epoll | None = None
         self._untold: dict[str, None] = {}  # services, in the order in which their programs ended
@@ -62,18 +63,19 @@ class WatcherProcess:
 
     def keep_running(self, now_us: int, epoll: select.epoll) -> None:
         """Fork it if it is wanted and not there; its channel is served through `epoll`."""
-        if not self._wanted or self.pid or now_us < self._not_before_us:
+        if not self._wanted or not self._restarts.is_due(now_us):
             return
+        self._restarts.begun(now_us)
         runner = os.getpid()
         try:
             own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            self._not_before_us = now_us + _RESTART_PAUSE_US
+            self._restarts.not_begun(now_us)
             return
         try:
             self.pid = fork_into(lambda: self._become(runner, theirs))
         except OSError:
-            self._not_before_us = now_us + _RESTART_PAUSE_US
+            self._restarts.not_begun(now_us)
             own.close()
         else:
             own.setblocking(False)
@@ -88,8 +90,7 @@ class WatcherProcess:
             return False
         self._close()
         self.pid = 0
-        if self._wanted:
-            self._not_before_us = now_us + _RESTART_PAUSE_US
+        self._restarts.ended(now_us, asked_for=not self._wanted)
         return True
 
     def tell(self, service: str) -> None:

@@ -17,7 +17,7 @@ class Engine(NamedTuple):
 
     store: str  # (store, node) -> `engine.Opened`: for the daemon
     lease_store: str  # (store, node) -> `lease_store.LeaseStore`: for the guard and its writers
-    newest_record: str  # (store) -> `disk.inspection.StoreRecord`: what it holds, for the boot
+    newest_record: str  # (store) -> `record.StoreRecord`: what it holds, for the boot
 
 
 ENGINES: dict[str, Engine] = {

@@ -23,9 +23,9 @@ from muster.core.effects import (
     WriteView,
 )
 from muster.drivers.store.choice import engine_of, part
-from muster.drivers.store.disk.geometry import Header
-from muster.drivers.store.disk.inspection import StoreRecord
 from muster.drivers.store.failures import JournalImage, StoreFailed
+from muster.drivers.store.identity import StoreIdentity
+from muster.drivers.store.record import StoreRecord
 from muster.records.registers import Claim, Mark, Marks, Strip, View
 
 StoreEffect = ReadStrip | WriteClaim | WriteView | WriteMarks | ReadJournal | WriteCheckpoint | AppendFrame
@@ -79,8 +79,8 @@ class Opened(Store, Protocol):
     """A store as its engine opens it, with what is fixed when it is made."""
 
     @property
-    def header(self) -> Header:
-        """Whose store it is, its scope, and how large its regions are."""
+    def header(self) -> StoreIdentity:
+        """Whose store it is, who may share it, and how large a journal may be."""
 
 
 def open_store(store: str, node: int) -> Opened:

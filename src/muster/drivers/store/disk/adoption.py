@@ -18,10 +18,11 @@ from muster.core.leases.memory import Remembered
 from muster.core.mastership.machine import newest_mark
 from muster.drivers.store.disk.file import DiskFile, open_store
 from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, HALVES, Header, encode_header
-from muster.drivers.store.disk.inspection import StoreRecord, read_registers, record_of
+from muster.drivers.store.disk.inspection import read_registers, record_of
 from muster.drivers.store.disk.journal import OwnJournal
 from muster.drivers.store.disk.registers import OwnRegister
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.record import StoreRecord
 from muster.records.database import MAXIMUM_LINEAGE, Database, encode_database
 from muster.records.registers import Claim, ClaimFlag, Lease, LeaseState, Mark, RegisterKind, Strip
 from muster.records.terms import NO_TERM, Stamp, Term

@@ -13,9 +13,10 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
-from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, Header, InvalidGeometry, Scope, choose_header
+from muster.drivers.store.disk.geometry import BLOCK_BYTES, COPIES, Header, InvalidGeometry, choose_header
 from muster.drivers.store.disk.sectors import FORMATS, MAGIC, Problem
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.identity import Scope
 
 HEADER_AREA_BYTES = COPIES * BLOCK_BYTES
 SMALL_BUFFER_BYTES = 256 * 1024

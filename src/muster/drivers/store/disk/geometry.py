@@ -14,7 +14,6 @@ process imports this module.
 
 import struct
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from muster.drivers.store.disk.sectors import (
     decode_record,
     encode_record,
 )
+from muster.drivers.store.identity import Scope
 from muster.records.registers import BANK_ENDS, MAXIMUM_SLOTS, RegisterKind, bank_of
 from muster.records.terms import NO_TERM, Stamp
 
@@ -55,16 +55,6 @@ DOORS = len(BANK_ENDS) - 1
 _SHUT, _OPEN = (0, b"\0"), (1, b"\1")  # sequence and payload of a door
 _PAYLOAD = struct.Struct("<BBHHHIIQQH")  # then the name, then the store id where it is not the cluster id
 assert _PAYLOAD.size == 34
-
-
-class Scope(IntEnum):
-    """Who may share the store (SPEC 1.5)."""
-
-    HOST = 1  # daemons on one machine; any file
-    SHARED = 2  # several machines; working direct I/O required
-
-    def __str__(self) -> str:
-        return self.name.lower()
 
 
 DEFAULT_STORE_BYTES = {Scope.HOST: 64 * 1024 * 1024, Scope.SHARED: 256 * 1024 * 1024}

@@ -14,19 +14,13 @@ from msgspec import Struct
 from muster.core.mastership.machine import newest_mark
 from muster.core.mastership.tenure import restore
 from muster.drivers.store.disk.file import HEADER_AREA_BYTES, DiskFile, Refusal, StoreUnusable, open_store
-from muster.drivers.store.disk.geometry import (
-    COPIES,
-    DEFAULT_STORE_BYTES,
-    HALVES,
-    STRIP_OFFSET,
-    Header,
-    Scope,
-    choose_header,
-)
+from muster.drivers.store.disk.geometry import COPIES, DEFAULT_STORE_BYTES, HALVES, STRIP_OFFSET, Header, choose_header
 from muster.drivers.store.disk.journal import Damage, JournalScan, scan_journal
 from muster.drivers.store.disk.registers import RegisterReader, judge
 from muster.drivers.store.disk.sectors import Choice, Problem
 from muster.drivers.store.failures import JournalUnreadable, StoreFailed
+from muster.drivers.store.identity import Scope
+from muster.drivers.store.record import StoreRecord
 from muster.records.database import Database
 from muster.records.registers import (
     NO_MARK,
@@ -145,14 +139,6 @@ def describe(path: str | os.PathLike[str]) -> StoreReport:
             unreadable=unreadable,
             store_id=header.store_id.hex(),
         )
-
-
-class StoreRecord(NamedTuple):
-    """A store as one look shows it."""
-
-    header: Header
-    strip: Strip
-    database: Database
 
 
 def newest_database(path: str) -> Database:

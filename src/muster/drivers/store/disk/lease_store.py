@@ -9,9 +9,10 @@ from typing import cast
 
 from muster.core.leases.lease import Shown, replacement
 from muster.drivers.store.disk.file import HEADER_AREA_BYTES, DiskFile, open_store
-from muster.drivers.store.disk.geometry import COPIES, Header, InvalidGeometry, Scope, choose_header
+from muster.drivers.store.disk.geometry import COPIES, Header, InvalidGeometry, choose_header
 from muster.drivers.store.disk.registers import OwnRegister, RegisterReader, judge
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.records.registers import Lease, Marks, RegisterKind
 
 

@@ -46,7 +46,6 @@ from muster.drivers.store.disk.geometry import (
     SECTOR_SIZES,
     STRIP_OFFSET,
     Header,
-    Scope,
     encode_header,
     new_header,
 )
@@ -54,6 +53,7 @@ from muster.drivers.store.disk.journal import OwnJournal, scan_journal
 from muster.drivers.store.disk.registers import REPEATS, OwnRegister, RegisterReader, encode_copy
 from muster.drivers.store.engine import StoreEffect, StoreOutcome
 from muster.drivers.store.failures import ForeignWrite, JournalImage, JournalUnreadable, StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.records.registers import (
     NO_MARK,
     Claim,
