@@ -17,6 +17,7 @@ import pytest
 
 from muster.client.errors import Refused
 from muster.client.watching import Asked, Change, Watcher
+from muster.core.launching import checks
 from muster.drivers.image import watcher
 from muster.drivers.image.watcher import BuiltIn, Check, Membership, Memory, Subject
 
@@ -181,9 +182,9 @@ def test_a_check_that_is_over_its_time_is_ended_and_has_failed_and_the_next_one_
 def test_p8_10_a_quick_check_waits_for_others_that_have_just_begun_only(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "MAXIMUM_CHECKS_AT_WORK", 2)
-    monkeypatch.setattr(watcher, "MAXIMUM_SLOW_CHECKS", 1)
-    monkeypatch.setattr(watcher, "MAXIMUM_CHECKS_OF_ALL", 4)
+    monkeypatch.setattr(checks, "MAXIMUM_CHECKS_AT_WORK", 2)
+    monkeypatch.setattr(checks, "MAXIMUM_SLOW_CHECKS", 1)
+    monkeypatch.setattr(checks, "MAXIMUM_CHECKS_OF_ALL", 4)
     for name in ("a", "b", "slow", "next", "later"):
         trial.daemon.ask(name, command="true")
     trial.follow()
@@ -192,12 +193,12 @@ def test_p8_10_a_quick_check_waits_for_others_that_have_just_begun_only(
         trial.work(name)
     has_place = trial.inner._has_place
     assert not has_place(trial.subject("next"), trial.now_us)
-    trial.now_us += watcher.PLACE_MS * 1000 + 1
+    trial.now_us += checks.PLACE_MS * 1000 + 1
     assert has_place(trial.subject("next"), trial.now_us)
     assert not has_place(trial.subject("later"), trial.now_us)
     trial.work("next")
     trial.subject("later").is_slow = False
-    trial.now_us += watcher.PLACE_MS * 1000 + 1
+    trial.now_us += checks.PLACE_MS * 1000 + 1
     assert not has_place(trial.subject("later"), trial.now_us)  # of all there are enough
 
 

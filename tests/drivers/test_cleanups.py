@@ -17,6 +17,7 @@ from test_guard import has_namespaces
 from muster.core.draft import Draft, Facts
 from muster.core.effects import RunCommand
 from muster.core.inputs import StripRead
+from muster.core.launching.clearing import RETRY_US
 from muster.core.leases.lease import statement
 from muster.core.leases.observer import Observer
 from muster.core.membership.membership import admit, why_unclean
@@ -641,7 +642,12 @@ class Care:
 
     def is_ending(self) -> bool:
         """Whether it has seen the end of all that the node ran."""
-        return self.inner._ending
+        return self.inner._ending.has_begun
+
+    def ended_us(self) -> int:
+        """When it has seen that end."""
+        assert self.inner._ending.ended_us is not None
+        return self.inner._ending.ended_us
 
     def due(self) -> list[tuple[int, int]]:
         """What it begins now: uid and generation."""
@@ -665,7 +671,7 @@ class Care:
 
     def guard_ends(self) -> None:
         """The guard's end of the channel is closed."""
-        self.inner._guard_gone, self.inner._guard_gone_us = True, boottime_us()
+        self.inner._ending.guard_went(boottime_us())
 
     def read_own(self) -> Lease | None:
         """As of the store."""
@@ -770,14 +776,14 @@ def test_p6_34_only_a_cleanup_that_succeeded_is_dropped_and_one_that_failed_is_o
     assert [kept.uid for kept in all_kept(home)] == [2]
     assert care.inner._owed() == Owed(5, (kept_of(2).identity,), ())
     assert care.due() == []  # not at once
-    care.inner._begin_what_is_due(boottime_us() + caretaker.RETRY_US)
+    care.inner._begin_what_is_due(boottime_us() + RETRY_US)
     assert care.begun == [(2, 8)]
     care.finish(2, 256)
     care.init_ends()
     care.inner._judge_end(boottime_us())  # once more at the end, and then no more
     assert care.due() == [(2, 8)]
     care.finish(2, 256)
-    care.inner._begin_what_is_due(boottime_us() + 100 * caretaker.RETRY_US)
+    care.inner._begin_what_is_due(boottime_us() + 100 * RETRY_US)
     assert care.begun == [(2, 8)]
 
 
@@ -790,7 +796,7 @@ def test_p6_33_what_is_owed_is_written_once_nobody_else_writes_and_again_where_a
     care.inner._judge_end(boottime_us())
     care.due()
     care.finish(1, 256)
-    at_us = care.inner._ended_us + 1000
+    at_us = care.ended_us() + 1000
     assert not care.inner._settle(at_us)
     care.guard_ends()
     assert not care.inner._settle(at_us) and care.written == []  # its lease writer may still be in a write
@@ -812,14 +818,14 @@ def test_p6_33_nothing_is_written_over_the_record_of_the_next_run(make_care: Cal
     care.writer_ends()
     care.inner._judge_end(boottime_us())
     for _ in range(3):
-        care.inner._settle(care.inner._ended_us + 1000)
+        care.inner._settle(care.ended_us() + 1000)
     assert care.written == []
     waiting = make_care()
     waiting.init_ends()
     waiting.inner._judge_end(boottime_us())
-    waiting.inner._settle(waiting.inner._ended_us + 4_900_000)
+    waiting.inner._settle(waiting.ended_us() + 4_900_000)
     assert waiting.written == []
-    waiting.inner._settle(waiting.inner._ended_us + 5_100_000)  # a guard that hangs had its time
+    waiting.inner._settle(waiting.ended_us() + 5_100_000)  # a guard that hangs had its time
     assert len(waiting.written) == 1
 
 

@@ -20,11 +20,11 @@ from muster.core.events.manager import (
     WatcherCame,
 )
 from muster.core.inputs import AwaitedHere, PlacesAwaited
+from muster.core.launching import checks
 from muster.core.launching.turns import MAXIMUM_STARTS
 from muster.core.node import insight
 from muster.core.services.places import MAXIMUM_NAMED, words
 from muster.daemon.shell.places_awaited import PlacesHere
-from muster.drivers.image import watcher
 from muster.drivers.image.watcher import BuiltIn, Check, Memory, Subject
 from muster.drivers.runner_client import PlacesOfRunner
 from muster.records.database import Database
@@ -63,7 +63,7 @@ def test_p8_12_a_runner_tells_which_starts_have_waited_for_a_place_and_when_none
 
 
 def test_p8_12_checks_that_wait_for_a_place_are_told_by_the_runner_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "MAXIMUM_SLOW_CHECKS", 2)
+    monkeypatch.setattr(checks, "MAXIMUM_SLOW_CHECKS", 2)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     built_in = BuiltIn(cast("Any", None), cast("Any", None), {}, theirs, cast("Any", None), Memory())
     for number in range(3):

@@ -47,6 +47,11 @@ def test_p7_7_one_that_keeps_ending_is_started_ever_later_but_soon_enough() -> N
 
 def test_p10_3_one_that_was_asked_to_end_is_followed_at_once() -> None:
     assert pauses_ms(1, 1, 1, asked_for=True) == [0, 0, 0]
+    restarts = Restarts(LONGEST_MS)
+    for asked_for, pause_ms in ((False, 0), (False, FIRST_PAUSE_MS), (True, 0), (False, FIRST_PAUSE_MS)):
+        restarts.begun(0)
+        restarts.ended(1, asked_for=asked_for)
+        assert restarts.at_us == 1 + pause_ms * US_PER_MS, "what was before it counts for nothing"
 
 
 def test_p7_7_one_that_could_not_be_started_is_tried_again_after_the_longest_pause() -> None:

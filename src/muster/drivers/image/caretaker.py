@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from muster.core.launching.clearing import END_US, QUICK_US, Deed, Ending
 from muster.core.leases.lease import statement
 from muster.drivers.image.commands import explain_missing
 from muster.drivers.image.deadman import adopt_orphans, boottime_us, set_process_name
@@ -51,13 +52,7 @@ from muster.records.registers import Lease, Owed
 from muster.records.units import US_PER_MS
 
 MAXIMUM_AT_WORK = 8  # cleanups at a time
-RETRY_US = 10_000_000  # at boot, from a failure to the next try
-END_US = 600_000_000  # after the guard's end: no longer than this for the rest to end and the store to take a record
-_WRITER_US = 5_000_000  # for the guard and its writer to end by themselves before the register is written all the same
-_STORE_US = 1_000_000  # from one attempt at the store to the next
-_VERIFY_US = 1_000_000
 _SWEEP_US = 10_000_000
-_QUICK_US = 30_000  # what has ended so soon is told in one record, not in two
 _LOCK_S = 15.0  # for a cleaner of an earlier caretaker to end
 _TEXT_BYTES = 1000
 _NOT_EXECUTED = 127
@@ -120,9 +115,9 @@ class _Caretaker:
         self._itself = -1  # the same: it tells a cleaner of this process's death
         self._standby = Standby(self._taken_over, (channel.fileno(),), shown, times)
         self._store: LeaseStore | None = None
-        self._told: Owed | None = None  # to the guard, or in the register
-        self._ending = self._guard_gone = self._handed_over = False
-        self._guard_gone_us = self._ended_us = self._store_us = self._written_us = 0
+        self._told: Owed | None = None  # to the guard
+        self._handed_over = False
+        self._ending = Ending()
         self._cause = "an earlier run of the node has left it"
 
     # --- its life ---
@@ -146,7 +141,7 @@ class _Caretaker:
             if not self._standby.pid:
                 self._standby.start()
             self._begin_what_is_due(now_us)
-            if self._ending:
+            if self._ending.has_begun:
                 if self._settle(now_us):
                     break
             else:
@@ -193,35 +188,36 @@ class _Caretaker:
             self._say("error", f"{self._duty.home}/cleanups cannot be read: {error.strerror}; nothing is cleared")
             return
         for each in kept:
-            if each.incarnation == self._duty.incarnation and not self._ending:
+            if each.incarnation == self._duty.incarnation and not self._ending.has_begun:
                 continue  # one that has taken another's place finds what runs now
             work = self._works.setdefault(each.file_name, _Work(each))
-            if self._ending and not work.pid:
+            if self._ending.has_begun and not work.pid:
                 work.try_us = 0  # what had failed at boot is tried once more
 
     def _judge_end(self, now_us: int) -> None:
         """Whether everything that the node ran has ended, by the kernel's word or the guard's (P6.32)."""
         if self._init >= 0 and not self._duty.is_tree and _is_over(self._init):
-            self._end_begins("its guard has ended it" if self._guard_gone else "it has ended", now_us)
-        elif self._guard_gone and (self._duty.is_tree or self._init < 0):
+            self._end_begins("its guard has ended it" if self._ending.guard_is_gone else "it has ended", now_us)
+        elif self._ending.guard_is_gone and (self._duty.is_tree or self._init < 0):
             self._say("warning", "the guard has ended without a word that the node is empty: the next boot clears it")
             self._exit(0)
-        elif self._guard_gone and now_us > self._guard_gone_us + END_US:
+        elif self._ending.never_comes(now_us):
             self._say("error", f"what the node ran has not ended {END_US // 60_000_000} minutes after its guard")
             self._exit(1)
 
     def _end_begins(self, cause: str, now_us: int) -> None:
-        if not self._ending:
-            self._ending, self._ended_us, self._cause, self._told = True, now_us, cause, None
+        if self._ending.begin(now_us):
+            self._cause = cause
             self._take_up()
 
     def _wait(self) -> None:
         waits_us = [1_000_000]
         now_us = boottime_us()
         waits_us += [work.try_us - now_us for work in self._works.values() if not work.pid and work.try_us > now_us]
-        if self._ending:
-            waits_us.append(_QUICK_US if now_us < self._ended_us + _STORE_US else 8 * _QUICK_US)
-        idle = not self._ending and not self._works and not self._guard_gone and self._standby.pid
+        if self._ending.has_begun:
+            waits_us.append(QUICK_US if self._ending.is_young(now_us) else 8 * QUICK_US)
+        is_over = self._ending.has_begun or self._ending.guard_is_gone
+        idle = not is_over and not self._works and self._standby.pid
         timeout_ms = None if idle else max(1, min(waits_us) // US_PER_MS)
         for descriptor, _mask in self._poll.poll(timeout_ms):
             if descriptor == self._wake_read:
@@ -251,11 +247,11 @@ class _Caretaker:
             self._end_begins(rest or "it has left", boottime_us())
         elif not data:
             self._poll.unregister(self._channel)
-            self._guard_gone, self._guard_gone_us = True, boottime_us()
+            self._ending.guard_went(boottime_us())
 
     def _tell_guard(self) -> None:
         owed = self._owed()
-        if owed == self._told or self._guard_gone:
+        if owed == self._told or self._ending.guard_is_gone:
             return
         try:
             self._channel.send(b"owed " + json.dumps(owed).encode(), socket.MSG_DONTWAIT)
@@ -331,8 +327,8 @@ class _Caretaker:
     def _failed(self, work: _Work, failure: str) -> None:
         kept = work.kept
         work.failure = failure
-        work.try_us = -1 if self._ending else boottime_us() + RETRY_US
-        follows = "it stays blocked until" if self._ending else "the node does not join before"
+        work.try_us = self._ending.next_try_us(boottime_us())
+        follows = "it stays blocked until" if self._ending.has_begun else "the node does not join before"
         self._say(
             "error",
             f"the cleanup of service {kept.service} (generation {kept.generation}) failed: {failure}; this machine may "
@@ -344,28 +340,20 @@ class _Caretaker:
 
     def _settle(self, now_us: int) -> bool:
         """Write down what is owed, again whenever that has changed; whether there is nothing more to do."""
-        owed = self._owed()
-        done = not any(work.pid or work.try_us >= 0 for work in self._works.values())
-        if now_us > self._ended_us + END_US and done:
-            self._say("error", "the store has not taken what this node's machine still owes: the next boot says it")
-            return True
-        if not done and now_us < self._ended_us + _QUICK_US:
-            return False
-        writers_over = self._writers_are_over(now_us)
-        verified = self._written_us and (self._guard_gone or now_us >= self._written_us + _VERIFY_US)
-        if owed == self._told and done and verified:
-            return self._is_written(owed)
-        if owed != self._told and writers_over and now_us >= self._store_us:
-            self._store_us = now_us + _STORE_US
-            if self._write(owed):
-                self._told, self._written_us, self._store_us = owed, now_us, 0
-        return False
-
-    def _writers_are_over(self, now_us: int) -> bool:
-        """Nobody else may write the register any more: the guard and its lease writer have ended, or had their time."""
-        if now_us >= self._ended_us + _WRITER_US:
-            return True
-        return self._guard_gone and (self._writer < 0 or _is_over(self._writer))
+        owed, ending = self._owed(), self._ending
+        is_done = not any(work.pid or work.try_us >= 0 for work in self._works.values())
+        match ending.next(owed, now_us, is_done=is_done, writer_is_over=self._writer < 0 or _is_over(self._writer)):
+            case Deed.WAIT:
+                return False
+            case Deed.WRITE:
+                if self._write(owed):
+                    ending.written(owed, now_us)
+                return False
+            case Deed.LOOK:
+                return self._is_written(owed)
+            case Deed.GIVE_UP:
+                self._say("error", "the store has not taken what this node's machine still owes: the next boot says it")
+                return True
 
     def _write(self, owed: Owed) -> bool:
         try:
@@ -392,7 +380,7 @@ class _Caretaker:
             own = self._store = None
         if own is not None and (own.stamp.incarnation != self._duty.incarnation or own.owed == owed):
             return True
-        self._told, self._written_us = None, 0
+        self._ending.hidden()
         return False
 
 

@@ -34,6 +34,17 @@ from typing import ClassVar, NamedTuple, NoReturn
 from muster.client.address import SOCKET_FILE
 from muster.client.errors import ClientError, Refused
 from muster.client.watching import Asked, Change, Members, Watcher
+from muster.core.launching.checks import (
+    NOT_EXECUTED,
+    AtWork,
+    Meaning,
+    Place,
+    Tally,
+    is_slow,
+    is_starting,
+    meaning_of,
+    places_of,
+)
 from muster.core.launching.ledger import NO_STATUS
 from muster.drivers.image.commands import LACKING, surroundings_in
 from muster.drivers.image.daily import Daily, local_seconds
@@ -62,10 +73,6 @@ from muster.records.watchers import (
 Program = tuple[str, int]  # service and generation
 
 NAME = "built-in"
-MAXIMUM_CHECKS_AT_WORK = 32  # that have just begun
-PLACE_MS = 500  # how long a check has its place: one that takes longer waits for something, and holds up no other
-MAXIMUM_SLOW_CHECKS = 64  # at work, of those whose last run took longer than that
-MAXIMUM_CHECKS_OF_ALL = 1024
 MAXIMUM_UNTOLD = 4096  # changes of members that fit an event, while the daemon does not hear
 TAIL_BYTES = 2000
 WAITED_US = 1_000_000  # what has waited for a place for so long is told, and so often
@@ -74,11 +81,6 @@ _LOOK_MS = 500  # for a pid file that is not there or has not changed
 _PLACE_LOOK_MS = 100  # for a place for a check
 _SWEEP_US = 5_000_000
 _KILL_AGAIN_MS = 20
-_MAXIMUM_OF = 1000
-NOT_EXECUTED = {  # what shells, env, timeout and others end with where the command that they were given does not run
-    126: "as what it was to run could not be executed",
-    127: "as what it was to run was not found",
-}
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 
@@ -197,8 +199,7 @@ class Subject:
         self.grace_us = milliseconds(values.get("grace", ""), 0) * US_PER_MS  # of its service's start
         self.success = _statuses(values.get("success", "")) | {0}  # exit statuses that say that all is well
         self.unknown = _statuses(values.get("unknown", ""))  # and that say nothing
-        self.failures = number(values.get("failures", ""), 1)
-        self.results: deque[bool] = deque(maxlen=min(_MAXIMUM_OF, max(self.failures, number(values.get("of", ""), 1))))
+        self.tally = Tally(number(values.get("failures", ""), 1), number(values.get("of", ""), 1))
         self.check: Check | None = None
         self.is_slow = False  # its last check took longer than it has a place
         self.cannot = ""  # why it could not be executed the last time
@@ -410,19 +411,11 @@ class BuiltIn:
 
     def _has_place(self, subject: Subject, now_us: int) -> bool:
         """Whether its check may begin: quick ones never wait for those that hang, nor these for each other (P8.10)."""
-        return all(taken < places for taken, places, _by in self._places(subject, now_us))
+        return all(each.taken < each.places for each in self._places(subject, now_us))
 
-    def _places(self, subject: Subject, now_us: int) -> tuple[tuple[int, int, str], ...]:
-        """The places that its check needs one of: how many are taken, of how many, by what."""
-        at_work = [other for other in self._subjects.values() if other.check is not None]
-        if subject.is_slow:
-            slow = sum(1 for other in at_work if other.is_slow)
-            of_its_kind = (slow, MAXIMUM_SLOW_CHECKS, "slow checks")
-        else:
-            young_us = now_us - PLACE_MS * US_PER_MS
-            quick = sum(1 for other in at_work if not other.is_slow and other.check and other.check.began_us > young_us)
-            of_its_kind = (quick, MAXIMUM_CHECKS_AT_WORK, "checks")
-        return ((len(at_work), MAXIMUM_CHECKS_OF_ALL, "checks"), of_its_kind)
+    def _places(self, subject: Subject, now_us: int) -> tuple[Place, ...]:
+        at_work = [AtWork(each.check.began_us, each.is_slow) for each in self._subjects.values() if each.check]
+        return places_of(subject.is_slow, at_work, now_us)
 
     def _tell_of_waiting(self, now_us: int) -> None:
         """Tell the runner which checks have waited for a place for long, at most once a second (P8.12)."""
@@ -435,7 +428,7 @@ class BuiltIn:
         self._has_told_waiting = bool(late)
         named = []
         for since_us, name, subject in late[:MAXIMUM_NAMED]:
-            full = next((each for each in self._places(subject, now_us) if each[0] >= each[1]), None)
+            full = next((each for each in self._places(subject, now_us) if each.taken >= each.places), None)
             if full is not None:  # the others begin in a moment
                 named.append(["check", name, *full, since_us])
         with contextlib.suppress(BlockingIOError):  # it is told again in a second
@@ -497,11 +490,12 @@ class BuiltIn:
     def _take_status(self, subject: Subject, check: Check, status: int) -> None:
         """How a check ended, and what that says: its service is well, has failed, or nothing of it is known (P8.16)."""
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
-        if check.cannot or code in subject.success:
+        if check.cannot:
             return
-        if code in NOT_EXECUTED or code in subject.unknown:
+        meaning = meaning_of(code, subject.success, subject.unknown)
+        if meaning is Meaning.NOTHING:
             check.cannot = f"it {explain_status(status)}, {NOT_EXECUTED.get(code, 'which says nothing of its service')}"
-        else:
+        elif meaning is Meaning.FAILED:
             check.status = explain_status(status)
 
     def _cannot_check(self, event: str, subject: Subject, why: str) -> None:
@@ -532,7 +526,7 @@ class BuiltIn:
     def _judge(self, event: str, subject: Subject, failure: str) -> None:
         """A run is over: k failures of the last n are an occurrence, and are counted anew after it."""
         check, subject.check = subject.check, None
-        subject.is_slow = check is not None and boottime_us() - check.began_us > PLACE_MS * US_PER_MS
+        subject.is_slow = check is not None and is_slow(check.began_us, boottime_us())
         if subject.cannot:
             subject.cannot = ""
             say(f"muster watcher process: {event}: its check can be executed again")
@@ -542,23 +536,21 @@ class BuiltIn:
             self._memory.succeeded.add(program)
         elif self._is_starting(subject, program):
             return
-        subject.results.append(not failure)
-        failures = subject.results.count(False)
-        if not failure or failures < subject.failures:
+        occurrence = subject.tally.add(failed=bool(failure))
+        if occurrence is None:
             return
         output = check.tail.decode(errors="replace").strip() if check else ""
-        of = f" ({failures} of {len(subject.results)})" if subject.results.maxlen != 1 else ""
-        subject.results.clear()
+        of = f" ({occurrence.failures} of {occurrence.of})" if subject.tally.counts_several else ""
         detail = f"its check {failure}{of}" + (f"; it wrote: {output[-150:]}" if output else "")
         since = {}
         if "generation" in subject.asked.parameters:
             since = {"since": _place(self._memory.failing_us.setdefault(program, boottime_us()))}
-        self._tell(event, status=failure, output=output, failures=str(failures), detail=detail, **since)
+        self._tell(event, status=failure, output=output, failures=str(occurrence.failures), detail=detail, **since)
 
     def _is_starting(self, subject: Subject, program: Program) -> bool:
         """Whether its service may still need time: within its `start_grace`, until a check succeeds (P8.18)."""
-        since_us = self._memory.asked_us.get(program, 0)
-        return program not in self._memory.succeeded and boottime_us() - since_us < subject.grace_us
+        since_us, has_succeeded = self._memory.asked_us.get(program, 0), program in self._memory.succeeded
+        return is_starting(since_us, subject.grace_us, boottime_us(), has_succeeded=has_succeeded)
 
     def _kill(self, check: Check) -> None:
         """End what is left of a check, again until nothing is: it may be forking right now."""
