@@ -16,7 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import crashes, idle, joins, lab_power_cuts, machine, moves, placements, simulated_joins, slots, store
+from bench import (
+    crashes,
+    idle,
+    joins,
+    lab_power_cuts,
+    lock_machine,
+    machine,
+    moves,
+    placements,
+    simulated_joins,
+    slots,
+    store,
+)
 from bench.figures import Measurement, table
 from bench.scales import SCALES, Scale
 from muster.client.errors import ClientError
@@ -37,6 +49,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "joins": ("nodes that join together through three levels of 50 ms work each", joins.measure),
     "transition": ("one join and one leave through five levels without work", joins.measure_transition),
     "placement": ("choosing nodes for many services, and deciding to start them all", placements.measure),
+    "lock-machine": ("the lock manager's rules alone: a pair, memory, a recovery", lock_machine.measure),
     "simulated-joins": ("the same as joins, many nodes, in the simulator", simulated_joins.measure),
 }
 

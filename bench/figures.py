@@ -39,6 +39,10 @@ TARGETS: dict[tuple[str, str, str], float] = {
     **{("placement", f"5000 services, 32 nodes, {kind}", "decide_ms"): 250 for kind in ("equal", "varied")},
     **{("placement", f"5000 services, 32 nodes, {kind}", "peak_mib"): 150 for kind in ("equal", "varied")},
     **{("placement", f"5000 services, 32 nodes, {kind}", "choose_growth"): 1.5 for kind in ("equal", "varied")},
+    ("lock-machine", "one node", "pair_us"): 12.5,
+    ("lock-machine", "one node", "bytes_per_lock"): 768,
+    ("lock-machine", "100000 locks, one of 3 nodes lost", "node_ms"): 2000,
+    ("lock-machine", "100000 locks, one of 3 nodes lost", "longest_ms"): 50,
     ("transition", "join", "duration_ms"): 25,
     ("transition", "leave", "duration_ms"): 25,
 }

@@ -32,6 +32,7 @@ class Scale(NamedTuple):
     placements: tuple[tuple[int, int], ...]  # services, nodes
     placement_runs: int
     crash_runs: int
+    lock_machine_runs: int
 
 
 def _cases(runs: int, services: tuple[int, ...], profile: str = "fast") -> tuple[Case, ...]:
@@ -56,6 +57,7 @@ WHOLE = Scale(
     placements=((1000, 3), (5000, 32), (10_000, 32), (5000, 256)),
     placement_runs=7,
     crash_runs=21,
+    lock_machine_runs=5,
 )
 QUICK = Scale(
     name="quick",
@@ -75,6 +77,7 @@ QUICK = Scale(
     placements=((1000, 3), (5000, 32)),
     placement_runs=3,
     crash_runs=7,
+    lock_machine_runs=2,
 )
 LEAST = Scale(
     name="least",
@@ -94,5 +97,6 @@ LEAST = Scale(
     placements=((8, 2),),
     placement_runs=1,
     crash_runs=1,
+    lock_machine_runs=1,
 )
 SCALES = {scale.name: scale for scale in (WHOLE, QUICK, LEAST)}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lock_world import Transitions
+from lock_transitions import LOCKS, Master, Seat
 from muster.core.locks.channel import Channel
 from muster.core.locks.deadlock import victim_of
 from muster.core.locks.directory import layout
@@ -22,10 +22,13 @@ from muster.core.locks.messages import (
     EndClient,
     Found,
     Frame,
+    Given,
     Granted,
     LockId,
+    Message,
     NotGranted,
     Reason,
+    Rebuilt,
     Released,
     Send,
 )
@@ -42,8 +45,9 @@ from muster.core.locks.modes import (
     meanwhile,
 )
 from muster.core.locks.names import BUCKETS, MAXIMUM_VALUE, Bounds, bucket_of, name_problem, space_problem
-from muster.core.locks.recovery import Kind, Phase
+from muster.core.locks.recovery import Phase
 from muster.core.locks.resource import Lock, News, Resource, What
+from muster.records.levels import EVENT_MANAGER_LEVEL
 
 NL, CR, CW, PR, PW, EX = Mode
 SPACE, NAME, KEY = "s", "orders/42", "s:orders/42"
@@ -54,10 +58,14 @@ class Few:
 
     def __init__(self, nodes: int, bounds: Bounds = Bounds()) -> None:  # noqa: B008
         self.managers: dict[int, LockManager] = {}
-        self.transitions = Transitions()
+        self.seats: dict[int, Seat] = {}
+        self.master_of_level = Master(8)
         self.bounds = bounds
         self.told: list[tuple[int, Effect]] = []
-        self.applied = 0
+        self.sent: list[tuple[int, int, Message | None]] = []  # sender, receiver
+        self.slow: set[tuple[int, int]] = set()  # what these senders say to these receivers arrives later
+        self.slow_from: tuple[int, int, type] | None = None  # the same, from the first such message on
+        self.late: list[tuple[int, int, Frame]] = []
         self.queue: deque[tuple[int, int, Frame]] = deque()
         self.silent: set[int] = set()  # nothing that they send arrives
         for node in range(nodes):
@@ -67,44 +75,89 @@ class Few:
         """A node boots, and joins."""
         manager = self.managers[node] = LockManager(node, incarnation, self.bounds)
         manager.follow_spaces([SPACE])
+        self.seats[node] = Seat(self.master_of_level, node, incarnation, (LOCKS, EVENT_MANAGER_LEVEL))
         for other, peer in self.managers.items():
             if other != node:
                 manager.connected(other, peer.incarnation)
                 peer.connected(node, incarnation)
-        self.begin(Kind.JOINING, node)
-
-    def begin(self, kind: Kind, node: int) -> None:
-        """A transition of a node opens, and goes as far as it can."""
-        self.transitions.begin(kind, node, self.managers[node].incarnation)
-        if kind is Kind.FORCED_LEAVING:
-            del self.managers[node]
         self.pump()
+
+    def leave(self, node: int) -> None:
+        """A graceful leave begins, and goes as far as it can."""
+        self.master_of_level.leave(node)
+        self.pump()
+
+    def die(self, node: int) -> None:
+        """A node dies, and that is proven at once."""
+        self.master_of_level.dead.add((node, self.managers.pop(node).incarnation))
+        del self.seats[node]
+        self.pump()
+
+    def is_at_work(self) -> bool:
+        """Whether a transition is not over."""
+        return bool(self.master_of_level.database.transitions)
 
     def pump(self) -> None:
         """All that is under way arrives."""
-        while True:
-            log = self.transitions.log
-            while self.applied < len(log):
-                step, participants = log[self.applied]
-                self.applied += 1
-                for node, manager in list(self.managers.items()):
-                    if (node, manager.incarnation) in participants:
-                        manager.told(step)
+        goes_on = True
+        while goes_on:
+            goes_on = self._tell()
             for node, manager in list(self.managers.items()):
                 for effect in manager.take():
+                    goes_on = True
                     if isinstance(effect, Send):
+                        self.sent.append((node, effect.node, effect.frame.message))
                         self.queue.append((node, effect.node, effect.frame))
                     elif isinstance(effect, Acknowledge):
-                        self.transitions.acknowledged((node, manager.incarnation), effect)
+                        self.seats[node].acknowledge(*effect)
                     else:
                         self.told.append((node, effect))
-            if self.queue:
-                sender, receiver, frame = self.queue.popleft()
-                if receiver in self.managers and sender in self.managers and sender not in self.silent:
-                    manager = self.managers[receiver]
-                    manager.received(sender, self.managers[sender].incarnation, frame)
-            elif self.applied == len(self.transitions.log):
-                return
+            if self.queue and not goes_on:
+                self._arrive(*self.queue.popleft())
+                goes_on = True
+
+    def _tell(self) -> bool:
+        """The master decides, and the nodes are told; whether anything was."""
+        for node, seat in self.seats.items():
+            self.master_of_level.reports[node] = seat.report()
+        goes_on = self.master_of_level.decide()
+        for node, seat in self.seats.items():
+            while seat.is_behind:
+                seat.apply()
+                steps, others = seat.due()
+                for step in steps:
+                    self.managers[node].told(step)
+                for other in others:
+                    seat.subsystems.acknowledge(other)
+                goes_on = True
+        return goes_on
+
+    def _arrive(self, sender: int, receiver: int, frame: Frame) -> None:
+        if (sender, receiver, type(frame.message)) == self.slow_from:
+            self.slow.add((sender, receiver))
+        if (sender, receiver) in self.slow:
+            self.late.append((sender, receiver, frame))
+        elif receiver in self.managers and sender in self.managers and sender not in self.silent:
+            self.managers[receiver].received(sender, self.managers[sender].incarnation, frame)
+
+    def arrive(self) -> None:
+        """What is late arrives."""
+        self.slow.clear()
+        self.slow_from = None
+        late, self.late = self.late, []
+        self.queue.extendleft(reversed(late))
+        self.pump()
+
+    def hear(self, node: int) -> None:
+        """What a silent node has said arrives after all."""
+        self.silent.discard(node)
+        for other, manager in self.managers.items():
+            if other != node:
+                manager.lost(node)
+                self.managers[node].lost(other)
+                manager.connected(node, self.managers[node].incarnation)
+                self.managers[node].connected(other, manager.incarnation)
+        self.pump()
 
     def lock(self, node: int, mode: int, client: int = 1, name: str = NAME, *, no_queue: bool = False) -> LockId:
         """A client asks for a lock."""
@@ -451,7 +504,7 @@ def test_p12_4_the_loss_of_a_writer_marks_the_block_until_somebody_writes() -> N
     first = few.lock(1, PW)
     few.unlock(1, first, value=b"one")
     few.lock(2, EX)
-    few.begin(Kind.FORCED_LEAVING, 2)
+    few.die(2)
     reader = few.lock(1, PR)
     assert not few.grant(reader).valid
     few.unlock(1, reader)
@@ -470,7 +523,7 @@ def test_p12_4_the_loss_of_the_master_marks_the_block_unless_somebody_keeps_writ
         few.unlock(0, writer, value=b"one")
         few.managers[1].convert(1, keeper, kept)
         few.pump()
-        few.begin(Kind.FORCED_LEAVING, 0)
+        few.die(0)
         told = few.grant(few.lock(2, CR))
         assert told.value == (b"one" if kept is not NL else b"") and told.valid is (kept in (CW, PR))
 
@@ -482,13 +535,13 @@ def test_p12_6_tokens_rise_through_drops_leaves_and_deaths() -> None:
         number = few.lock(node, EX)
         tokens.append(few.grant(number).token)
         few.unlock(node, number)
-    few.begin(Kind.LEAVING, 0)
-    del few.managers[0]
+    few.leave(0)
+    del few.managers[0], few.seats[0]
     for node in (1, 2):
         number = few.lock(node, EX)
         tokens.append(few.grant(number).token)
         few.unlock(node, number)
-    few.begin(Kind.FORCED_LEAVING, 1)
+    few.die(1)
     tokens.append(few.grant(few.lock(2, EX)).token)
     assert tokens == sorted(set(tokens))
 
@@ -530,7 +583,7 @@ def test_p12_7_nothing_of_an_incarnation_that_is_gone_is_honoured() -> None:
     held = few.lock(0, EX)
     late = few.managers[1].request(1, SPACE, NAME, EX)
     frames = [each.frame for each in few.managers[1].take() if isinstance(each, Send)]
-    few.begin(Kind.FORCED_LEAVING, 1)
+    few.die(1)
     before = dict(few.managers[0].tables.resources[KEY].locks) if KEY in few.managers[0].tables.resources else {}
     for frame in frames:
         few.managers[0].received(1, 1, frame)
@@ -579,8 +632,8 @@ def test_p12_11_a_graceful_leave_hands_over_and_disturbs_no_lock_of_another() ->
     writer = few.lock(1, EX)
     queue = [few.lock(2, PR, client=2), few.lock(1, EX, client=2), few.lock(2, PR, client=3)]
     few.unlock(0, first)
-    few.begin(Kind.LEAVING, 0)
-    assert not few.transitions.open and few.master() in (1, 2)
+    few.leave(0)
+    assert not few.is_at_work() and few.master() in (1, 2)
     few.unlock(1, writer, value=b"one")
     assert (few.grant(queue[0]).value, few.grant(queue[0]).valid) == (b"one", True)
     assert not few.grants(queue[1]) and not few.grants(queue[2])
@@ -591,8 +644,8 @@ def test_p12_11_a_graceful_leave_hands_over_and_disturbs_no_lock_of_another() ->
 def test_p12_11_a_leave_waits_for_the_locks_of_its_own_clients_and_others_go_on() -> None:
     few = Few(2)
     held = few.lock(0, EX, client=9)
-    few.begin(Kind.LEAVING, 0)
-    assert (0, EndClient(9)) in few.told and few.transitions.open
+    few.leave(0)
+    assert (0, EndClient(9)) in few.told and few.is_at_work()
     assert few.grants(few.lock(1, EX, name="other"))
     with pytest.raises(LockRefused, match="is leaving"):
         few.lock(0, NL)
@@ -600,7 +653,7 @@ def test_p12_11_a_leave_waits_for_the_locks_of_its_own_clients_and_others_go_on(
     assert not few.grants(waits)
     few.managers[0].emptied(9)
     few.pump()
-    assert not few.transitions.open and few.grants(waits) and (0, Released(9, held)) in few.told
+    assert not few.is_at_work() and few.grants(waits) and (0, Released(9, held)) in few.told
 
 
 def test_p12_12_nothing_is_granted_before_the_recovery_has_ended() -> None:
@@ -611,22 +664,15 @@ def test_p12_12_nothing_is_granted_before_the_recovery_has_ended() -> None:
     few.lock(0, EX)
     waits = [few.lock(1, PR), few.lock(2, PR)]
     few.silent.add(3)
-    few.begin(Kind.FORCED_LEAVING, 0)
+    few.die(0)
     few.unlock(1, own)
     late = few.lock(1, EX, name="own", client=3)
     assert not few.grants(late) and not any(map(few.grants, waits))
     next_elsewhere = few.lock(2, EX, name="elsewhere")
     few.unlock(1, elsewhere)
     assert few.grants(next_elsewhere)
-    few.silent.clear()
-    for node in (0, 1, 2):
-        if node in few.managers:
-            few.managers[node].lost(3)
-            few.managers[3].lost(node)
-            few.managers[node].connected(3, 1)
-            few.managers[3].connected(node, 1)
-    few.pump()
-    assert few.grants(late) and all(map(few.grants, waits)) and not few.transitions.open
+    few.hear(3)
+    assert few.grants(late) and all(map(few.grants, waits)) and not few.is_at_work()
 
 
 def test_p12_12_what_survivors_hold_is_held_after_the_loss_of_the_master() -> None:
@@ -634,7 +680,7 @@ def test_p12_12_what_survivors_hold_is_held_after_the_loss_of_the_master() -> No
     few.lock(0, NL)
     held = few.lock(1, PR), few.lock(2, PR)
     waits = few.lock(3, EX)
-    few.begin(Kind.FORCED_LEAVING, 0)
+    few.die(0)
     assert not few.grants(waits)
     few.unlock(1, held[0])
     assert not few.grants(waits)
@@ -650,15 +696,133 @@ def test_p12_13_a_second_death_in_the_middle_begins_again() -> None:
         locks = {node: few.lock(node, PR) for node in (1, 2, 3)}
         writer = few.lock(next(node for node in (1, 2, 3) if node != second), EX, client=2)
         few.silent.add(second)
-        few.begin(Kind.FORCED_LEAVING, 0)
-        assert few.transitions.open and not few.grants(writer)
+        few.die(0)
+        assert few.is_at_work() and not few.grants(writer)
         few.silent.clear()
-        few.begin(Kind.FORCED_LEAVING, second)
-        assert not few.transitions.open and not few.grants(writer)
+        few.die(second)
+        assert not few.is_at_work() and not few.grants(writer)
         for node, number in locks.items():
             if node != second:
                 few.unlock(node, number)
         assert few.grant(writer).mode is EX
+
+
+# ---- what random histories have found (PROTOCOL 12), each as it was shrunk -------------------------------------------
+
+
+def test_p12_11_a_leaver_that_becomes_a_master_after_it_has_stopped_grants_nothing() -> None:
+    """Seed 303733: the directory answers before it knows of the leave, and that arrives after the leaver's stop."""
+    few = Few(3)
+    name = name_at(2, (0, 1, 2))
+    few.slow.add((2, 0))
+    few.managers[0].request(1, SPACE, name, EX)
+    few.pump()
+    waits = few.lock(1, EX, name=name)  # the directory says that node 0 is the master: it is asked there
+    few.leave(0)
+    assert few.is_at_work() and not few.grants(waits)
+    few.arrive()
+    assert not any(sender == 0 and isinstance(message, Given) for sender, _, message in few.sent)
+    assert len(few.grants(waits)) == 1 and not few.is_at_work()
+    few.unlock(1, waits)
+    assert few.grants(few.lock(2, EX, name=name))
+
+
+def test_p12_8_no_directory_makes_a_node_that_leaves_a_master() -> None:
+    few = Few(3)
+    name = name_at(2, (0, 1, 2))
+    few.slow.add((0, 2))
+    few.managers[0].request(1, SPACE, name, EX)
+    few.leave(0)
+    few.arrive()
+    assert not any(isinstance(message, Found) and message.master == 0 for _, _, message in few.sent)
+    assert not few.is_at_work() and few.grants(few.lock(1, EX, name=name))
+
+
+def test_p12_13_a_new_lock_on_a_resource_that_came_in_a_round_outlives_the_rounds_beginning_again() -> None:
+    """Seed 200859: who asks knows the new master from an earlier time, and nothing of the round."""
+    few = Few(4, Bounds(idle=1))
+    name = name_at(1, (0, 1, 2, 3))
+    few.unlock(1, few.lock(1, EX, name=name))
+    few.unlock(2, few.lock(2, EX, name=name))  # knows node 1 as the master from now on
+    few.unlock(1, few.lock(1, EX, name="other"))
+    few.unlock(1, few.lock(1, EX, name="another"))
+    first = few.lock(0, NL, name=name)
+    assert few.grants(first) and few.master(f"{SPACE}:{name}") == 0  # node 1 has dropped it
+    holds, waits = few.lock(3, PR, name=name), few.lock(1, EX, name=name)
+    assert few.managers[2].tables.uses[f"{SPACE}:{name}"].master == 1
+    few.slow_from = (3, 2, Rebuilt)  # so node 2 is not ready, and nobody resumes
+    few.die(0)
+    assert f"{SPACE}:{name}" in few.managers[1].tables.resources
+    new = few.lock(2, EX, name=name)
+    few.die(3)
+    assert not few.is_at_work() and few.grants(holds) and few.grants(waits) and not few.grants(new)
+    few.unlock(1, waits)
+    assert few.grants(new)
+
+
+def test_p12_11_who_joins_during_anothers_leave_waits_for_the_last_that_it_frees() -> None:
+    """Seeds 6787 and 10803: it takes part in the leave, whenever it came."""
+    few = Few(2)
+    held = few.lock(0, EX, client=9)
+    few.slow.add((1, 0))
+    few.leave(0)  # its first barrier is not over
+    few.join(2)
+    few.arrive()
+    waits = few.lock(2, EX)
+    assert few.is_at_work() and not few.grants(waits)
+    few.slow.add((0, 2))
+    few.managers[0].emptied(9)
+    few.pump()
+    assert few.is_at_work()  # node 2 has not heard that this was the last
+    few.arrive()
+    assert not few.is_at_work() and (0, Released(9, held)) in few.told and few.grants(waits)
+    assert 0 not in few.managers[2].recovery.roster
+
+
+def test_p12_4_a_block_is_valid_where_a_master_that_left_had_dropped_its_resource() -> None:
+    """Seed 3130: nobody had a lock on it, so it begins anew; where that master has died, nobody knows."""
+    for dies in (False, True):
+        few = Few(3, Bounds(idle=1))
+        name = name_at(2, (0, 1, 2))
+        few.unlock(0, few.lock(0, EX, name=name))
+        few.unlock(1, few.lock(1, EX, name=name))  # knows node 0 as the master from now on
+        few.slow.add((1, 0))
+        waits = few.lock(1, EX, name=name)
+        few.unlock(0, few.lock(0, EX, name="another"))
+        assert f"{SPACE}:{name}" not in few.managers[0].tables.resources
+        if dies:
+            few.slow.clear()
+            few.late.clear()
+            few.die(0)
+        else:
+            few.leave(0)
+            few.arrive()
+        assert few.grant(waits).valid is not dies
+
+
+def test_p12_7_what_is_said_to_a_node_is_not_heard_by_its_next_incarnation() -> None:
+    """The next life connects before the last one is forced out."""
+    few = Few(2)
+    few.lock(1, EX)
+    few.managers[0].connected(1, 2)
+    waits = few.managers[0].request(1, SPACE, NAME, EX)
+    assert not [each for each in few.managers[0].take() if isinstance(each, Send)]
+    few.die(1)
+    few.join(1, incarnation=2)
+    assert not few.is_at_work() and few.grants(waits) and few.grants(few.lock(1, NL))
+
+
+def test_p12_12_what_is_given_up_while_a_recovery_goes_on_is_not_granted_at_its_end() -> None:
+    few = Few(3)
+    few.lock(0, NL)
+    blocks, waits = few.lock(1, EX, client=2), few.lock(1, NL)
+    few.managers[1].convert(1, waits, PR)
+    few.slow.add((2, 1))
+    few.leave(0)
+    few.managers[1].unlock(2, blocks)
+    few.managers[1].unlock(1, waits)
+    few.arrive()
+    assert [each.mode for each in few.grants(waits)] == [NL] and (1, Released(1, waits)) in few.told
 
 
 # ---- deadlocks -------------------------------------------------------------------------------------------------------
@@ -700,7 +864,7 @@ def test_p12_14_waits_without_a_circle_have_no_victim_and_a_search_ends_with_its
     few.managers[0].suspect()
     few.pump()
     assert [_is_searching(few)] == [True]
-    few.begin(Kind.FORCED_LEAVING, 1)
+    few.die(1)
     assert [_is_searching(few)] == [False]
 
 

@@ -2,9 +2,9 @@
 
 `World(seed).run()` is one history. The lock managers are the real ones; the rest is here:
 
-- `Transitions`: what the membership's master does at this level. Openings and barriers are entries of one log, which
-  each node applies in order, each after a delay of its own; nobody waits for who is forced out, and that follows a
-  death only after a while.
+- transitions, by the real rules (`lock_transitions.py`): each node applies the entries in order, after delays of its
+  own, often several at once; the levels above and below take their time. A death is proven only after a while, and may
+  be a silence before.
 - the network: between each two incarnations one connection, in order, with delays; what is under way is lost when it is
   cut. What the dead have sent may still arrive.
 - `Checker`: what clients may rely on, by what they have been told and what they have asked, nothing else.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from lock_transitions import TOGETHER, Master, Seat
 from muster.core.locks.machine import LockManager, LockRefused
 from muster.core.locks.messages import (
     Acknowledge,
@@ -33,7 +34,9 @@ from muster.core.locks.messages import (
 )
 from muster.core.locks.modes import COMPATIBLE, GIVES_UP, KNOWS, NONE, WRITES, Mode, meanwhile
 from muster.core.locks.names import Bounds
-from muster.core.locks.recovery import BARRIERS, Kind, Member, Phase, Step
+from muster.core.locks.recovery import Phase
+from muster.records.levels import NodeState, TransitionKind
+from muster.records.transitions import Acknowledgement, Transition
 
 SPACE = "s"
 Incarnation = tuple[int, int]  # node, incarnation
@@ -153,8 +156,10 @@ class Checker:
         """It runs no more, though nobody knows: what it holds counts on, what it waits for does not."""
         self.waits = {lock: other for lock, other in self.waits.items() if other != owner}
 
-    def proven_dead(self, owner: Incarnation, epoch: int) -> None:
+    def proven_dead(self, owner: Incarnation, epoch: int, *, only_held: bool = False) -> None:
         """What it held may be taken over from the round `epoch` on."""
+        if only_held and not any(held.owner == owner for held in self.held.values()):
+            return
         for lock, held in list(self.held.items()):
             if held.owner == owner:
                 block = self.block(held.key)
@@ -171,98 +176,30 @@ class Checker:
             self.block(key).may_be_empty = True
 
 
-# ---- transitions, as the membership's master runs them
-
-
-@dataclass
-class Transition:
-    """One under way."""
-
-    name: int
-    kind: Kind
-    node: int
-    incarnation: int
-    entry: int
-    roster: dict[int, Member]
-    participants: set[Incarnation]
-    barrier: int = 0
-    done: set[Incarnation] = field(default_factory=set)
-
-
-class Transitions:
-    """The log of this level."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[Step, frozenset[Incarnation]]] = []
-        self.members: dict[int, Member] = {}
-        self.open: dict[int, Transition] = {}
-        self.last_entry = 100
-        self.last_name = 0
-
-    def busy(self, node: int) -> bool:
-        """Whether a node has a transition."""
-        return any(each.node == node for each in self.open.values())
-
-    def begin(self, kind: Kind, node: int, incarnation: int) -> int:
-        """Open a transition; the index of its entry."""
-        self.last_entry += 1
-        self.last_name += 1
-        if kind is Kind.FORCED_LEAVING:
-            self.open = {name: each for name, each in self.open.items() if each.node != node}
-            self.members.pop(node, None)
-            for each in self.open.values():
-                each.participants.discard((node, incarnation))
-        else:
-            self.members[node] = Member(incarnation, kind is Kind.JOINING)
-        roster = dict(self.members)
-        members = {(each, member.incarnation) for each, member in roster.items()}
-        entry = self.last_entry
-        self.open[self.last_name] = Transition(self.last_name, kind, node, incarnation, entry, roster, members)
-        self._tell(self.open[self.last_name])
-        self.advance()
-        return entry
-
-    def acknowledged(self, who: Incarnation, told: Acknowledge) -> None:
-        """A node has done its part of a barrier."""
-        each = self.open.get(told.transition)
-        if each is not None and told.barrier == each.barrier:
-            each.done.add(who)
-            self.advance()
-
-    def advance(self) -> None:
-        """Commit what is acknowledged by all."""
-        for each in list(self.open.values()):
-            while each.name in self.open and each.participants <= each.done:
-                each.done = set()
-                each.barrier += 1
-                if each.barrier < BARRIERS[each.kind]:
-                    self._tell(each)
-                    continue
-                del self.open[each.name]
-                if each.kind is Kind.LEAVING:
-                    del self.members[each.node]
-                    for other in self.open.values():
-                        other.participants.discard((each.node, each.incarnation))
-
-    def _tell(self, each: Transition) -> None:
-        step = Step(each.name, each.kind, each.node, each.incarnation, each.barrier, each.entry, each.roster)
-        self.log.append((step, frozenset(each.participants)))
-
-
 # ---- the world
+
+
+class Connection:
+    """Between two incarnations."""
+
+    def __init__(self, ends: "tuple[Host, Host]") -> None:
+        self.ends = ends
+        self.up = True
+        self.last_us = {ends[0].node: 0, ends[1].node: 0}  # when the last message to each arrives
 
 
 class Host:
     """One incarnation of a node."""
 
-    def __init__(self, node: int, incarnation: int, applied: int) -> None:
+    def __init__(self, node: int, incarnation: int, master: Master) -> None:
         self.node, self.incarnation = node, incarnation
         self.manager = LockManager(node, incarnation, Bounds(idle=3))
         self.manager.follow_spaces([SPACE])
         self.alive = True
         self.paused = False
         self.deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        self.applied = applied  # entries of the log
+        self.seat = Seat(master, node, incarnation)
+        self.links: dict[int, Connection] = {}  # those that it knows of
         self.locks: dict[LockId, tuple[int, str]] = {}  # client and key
         self.modes: dict[LockId, int] = {}  # as the client was told
         self.busy: set[LockId] = set()  # an operation on it is not over
@@ -273,15 +210,6 @@ class Host:
     def identity(self) -> Incarnation:
         """Node and incarnation."""
         return self.node, self.incarnation
-
-
-class Connection:
-    """Between two incarnations."""
-
-    def __init__(self, ends: tuple[Host, Host]) -> None:
-        self.ends = ends
-        self.up = True
-        self.last_us = {ends[0].node: 0, ends[1].node: 0}  # when the last message to each arrives
 
 
 class World:
@@ -298,10 +226,10 @@ class World:
         self.last_incarnation = dict.fromkeys(range(self.nodes), 0)
         self.connections: dict[frozenset[int], Connection] = {}
         self.cut: set[frozenset[int]] = set()
-        self.transitions = Transitions()
-        self.checker = Checker(
-            lambda: not any(each.kind is Kind.FORCED_LEAVING for each in self.transitions.open.values())
-        )
+        self.master = Master(self.nodes)
+        self.master.on_entry = self.entered
+        open_ = self.master.database.transitions
+        self.checker = Checker(lambda: not any(each.kind is TransitionKind.FORCED_LEAVING for each in open_.values()))
         self.faults, self.actions = faults, actions
         self.keys = [f"orders/{number}" for number in range(names)]
         self.told: dict[str, int] = {}
@@ -338,14 +266,13 @@ class World:
     def boot(self, node: int) -> None:
         """A new incarnation begins to join."""
         self.last_incarnation[node] += 1
-        host = Host(node, self.last_incarnation[node], len(self.transitions.log))
+        host = Host(node, self.last_incarnation[node], self.master)
         for other in self.hosts.values():
             self.after(self.random.randrange(1, 2000), self.connect, host, other)
         if node in self.hosts:
             self.hosts[node].alive = False  # it has left, or is dead
         self.hosts[node] = host
-        self.transitions.begin(Kind.JOINING, node, host.incarnation)
-        self.tell_log()
+        self.after(self.random.randrange(1, self.delay_us), self.report, host)
 
     def connect(self, one: Host, other: Host) -> None:
         """A connection between two incarnations, once nothing is cut."""
@@ -355,9 +282,22 @@ class World:
         if pair in self.cut:
             self.after(500, self.connect, one, other)
             return
-        self.connections[pair] = Connection((one, other))
+        connection = self.connections[pair] = Connection((one, other))
         for host, peer in ((one, other), (other, one)):
-            self.deliver(host, host.manager.connected, peer.node, peer.incarnation)
+            self.deliver(host, self.connected, host, peer, connection)
+
+    @staticmethod
+    def connected(host: Host, peer: Host, connection: Connection) -> None:
+        """A host learns of a connection."""
+        host.links[peer.node] = connection
+        host.manager.connected(peer.node, peer.incarnation)
+
+    @staticmethod
+    def lost(host: Host, peer: Host, connection: Connection) -> None:
+        """A host learns that it has lost one."""
+        if host.links.get(peer.node) is connection:
+            del host.links[peer.node]
+            host.manager.lost(peer.node)
 
     def sever(self, pair: frozenset[int]) -> None:
         """The connection is lost with all that is on it; another one comes later."""
@@ -367,13 +307,13 @@ class World:
         connection.up = False
         one, other = connection.ends
         for host, peer in ((one, other), (other, one)):
-            self.after(self.random.randrange(1, 300), self.deliver, host, host.manager.lost, peer.node)
+            self.after(self.random.randrange(1, 300), self.deliver, host, self.lost, host, peer, connection)
         self.after(self.random.randrange(400, 3000), self.connect, one, other)
 
     def send(self, host: Host, effect: Send) -> None:
         """Put a frame on its way, if there is a connection."""
-        connection = self.connections.get(frozenset({host.node, effect.node}))
-        if connection is None or host not in connection.ends:
+        connection = host.links.get(effect.node)
+        if connection is None:
             return
         peer = next(end for end in connection.ends if end is not host)
         arrives = max(connection.last_us[peer.node], self.now + self.random.randrange(1, self.delay_us))
@@ -389,34 +329,74 @@ class World:
         """A node dies; that is proven later."""
         host.alive = False
         self.checker.died(host.identity)
-        self.after(self.random.randrange(10, 4000), self.prove, host)
+        proven = self.random.randrange(10, 6000)
+        if self.random.random() < 0.5:
+            self.after(self.random.randrange(proven), self.grow_silent, host)
+        self.after(proven, self.prove, host)
 
     def prove(self, host: Host) -> None:
         """Its death is proven: only now may anything of it be taken over."""
-        if self.hosts.get(host.node) is host and host.node in self.transitions.members:
-            entry = self.transitions.last_entry + 1
-            self.checker.proven_dead(host.identity, entry)
-            self.transitions.begin(Kind.FORCED_LEAVING, host.node, host.incarnation)
-            self.tell_log()
+        self.master.dead.add(host.identity)
+        self.decide()
 
-    def tell_log(self) -> None:
-        """Every node looks into the log, each in its time."""
-        for host in self.hosts.values():
-            self.after(self.random.randrange(1, 2 * self.delay_us), self.deliver, host, self.apply, host)
+    def grow_silent(self, host: Host) -> None:
+        """Its lease has run out: nobody waits for it any more, and nothing of it may be taken over."""
+        self.master.silent.add(host.identity)
+        self.decide()
+
+    def report(self, host: Host) -> None:
+        """What a node says has arrived at the master."""
+        if host.alive:
+            self.master.reports[host.node] = host.seat.report()
+            self.decide()
+
+    def decide(self) -> None:
+        """The master goes on as far as it can; every node looks into the log, each in its time."""
+        before = self.master.database.index
+        while self.master.decide():
+            pass
+        for node, incarnation in self.master.dead:
+            member = self.master.member(node)
+            is_gone = member.incarnation > incarnation or member.state is NodeState.INACTIVE
+            if is_gone and member.incarnation >= incarnation:  # perhaps nobody was there to be told
+                self.checker.proven_dead((node, incarnation), self.master.database.index * TOGETHER, only_held=True)
+        if self.master.database.index > before:
+            for host in self.hosts.values():
+                if host.alive:
+                    self.after(self.random.randrange(1, 2 * self.delay_us), self.deliver, host, self.apply, host)
+
+    def entered(self, transition: Transition, entry: int) -> None:
+        """A transition has come to the locks' level."""
+        if transition.kind is TransitionKind.FORCED_LEAVING:
+            self.checker.proven_dead((transition.node, transition.incarnation), entry)
 
     def apply(self, host: Host) -> None:
         """Some of the entries that are there; the others later."""
-        log = self.transitions.log
-        while host.applied < len(log):
-            step, participants = log[host.applied]
-            host.applied += 1
-            if host.identity in participants:
-                host.manager.told(step)
-                if self.random.random() < 0.2:
-                    host.manager.told(step)  # a new master tells it again
-            if self.random.random() < 0.3:
+        while host.seat.is_behind:
+            host.seat.apply()
+            if self.random.random() < 0.5:
+                self.look(host)
+            if self.random.random() < 0.2:
                 self.after(self.random.randrange(1, 2 * self.delay_us), self.deliver, host, self.apply, host)
-                return
+                break
+        self.look(host)
+        self.after(self.random.randrange(1, self.delay_us), self.report, host)  # what no level needs to hear is done
+
+    def look(self, host: Host) -> None:
+        """What the node's copy says is told to its levels."""
+        steps, others = host.seat.due()
+        for step in steps:
+            host.manager.told(step)
+            if self.random.random() < 0.2:
+                host.manager.told(step)  # a restarted daemon tells it again
+        for other in others:
+            delay = self.random.choice([1, self.delay_us, 20 * self.delay_us])
+            self.after(self.random.randrange(delay), self.deliver, host, self.acknowledge_elsewhere, host, other)
+
+    def acknowledge_elsewhere(self, host: Host, step: Acknowledgement) -> None:
+        """Another level has done its part."""
+        host.seat.subsystems.acknowledge(step)
+        self.after(self.random.randrange(1, self.delay_us), self.report, host)
 
     # effects
 
@@ -426,11 +406,9 @@ class World:
             match effect:
                 case Send():
                     self.send(host, effect)
-                case Acknowledge():
-                    before = len(self.transitions.log)
-                    self.transitions.acknowledged(host.identity, effect)
-                    if len(self.transitions.log) > before:
-                        self.tell_log()
+                case Acknowledge(transition, barrier):
+                    host.seat.acknowledge(transition, barrier)
+                    self.after(self.random.randrange(1, self.delay_us), self.report, host)
                 case Granted():
                     self.granted(host, effect)
                 case NotGranted(_, lock, _):
@@ -479,7 +457,7 @@ class World:
     def act(self) -> None:
         """One thing that one client does."""
         host = self.hosts.get(self.random.randrange(self.nodes))
-        if host is None or not host.alive or host.paused or not host.manager.recovery.roster:
+        if host is None or not host.alive or host.paused or host.manager.recovery.resumed == 0:
             return
         what = self.random.random()
         lock = self.random.choice(list(host.locks)) if host.locks else None
@@ -589,7 +567,6 @@ class World:
         what = self.random.choice(["kill", "kill", "pause", "cut", "cut", "join", "join", "leave", "leave"])
         node = self.random.randrange(self.nodes)
         host = self.hosts.get(node)
-        settled = node in self.transitions.members and not self.transitions.busy(node)
         done = True
         if what == "kill" and host is not None and host.alive and len(alive) > 1:
             self.kill(host)
@@ -600,11 +577,11 @@ class World:
             self.cut.add(pair)
             self.sever(pair)
             self.after(self.random.randrange(10, 6000), self.cut.discard, pair)
-        elif what == "join" and node not in self.transitions.members and not self.transitions.busy(node):
+        elif what == "join" and self.is_down(node):
             self.boot(node)
-        elif what == "leave" and settled and host is not None and host.alive and len(alive) > 2:
-            self.transitions.begin(Kind.LEAVING, node, host.incarnation)
-            self.tell_log()
+        elif what == "leave" and host is not None and host.alive and len(alive) > 2 and self.master.may_leave(node):
+            self.master.leave(node)
+            self.decide()
         else:
             done = False
         if done:
@@ -651,12 +628,22 @@ class World:
 
     def boot_if_not(self, node: int) -> None:
         """The first boots."""
-        if node not in self.transitions.members and not self.transitions.busy(node):
+        if self.is_down(node):
             self.boot(node)
 
+    def is_down(self, node: int) -> bool:
+        """Whether a new incarnation of the node may boot: the last one is dead or has left."""
+        host, member = self.hosts.get(node), self.master.member(node)
+        has_left = host is not None and member.incarnation == host.incarnation and member.state is NodeState.INACTIVE
+        return host is None or not host.alive or has_left
+
     def members(self) -> list[Host]:
-        """Who lives and is in the level."""
-        return [host for host in self.hosts.values() if host.alive and host.node in self.transitions.members]
+        """Who lives and is in the cluster."""
+        return [
+            host
+            for host in self.hosts.values()
+            if host.alive and self.master.member(host.node).state is NodeState.JOINED
+        ]
 
     def settle(self) -> None:
         """Heal everything; what is under way must come to its end."""
@@ -664,9 +651,9 @@ class World:
         for host in self.hosts.values():
             if host.paused and host.alive:
                 self.wake(host)
-        self.until(self.now + 300_000)
-        if self.transitions.open:
-            raise Broken(f"transitions do not end: {list(self.transitions.open.values())}")
+        self.until(self.now + 1_000_000)
+        if self.master.database.transitions:
+            raise Broken(f"transitions do not end: {list(self.master.database.transitions.values())}")
         for host in self.members():
             if host.manager.recovery.phase is not Phase.AT_REST:
                 raise Broken(f"node {host.node} has not resumed")
@@ -676,6 +663,10 @@ class World:
         hosts = {host.node: host for host in self.members()}
         masters: dict[str, int] = {}
         copies: dict[LockId, tuple[int, int, Token]] = {}
+        for host in self.hosts.values():
+            tables = host.manager.tables
+            if host.alive and self.is_down(host.node) and (tables.clients or tables.resources):
+                raise Broken(f"node {host.node} has left, and has {tables.clients} and {tables.resources}")
         for host in hosts.values():
             tables = host.manager.tables
             if host.manager._held or host.manager._finds or tables.frozen:

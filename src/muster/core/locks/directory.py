@@ -6,7 +6,7 @@ node knows who masters the resources in it, where that is not itself, and a mark
 given for a resource of the bucket which nobody masters now.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from zlib import crc32
 
@@ -46,10 +46,13 @@ class Directory:
             del self.masters[key]
         self.raise_mark(bucket_of(key), token)
 
-    def prune(self, keep: Iterable[int], nodes: Iterable[int]) -> None:
+    def keep(self, buckets: Collection[int]) -> None:
+        """Forget who masters what in all other buckets."""
+        self.masters = {key: master for key, master in self.masters.items() if bucket_of(key) in buckets}
+
+    def prune(self, mine: Collection[int], nodes: Collection[int]) -> None:
         """Forget the buckets that are others' now, and masters that are gone (nobody has a lock on what was theirs)."""
-        buckets, alive = frozenset(keep), frozenset(nodes)
         self.masters = {
-            key: master for key, master in self.masters.items() if master in alive and bucket_of(key) in buckets
+            key: master for key, master in self.masters.items() if master in nodes and bucket_of(key) in mine
         }
-        self.marks = {bucket: mark for bucket, mark in self.marks.items() if bucket in buckets}
+        self.marks = {bucket: mark for bucket, mark in self.marks.items() if bucket in mine}

@@ -67,7 +67,7 @@ from muster.core.locks.names import (
     name_problem,
     space_problem,
 )
-from muster.core.locks.recovery import BARRIERS, MASK, Kind, Phase, Recovery, Step
+from muster.core.locks.recovery import BARRIERS, MASK, Kind, Member, Phase, Recovery, Step, Work
 from muster.core.locks.resource import Lock, News, Resource, What
 from muster.core.locks.tables import Tables, Use
 
@@ -88,12 +88,13 @@ class LockManager:
         self.search = Search()
         self.spaces: frozenset[str] = frozenset()
         self.is_leaving = False
+        self.is_out = False  # all have done with its leave: it only acknowledges what others' transitions still ask
         self._bounds = bounds
         self._count = 0  # locks of this node's clients
         self._number = 0  # of the last lock that was made here
         self._turn = 0  # of the last question to the directory
         self._channels: dict[int, Channel] = {}
-        self._connected: set[int] = set()
+        self._connected: dict[int, int] = {}  # node -> incarnation
         self._gone: dict[int, int] = {}  # nodes whose incarnations up to this one are heard no more
         self._finds: list[tuple[int, Find]] = []  # questions to the directory that wait for the end of the recovery
         self._held: dict[LockId, tuple[str, tuple[object, ...]]] = {}  # operations that wait for it
@@ -210,15 +211,16 @@ class LockManager:
 
     def connected(self, node: int, incarnation: int) -> None:
         """There is a connection to this incarnation of a node: all that it has not acknowledged is sent (again)."""
-        if incarnation <= self._gone.get(node, -1):
+        known = self._channels.get(node)
+        if incarnation <= self._gone.get(node, -1) or (known is not None and incarnation < known.incarnation):
             return
-        self._connected.add(node)
+        self._connected[node] = incarnation
         for frame in self._channel(node, incarnation).again():
             self._effects.append(Send(node, frame))
 
     def lost(self, node: int) -> None:
         """The connection is gone. Nothing follows: only proof of death ends what a node holds."""
-        self._connected.discard(node)
+        self._connected.pop(node, None)
 
     def received(self, node: int, incarnation: int, frame: Frame) -> None:
         """A frame has come. What an incarnation that is gone has sent is never honoured again (P12.7)."""
@@ -229,7 +231,7 @@ class LockManager:
         message = channel.taken(frame)
         if message is not None:
             self._message(node, incarnation, message)
-        if (acknowledgement := channel.acknowledgement()) is not None and node in self._connected:
+        if self._connected.get(node) == incarnation and (acknowledgement := channel.acknowledgement()) is not None:
             self._effects.append(Send(node, acknowledgement))
 
     def _channel(self, node: int, incarnation: int) -> Channel:
@@ -245,19 +247,27 @@ class LockManager:
         member = self.recovery.roster.get(node)
         if member is None:
             return  # proven dead, or gone: nothing is to be said
-        frame = self._channel(node, member.incarnation).sent(message)
-        if node in self._connected:
+        incarnation = member.incarnation
+        if node in self._channels and self._channels[node].incarnation > incarnation:
+            return  # its next life is here: it is to be forced out
+        frame = self._channel(node, incarnation).sent(message)
+        if self._connected.get(node) == incarnation:
             self._effects.append(Send(node, frame))
 
     def _bid_farewell(self, node: int, incarnation: int) -> None:
         self._gone[node] = max(incarnation, self._gone.get(node, -1))
-        self._channels.pop(node, None)
-        self._connected.discard(node)
+        if node in self._channels and self._channels[node].incarnation <= incarnation:
+            del self._channels[node]
 
     def _message(self, node: int, incarnation: int, message: Message) -> None:
         recovery = self.recovery
-        if isinstance(message, Stopped):
-            recovery.take_stopped(node, incarnation, message)
+        if self.is_out:
+            return
+        if isinstance(message, Stopped | Emptied):  # perhaps of a node of which this one is still to be told
+            if isinstance(message, Stopped):
+                recovery.take_stopped(node, incarnation, message)
+            else:
+                recovery.emptied[node] = incarnation
             self._go_on()
             return
         member = recovery.roster.get(node)
@@ -283,8 +293,8 @@ class LockManager:
         recovery = self.recovery
         match message:
             case Entries():
-                for key in message.keys:
-                    self.tables.directory.masters[key] = node
+                if recovery.takes(message.epoch):
+                    recovery.take_entries(node, message.keys)
             case Marks():
                 for bucket, mark in message.marks:
                     self.tables.directory.raise_mark(bucket, mark)
@@ -297,9 +307,6 @@ class LockManager:
             case Rebuilt():
                 recovery.take_rebuilt(node, recovery.roster[node].incarnation, message)
                 self._go_on()
-            case Emptied():
-                recovery.emptied.add(node)
-                self._acknowledge()
 
     # ---- clients' locks: what the owner knows (P12.9)
 
@@ -497,7 +504,11 @@ class LockManager:
         news: News = []
         epoch = self.recovery.resumed
         lock = resource.locks.get(message.lock)
-        if lock is not None and lock.mode != NONE:
+        if lock is None and message.key in self.recovery.unsettled:
+            # Who asks may not know that it came here in a round; if that does not count, it has to look again.
+            self.tables.early.setdefault(message.key, []).append((node, message))
+            return
+        if lock is not None and node != self.node:
             self.recovery.heard_of(self.recovery.round_of(message.key))  # its owner held this back until it had resumed
         if isinstance(message, Ask):
             if lock is None:
@@ -590,12 +601,13 @@ class LockManager:
 
     def _asked_of_directory(self, node: int, message: Find) -> None:
         key, directory = message.key, self.tables.directory
-        if self.recovery.phase is Phase.AT_REST and not self.recovery.stays(node):
-            return  # it leaves, and waits for nothing any more
+        if not self.recovery.stays(node):
+            return  # it leaves, and waits for nothing any more: never does it become a master after it has stopped
         bucket = bucket_of(key)
         master: int | None = self.node if key in self.tables.resources else directory.masters.get(key)
         lost = master is not None and not self.recovery.stays(master)
-        if lost or bucket in self.recovery.moving or self.recovery.places[bucket] != self.node:
+        unsettled = lost or bucket in self.recovery.moving or key in self.recovery.unsettled
+        if unsettled or self.recovery.places[bucket] != self.node:
             self._finds.append((node, message))
             return
         mark: Token = NO_TOKEN
@@ -612,16 +624,16 @@ class LockManager:
             return
         use.asked = NOBODY
         if message.master == self.node:
-            self.tables.resources[key] = Resource(key, message.mark)
+            resource = self.tables.resources[key] = Resource(key, message.mark)
+            if not self.recovery.stays(self.node):
+                self.tables.freeze(resource)  # said before all had stopped: it goes with all others
             self._enter_resource(key)
             return
         if not self.recovery.stays(message.master):
             return  # it has just been lost: asked again when this node has resumed
         use.master = message.master
         self._send_unsent(key, use)
-        for node, early in self.tables.early.pop(key, ()):
-            if isinstance(early, Ask):
-                self._send(node, NotHere(key, early.lock))
+        self._refuse(key)
         if use.is_empty:
             self._rests(key)
 
@@ -630,11 +642,15 @@ class LockManager:
         use = self.tables.uses.pop(key, None)
         for lock in use.unsent if use is not None else ():
             self._place(lock)
+        self._take_early(key)
+        if not self.tables.resources[key].locks:
+            self._rests(key)
+
+    def _take_early(self, key: str) -> None:
+        """What was asked before this node was, or knew itself to be, the master."""
         for node, early in self.tables.early.pop(key, ()):
             if (member := self.recovery.roster.get(node)) is not None:
                 self._message(node, member.incarnation, early)
-        if not self.tables.resources[key].locks:
-            self._rests(key)
 
     def _send_unsent(self, key: str, use: Use) -> None:
         unsent, use.unsent = use.unsent, []
@@ -663,36 +679,42 @@ class LockManager:
 
     def told(self, step: Step) -> None:
         """One barrier of one transition (P12.11). Told twice, it is the same one."""
-        known = self.recovery.work.get(step.transition)
-        if not self.recovery.roster and step.node != self.node:
-            self._effects.append(Acknowledge(step.transition, step.barrier))  # its own join comes later, with all this
+        recovery, is_own = self.recovery, step.node == self.node
+        if self.is_out or not (recovery.roster or is_own):
+            self._told_outside(step)
             return
-        if step.barrier == 0:
-            if known is None and step.entry > self.recovery.epoch:
-                self._begin(step)
-            elif known is None or known.acknowledged >= 0:
-                self._effects.append(Acknowledge(step.transition, 0))
+        work = recovery.work.get(step.transition)
+        if step.barrier == 0 and work is None and step.entry > recovery.epoch:
+            self._begin(step)
             return
-        if step.barrier == 2 and step.node != self.node and step.node in self.recovery.roster:
-            self._see_off(step.node)
-            self._go_on()
-        if known is None or step.barrier == 2 or known.acknowledged >= step.barrier:
-            self.recovery.work.pop(step.transition, None)
-            self._effects.append(Acknowledge(step.transition, step.barrier))
+        if work is None:  # it began before this node was in the level, or is told again
+            work = recovery.work[step.transition] = Work(step)
+        work.step = step
+        work.acknowledged = min(work.acknowledged, step.barrier - 1)
+        if step.barrier == 2 and is_own:
+            self.is_out = True
+            for each in list(recovery.work.values()):
+                self._effects.append(Acknowledge(each.step.transition, each.step.barrier))
             return
-        known.may_resume = True
         self._go_on()
+
+    def _told_outside(self, step: Step) -> None:
+        """This node is not in the level yet, or no more: it takes no part."""
+        if step.barrier == 2:
+            self.recovery.seen_off.add((step.node, step.incarnation))
+        if self.is_out and step.kind is Kind.JOINING and step.barrier == 0:
+            self.recovery.roster[step.node] = Member(step.incarnation)
+            self._send(step.node, Emptied())  # the new node may have been told that this one was leaving
+        self._effects.append(Acknowledge(step.transition, step.barrier))
 
     def _see_off(self, node: int) -> None:
         """A graceful leave is over."""
-        self._bid_farewell(node, self.recovery.roster[node].incarnation)
-        self.recovery.forget(node)
+        if (member := self.recovery.roster.get(node)) is not None:
+            self._bid_farewell(node, member.incarnation)
+            self.recovery.forget(node)
 
     def _begin(self, step: Step) -> None:
         recovery, tables = self.recovery, self.tables
-        for node in [each for each, member in recovery.roster.items() if not member.stays and each not in step.roster]:
-            if node != step.node:
-                self._see_off(node)  # its leave was over before this, and began before this node came
         recovery.begin(step)
         self.search.give_up()
         if step.kind is Kind.FORCED_LEAVING:
@@ -710,22 +732,30 @@ class LockManager:
         for key, use in tables.uses.items():
             if use.master != NOBODY and not recovery.stays(use.master):
                 use.held = True
+                if step.kind is Kind.FORCED_LEAVING and use.master == step.node:
+                    for lock in use.locks.values():
+                        lock.valid = lock.valid and lock.mode != NONE  # who waits there cannot know what it has lost
             if use.asked != NOBODY and bucket_of(key) in recovery.moving:
                 use.asked = NOBODY
         stopped = recovery.stop()
         for node in recovery.roster:
             if node != self.node:
                 self._send(node, stopped)
+        if step.kind is Kind.JOINING and self.node in recovery.emptied:
+            self._send(step.node, Emptied())  # said to all others before this one came
         self._go_on()
 
     def _go_on(self) -> None:
         """As far as the round can go now."""
         recovery = self.recovery
-        for node in recovery.gone_for_others():
-            self._see_off(node)
+        for work in list(recovery.work.values()):
+            if work.step.barrier == 2 and recovery.has_emptied(work.step.node):
+                self._see_off(work.step.node)
         if recovery.all_have_stopped:
             self._end_cancelled_waits()
-            for node, message in list(recovery.rebuild(self.tables)):
+            told = list(recovery.rebuild(self.tables))
+            self._refuse_early()
+            for node, message in told:
                 self._send(node, message)
         if recovery.all_have_told:
             built, strays = recovery.build(self.tables)
@@ -733,12 +763,22 @@ class LockManager:
                 self._enter_resource(key)
             for copy in strays:
                 self._send(owner_of(copy.lock), NotHere(copy.key, copy.lock))
-            for work in recovery.work.values():
-                if work.acknowledged < 0:
-                    work.acknowledged = 0
-                    self._effects.append(Acknowledge(work.step.transition, 0))
         if recovery.may_resume:
             self._resume()
+        self._acknowledge()
+
+    def _refuse_early(self) -> None:
+        """What was asked too early of a master that this node will not be: who has asked looks again (P12.8)."""
+        tables, recovery = self.tables, self.recovery
+        leaves = not recovery.stays(self.node)
+        for key in [each for each in tables.early if leaves or each in recovery.unsettled]:
+            if key not in tables.resources:
+                self._refuse(key)
+
+    def _refuse(self, key: str) -> None:
+        for node, early in self.tables.early.pop(key, ()):
+            if isinstance(early, Ask):
+                self._send(node, NotHere(key, early.lock))
 
     def _end_cancelled_waits(self) -> None:
         """What is to be told to a new master is told without them: no grant of theirs is on its way any more."""
@@ -766,6 +806,8 @@ class LockManager:
             for lock in [each for each in resource.queued() if each.cancelling]:
                 if lock.cancelling:  # the end of another's wait may have granted it
                     self._withdraw(lock)
+        for key in [each for each in tables.early if each in tables.resources]:
+            self._take_early(key)
         for key, use in list(tables.uses.items()):
             cancelled = [lock for lock in use.locks.values() if use.held and lock.cancelling]
             use.held, use.round = False, 0
@@ -781,12 +823,12 @@ class LockManager:
         for node, find in finds:
             if recovery.places[bucket_of(find.key)] == self.node:
                 self._asked_of_directory(node, find)
-        held, self._held = self._held, {}
-        for number, (what, arguments) in held.items():
-            self._do_held(number, what, arguments)
+        for number in list(
+            self._held
+        ):  # one after the other: what one frees may be granted to another, which is to end
+            self._do_held(number, *self._held.pop(number))
         for key in [key for key, resource in tables.resources.items() if not resource.locks]:
             self._rests(key)
-        self._acknowledge()
 
     def _do_held(self, number: LockId, what: str, arguments: tuple[object, ...]) -> None:
         for locks in self.tables.clients.values():
@@ -795,26 +837,33 @@ class LockManager:
                 return
 
     def _acknowledge(self) -> None:
-        """The second barriers, once this node has resumed; of a leave once the leaving node has freed everything."""
-        if self.recovery.phase is not Phase.AT_REST:
-            return
+        """What this node has done of each transition's newest step (P12.11)."""
+        if self.recovery.phase is Phase.AT_REST and self.is_leaving and not self._count:
+            self._say_emptied()
         for name, work in list(self.recovery.work.items()):
             step = work.step
-            if not work.may_resume or work.acknowledged >= 1:
-                continue
-            if step.kind is Kind.LEAVING:
-                if step.node == self.node and not self._count and self.node not in self.recovery.emptied:
-                    self._say_emptied()
-                if step.node not in self.recovery.emptied:
-                    continue
-            work.acknowledged = 1
-            self._effects.append(Acknowledge(step.transition, 1))
-            if BARRIERS[step.kind] == 2:
-                del self.recovery.work[name]
+            if work.acknowledged < step.barrier and self._has_done(step):
+                work.acknowledged = step.barrier
+                self._effects.append(Acknowledge(step.transition, step.barrier))
+                if step.barrier + 1 == BARRIERS[step.kind]:
+                    del self.recovery.work[name]
+
+    def _has_done(self, step: Step) -> bool:
+        """First barriers, once all have told; the second ones, once this node has resumed.
+
+        The later ones of a leave, once nothing more comes of the leaving node, whenever this one came.
+        """
+        phase = self.recovery.phase
+        if step.barrier == 0:
+            return phase in {Phase.READY, Phase.AT_REST}
+        has_emptied = step.kind is not Kind.LEAVING or self.recovery.has_emptied(step.node)
+        return has_emptied and (phase is Phase.AT_REST or step.barrier == 2)
 
     def _say_emptied(self) -> None:
         """All that its clients had is free, and all that says so is on its way, before this."""
-        self.recovery.emptied.add(self.node)
+        if self.node in self.recovery.emptied:
+            return
+        self.recovery.emptied[self.node] = self.incarnation
         for node in self.recovery.roster:
             if node != self.node:
                 self._send(node, Emptied())

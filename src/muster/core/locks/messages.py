@@ -140,14 +140,10 @@ class Dropped(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """The sender has stopped what the round concerns.
-
-    `final`: the newest round that it knows somebody has resumed; `leaving`: the nodes whose leaves are not over for it.
-    """
+    """The sender has stopped what the round concerns. `final`: the newest round that it knows somebody has resumed."""
 
     epoch: int
     final: int
-    leaving: tuple[int, ...]
 
 
 class Rebuilt(NamedTuple):

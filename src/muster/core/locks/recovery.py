@@ -65,8 +65,9 @@ class Member(NamedTuple):
 class Step(NamedTuple):
     """One barrier of one transition at this level.
 
-    `entry`: the index of the entry that opened it at this level, the same for all its barriers; they are told in order.
-    `roster`: who is in the level as of that entry, its own node included; read by a node that has just come.
+    `entry`: names the entry by which it entered this level, the same for all its barriers and no other transition's,
+    and rising in the order of the log. Of steps that a node learns of together, first barriers are told first, in the
+    order of their entries (P12.11). `roster`: who is in the level as of that entry; read by a node that has just come.
     """
 
     transition: int
@@ -79,14 +80,13 @@ class Step(NamedTuple):
 
 
 class Work:
-    """A transition that is not over for this node."""
+    """A transition that is not over for this node: its newest step, and the last barrier that was acknowledged."""
 
-    __slots__ = ("acknowledged", "may_resume", "step")
+    __slots__ = ("acknowledged", "step")
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.acknowledged = -1  # the last barrier
-        self.may_resume = False
+        self.acknowledged = -1
 
 
 class Last(NamedTuple):
@@ -119,17 +119,21 @@ class Recovery:
         self.final = 0  # the newest that somebody is known to have resumed
         self.phase = Phase.AT_REST
         self.roster: dict[int, Member] = {}
+        self.seen_off: set[tuple[int, int]] = set()  # incarnations that had left before this node was in the level
         self.work: dict[int, Work] = {}
-        self.emptied: set[int] = set()  # leaving nodes of whose clients nothing more will come
+        self.emptied: dict[int, int] = {}  # leaving nodes of whose clients nothing more will come -> incarnation
         self.places: tuple[int, ...] = (NOBODY,) * BUCKETS  # the directory's nodes, as of the last layout told to
         self.moving: set[int] = set()  # buckets that have changed their node since this one last resumed
         self._next: tuple[int, ...] = self.places
+        self._layouts: list[tuple[int, tuple[int, ...]]] = [(0, self.places)]  # of rounds; the first one counts
         self._agreed = 0  # the newest round that somebody has resumed by the words of all
         self._stopped: dict[int, tuple[int, Stopped]] = {}
         self._rebuilt: dict[int, tuple[int, int]] = {}
         self._copies: dict[str, list[Copy]] = {}
         self._kept: dict[str, list[Kept]] = {}
+        self._entries: list[tuple[int, tuple[str, ...]]] = []  # who masters what, told in this round
         self._young: dict[str, int] = {}  # resources that came here in a round, until it is final
+        self.unsettled: set[str] = set()  # those that came here since this node last resumed, and may have gone again
         self._handed: dict[str, Last] = {}  # those that went, with all that this node, their last master, knew
 
     # ---- steps
@@ -137,7 +141,9 @@ class Recovery:
     def begin(self, step: Step) -> None:
         """The first barrier of a transition: a new round (P12.11)."""
         if not self.roster:
-            self.roster = dict(step.roster)
+            self.roster = {
+                node: member for node, member in step.roster.items() if (node, member.incarnation) not in self.seen_off
+            }
         if step.kind is Kind.FORCED_LEAVING:
             self.forget(step.node)
             for key, last in self._handed.items():
@@ -149,14 +155,17 @@ class Recovery:
         self.work[step.transition] = Work(step)
         self.epoch = step.entry
         self.phase = Phase.STOPPING
-        self._copies, self._kept = {}, {}
+        self._copies, self._kept, self._entries = {}, {}, []
         self._next = layout(tuple(sorted(node for node, member in self.roster.items() if member.stays)))
         self.moving |= {bucket for bucket in range(BUCKETS) if self._next[bucket] != self.places[bucket]}
 
     def stop(self) -> Stopped:
-        """What this node says when it has stopped what the round concerns."""
-        leaving = tuple(node for node, member in self.roster.items() if not member.stays)
-        stopped = Stopped(self.epoch, self.final, leaving)
+        """What this node says when it has stopped what the round concerns.
+
+        Who has said that nothing more will come of it has nothing at stake, and says so: others may have seen it off
+        already, and all must judge by the same words.
+        """
+        stopped = Stopped(self.epoch, 0 if self.node in self.emptied else self.final)
         self._stopped[self.node] = (self.roster[self.node].incarnation, stopped)
         return stopped
 
@@ -164,20 +173,19 @@ class Recovery:
         """One that another node says, perhaps before this one knows of the round, or of that node."""
         self._stopped[node] = (incarnation, stopped)
 
-    def gone_for_others(self) -> list[int]:
-        """Leaving nodes whose leave is over by the word of another: this one was not told, for it came during it."""
-        words = [word for _, word in self._stopped.values() if word.epoch == self.epoch]
-        leaving = [node for node, member in self.roster.items() if not member.stays and node != self.node]
-        return [node for node in leaving if any(node not in word.leaving for word in words)]
-
     def take_rebuilt(self, node: int, incarnation: int, rebuilt: Rebuilt) -> None:
         """A node has told all."""
         self._rebuilt[node] = (incarnation, rebuilt.epoch)
 
     def forget(self, node: int) -> None:
-        """A graceful leave is over for everybody."""
+        """A node is in the level no more."""
         self.roster.pop(node, None)
-        self.emptied.discard(node)
+        self.emptied.pop(node, None)
+
+    def has_emptied(self, node: int) -> bool:
+        """Whether nothing more will come of a leaving node's clients, or it is not in the level at all."""
+        member = self.roster.get(node)
+        return member is None or self.emptied.get(node) == member.incarnation
 
     def takes(self, epoch: int) -> bool:
         """Whether what is told in this round can still be used."""
@@ -192,6 +200,10 @@ class Recovery:
         """What a master that masters them no more knows of such resources."""
         for each in kept:
             self._kept.setdefault(each.key, []).append(each)
+
+    def take_entries(self, node: int, keys: tuple[str, ...]) -> None:
+        """What a node masters, in buckets that are this node's now."""
+        self._entries.append((node, keys))
 
     def heard_of(self, round_: int) -> None:
         """Something was said that only a node that has resumed this round can say.
@@ -225,6 +237,7 @@ class Recovery:
         yield from self._tell_copies(tables)
         yield from self._tell_directory(tables)
         self.places = self._next
+        self._layouts.append((self.epoch, self.places))
         for node in self.roster:
             if node != self.node:
                 yield node, Rebuilt(self.epoch)
@@ -270,10 +283,16 @@ class Recovery:
                 yield node, Copies(self.epoch, tuple(some))
 
     def _tell_directory(self, tables: Tables) -> Outgoing:
+        """What moves from where it was in the last round that counts; what a later one has told does not count."""
+        while len(self._layouts) > 1 and self._layouts[1][0] <= self._agreed:
+            del self._layouts[0]
+        before = self._layouts[0][1]
+        del self._layouts[1:]
+        tables.directory.keep({bucket for bucket in range(BUCKETS) if before[bucket] == self.node})
         entries: dict[int, list[str]] = {}
         for key in tables.resources:
             bucket = bucket_of(key)
-            if self._next[bucket] != self.places[bucket] and self._next[bucket] != self.node:
+            if self._next[bucket] != before[bucket] and self._next[bucket] != self.node:
                 entries.setdefault(self._next[bucket], []).append(key)
         for node, keys in entries.items():
             for some in _batches(keys):
@@ -306,6 +325,9 @@ class Recovery:
         node that was the master once and died before it could say so. They have been granted nothing.
         """
         self.phase = Phase.READY
+        for node, keys in self._entries:
+            tables.directory.masters.update(dict.fromkeys(keys, node))
+        self._entries = []
         built: list[str] = []
         strays: list[Copy] = []
         for key in {**self._copies, **self._kept}:
@@ -324,14 +346,17 @@ class Recovery:
             tables.resources[key] = resource
             tables.freeze(resource)
             self._young[key] = self.epoch
+            self.unsettled.add(key)
             built.append(key)
         self._copies, self._kept = {}, {}
         return built, strays
 
     @property
     def may_resume(self) -> bool:
-        """Whether all that is at work here has come to its second barrier, and this node is ready (P12.12)."""
-        return self.phase is Phase.READY and all(work.may_resume for work in self.work.values())
+        """Whether the round's own transition has come to its second barrier, and this node is ready (P12.12)."""
+        return self.phase is Phase.READY and any(
+            work.step.entry == self.epoch and work.step.barrier >= 1 for work in self.work.values()
+        )
 
     def resume(self) -> None:
         """The round is over for this node."""
@@ -339,6 +364,7 @@ class Recovery:
         self.resumed = self.epoch
         self.heard_of(self.epoch)
         self.moving.clear()
+        self.unsettled.clear()
         self._young, self._handed = {}, {}
 
 
@@ -353,7 +379,8 @@ def rebuilt(key: str, locks: Iterable[Lock], kept: Iterable[Kept]) -> Resource:
     """A resource from what owners, and its last master if it lives, know of it (P12.4, P12.12).
 
     The value block is the newest that anybody knows. It is valid if somebody knows that nothing newer can have been
-    written: the last master, or an owner whose mode keeps every writer out.
+    written: the last master, or an owner whose mode keeps every writer out. Where nobody has a mode, it is the empty
+    one of a new resource; who waits says whether a master was lost that may have known another one.
     """
     known, last = list(locks), list(kept)
     order: dict[LockId, int] = {}
@@ -365,7 +392,7 @@ def rebuilt(key: str, locks: Iterable[Lock], kept: Iterable[Kept]) -> Resource:
         resource.restore(lock)
     blocks = [(each.version, each.valid, each.value) for each in last]
     blocks.extend((lock.version, lock.valid and KNOWS[lock.mode], lock.value) for lock in known if lock.mode != NONE)
-    resource.version, resource.valid, resource.value = max(blocks, default=(0, False, b""))
+    resource.version, resource.valid, resource.value = max(blocks, default=(0, all(lock.valid for lock in known), b""))
     return resource
 
 
