@@ -36,7 +36,7 @@ TIMEOUT_S = 120
 
 
 def measure(scale: Scale, directory: Path, measurement: Measurement) -> None:  # noqa: ARG001 - as all measurements
-    """See the module."""
+    """Pairs and memory of one node, and the recovery of three."""
     for _ in range(scale.lock_machine_runs):
         measurement.add_all("one node", {**_run("pairs"), **_run("memory")})
         measurement.add_all(f"{LOCKS} locks, one of 3 nodes lost", _run("recovery"))

@@ -38,6 +38,10 @@ EXPECTED = {  # measurement -> (case, quantities) that a run at the least scale 
     "steady": [("4 busy loops beside 3 nodes", {"seconds", "evictions", "nodes_not_joined"})],
     "joins": [("1 node", {"duration_ms"}), ("2 nodes", {"duration_ms", "ratio"})],
     "transition": [("join", {"duration_ms"}), ("leave", {"duration_ms"})],
+    "lock-machine": [
+        ("one node", {"pair_us", "bytes_per_lock"}),
+        ("100000 locks, one of 3 nodes lost", {"node_ms", "longest_ms"}),
+    ],
     "simulated-joins": [("1 node", {"duration_ms"}), ("3 nodes", {"duration_ms", "ratio"})],
 }
 # phases overlap: the lease may expire before the link counts as lost, and a service start before the last level is done
