@@ -1,6 +1,9 @@
 """P10.14: what an operator reads at night is short and plain, wherever in the source it stands."""
 
+from pathlib import Path
+
 import plain_words
+from muster.core.leases.diagnosis import CONDITIONS
 from plain_words import faults, sentences, texts, texts_of
 
 # A fault that stays, as (file, a part of the text): why.
@@ -67,3 +70,9 @@ def test_p10_14_long_sentences_and_rare_words_are_faults() -> None:
     for rare in ("it is Mended", "it stands still", "they perished", "in vain", "of late", "whoever asks"):
         assert len(list(faults(rare))) == 1, rare
     assert not list(faults("amend the recommended mailbox, once, more coupons"))
+
+
+def test_p10_14_the_glossary_has_a_word_for_each_condition_that_pages_show() -> None:
+    glossary = (Path(__file__).parents[2] / "docs" / "SPECIFICATION.md").read_text().partition("\n## Glossary")[2]
+    (row,) = [line for line in glossary.splitlines() if line.startswith("| condition |")]
+    assert [condition for condition in CONDITIONS if f"*{condition}*" not in row] == []
