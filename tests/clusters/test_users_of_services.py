@@ -69,7 +69,7 @@ def test_p8_19_a_check_is_of_its_services_user_and_one_that_cannot_be_is_no_fail
         return [each["out"]["detail"] for each in occurrences if each["event"] == event]
 
     why = wait_for("the word of it", lambda: told("unasked:unchecked"))[0]
-    assert "this node has not what its definition names" in why and "no such user" in why
+    assert "this node does not have what its definition names" in why and "no such user" in why
     services = dev_cluster.status()["services"]
     assert {name: each["state"] for name, each in services.items()} == dict.fromkeys(services, "registered")
     assert not told("unasked:check")

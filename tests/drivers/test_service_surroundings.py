@@ -119,7 +119,8 @@ def test_p8_19_limits_and_scheduling_are_the_same_whoever_started_the_daemon(tmp
 def test_p8_19_what_this_machine_lacks_is_no_exit_status_of_the_command(runner: RealRunner, tmp_path: Path) -> None:
     """Else `fatal_exit_status = [78]` would stop a service everywhere because one node has no such user."""
     result = runner.run(1, "start", "true", surroundings={"user": "no-such-user"}, final=[78], retries=1)
-    assert result["status"] == -1 and "attempt 2 of 2: cannot be executed: this node has not what" in result["detail"]
+    assert result["status"] == -1
+    assert "attempt 2 of 2: cannot be executed: this node does not have what" in result["detail"]
 
 
 def test_p8_19_the_environment_is_that_of_the_machine_not_of_whoever_started_the_daemon(

@@ -161,6 +161,8 @@ def test_timers_set_at_init_are_in_the_store_and_at_work(muster: CommandLine, de
     try:
         dev_cluster.succeed("dev", "boot", "n0")
         answer = dev_cluster.json("profile", "show")
-        assert (answer["timers"]["lease_ms"], answer["nodes"]) == (1200, 1)
+        assert (answer["timers"]["lease_ms"], answer["nodes"], answer["scope"]) == (1200, 1, "host")
+        page = dev_cluster.succeed("profile", "show")  # of this very cluster, and of nothing that it is not
+        assert "scope host" in page and "scope shared" not in page
     finally:
         dev_cluster.run("dev", "down")

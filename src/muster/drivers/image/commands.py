@@ -26,7 +26,7 @@ MAXIMUM_NAME_CHARACTERS = 255
 MAXIMUM_RETRIES = 1000
 _SIGNALS = {each.name: each for each in signal.Signals}
 ACTIONS = ("start", "stop", "recovery", "notify", "act")
-LACKING = "cannot be executed: this node has not what its definition names"
+LACKING = "cannot be executed: this node does not have what its definition names"
 
 
 class RequestRefused(ValueError):

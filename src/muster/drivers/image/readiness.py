@@ -79,7 +79,7 @@ class Condition:
             text = (
                 f"port {conditions.port} of this machine's loopback address accepts connections before it was started"
             )
-            raise PortTaken(f"{text}; end the program that has it, or correct ready_port")
+            raise PortTaken(f"{text}; end the program that has it, or correct the port of `ready`")
         self.listener: socket.socket | None = None
         self.environment: dict[str, str] = {}
         if conditions.notify:
