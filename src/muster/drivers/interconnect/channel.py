@@ -17,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from muster.drivers.certificates.certificates import explain_tls
 from muster.drivers.certificates.fields import NoCertificate, key_pin
@@ -50,6 +50,16 @@ class Cause(NamedTuple):
     text: str
 
 
+class Codec(NamedTuple):
+    """How what is said on open connections is written: by daemons, or between other processes of nodes (P12.18)."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]  # raises `MalformedMessage`
+
+
+DAEMONS = Codec(encode_message, decode_message)
+
+
 class Phase(Enum):
     """Life of a connection."""
 
@@ -65,6 +75,7 @@ class ChannelOwner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     handshake_ms: int  # for the handshake with Hello, and longest silence within a frame
+    codec: Codec  # of the frames after Hello
 
     def silence_ms(self) -> int:
         """How long sent bytes may stay unacknowledged before the kernel ends the connection."""
@@ -353,7 +364,7 @@ class Channel(asyncio.Protocol):
 
     def _take(self, payload: bytes) -> None:
         try:
-            message = decode_message(payload)
+            message = self._owner.codec.decode(payload) if self.phase is Phase.OPEN else decode_message(payload)
         except MalformedMessage as error:
             self.end(Cause("malformed frame", f"a frame that is no message ({error}); is it of another release?"))
             return

@@ -49,7 +49,7 @@ from muster.drivers.certificates.certificates import (
     verify_pair,
     visitor_context,
 )
-from muster.drivers.interconnect.channel import Cause, Channel, Phase
+from muster.drivers.interconnect.channel import DAEMONS, Cause, Channel, Codec, Phase
 from muster.records.addresses import host_to_use
 from muster.records.messages import (
     MAXIMUM_FRAME_BYTES,
@@ -57,7 +57,6 @@ from muster.records.messages import (
     Heartbeat,
     Hello,
     Message,
-    encode_message,
     version_of,
 )
 from muster.records.names import MAXIMUM_LINKS
@@ -242,11 +241,15 @@ class Interconnect:
         on_unreachable: Callable[[], None] = lambda: None,
         on_visitor: Visitor | None = None,
         versions: tuple[int, int] = WIRE_VERSIONS,
+        codec: Codec = DAEMONS,
+        purpose: str = "",
     ) -> None:
-        self.node, self.handshake_ms = node, profile.connect_ms
+        """`codec`: of what is said after Hello; `purpose`: of other processes than daemons, told in Hello (P12.18)."""
+        self.node, self.handshake_ms, self.codec = node, profile.connect_ms, codec
         self._profile = profile
         self.loop = asyncio.get_running_loop()
-        self._hello = Hello(cluster_identity, node, incarnation, *versions)
+        self._cluster = cluster_identity
+        self._hello = Hello(cluster_identity + purpose, node, incarnation, *versions)
         self._on_message, self._on_connected, self._on_lost = on_message, on_connected, on_lost
         self._strangers, self._acquaintances = TroubleTable(on_trouble), TroubleTable(on_trouble)
         self._peers: dict[int, Peer] = {}
@@ -321,8 +324,8 @@ class Interconnect:
         server = server_context(certificate_pem, key_path, authority_pem)
         client = client_context(certificate_pem, key_path, authority_pem)
         identity = verify_pair(server, client)
-        if (identity.cluster, identity.node) != (self._hello.cluster, self.node):
-            wanted = f"node {self.node} of cluster {self._hello.cluster}"
+        if (identity.cluster, identity.node) != (self._cluster, self.node):
+            wanted = f"node {self.node} of cluster {self._cluster}"
             text = f"certificate of this node: it names {identity.uri}, and this is {wanted}"
             raise CertificateRefused(f"{text}; give the certificate and key that were made for this node")
         visitor = visitor_context(certificate_pem, key_path)
@@ -477,7 +480,7 @@ class Interconnect:
         """Its bytes; what goes to all is encoded once. None for what cannot be: the edges let no such thing in."""
         if message is not self._encoded[0]:
             try:
-                self._encoded = message, encode_message(message)
+                self._encoded = message, self.codec.encode(message)
             except (OverflowError, UnicodeEncodeError) as error:
                 cause = Cause("message not encoded", f"{type(message).__name__} not sent: {error}; report this")
                 self.loop.call_soon(self._acquaintances.note, f"node {node}", cause)
@@ -534,7 +537,7 @@ class Interconnect:
         except CertificateRefused as error:
             channel.end(Cause("no node", str(error)))
             return
-        if identity.cluster != self._hello.cluster:
+        if identity.cluster != self._cluster:
             text = f"its certificate is of cluster {identity.cluster}, this is {self._hello.cluster}"
             channel.end(Cause("other cluster", f"{text}; correct the address, or the address of this cluster's node"))
             return
