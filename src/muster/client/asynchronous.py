@@ -39,7 +39,7 @@ Step = tuple[int, int]  # transition, barrier
 class AsyncNotification(Told):
     """A transition that this program is to process."""
 
-    _subsystem: "AsyncSubsystem" = field(repr=False, compare=False)
+    _subsystem: "AsyncSubsystem" = field(repr=False, compare=False, kw_only=True)
 
     async def acknowledge(self) -> None:
         """This barrier is processed. Raises `ClientError` if the registration is over."""

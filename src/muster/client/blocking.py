@@ -17,7 +17,7 @@ LAST_CALLS_S = 1.0  # for calls of other threads under way when the subsystem is
 T = TypeVar("T")
 
 
-class _Loop:
+class LoopThread:
     """An event loop in a thread, so that a resumed connection does not have to wait for a busy program."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ async def _let_others_end() -> None:
 class Notification(Told):
     """A transition that this program is to process."""
 
-    _subsystem: "Subsystem" = field(repr=False, compare=False)
+    _subsystem: "Subsystem" = field(repr=False, compare=False, kw_only=True)
 
     def acknowledge(self) -> None:
         """This barrier is processed; from any thread. Raises `ClientError` if the registration is over."""
@@ -71,7 +71,7 @@ class Notification(Told):
 class Subsystem:
     """A registered program. Iterate it for the notifications; made by `register`."""
 
-    def __init__(self, loop: _Loop, inner: AsyncSubsystem, *, fails: bool) -> None:
+    def __init__(self, loop: LoopThread, inner: AsyncSubsystem, *, fails: bool) -> None:
         self._loop, self._inner, self._fails = loop, inner, fails
         self._closing = threading.Lock()
         self._closed = False
@@ -175,7 +175,7 @@ def register(
     reconnect_s: float = RECONNECT_S,
 ) -> Subsystem:
     """Register this program at `level`; the arguments and errors are those of `register_async`."""
-    loop = _Loop()
+    loop = LoopThread()
     try:
         inner = loop.call(
             register_async(

@@ -12,7 +12,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from muster.client.address import reachable
@@ -59,6 +59,8 @@ class Told:
     kind: Kind
     vector: Mapping[str, str]
     epoch: int
+    entry: int = 0  # what the step is called at its level: the same on all nodes, in the order in which they entered it
+    members: Mapping[int, tuple[int, bool]] = field(default_factory=dict)  # as of that: incarnation, whether it stays
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def told_from(line: Document) -> Told:
     """The notification in an answer's result."""
     return Told(
         line["transition"], line["level"], line["barrier"], line["node"], line["incarnation"], Kind(line["kind"]),
-        line["vector"], line["epoch"],
+        line["vector"], line["epoch"], line.get("entry", 0),  # a daemon of an earlier release does not say
+        {int(node): (known[0], known[1]) for node, known in line.get("members", {}).items()},
     )  # fmt: skip
 
 

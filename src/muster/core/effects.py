@@ -91,7 +91,8 @@ class Send(Struct, frozen=True):
 class Notify(Struct, frozen=True):
     """Notify the local subsystem of `level` (SPEC 3.4, 3.5); answered by `Acknowledged`, now or much later.
 
-    `vector` is the state of every node; `epoch` the fencing token (SPEC 7.7).
+    `vector` is the state of every node; `epoch` the fencing token (SPEC 7.7). `entry` names the step at its level, and
+    `members` are those of the level as of that: incarnation, and whether it stays (P12.17).
     """
 
     level: int
@@ -102,6 +103,8 @@ class Notify(Struct, frozen=True):
     barrier: int
     vector: dict[int, NodeState]
     epoch: int
+    entry: int = 0
+    members: dict[int, tuple[int, bool]] = {}
 
 
 class AskSubsystem(Struct, frozen=True):

@@ -20,6 +20,7 @@ import msgspec
 
 from muster.records.database import Database
 from muster.records.kinds import KINDS
+from muster.records.levels import LOCK_MANAGER_LEVEL
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, Maintenance, Service, Standby
@@ -185,6 +186,7 @@ class Room:
         own = config.required_levels
         required = contents.cluster.required_levels if own is None else own  # what it waits for, by name
         waits = sum(len(each.name) + MISSING_BYTES for each in required)
+        waits += len(LOCK_MANAGER_LEVEL.name) + MISSING_BYTES if contents.cluster.lockspaces else 0
         return self._size("node", config.node, config) + spare + ENROLMENT_BYTES + waits + max(
             levels, NODE_BYTES // 2 + LEVELS_BYTES
         ) + NODE_BYTES // 2  # fmt: skip

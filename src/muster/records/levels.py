@@ -92,5 +92,6 @@ class Gone(NamedTuple):
 
 MAXIMUM_LEVEL = 65_535
 MEMBERSHIP_LEVEL = Level(0, "membership")
+LOCK_MANAGER_LEVEL = Level(10, "lock-manager", Barriers(2, 3, 2))  # reserved while there are lockspaces (P12.15)
 EVENT_MANAGER_LEVEL = Level(40, "event manager")
 BUILT_IN = (EVENT_MANAGER_LEVEL,)  # lowest first; no program may take their numbers (P3.19)

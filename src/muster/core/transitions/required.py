@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
 from muster.records.database import Database
-from muster.records.levels import Level, Missing, NodeState, Required
+from muster.records.levels import LOCK_MANAGER_LEVEL, Level, Missing, NodeState, Required
 from muster.records.members import Member, Waits
 from muster.records.messages import Report
 from muster.records.nodes import Cluster, NodeConfig
@@ -24,9 +24,12 @@ Waited = Mapping[int, tuple[tuple[int, ...], int]]  # transition -> who is waite
 
 def required_of(cluster: Cluster, config: NodeConfig | None) -> tuple[Required, ...]:
     """What this node must have before its next join: its own setting, or else the cluster's."""
-    if config is not None and config.required_levels is not None:
-        return config.required_levels
-    return cluster.required_levels
+    own = config.required_levels if config is not None else None
+    named = cluster.required_levels if own is None else own
+    if not cluster.lockspaces:
+        return named
+    locks = Required(LOCK_MANAGER_LEVEL.number, LOCK_MANAGER_LEVEL.name)  # while there are lockspaces (P12.15)
+    return tuple(sorted({each.number: each for each in (*named, locks)}.values()))
 
 
 def missing_of(required: Iterable[Required], levels: Iterable[Level]) -> tuple[Missing, ...]:

@@ -11,7 +11,7 @@ from muster.core.effects import Notify, Trace
 from muster.core.transitions import narration as history
 from muster.core.transitions import registration
 from muster.core.transitions.resident import Resident
-from muster.core.transitions.transition import told_at_level
+from muster.core.transitions.transition import members_at, told_at_level
 from muster.records.database import Database
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import Member
@@ -123,7 +123,7 @@ class Subsystems:
         self._answered &= current.keys()
         notifications: list[Notify] = []
         vectors: dict[int, dict[int, NodeState]] = {}
-        for step, transition in current.items():
+        for step, transition in sorted(current.items(), key=lambda each: each[1].entry):  # as in the log (P12.17)
             if step in self._notified:
                 continue
             self._notified.add(step)
@@ -135,7 +135,8 @@ class Subsystems:
             self._remember(step, transition, vectors[step.level])
             notify = Notify(
                 step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
-                transition.barrier, vectors[step.level], database.epoch,
+                transition.barrier, vectors[step.level], database.epoch, transition.entry,
+                members_at(database, step.level, transition),
             )  # fmt: skip
             resident = self._resident_of(step.level)
             notifications += (notify,) if resident is None else resident.told(notify)

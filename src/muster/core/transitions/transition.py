@@ -21,6 +21,7 @@ for members of that time, every level is told of every node (`by_level` is False
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts, is_silent, takes_part
+from muster.records.database import Database
 from muster.records.levels import BUILT_IN, EVENT_MANAGER_LEVEL, Gone, Level, NodeState, TransitionKind
 from muster.records.members import Member, Proof
 from muster.records.transitions import Acknowledgement, Transition
@@ -161,6 +162,24 @@ def state_at_level(member: Member, transition: Transition | None, level: int) ->
     if kind is TransitionKind.JOINING:
         return NodeState.JOINED if passed else NodeState.INACTIVE
     return NodeState.INACTIVE if passed or level not in transition.levels else NodeState.JOINED
+
+
+def members_at(database: Database, level: int, step: Transition) -> dict[int, tuple[int, bool]]:
+    """Who is in `level` as of the entry by which `step` entered it: each one's incarnation, and whether it stays there.
+
+    What has entered later does not count (P12.17), so it is the same whenever a node is told of the step.
+    """
+    at_level = {each.node: each for each in database.transitions.values() if each.level == level and not each.awaits}
+    found: dict[int, tuple[int, bool]] = {}
+    for member in database.members.values():
+        own = at_level.get(member.node)
+        has_begun = own is not None and own.entry <= step.entry
+        if own is None or (not has_begun and own.kind is not TransitionKind.JOINING):
+            if level in member.inside:
+                found[member.node] = (own.incarnation if own is not None else member.incarnation, True)
+        elif has_begun and own.kind is not TransitionKind.FORCED_LEAVING:
+            found[member.node] = (own.incarnation, own.kind is TransitionKind.JOINING)
+    return found
 
 
 def open_late_join(draft: Draft, node: int, level: int) -> None:
@@ -423,7 +442,9 @@ def _enter(draft: Draft, transition: Transition, position: int) -> None:
             inside = tuple(sorted({*member.inside, level})) if member.by_level else ()
             draft.put(replace(member, told_level=max(level, member.told_level), inside=inside))
         if participants:
-            entered = replace(transition, position=position, barrier=0, participants=participants)
+            entered = replace(
+                transition, position=position, barrier=0, participants=participants, entered=draft.index
+            )  # fmt: skip
             draft.put(replace(entered, barriers=_barriers(draft, entered)))
             return
         _has_left(draft, transition, level)

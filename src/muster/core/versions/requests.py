@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from muster.core.draft import Draft
 from muster.core.refusal import Refused, configured
 from muster.core.versions import revisions, upgrade
-from muster.records import required_levels
+from muster.records import lockspaces, required_levels
 from muster.records.access import MAXIMUM_GROUP_CHARACTERS, Groups
 from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.durations import duration_of, duration_text
 from muster.records.events import ApplyEvents
-from muster.records.levels import NodeState
+from muster.records.levels import LOCK_MANAGER_LEVEL, NodeState
 from muster.records.members import RestartDaemon
 from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS
 from muster.records.operations import OperationRequest
@@ -27,7 +27,7 @@ GROUPS = {
     "operator_group": "operator",
     "administrator_group": "administrator",
 }
-SETTINGS = (*GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN)
+SETTINGS = (*GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN, revisions.LOCKSPACES)
 AS_THE_CLUSTER = "cluster"  # of a node's own setting: it has none
 LONGEST_WITHIN_MS = 24 * 60 * 60 * 1000
 _GROUP = re.compile(rf"[a-z_][a-z0-9_.-]{{0,{MAXIMUM_GROUP_CHARACTERS - 1}}}")
@@ -91,6 +91,7 @@ def _restore_settings(plan: revisions.Rollback, draft: Draft) -> None:
             groups=Groups(**settings["groups"]),
             required_levels=required_levels.parse(settings.get(revisions.REQUIRED, "")),
             required_within_ms=within or DEFAULT_REQUIRED_WITHIN_MS,
+            lockspaces=lockspaces.parse(settings.get(revisions.LOCKSPACES, "")),
         )
         draft.put(restored, "settings restored")
     for node, text in plan.nodes.items():
@@ -107,6 +108,8 @@ def _configure(operation: ConfigureCluster, draft: Draft) -> str:
         raise Refused(f"{operation.setting} is a setting of the whole cluster: name no node")
     if operation.setting == revisions.REQUIRED_WITHIN:
         return _require_within(operation.value, draft)
+    if operation.setting == revisions.LOCKSPACES:
+        return _name_lockspaces(operation.value, draft)
     return _give(operation, draft)
 
 
@@ -132,6 +135,29 @@ def _require_within(value: str, draft: Draft) -> str:
         raise Refused(f"{revisions.REQUIRED_WITHIN} cannot be {value!r}: write a duration, as 90s or 5m, at most 24h")
     draft.put(replace(draft.cluster, required_within_ms=within_ms), f"{revisions.REQUIRED_WITHIN} set")
     return f"{revisions.REQUIRED_WITHIN} is {duration_text(within_ms)}"
+
+
+def _name_lockspaces(value: str, draft: Draft) -> str:
+    """Switch locks on, off, or say in which spaces they are (P12.15)."""
+    try:
+        spaces = lockspaces.parse(value)
+    except ValueError as error:
+        raise Refused(f"{revisions.LOCKSPACES} cannot be {value!r}: {error}") from error
+    own = LOCK_MANAGER_LEVEL
+    for member in draft.members.values():
+        for level in member.levels:
+            if spaces and level.number == own.number and level.name != own.name:
+                raise Refused(
+                    f"level {own.number} is the {own.name}'s while there are lockspaces, and on "
+                    f"{draft.name(member.node)} {level.name} has it: let that program take another level first"
+                )
+    before, words = draft.cluster.lockspaces, lockspaces.text_of(spaces)
+    if spaces == before:
+        return f"{revisions.LOCKSPACES} is {words} already"
+    draft.put(replace(draft.cluster, lockspaces=spaces), f"{revisions.LOCKSPACES} set")
+    if before and not spaces:
+        return f"{revisions.LOCKSPACES} is {words}: locks are off, and whatever was locked is free"
+    return f"{revisions.LOCKSPACES} is {words}"
 
 
 def _give(operation: ConfigureCluster, draft: Draft) -> str:

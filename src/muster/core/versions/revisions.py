@@ -17,6 +17,7 @@ import msgspec
 
 from muster.core.draft import Draft, committed
 from muster.core.room import Capacity
+from muster.records import lockspaces
 from muster.records.access import Author
 from muster.records.configuration import Revision
 from muster.records.database import Change, Database
@@ -39,7 +40,8 @@ _UNPACKED_LIMIT_BYTES = 64 * 1024 * 1024
 _CLUSTER_SETTINGS = ("name", "profile", "timers", "active_version", "groups")
 
 REQUIRED, REQUIRED_WITHIN = "required_levels", "required_levels_within"
-_RESTORED = frozenset({"groups", REQUIRED, REQUIRED_WITHIN})  # of the cluster's settings, by a rollback
+LOCKSPACES = "lockspaces"
+_RESTORED = frozenset({"groups", REQUIRED, REQUIRED_WITHIN, LOCKSPACES})  # of the cluster's settings, by a rollback
 
 Key = tuple[str, str]  # kind and key of a record of the configuration
 Document = dict[str, Any]
@@ -72,7 +74,8 @@ def _of_node(config: NodeConfig) -> Document:
 
 def _of_cluster(cluster: Cluster) -> Document:
     found = {setting: getattr(cluster, setting) for setting in _CLUSTER_SETTINGS}
-    return {**found, "groups": cluster.groups._asdict(), **_required(cluster)}
+    spaces = {LOCKSPACES: lockspaces.text_of(cluster.lockspaces)} if cluster.lockspaces else {}
+    return {**found, "groups": cluster.groups._asdict(), **_required(cluster), **spaces}
 
 
 _DOCUMENTS: dict[type, Callable[[Any], Document | None]] = {  # what is shown and kept of each kind

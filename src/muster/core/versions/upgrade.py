@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts
+from muster.core.versions import revisions
 from muster.records.configuration import ConfigureCluster, FinishUpgrade
 from muster.records.database import Database
 from muster.records.members import Member
 from muster.records.nodes import NodeConfig
 from muster.records.operations import OperationRequest, kind_of
 from muster.records.services import ApplyServices, version_of_definition
-from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, Software
+from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, OWNERS_KEYS, Software
 
 
 def follow_reports(draft: Draft, facts: Facts) -> None:
@@ -94,6 +95,8 @@ def since(operation: OperationRequest) -> int:
         needed = max(needed, KEEPS_HISTORY)
     if isinstance(operation, ConfigureCluster) and operation.setting.startswith("required_levels"):
         needed = max(needed, KERNELS_WORD)
+    if isinstance(operation, ConfigureCluster) and operation.setting == revisions.LOCKSPACES:
+        needed = max(needed, OWNERS_KEYS)
     if isinstance(operation, ApplyServices):
         needed = max(needed, *map(version_of_definition, operation.definitions), LOWEST)
     return needed

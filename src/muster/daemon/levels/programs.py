@@ -55,8 +55,9 @@ from muster.core.inputs import (
 from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.daemon.levels.conversation import Conversation
+from muster.drivers.image.process_tree import parent_of
 from muster.drivers.machine.program_process import Noted, Peer, Program, found_again
-from muster.records.levels import MAXIMUM_LEVEL, Barriers, Level, NodeState, TransitionKind
+from muster.records.levels import LOCK_MANAGER_LEVEL, MAXIMUM_LEVEL, Barriers, Level, NodeState, TransitionKind
 from muster.records.members import LeaveNode
 from muster.records.names import NAME, NAME_RULE, shown
 from muster.records.operations import OperationRequest
@@ -292,6 +293,8 @@ class Registrations:
                 "kind": str(effect.kind),
                 "vector": self._spelled(effect.vector),
                 "epoch": effect.epoch,
+                "entry": effect.entry,
+                "members": {str(node): known for node, known in effect.members.items()},
             }
         )
         if not offered:  # not within the core's step
@@ -440,12 +443,13 @@ class Registrations:
     def _register(self, wanted: Wanted, peer: Peer) -> Registration:
         program = peer.program(wanted.process)
         try:
-            return self._admit(wanted, program, wanted.process or peer.pid)
+            return self._admit(wanted, program, peer)
         except BaseException:
             program.close()
             raise
 
-    def _admit(self, wanted: Wanted, program: Program, pid: int) -> Registration:
+    def _admit(self, wanted: Wanted, program: Program, peer: Peer) -> Registration:
+        pid = wanted.process or peer.pid
         barriers = Barriers(wanted.barriers.joining, wanted.barriers.leaving, wanted.barriers.forced_leaving)
         evicts = wanted.on_hang == "evict"
         number = time.clock_gettime_ns(time.CLOCK_BOOTTIME)  # grows over all daemons of one incarnation (P3.13)
@@ -453,6 +457,7 @@ class Registrations:
         holder = self._by_level.get(level.number)
         if holder is not None and not holder.attached and holder.program.is_of(program):
             self._deregister(holder)  # it has given its last registration up itself
+        self._refuse_what_is_reserved(level, peer)
         self._refuse_if_impossible(level)
         self._refuse_if_it_cannot_go(wanted)
         kept = KeptRegistration(os.urandom(16).hex(), level, wanted.on_loss == "fail", pid, program.noted)
@@ -469,6 +474,15 @@ class Registrations:
         if level.number in self._refused:
             raise _refusal(self._refused[level.number])
         return registration
+
+    def _refuse_what_is_reserved(self, level: Level, peer: Peer) -> None:
+        """While there are lockspaces, the lock manager's level is that of the node's own process (P12.15)."""
+        own = LOCK_MANAGER_LEVEL
+        if level.number != own.number or not self._node.database.cluster.lockspaces:
+            return
+        if parent_of(parent_of(peer.pid)) != os.getppid():  # a child of the runner, which is init's as this daemon is
+            what = f"level {own.number} is the {own.name}'s, which is part of Muster while there are lockspaces"
+            raise ControlRefused(what, WHERE, "take another level")
 
     def _refuse_if_impossible(self, level: Level) -> None:
         own = self._node.database.member(self._node.me)
