@@ -22,6 +22,7 @@ from bench import (
     joins,
     lab_power_cuts,
     lock_machine,
+    locks,
     machine,
     moves,
     placements,
@@ -50,6 +51,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "transition": ("one join and one leave through five levels without work", joins.measure_transition),
     "placement": ("choosing nodes for many services, and deciding to start them all", placements.measure),
     "lock-machine": ("the lock manager's rules alone: a pair, memory, a recovery", lock_machine.measure),
+    "locks": ("pairs of lock and unlock, one lock handed around, recovery, beside etcd", locks.measure),
     "simulated-joins": ("the same as joins, many nodes, in the simulator", simulated_joins.measure),
 }
 

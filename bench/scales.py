@@ -33,6 +33,9 @@ class Scale(NamedTuple):
     placement_runs: int
     crash_runs: int
     lock_machine_runs: int
+    lock_runs: int
+    lock_pairs: int  # of one run that pipelines
+    lock_recovered: int  # locks, half of them mastered at the node that is lost
 
 
 def _cases(runs: int, services: tuple[int, ...], profile: str = "fast") -> tuple[Case, ...]:
@@ -58,6 +61,9 @@ WHOLE = Scale(
     placement_runs=7,
     crash_runs=21,
     lock_machine_runs=5,
+    lock_runs=5,
+    lock_pairs=64_000,
+    lock_recovered=100_000,
 )
 QUICK = Scale(
     name="quick",
@@ -78,6 +84,9 @@ QUICK = Scale(
     placement_runs=3,
     crash_runs=7,
     lock_machine_runs=2,
+    lock_runs=2,
+    lock_pairs=16_000,
+    lock_recovered=100_000,
 )
 LEAST = Scale(
     name="least",
@@ -98,5 +107,8 @@ LEAST = Scale(
     placement_runs=1,
     crash_runs=1,
     lock_machine_runs=1,
+    lock_runs=1,
+    lock_pairs=640,
+    lock_recovered=2000,
 )
 SCALES = {scale.name: scale for scale in (WHOLE, QUICK, LEAST)}

@@ -42,6 +42,14 @@ EXPECTED = {  # measurement -> (case, quantities) that a run at the least scale 
         ("one node", {"pair_us", "bytes_per_lock"}),
         ("100000 locks, one of 3 nodes lost", {"node_ms", "longest_ms"}),
     ],
+    "locks": [
+        ("local, one at a time", {"pairs_per_s", "p50_ms", "p99_ms"}),
+        ("local, 64 at a time", {"pairs_per_s", "pair_us"}),
+        ("remote, one at a time", {"pairs_per_s", "p50_ms", "p99_ms"}),
+        ("remote, 64 at a time", {"pairs_per_s", "pair_us"}),
+        ("one lock handed between three nodes", {"grants_per_s", "grant_us", "most_to_least"}),
+        ("2000 locks, one of three nodes lost", {"recovered_after_proof_ms", "others_held_up_ms"}),
+    ],
     "simulated-joins": [("1 node", {"duration_ms"}), ("3 nodes", {"duration_ms", "ratio"})],
 }
 # phases overlap: the lease may expire before the link counts as lost, and a service start before the last level is done
@@ -54,6 +62,7 @@ MAY_BE_ZERO = {
     "levels_ms",
     "start_ms",
     "answer_ms",
+    "bytes_per_lock",
 }
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "muster"
 DOCUMENT = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 SECTION = DOCUMENT.partition("## Names that must stay")[2].partition("\n## ")[0]
 NAMES = re.findall(r"`(muster\.[a-z_.]+)`", SECTION)
-IMPORTED = ("muster.drivers.disk_file", "muster.drivers.image.watcher")
+IMPORTED = ("muster.drivers.disk_file", "muster.drivers.image.watcher", "muster.locks")
 EXECUTED = [name for name in NAMES if name not in IMPORTED]
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent.parent == PACKAGE)
 

@@ -184,6 +184,12 @@ class RunnerClient:
         if not self._retired:
             self._send({"do": "watcher", "wanted": wanted})
 
+    def want_locks(self, command: tuple[str, ...], environment: dict[str, str], silence_ms: int) -> None:
+        """Have the lock process run, or without a command end (P12.16). Never waits."""
+        if not self._retired:
+            packet = {"do": "locks", "command": command, "environment": environment, "silence_ms": silence_ms}
+            self._send(packet)
+
     async def output(self, service: str, timeout_s: float) -> Output:
         """What the commands of a service that run now have written, the end of it; nothing if none answers."""
         request = int.from_bytes(os.urandom(6), "little")

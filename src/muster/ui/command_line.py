@@ -33,6 +33,7 @@ _COMMANDS = {
     "service": "muster.ui.commands.services:service",
     "event": "muster.ui.commands.events:event",
     "watcher": "muster.ui.commands.events:watcher",
+    "lock": "muster.ui.commands.locks:lock",
     "subsystem": "muster.ui.commands.subsystem:subsystem",
     "store": "muster.ui.commands.store:store",
     "profile": "muster.ui.commands.profile:profile",

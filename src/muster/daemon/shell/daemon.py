@@ -75,6 +75,7 @@ from muster.daemon.shell.guard_channel import GuardChannel
 from muster.daemon.shell.home_memory import HomeMemory
 from muster.daemon.shell.last_stops import LastStops
 from muster.daemon.shell.leaving import Leaving, keep_extending, longest_stop_ms, time_needed_ms
+from muster.daemon.shell.lock_service import LockService
 from muster.daemon.shell.places_awaited import PlacesHere
 from muster.daemon.shell.stimuli import described
 from muster.daemon.trust.authority_keys import AuthorityKeys
@@ -121,6 +122,7 @@ class Daemon:
         self.node, self.recorder, self.measures = node, recorder, Measures()
         self._observations = observations
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
+        self.locks = LockService(node, home, self.note)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._placements = PlacementRecord()
         self.events = EventManagerShell(node, self.operate, self.note, boottime_us, home)
@@ -174,6 +176,7 @@ class Daemon:
         self._carry_out(self.node.start(boottime_us()))
         self.feed(KeysHeld(self.keys.held(self.node.database.cluster)))  # before its first report
         self.subsystems.restore()
+        self.locks.start(runner)
         self.events.start(runner)
         self._rearm()
 
@@ -365,6 +368,8 @@ class Daemon:
                 return self.why.known(subject)
             case "history":
                 return self.happenings.answer(subject)
+            case "lock_channel":
+                return self.locks.known_here()
         return await self.events.answer(question, subject)
 
     def _send(self, node: int, message: Message) -> None:
@@ -449,6 +454,7 @@ class Daemon:
         self._interconnect.active_version = active
         self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
+        self.locks.follow()
         self.events.replica_advanced()
         self.on_replica()
         self.tell_of_change()

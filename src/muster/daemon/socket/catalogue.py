@@ -161,6 +161,14 @@ def _gathered(name: str) -> Own:
     return Own(gather)
 
 
+async def _lock_channels(desk: Desk, _arguments: Document) -> Document:
+    return await desk.daemon.locks.channels(desk.daemon.gathering)
+
+
+def _lock_manager(desk: Desk, request: Request) -> AsyncIterator[object]:
+    return desk.daemon.locks.settings(request["arguments"], desk.daemon.changes)
+
+
 def _watch(desk: Desk, _request: Request) -> AsyncIterator[object]:
     return desk.watch()
 
@@ -200,6 +208,8 @@ QUERIES: dict[str, Query] = {
     "watch": Query(Role.OBSERVER, Stream(_watch)),
     "subsystem": Query(Role.OPERATOR, Stream(_subsystem)),
     "watcher": Query(Role.OPERATOR, Stream(_watcher)),
+    "lock_manager": Query(Role.ADMINISTRATOR, Stream(_lock_manager)),
+    "lock_channels": Query(Role.ADMINISTRATOR, Own(_lock_channels)),
 }
 
 CALLS: dict[str, Call] = {

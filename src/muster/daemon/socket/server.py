@@ -120,7 +120,7 @@ def _name_in(parts: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _credentials(handle: socket.socket) -> dict[str, Any]:
+def credentials_of(handle: socket.socket) -> dict[str, Any]:
     """Process, user, group and supplementary groups of who has connected, as the kernel has noted them."""
     packed = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     found: dict[str, Any] = dict(zip(("pid", "uid", "gid"), _PEER_CREDENTIALS.unpack(packed), strict=True))
@@ -183,7 +183,7 @@ class Session(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_PIECE_BYTES)
         try:
             connection = self._transport.get_extra_info("socket")
-            self._credentials = _credentials(connection)
+            self._credentials = credentials_of(connection)
             self._peer = Peer(connection, self.process)
             role = self._server.role(self._credentials)
         except Exception as error:  # noqa: BLE001 - nobody can say who that is

@@ -58,12 +58,8 @@ class Request:
         self.retry_pause_ms = number(packet, "retry_pause_ms", 0, 0)
         if self.action not in ACTIONS:
             raise RequestRefused(f"run: action is {self.action!r}; it must be one of {', '.join(ACTIONS)}")
-        command, environment = packet.get("command"), packet.get("environment")
-        if not isinstance(environment, dict) or not all(_is_variable(*item) for item in environment.items()):
-            raise RequestRefused(
-                f"run {self.service}: environment must map names without '=' to texts without NUL characters"
-            )
-        self.command = words(command, f"run {self.service}: command")
+        environment = variables(packet.get("environment"), f"run {self.service}")
+        self.command = words(packet.get("command"), f"run {self.service}: command")
         self.environment: dict[str, str] = environment
         self.is_program = packet.get("program") is True
         if self.is_program and (self.action != "start" or not self.command):
@@ -132,6 +128,13 @@ def words(value: object, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
         raise RequestRefused(f"{what} must be a list of texts without NUL characters")
     return tuple(value)
+
+
+def variables(value: object, what: str) -> dict[str, str]:
+    """An environment in a packet. Raises `Refused`."""
+    if not isinstance(value, dict) or not all(_is_variable(*item) for item in value.items()):
+        raise RequestRefused(f"{what}: environment must map names without '=' to texts without NUL characters")
+    return value
 
 
 def _is_variable(name: object, value: object) -> bool:

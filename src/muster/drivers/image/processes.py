@@ -23,6 +23,7 @@ INIT = "muster-init"
 RUNNER = "muster-runner"
 KEEPER = "muster-keeper"
 WATCHER = "muster-watcher"
+LOCKS = "locks"  # executed afresh, too
 DAEMON = "daemon"  # executed afresh: it has the name of its interpreter
 
 PROCESSES = (
@@ -34,6 +35,7 @@ PROCESSES = (
     Process(RUNNER, INIT, "parent of all service commands; outlives the daemon"),
     Process(KEEPER, RUNNER, "one a command: subreaper of all that the command leaves running"),
     Process(WATCHER, RUNNER, "programs, membership, checks, processes, timers; a client of the daemon"),
+    Process(LOCKS, RUNNER, "the lock manager, while there are lockspaces; a client of the daemon, which it outlives"),
     Process(DAEMON, INIT, "the shell around the core; exits and is restarted without an outage"),
 )
 FORKED = (INIT, RUNNER, WATCHER, KEEPER)  # of the image, and below the guard: a boot looks for what is left of them

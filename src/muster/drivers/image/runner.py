@@ -24,6 +24,8 @@ buffer of four times that, and the kernel's default holds three). The daemon's e
      "final": [N, ...]}   exit statuses after which it is not tried again (P6.38)
     {"do": "cancel", "service", "generation", "action": "act", "reason"}
     {"do": "watcher", "wanted": BOOL}   the built-in watcher process, see `watcher.py`
+    {"do": "locks", "command": [...], "environment": {...}, "silence_ms": N}   the lock process (P12.16), see
+        `lock_process.py`; without a command: none is wanted
     {"do": "retire"}   take nothing but stops from now on, and answer nothing else, until the node ends (P4.12)
     {"do": "panic"}   the node must stop: end everything, whether or not guard and init do (P7.10)
     {"do": "inventory", "request": N}
@@ -87,9 +89,12 @@ from muster.drivers.image.commands import (
     number,
     result_packet,
     text,
+    variables,
+    words,
 )
 from muster.drivers.image.deadman import LEASH_SIGNAL, Leash, adopt_orphans, boottime_us, set_process_name
 from muster.drivers.image.keeper import Launch, spawn_keeper
+from muster.drivers.image.lock_process import LockProcess
 from muster.drivers.image.looker import start_looker
 from muster.drivers.image.process_tree import (
     descendants,
@@ -156,6 +161,7 @@ class Runner:
         self._unsaid: dict[int, Run] = {}  # by identity: runs whose output is to be told
         self._say_written_us = NEVER_US
         self._watcher = WatcherProcess(leash, base_environment, self._exit_of)
+        self._locks = LockProcess(base_environment)
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
         self._parents: dict[int, int] | None = None  # of this turn of the loop
@@ -193,6 +199,7 @@ class Runner:
                 self._next_pulse_us,
                 self._say_written_us,
                 self._leash.deadline_us(),
+                self._locks.wake_us,
                 *(service.job.wake_us for service in self._ledger.working.values() if service.job),
             )
             ready = self._epoll.poll(max(0.0, (wake_us - boottime_us()) / 1e6))
@@ -206,6 +213,7 @@ class Runner:
                 self._advance(service, boottime_us())
                 self._pulse_if_due()  # each may fork, and there may be thousands
             self._watcher.keep_running(boottime_us(), self._epoll)
+            self._locks.keep_running(boottime_us(), self._epoll)
             self._say_waiting(boottime_us())
             self._say_written(boottime_us())
             self._flush()
@@ -233,6 +241,8 @@ class Runner:
             self._receive()
         elif descriptor == self._watcher.descriptor:
             self._watcher.serve()
+        elif descriptor == self._locks.descriptor:
+            self._locks.serve(boottime_us())
         elif descriptor in self._readers:
             service, run = self._readers[descriptor]
             if descriptor == run.status_fd:
@@ -295,6 +305,9 @@ class Runner:
                 self._cancel(act, text(packet, "reason"))
         elif what == "watcher":
             self._watcher.want(packet.get("wanted") is True)
+        elif what == "locks":
+            command, environment = words(packet.get("command"), "locks"), packet.get("environment")
+            self._locks.want(command, variables(environment, "locks"), number(packet, "silence_ms", 1))
         elif what == "retire":
             self._ledger.retire()
         elif what == "panic":
@@ -304,7 +317,7 @@ class Runner:
         elif what == "output":
             self._say_output(number(packet, "request", 0), text(packet, "service"))
         else:
-            known = "'run', 'cancel', 'watcher', 'retire', 'panic', 'inventory' and 'output'"
+            known = "'run', 'cancel', 'watcher', 'locks', 'retire', 'panic', 'inventory' and 'output'"
             raise RequestRefused(f"a packet asks for {what!r}; known are {known}")
 
     def _say(self, packet: dict[str, object]) -> None:
@@ -762,6 +775,8 @@ class Runner:
                 self._lookers.discard(pid)
             elif self._watcher.ended(pid, boottime_us()):
                 may_have_orphans = True
+            elif self._locks.ended(pid, boottime_us()):
+                pass
             elif pid in self._keepers:
                 service, run = self._keepers.pop(pid)
                 self._bury(service, run)
@@ -804,7 +819,7 @@ class Runner:
 
     def _children_of_others(self) -> list[int]:
         """The children that this process did not fork: what a keeper that was killed has left."""
-        own = self._keepers.keys() | self._lookers | {self._watcher.pid}
+        own = self._keepers.keys() | self._lookers | {self._watcher.pid, self._locks.pid}
         return [pid for pid, parent in read_parents().items() if parent == os.getpid() and pid not in own]
 
     def _ask(self, pids: list[int], name: bytes) -> dict[int, bytes]:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -124,12 +125,33 @@ class Program:
                 self._loop.remove_reader(handle)
             self._loop = None
 
+    def kill(self) -> None:
+        """End all of it, as far as this process may: not what is outside of its PID namespace, nor another user's."""
+        for handle in self._handles:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def give_up(self) -> list[int]:
+        """The handles, which are the caller's from now on."""
+        self.unwatch()
+        handles, self._handles = self._handles, []
+        return handles
+
     def close(self) -> None:
         """Give the handles back."""
         self.unwatch()
         for handle in self._handles:
             os.close(handle)
         self._handles = []
+
+
+def is_pidfd(handle: int) -> bool:
+    """Whether a descriptor from outside is a handle on a process."""
+    try:
+        with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as file:
+            return any(line.startswith("Pid:") for line in file)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def found_again(noted: tuple[Noted, ...]) -> Program:

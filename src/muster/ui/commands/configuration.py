@@ -23,7 +23,7 @@ from muster.ui.values import as_typed
 
 SETTINGS = (
     *("observer_group", "operator_group", "administrator_group"),
-    *("required_levels", "required_levels_within"),
+    *("required_levels", "required_levels_within", "lockspaces"),
 )
 _SIGNS = {"new": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _version_type = click.IntRange(min=0)
@@ -152,8 +152,12 @@ def set_setting(setting: str, value: str, of_node: str, expect: int | None, as_j
     for no such condition. It binds the next join of each node. After required_levels_within, a duration, a node that
     still waits for one of them is an alarm.
 
+    lockspaces: the spaces in which programs lock, and by that whether there are locks at all; "none" for no locks.
+    Level 10 is the lock manager's while there is one (docs/LOCKS.md).
+
     \b
     Examples:
+      muster config set lockspaces orders,reports
       muster config set operator_group wheel
       muster config set required_levels storage:15,locks:20
       muster config set required_levels none --of-node n3

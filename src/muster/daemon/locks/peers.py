@@ -1,0 +1,148 @@
+"""The channels between the lock processes of the nodes: the interconnect's ways, for another purpose (P12.18)."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from muster.core.locks.messages import Frame
+from muster.daemon.locks.codec import LOCKS, Answer, Question, Received, written
+from muster.drivers.interconnect.mesh import Interconnect, Trust, parse_address
+from muster.records.timing import Profile
+
+PURPOSE = "/locks"  # in Hello: no daemon takes a lock process for one of its kind
+BATCH_FRAMES = 256  # of one message
+QUEUED_BYTES = 8 * 1024 * 1024  # that the interconnect holds for a peer: more waits here, where it costs no copy
+PUMP_S = 0.005
+SEEK_S = 0.25  # between two questions where those are who are not connected
+
+Settings = dict[str, Any]
+
+
+def host_of(addresses: list[str]) -> str:
+    """The host at which a node's lock process listens, of the node's addresses: that of the first."""
+    host = parse_address(addresses[0])[0]
+    return f"[{host}]" if ":" in host else host
+
+
+class Peers:
+    """This node's end of all of them.
+
+    `connected(node, incarnation)`, `lost(node)` and `received(node, incarnation, frames)` are the host's; `asked(node,
+    question)` and `answered(node, answer)` are for what people want to see.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connected: Callable[[int, int], None],
+        lost: Callable[[int], None],
+        received: Callable[[int, int, list[Frame]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.incarnations: dict[int, int] = {}  # of who is connected
+        self._settings = settings
+        self._ports: dict[int, int] = {}
+        self._waiting: dict[int, deque[Frame]] = {}  # frames that the interconnect has not been given
+        self._connected, self._lost, self._received = connected, lost, received
+        self.asked: Callable[[int, Question], None] = lambda _node, _question: None
+        self.answered: Callable[[int, Answer], None] = lambda _node, _answer: None
+        self._loop = asyncio.get_running_loop()
+        self._pump: asyncio.TimerHandle | None = None
+        self._interconnect = Interconnect(
+            settings["node"], settings["cluster"], settings["incarnation"], Profile(**settings["profile"]),
+            on_message=self._on_message, on_connected=self._on_connected, on_lost=self._on_lost, on_trouble=tell,
+            codec=LOCKS, purpose=PURPOSE,
+        )  # fmt: skip
+
+    async def start(self, key: str) -> int:
+        """Listen at this node's first host; the port. `key` is the path of its private key.
+
+        Raises `CertificateRefused`, `InterconnectRefused`.
+        """
+        own = self._settings
+        listen = f"{host_of(own['nodes'][str(own['node'])]['addresses'])}:0"
+        await self._interconnect.start(listen, own["certificate"], key, own["authorities"])
+        self._trust()
+        self._place()
+        return parse_address(self._interconnect.addresses[0])[1]
+
+    def follow(self, settings: Settings) -> None:
+        """What the daemon knows has changed. Raises `CertificateRefused`."""
+        self._settings = settings
+        self._trust()
+        self._place()
+
+    def _trust(self) -> None:
+        own = self._settings
+        keys = {int(node): each["key"] for node, each in own["nodes"].items()}
+        self._interconnect.set_trust(Trust(own["authorities"], keys), own["certificate"])
+
+    def found(self, ports: dict[int, int]) -> None:
+        """Where lock processes listen, as their daemons say."""
+        self._ports.update(ports)
+        self._place()
+
+    def _place(self) -> None:
+        nodes = {int(node): each["addresses"] for node, each in self._settings["nodes"].items()}
+        self._interconnect.set_peers(
+            {
+                node: (f"{host_of(addresses)}:{self._ports[node]}",) if node in self._ports else ()
+                for node, addresses in nodes.items()
+            }
+        )  # who has no port yet may come by itself
+
+    # ---- sending
+
+    def send(self, node: int, frames: list[Frame]) -> None:
+        """Frames of one turn, in order; lost with the connection, and then the machine sends them again."""
+        waiting = self._waiting.get(node)
+        if waiting is None and len(frames) <= BATCH_FRAMES:
+            self._interconnect.send(node, written(frames))  # type: ignore[arg-type]  # of this codec
+            return
+        self._waiting.setdefault(node, deque()).extend(frames)
+        self._give(node)
+
+    def say(self, node: int, said: Question | Answer) -> bool:
+        """A question or an answer; false if it certainly does not arrive."""
+        return self._interconnect.send(node, said)  # type: ignore[arg-type]  # of this codec
+
+    def _give(self, node: int) -> None:
+        waiting = self._waiting[node]
+        while waiting and self._interconnect.queued_bytes(node) < QUEUED_BYTES:
+            batch = [waiting.popleft() for _ in range(min(BATCH_FRAMES, len(waiting)))]
+            if not self._interconnect.send(node, written(batch)):  # type: ignore[arg-type]  # of this codec
+                break  # it is lost, and comes again
+        if not waiting:
+            del self._waiting[node]
+        elif self._pump is None:
+            self._pump = self._loop.call_later(PUMP_S, self._give_more)
+
+    def _give_more(self) -> None:
+        self._pump = None
+        for node in list(self._waiting):
+            self._give(node)
+
+    # ---- the interconnect's callbacks
+
+    def _on_connected(self, node: int, incarnation: int) -> None:
+        self._waiting.pop(node, None)  # the machine sends all of it again
+        self.incarnations[node] = incarnation
+        self._connected(node, incarnation)
+
+    def _on_lost(self, node: int, _cause: str) -> None:
+        self._waiting.pop(node, None)
+        self.incarnations.pop(node, None)
+        self._lost(node)
+
+    def _on_message(self, node: int, message: object) -> None:
+        match message:
+            case Received(frames):
+                incarnation = self.incarnations.get(node)
+                if incarnation is not None:
+                    self._received(node, incarnation, frames)
+            case Question():
+                self.asked(node, message)
+            case Answer():
+                self.answered(node, message)

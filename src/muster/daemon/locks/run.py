@@ -1,0 +1,236 @@
+"""The lock process of a node, executed by its runner while the cluster has lockspaces (P12.16).
+
+It asks its daemon whom to trust, listens for its like and for clients, and registers level 10. What it holds lives as
+long as it: when it ends without having left its level, its node fails.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from muster.client.address import SOCKET_FILE as CONTROL_SOCKET
+from muster.client.asynchronous import AsyncSubsystem, register_async
+from muster.client.errors import ClientError
+from muster.client.protocol import Barriers, Told, ask, connect, next_line
+from muster.core.locks.machine import LockManager
+from muster.core.locks.recovery import Kind, Member, Step
+from muster.daemon.locks.door import SOCKET_FILE, Door
+from muster.daemon.locks.host import Host
+from muster.daemon.locks.peers import SEEK_S, Peers
+from muster.daemon.locks.showing import Showing
+from muster.daemon.socket.access import Gate
+from muster.daemon.trust.trust import KEY_FILE
+from muster.drivers.certificates.certificates import CertificateRefused
+from muster.records.access import Groups
+from muster.records.levels import LOCK_MANAGER_LEVEL
+
+PATIENCE_S = 24 * 3600.0  # for a daemon that is gone: longer than its node would live without one
+FIRST_PATIENCE_S = 30.0
+LOOK_AGAIN_S = 0.1
+DEADLINE_S = 30.0  # for a barrier; beyond, it is named (P3.10), and waits for whoever keeps it from going on
+SIGNS_OF_LIFE = 4  # in the time after which the runner takes it for hung
+KINDS = {"joining": Kind.JOINING, "leaving": Kind.LEAVING, "forced-leaving": Kind.FORCED_LEAVING}
+
+Settings = dict[str, Any]
+
+
+def step_of(told: Told, node: int) -> Step:
+    """A notification as the machine takes it; `node`: the number of the node that it is about."""
+    roster = {number: Member(incarnation, stays) for number, (incarnation, stays) in told.members.items()}
+    kind = KINDS[str(told.kind)]
+    return Step(told.transition, kind, node, told.incarnation, told.barrier, told.entry, roster)
+
+
+class Process:
+    """All of it."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self._home, self._name = home, name
+        self._control = str(home / CONTROL_SOCKET)
+        self._settings: Settings = {}
+        self._port = 0
+        self._subsystem: AsyncSubsystem | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.host: Host | None = None
+
+    def tell(self, text: str) -> None:
+        """For the log of the node."""
+        with contextlib.suppress(OSError):
+            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self._name} locks: {text}", file=sys.stderr, flush=True)
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Until the cluster has no lockspaces any more. Raises `ClientError` and others: then the node fails."""
+        self._settings = await self._first_settings()
+        own = self._settings
+        manager = LockManager(own["node"], own["incarnation"])
+        manager.follow_spaces(own["spaces"])
+        host = self.host = Host(manager, self._send, self._acknowledge, self.tell)
+        self._peers = peers = Peers(
+            own, connected=host.connected, lost=host.lost, received=host.received,
+            tell=self.tell,
+        )  # fmt: skip
+        self._showing = Showing(host, peers, own["node"], self._names, self.tell)
+        self._port = await peers.start(str(self._home / KEY_FILE))
+        gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
+        door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
+        gc.collect()
+        gc.freeze()
+        following = self._spawn(self._follow_settings())
+        seeking = self._spawn(self._seek())
+        levels = LOCK_MANAGER_LEVEL
+        self._subsystem = await register_async(
+            levels.name, levels.number, barriers=Barriers(*levels.barriers), deadline_s=DEADLINE_S, on_loss="fail",
+            socket=self._control, reconnect_s=PATIENCE_S,
+        )  # fmt: skip
+        door.open()
+        hearing = asyncio.ensure_future(self._hear(self._subsystem))
+        stopping = asyncio.ensure_future(stopped.wait())
+        await asyncio.wait({hearing, stopping, following, seeking}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (following, seeking, hearing):
+            if task.done() and (error := task.exception()) is not None:
+                raise error
+        if not stopped.is_set():
+            await stopped.wait()  # its node has left: whatever is left of it ends with the node
+        door.close()
+        await self._subsystem.deregister()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        return task
+
+    # ---- the daemon
+
+    async def _first_settings(self) -> Settings:
+        deadline_s = time.monotonic() + FIRST_PATIENCE_S
+        while True:
+            try:
+                streams = await connect(self._control)
+                try:
+                    first: Settings = (await ask(streams, {"query": "lock_manager"}))["result"]
+                finally:
+                    streams[1].close()
+            except (OSError, ClientError):
+                if time.monotonic() >= deadline_s:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN_S)
+            else:
+                return first
+
+    async def _follow_settings(self) -> None:
+        """Hear of changes for as long as this process lives, over daemons that come and go."""
+        request = {"query": "lock_manager", "arguments": {"port": self._port}}
+        while True:
+            with contextlib.suppress(OSError, ClientError):
+                streams = await connect(self._control)
+                try:
+                    answer: Settings | None = await ask(streams, request)
+                    while answer is not None and answer.get("more", False):
+                        self._take(answer["result"])
+                        answer = await next_line(streams[0])
+                finally:
+                    streams[1].close()
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _take(self, settings: Settings) -> None:
+        assert self.host is not None
+        self._settings = settings
+        self.host.follow_spaces(settings["spaces"])
+        try:
+            self._peers.follow(settings)
+        except CertificateRefused as error:
+            self.tell(f"the certificate of this node is refused: {error}")
+
+    async def _seek(self) -> None:
+        """Find who is in the level and not connected."""
+        assert self.host is not None
+        me = self._settings["node"]
+        while True:
+            await asyncio.sleep(SEEK_S)
+            roster = self.host.manager.recovery.roster
+            missing = [node for node in roster if node != me and node not in self._peers.incarnations]
+            if not missing:
+                continue
+            with contextlib.suppress(OSError, ClientError):
+                streams = await connect(self._control)
+                try:
+                    answer = await ask(streams, {"query": "lock_channels"})
+                finally:
+                    streams[1].close()
+                self._peers.found({int(node): port for node, port in answer["result"]["ports"].items()})
+
+    async def _hear(self, subsystem: AsyncSubsystem) -> None:
+        """What this level is told, until its node has left."""
+        assert self.host is not None
+        async for told in subsystem:
+            numbers = {each["name"]: int(node) for node, each in self._settings["nodes"].items()}
+            while told.node not in numbers:  # it was added just now, and the settings are on their way
+                await asyncio.sleep(LOOK_AGAIN_S)
+                numbers = {each["name"]: int(node) for node, each in self._settings["nodes"].items()}
+            self.host.told(step_of(told, numbers[told.node]))
+
+    def _acknowledge(self, transition: int, barrier: int) -> None:
+        if self._subsystem is not None:
+            task = self._spawn(self._subsystem.acknowledge(transition, barrier))
+            task.add_done_callback(self._tasks.discard)
+
+    # ---- what others ask of it
+
+    def _send(self, node: int, frames: list[Any]) -> None:
+        self._peers.send(node, frames)
+
+    def _names(self) -> dict[int, str]:
+        return {int(node): each["name"] for node, each in self._settings["nodes"].items()}
+
+    def _groups(self) -> Groups:
+        return Groups(*self._settings["groups"])
+
+    def _welcome(self) -> dict[str, object]:
+        own = self._settings
+        return {"node": self._name, "incarnation": own["incarnation"], "spaces": own["spaces"]}
+
+
+async def keep_showing_life(descriptor: int, pause_s: float) -> None:
+    """Tell the runner that the loop turns."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            os.write(descriptor, b".")
+        await asyncio.sleep(pause_s)
+
+
+async def serve(home: Path, name: str, alive: int, pause_s: float) -> None:
+    """Run until it is told to end."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    showing_life = asyncio.ensure_future(keep_showing_life(alive, pause_s))
+    try:
+        await Process(home, name).run(stopped)
+    finally:
+        showing_life.cancel()
+
+
+def main() -> None:
+    """Entry point of the lock process."""
+    parser = argparse.ArgumentParser(prog="muster.daemon.locks.run")
+    for option in ("--home", "--node", "--alive", "--silence"):
+        parser.add_argument(option, required=True)
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # they come from a command that signals all it can
+    gc.set_threshold(100_000, 50, 100)  # locks hold no circles, and a walk over all of them is a pause
+    alive = int(options.alive)
+    os.set_blocking(alive, False)
+    pause_s = int(options.silence) / 1000 / SIGNS_OF_LIFE
+    asyncio.run(serve(Path(options.home), options.node, alive, pause_s))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The daemon's side of the lock process: has it run while there are lockspaces, tells it what it needs (P12.15-P12.18).
+
+The process is a client of the daemon. It asks on the control socket, by `query lock_manager`, for a stream of settings:
+who the nodes are, whom to trust, which lockspaces there are; a line whenever that has changed. With its request it says
+at which port it listens, and daemons ask each other for that (`query lock_channels`).
+"""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from muster.core.node.node import Node
+from muster.daemon.history.gathering import Gathering
+from muster.daemon.trust.trust import authorities_of, own_certificate, pin_of
+from muster.drivers.certificates.certificates import CertificateRefused
+from muster.drivers.runner_client import RunnerClient
+from muster.records.lockspaces import text_of
+from muster.records.refusal import ControlRefused
+
+MODULE = "muster.daemon.locks.run"
+QUESTION = "lock_channel"
+HIGHEST_PORT = 65_535
+CARRIED = ("PYTHONPATH",)  # of this process's environment: where the release is that is at work
+
+Document = dict[str, Any]
+Changes = Callable[[], Any]  # `Daemon.changes`
+
+
+class LockService:
+    """Follows the setting of the cluster. `note` is the daemon's."""
+
+    def __init__(self, node: Node, home: Path, note: Callable[[str, str], None]) -> None:
+        self._node, self._home, self._note = node, home, note
+        self._runner: RunnerClient | None = None
+        self._spaces: tuple[str, ...] | None = None  # as last followed; none: an earlier daemon may have followed some
+        self._port = 0  # of the process that is connected
+
+    def start(self, runner: RunnerClient) -> None:
+        """Begin, with what the record says; what an earlier daemon has begun goes on."""
+        self._runner = runner
+        self.follow()
+
+    def follow(self) -> None:
+        """Have the process run, or end, as the setting says (P12.15)."""
+        spaces = self._node.database.cluster.lockspaces
+        if self._runner is None or spaces == self._spaces:
+            return
+        before, self._spaces = self._spaces, spaces
+        if spaces or before != ():
+            silence_ms = self._node.setup.profile.restart_ms
+            command = [sys.executable, "-m", MODULE, "--home", str(self._home), "--node", self._node.setup.name]
+            command += ["--silence", str(silence_ms)]
+            environment = {name: os.environ[name] for name in CARRIED if name in os.environ}
+            self._runner.want_locks(tuple(command) if spaces else (), environment, silence_ms)
+        if before is not None:
+            self._note("lockspaces", text_of(spaces))
+
+    # ---- what the process asks
+
+    async def settings(self, arguments: Document, changes: Changes) -> AsyncIterator[Document]:
+        """What it needs to know, at once and again whenever that has changed. Raises `ControlRefused`."""
+        port = arguments.get("port", 0)
+        if arguments.keys() - {"port"} or type(port) is not int or not 0 <= port <= HIGHEST_PORT:
+            raise ControlRefused("`port` must be that of a TCP listener", "query lock_manager", "send it, or nothing")
+        self._port = port or self._port
+        told: tuple[object, ...] = ()
+        with changes() as changed:
+            while True:
+                changed.clear()
+                database = self._node.database
+                now = (database.cluster, tuple(database.nodes.values()))
+                if now != told:  # few changes of the replica are of these
+                    told = now
+                    yield self._settings()
+                await changed.wait()
+
+    def _settings(self) -> Document:
+        database = self._node.database
+        cluster, me = database.cluster, self._node.me
+        authorities = authorities_of(database)
+        try:
+            certificate = own_certificate(database.nodes[me], self._home, authorities)
+        except CertificateRefused:
+            certificate = database.nodes[me].certificate  # who cannot use it says why
+        return {
+            "cluster": cluster.identity,
+            "node": me,
+            "incarnation": self._node.incarnation,
+            "profile": self._node.setup.profile._asdict(),
+            "certificate": certificate,
+            "authorities": authorities,
+            "nodes": {
+                str(each.node): {"name": each.name, "addresses": list(each.addresses), "key": pin_of(each)}
+                for each in database.nodes.values()
+            },
+            "spaces": list(cluster.lockspaces),
+            "groups": list(cluster.groups),
+        }
+
+    # ---- where the processes of the other nodes are
+
+    def known_here(self) -> Document:
+        """What this node answers to other daemons."""
+        return {"port": self._port, "incarnation": self._node.incarnation}
+
+    async def channels(self, gathering: Gathering) -> Document:
+        """The ports of all nodes that answer, by the node's number. No proof of anything (P12.18)."""
+        answers, _unanswered = await gathering.ask(QUESTION, "")
+        numbers = {config.name: config.node for config in self._node.database.nodes.values()}
+        found: dict[str, int] = {}
+        for name, answer in answers.items():
+            port = _port_in(answer)
+            if port and name in numbers:
+                found[str(numbers[name])] = port
+        return {"ports": found}
+
+
+def _port_in(answer: Mapping[str, object]) -> int:
+    port = answer.get("port")
+    return port if type(port) is int and 0 < port <= HIGHEST_PORT else 0

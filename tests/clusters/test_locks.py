@@ -1,0 +1,572 @@
+"""The lock processes of real development clusters, their clients and commands (SPEC 4.1, P12.15-P12.21)."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev_cluster import FAST, SOURCE, DevCluster
+from muster.client import register
+from muster.client.control import ControlClient
+from muster.locks import (
+    CR,
+    EX,
+    NL,
+    PR,
+    PW,
+    AsyncLocks,
+    ClientError,
+    Grant,
+    Locks,
+    LocksLost,
+    Mode,
+    NotGranted,
+    Refused,
+    Unreachable,
+    connect,
+    connect_async,
+)
+
+DEADLINE_S = 60.0
+NODES = ("n0", "n1", "n2")
+WORKERS = Path(__file__).parents[1] / "support" / "lock_workers.py"
+
+
+def wait(what: str, probe: Callable[[], Any]) -> Any:
+    """Poll until the answer is true; that answer. A node that does not answer is asked again."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        with contextlib.suppress(ClientError):
+            if found := probe():
+                return found
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        time.sleep(0.02)
+
+
+class Cluster:
+    """A cluster with locks, whose programs and connections end with the test."""
+
+    def __init__(self, dev: DevCluster, stack: contextlib.ExitStack) -> None:
+        self.dev, self._stack = dev, stack
+
+    def levels(self, node: str) -> dict[int, str]:
+        """What is registered on a node, by its own word."""
+        path = self.dev.directory / "nodes" / node / "control.sock"
+        found = ControlClient(path, 5.0).query("nodes")["nodes"]
+        return {level["level"]: level["name"] for level in found[node]["levels"]}
+
+    def switch_on(self, spaces: str = "orders") -> None:
+        """Have locks, on all nodes."""
+        self.dev.succeed("config", "set", "lockspaces", spaces)
+        for node in NODES:
+            self.await_locks(node)
+
+    def await_locks(self, node: str) -> None:
+        """Until this node's clients are granted locks."""
+
+        def granted() -> bool:
+            with self.connect(node) as locks:
+                locks.space("orders").acquire(f"ready/{node}", NL, timeout_s=5.0).unlock()
+            return True
+
+        wait(f"locks on {node}", granted)
+
+    def connect(self, node: str, **options: Any) -> Locks:
+        """A client of a node."""
+        locks = connect(directory=self.dev.directory, node=node, **options)
+        self._stack.callback(_close, locks)
+        return locks
+
+    def worker(self, *words: str) -> "subprocess.Popen[str]":
+        """A program of lock_workers.py."""
+        process = subprocess.Popen(
+            [sys.executable, str(WORKERS), words[0], str(self.dev.directory), *words[1:]],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        )  # fmt: skip
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        for end in (process.stdin, process.stdout):
+            assert end is not None
+            self._stack.callback(end.close)
+        return process
+
+    def command(self, *words: str) -> "subprocess.Popen[str]":
+        """A command of `muster` that stays."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "muster.ui.command_line", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"MUSTER_DIR": str(self.dev.directory)},
+        )  # fmt: skip
+        self._stack.callback(process.communicate)
+        self._stack.callback(process.kill)
+        return process
+
+
+def _close(locks: Locks) -> None:
+    with contextlib.suppress(ClientError):  # its node may be gone
+        locks.close()
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """The next line that it says."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+@pytest.fixture
+def cluster(dev_cluster: DevCluster) -> Iterator[Cluster]:
+    """Three joined nodes with the lockspace `orders`."""
+    dev_cluster.up(3)
+    with contextlib.ExitStack() as stack:
+        found = Cluster(dev_cluster, stack)
+        found.switch_on()
+        yield found
+
+
+@pytest.fixture
+def fast_cluster(dev_cluster: DevCluster) -> Iterator[Cluster]:
+    """The same, where the loss of a node is noticed soon."""
+    dev_cluster.up(3, *FAST)
+    with contextlib.ExitStack() as stack:
+        found = Cluster(dev_cluster, stack)
+        found.switch_on()
+        yield found
+
+
+def refused(work: Callable[[], object], words: str) -> None:
+    """It is refused in these words."""
+    with pytest.raises(ClientError, match=words):
+        work()
+
+
+def test_p12_15_locks_are_switched_on_and_off_while_the_cluster_runs(dev_cluster: DevCluster) -> None:
+    dev_cluster.up(3)
+    with contextlib.ExitStack() as stack:
+        cluster = Cluster(dev_cluster, stack)
+        with pytest.raises(Unreachable):
+            cluster.connect("n0", timeout_s=1.0)
+        with register("mine", 10, directory=dev_cluster.directory, node="n1") as mine:
+            wait("its level", lambda: cluster.levels("n1").get(10) == "mine")
+            ended = dev_cluster.run("config", "set", "lockspaces", "orders")
+            assert ended.returncode == 1
+            assert "on n1 mine has it" in ended.stderr
+            mine.deregister()
+        wait("its end", lambda: 10 not in cluster.levels("n1"))
+        cluster.switch_on("orders,reports")
+        assert [cluster.levels(node).get(10) for node in NODES] == ["lock-manager"] * 3
+        refused(lambda: register("mine", 10, directory=dev_cluster.directory, node="n1"), "is the lock-manager's")
+        lost: list[LocksLost] = []
+        locks = cluster.connect("n2", on_lost=lost.append)
+        locks.space("reports").acquire("daily")
+        dev_cluster.succeed("config", "set", "lockspaces", "orders")
+        wait("the space to go", lambda: _is_refused(locks, "reports", "no lockspace 'reports'"))
+        assert "locks are off" in dev_cluster.succeed("config", "set", "lockspaces", "none")
+        wait("the end of the locks", lambda: lost)
+        wait("the end of the level", lambda: not any(10 in cluster.levels(node) for node in NODES))
+        assert {each["state"] for each in dev_cluster.status()["nodes"].values()} == {"joined"}
+        cluster.switch_on("orders")
+
+
+def _is_refused(locks: Locks, space: str, words: str) -> bool:
+    try:
+        locks.space(space).acquire("x", no_queue=True).unlock()
+    except Refused as error:
+        return words in str(error)
+    return False
+
+
+def test_p12_17_three_nodes_lock_wait_convert_and_share_a_value(cluster: Cluster) -> None:
+    spaces = [cluster.connect(node).space("orders") for node in NODES]
+    tokens = []
+    for space in spaces:
+        with space.lock("42", EX) as grant:
+            tokens.append(grant.token)
+            assert (grant.value, grant.valid) == (b"", True)
+    assert tokens == sorted(set(tokens))
+    keeper = spaces[2].acquire("42", NL)  # so the block stays
+    writer = spaces[0].acquire("42", EX)
+    with pytest.raises(NotGranted, match="others hold it"):
+        spaces[1].acquire("42", PR, no_queue=True)
+    with pytest.raises(NotGranted, match="not granted in time"):
+        spaces[1].acquire("42", PR, timeout_s=0.2)
+    told: list[Mode] = []
+    other = spaces[1].acquire("43", EX, on_blocking=lambda _grant, mode: told.append(mode))
+    waiting = threading.Thread(target=lambda: spaces[2].acquire("43", PR).unlock())
+    waiting.start()
+    wait("the holder to hear of it", lambda: told == [PR])
+    other.convert(PR)
+    waiting.join(DEADLINE_S)
+    writer.convert(PR, value=b"written")
+    reader = spaces[1].acquire("42", PR)
+    assert (reader.value, reader.valid) == (b"written", True)
+    with pytest.raises(NotGranted):
+        reader.convert(PW, no_queue=True)
+    writer.unlock()
+    reader.convert(EX)
+    reader.unlock(b"again")
+    keeper.convert(CR)
+    assert keeper.value == b"again"
+
+
+def test_p12_20_what_is_asked_wrongly_is_refused_in_words_and_harms_nobody(cluster: Cluster) -> None:
+    locks = cluster.connect("n0")
+    space = locks.space("orders")
+    held = space.acquire("held")
+    names = {"a" * 300: "at most 255 bytes", "": "is empty", "a//b": "between slashes", "a\nb": "control characters"}
+    for name, words in names.items():
+        refused(lambda name=name: space.acquire(name), words)  # type: ignore[misc]
+    refused(lambda: locks.space("nothing").acquire("x"), "there is no lockspace 'nothing'; there are: orders")
+    with pytest.raises(TypeError, match="pass one of"):
+        space.acquire("x", 5)  # type: ignore[arg-type]
+    refused(lambda: held.convert(EX, value=b"v" * 65), "at most 64 bytes")
+    held.unlock()
+    refused(held.unlock, "has no lock")
+    for spoken, words in (
+        (b"nonsense\n", "no hello"),
+        (_hello() + b"nonsense\n", "no request"),
+        (_hello() + b'["lock",1,"orders","x",9,false,0]\n', "there is no mode 9"),
+        (_hello() + b'["unlock",1,77,null]\n', "has no lock 77"),
+        (_hello() + b'["lock",1,"orders","its own",5,false,0]\n', "hand over a pidfd|granted"),
+        (_hello() + b"x" * 100_000, "more than 65536 bytes"),
+    ):
+        assert any(word in _spoken(cluster, spoken) for word in words.split("|")), words
+    space.acquire("x", EX, timeout_s=DEADLINE_S).unlock()
+
+
+def _hello() -> bytes:
+    return b'["hello",{}]\n'
+
+
+def _connection(cluster: Cluster, node: str = "n0") -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(DEADLINE_S)
+    folder = os.open(cluster.dev.directory / "nodes" / node, os.O_PATH)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/locks.sock")
+    finally:
+        os.close(folder)
+    return connection
+
+
+def _spoken(cluster: Cluster, data: bytes) -> str:
+    """What is answered before the second line, or the end."""
+    with _connection(cluster) as connection:
+        connection.sendall(data)
+        said = b""
+        while said.count(b"\n") < 2:
+            with contextlib.suppress(ConnectionResetError):
+                more = connection.recv(65_536)
+                said += more
+                if more:
+                    continue
+            break
+    return said.decode()
+
+
+def test_p12_20_a_client_that_floods_or_does_not_read_is_bounded_and_others_go_on(cluster: Cluster) -> None:
+    space = cluster.connect("n0").space("orders")
+    resident = _resident_bytes(cluster, "n0")
+    with _connection(cluster) as flooding:
+        flooding.sendall(_hello())
+        flooding.setblocking(False)
+        sent, deadline = 0, time.monotonic() + 5.0
+        lines = b"".join(b'["unlock",%d,1,null]\n' % (number + 1) for number in range(2000))
+        while time.monotonic() < deadline:
+            try:
+                sent += flooding.send(lines)
+            except BlockingIOError:
+                break  # it is not read any more
+        else:
+            pytest.fail(f"{sent} bytes were taken from a client that reads nothing")
+        for _ in range(50):
+            began = time.monotonic()
+            space.acquire("other", EX).unlock()
+            assert time.monotonic() - began < 5.0
+        assert _resident_bytes(cluster, "n0") - resident < 32 * 2**20
+
+
+def _lock_process(cluster: Cluster, node: str) -> int:
+    home = str(cluster.dev.directory / "nodes" / node)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"muster.daemon.locks.run" in words and home.encode() in words:
+                return int(path.parent.name)
+    raise AssertionError(f"{node} has no lock process")
+
+
+def _resident_bytes(cluster: Cluster, node: str) -> int:
+    pid = _lock_process(cluster, node)
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_p12_19_a_lock_is_its_processs_and_not_its_connections(cluster: Cluster) -> None:
+    space = cluster.connect("n2").space("orders")
+    holder = cluster.worker("hold", "n1", "43", "close")
+    assert line_of(holder).startswith("holds")
+    assert line_of(holder) == "closed"
+    if holder.poll() is None:  # where the node may not end it, it goes on holding
+        with pytest.raises(NotGranted):
+            space.acquire("43", EX, no_queue=True)
+        wait("it to be shown as what it is", lambda: _holders(cluster, "43") == [("n1", False)])
+    holder.kill()
+    space.acquire("43", EX, timeout_s=DEADLINE_S).unlock()
+    assert holder.wait(0) is not None
+    died = cluster.worker("hold", "n1", "44", "sleep")
+    assert line_of(died).startswith("holds")
+    died.kill()
+    space.acquire("44", EX, timeout_s=DEADLINE_S).unlock()
+
+
+def _holders(cluster: Cluster, name: str) -> list[tuple[str, bool]]:
+    """Where those are who hold it, and whether they are connected."""
+    (shown,) = cluster.dev.json("lock", "show", name)["locks"]
+    return [(each["node"], each["connected"]) for each in shown["holders"]]
+
+
+def test_p12_19_a_cancelled_task_takes_its_request_back_and_a_block_ends_with_its_lock(cluster: Cluster) -> None:
+    async def work() -> None:
+        one = await connect_async(directory=cluster.dev.directory, node="n0")
+        other = await connect_async(directory=cluster.dev.directory, node="n1")
+        async with one, other:
+            async with one.space("orders").lock("a", EX):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(other.space("orders").acquire("a", EX), 0.2)
+            await asyncio.wait_for(one.space("orders").acquire("a", EX), DEADLINE_S)
+            with pytest.raises(LocksLost, match="breaks the lock"):
+                await broken(one, other)
+
+    async def broken(one: AsyncLocks, other: AsyncLocks) -> None:
+        async with other.space("orders").lock("b", EX):
+            await one.break_holders("orders", "b")
+            await asyncio.sleep(DEADLINE_S)
+
+    asyncio.run(work())
+
+
+def test_p12_19_lock_run_holds_while_anything_of_its_tree_lives(cluster: Cluster, tmp_path: Path) -> None:
+    dev = cluster.dev
+    script = "echo $MUSTER_LOCK $MUSTER_LOCK_MODE $MUSTER_LOCK_TOKEN"
+    said = dev.succeed("lock", "run", "orders:42", "--", "sh", "-c", script)
+    assert said.startswith("orders:42 EX 0")
+    assert dev.run("lock", "run", "42", "--", "sh", "-c", "exit 7").returncode == 7
+    pid, go = tmp_path / "pid", tmp_path / "go"
+    os.mkfifo(go)
+    script = f"(cat {go}) & echo $! > {pid}; exit 3"
+    running = cluster.command("lock", "run", "a", "--", "sh", "-c", script)
+    wait("its child", lambda: pid.exists() and pid.read_text().strip())
+    ended = dev.run("lock", "run", "a", "--no-wait", "--", "true")
+    assert ended.returncode == 125
+    assert "others hold it" in ended.stderr
+    go.write_text("")
+    assert running.wait(DEADLINE_S) == 3
+    assert dev.run("lock", "run", "a", "--no-wait", "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("struck", ["parent", "keeper"])
+def test_p12_19_whichever_of_its_two_processes_is_killed_the_tree_ends_before_the_lock_is_free(
+    cluster: Cluster, tmp_path: Path, struck: str
+) -> None:
+    pid = tmp_path / "pid"
+    script = f"sh -c 'echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600' & wait"
+    running = cluster.command("lock", "run", "a", "--", "sh", "-c", script)
+    wait("its child", pid.exists)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(running.pid if struck == "parent" else int(children[0]), signal.SIGKILL)
+    child = pid.read_text().strip()
+    script = f"test -d /proc/{child} && echo lives || echo gone"
+    said = cluster.dev.succeed("lock", "run", "a", "--", "sh", "-c", script)
+    assert said == "gone\n"
+    if struck == "keeper":
+        assert running.wait(DEADLINE_S) == 1
+
+
+def test_p12_21_any_node_shows_all_in_pages_and_a_break_ends_the_holder(cluster: Cluster) -> None:
+    holders = [cluster.connect(node).space("orders") for node in NODES]
+    modes = (PR, EX)
+    grants = [holders[number % 3].acquire(f"many/{number:02}", modes[number % 2]) for number in range(30)]
+    seen: list[str] = []
+    after = ""
+    while True:
+        wanted = ("--space", "orders", "--prefix", "many/", "--limit", "7", "--after", after)
+        page = cluster.dev.json("lock", "show", *wanted)
+        seen += [each["name"] for each in page["locks"]]
+        assert len(page["locks"]) <= 7
+        if not page["more"]:
+            break
+        after = page["after"]
+    assert seen == [f"many/{number:02}" for number in range(30)]
+    lost: list[LocksLost] = []
+    held = cluster.connect("n1", on_lost=lost.append)
+    held.space("orders").acquire("broken", EX)
+    said = cluster.dev.succeed("lock", "break", "orders:broken", "--node", "n2")
+    assert "is to end" in said
+    wait("its word to the holder", lambda: lost)
+    with pytest.raises(NotGranted):
+        holders[0].acquire("broken", EX, no_queue=True)
+    assert "taken for dead" in cluster.dev.succeed("lock", "break", "orders:broken", "--holder-confirmed-dead")
+    holders[0].acquire("broken", EX, timeout_s=DEADLINE_S)
+    log = (cluster.dev.directory / "nodes" / "n1" / "log").read_text()
+    assert "breaks the lock orders:broken, whose holder is dead by that word" in log
+    assert grants[0].mode == PR
+
+
+def test_p12_16_the_daemon_may_come_and_go_and_the_lock_process_may_not(fast_cluster: Cluster) -> None:
+    cluster = fast_cluster
+    held = cluster.connect("n1")
+    grant = held.space("orders").acquire("42", EX)
+    cluster.dev.succeed("node", "restart-daemon", "n1")
+    wait("its return", lambda: cluster.levels("n1").get(10) == "lock-manager")
+    grant.convert(PR)
+    assert not grant.is_lost
+    waiting = cluster.connect("n0").space("orders")
+    os.kill(_lock_process(cluster, "n1"), signal.SIGKILL)
+    waiting.acquire("42", EX, timeout_s=DEADLINE_S)
+    assert wait("the proof", lambda: cluster.dev.status("n0")["nodes"]["n1"]["state"] == "inactive")
+    assert held.is_lost
+
+
+def test_p12_12_a_node_that_is_killed_frees_what_it_had_and_comes_back(fast_cluster: Cluster) -> None:
+    cluster = fast_cluster
+    locks = {node: cluster.connect(node) for node in NODES}
+    kept = [locks[node].space("orders").acquire(f"kept/{node}", EX) for node in ("n0", "n2")]
+    watched = locks["n2"].space("orders").acquire("42", CR)
+    lost = locks["n1"].space("orders").acquire("42", PW)
+    lost.convert(PW, value=b"before")
+    cluster.dev.succeed("dev", "kill", "n1")
+    taken = locks["n0"].space("orders").acquire("42", PW, timeout_s=DEADLINE_S)
+    assert taken.token > lost.token
+    assert (taken.value, taken.valid) == (b"before", False), "a writer was lost"
+    assert not any(grant.is_lost for grant in (*kept, watched))
+    taken.convert(NL, value=b"after")
+    cluster.dev.succeed("dev", "boot", "n1")
+    cluster.await_locks("n1")
+    back = cluster.connect("n1").space("orders").acquire("42", PR, timeout_s=DEADLINE_S)
+    assert (back.value, back.valid) == (b"after", True)
+
+
+def test_p12_7_of_a_node_that_hangs_nothing_is_taken_before_its_end_is_proven(fast_cluster: Cluster) -> None:
+    cluster = fast_cluster
+    lost: list[LocksLost] = []
+    hung = cluster.connect("n1", on_lost=lost.append)
+    before = hung.space("orders").acquire("42", EX)
+    cluster.dev.succeed("dev", "hang", "n1")
+    after = cluster.connect("n0").space("orders").acquire("42", EX, timeout_s=DEADLINE_S)
+    assert after.token > before.token
+    state = cluster.dev.status("n0")["nodes"]["n1"]
+    assert state["state"] in {"inactive", "forced-leaving"}, state
+    wait("the end of its client's connection", lambda: lost)
+    refused(before.unlock, "lock process")
+
+
+def test_p12_11_a_node_leaves_gracefully_and_nobody_elses_lock_is_disturbed(fast_cluster: Cluster) -> None:
+    cluster = fast_cluster
+    mine = cluster.connect("n0").space("orders").acquire("42", EX)
+    master = cluster.connect("n1")
+    first = master.space("orders").acquire("43", EX)  # n1 becomes its master
+    second = cluster.connect("n2").space("orders")
+    waiting: list[Grant] = []
+    thread = threading.Thread(target=lambda: waiting.append(second.acquire("43", EX)))
+    thread.start()
+    wait("the other to wait", lambda: cluster.dev.json("lock", "show", "43")["locks"][0]["waiters"])
+    first.unlock()
+    thread.join(DEADLINE_S)
+    cluster.dev.succeed("dev", "leave", "n1")
+    assert not mine.is_lost
+    mine.convert(PR)
+    (grant,) = waiting
+    grant.convert(PR)
+    assert cluster.connect("n0").space("orders").acquire("43", PR, timeout_s=DEADLINE_S).token > grant.token
+    cluster.dev.succeed("dev", "boot", "n1")
+    cluster.await_locks("n1")
+
+
+class Counting:
+    """All three nodes count in one file, while nodes are killed and hung, and those who count are paused."""
+
+    def __init__(self, cluster: Cluster, path: Path) -> None:
+        self.cluster, self.path = cluster, path
+        path.write_text(json.dumps({"value": 0, "token": ""}))
+        self.acknowledged = 0
+        self.refused = 0
+        self._lines: list[str] = []
+        self.workers = [cluster.worker("count", node, str(path)) for node in NODES]
+        self._threads = [threading.Thread(target=self._read, args=(each,), daemon=True) for each in self.workers]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, worker: "subprocess.Popen[str]") -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            self._lines.append(line.rstrip())
+
+    def count(self) -> int:
+        """Acknowledged increments by now."""
+        return self._lines.count("acknowledged")
+
+    def until(self, more: int) -> None:
+        """Until so many more increments are acknowledged."""
+        target = self.count() + more
+        wait(f"{more} more increments", lambda: self.count() >= target)
+
+    def pause(self, number: int) -> None:
+        """Pause one of those who count, until others have had the lock."""
+        self.workers[number].send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        self.workers[number].send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """End all, and compare."""
+        for worker in self.workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+        for worker in self.workers:
+            worker.wait(DEADLINE_S)
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+        assert json.loads(self.path.read_text())["value"] == self.count()
+
+
+def test_p12_6_a_counter_ends_at_the_number_of_acknowledged_increments(fast_cluster: Cluster, tmp_path: Path) -> None:
+    counting = Counting(fast_cluster, tmp_path / "counter")
+    _count_under_faults(fast_cluster, counting, rounds=1, each=30)
+    counting.end()
+
+
+@pytest.mark.long
+def test_p12_6_a_counter_is_exact_over_many_kills_hangs_and_pauses(fast_cluster: Cluster, tmp_path: Path) -> None:
+    counting = Counting(fast_cluster, tmp_path / "counter")
+    rounds = 0
+    while counting.count() < 10_000:
+        _count_under_faults(fast_cluster, counting, rounds=1, each=300)
+        rounds += 1
+    assert rounds >= 3
+    counting.end()
+
+
+def _count_under_faults(cluster: Cluster, counting: Counting, rounds: int, each: int) -> None:
+    for _ in range(rounds):
+        counting.until(each)
+        counting.pause(0)
+        counting.until(each)
+        cluster.dev.succeed("dev", "kill", "n1")
+        counting.until(each)
+        cluster.dev.succeed("dev", "boot", "n1")
+        cluster.await_locks("n1")
+        cluster.dev.succeed("dev", "hang", "n2")
+        counting.until(each)
+        cluster.dev.succeed("dev", "boot", "n2")
+        cluster.await_locks("n2")
+        counting.pause(2)
+        counting.until(each)
