@@ -102,8 +102,9 @@ def hold(directory: str, node: str, name: str, how: str) -> None:
     grant = locks.space("orders").acquire(name, EX)
     say(f"holds {grant.token}")
     if how == "close":
+        loop: Any = locks.parts[0]
         exchange: Any = locks.parts[1].exchange
-        exchange._transport.abort()
+        loop._loop.call_soon_threadsafe(exchange._transport.abort)
         say("closed")
     time.sleep(600)
 

@@ -147,16 +147,14 @@ def _name_lockspaces(value: str, draft: Draft) -> str:
     for member in draft.members.values():
         for level in member.levels:
             if spaces and level.number == own.number and level.name != own.name:
-                raise Refused(
-                    f"level {own.number} is the {own.name}'s while there are lockspaces, and on "
-                    f"{draft.name(member.node)} {level.name} has it: let that program take another level first"
-                )
+                what = f"level {own.number} is the {own.name}'s, and on {draft.name(member.node)} {level.name} has it"
+                raise Refused(f"with lockspaces, {what}: let that program take another level first")
     before, words = draft.cluster.lockspaces, lockspaces.text_of(spaces)
     if spaces == before:
         return f"{revisions.LOCKSPACES} is {words} already"
     draft.put(replace(draft.cluster, lockspaces=spaces), f"{revisions.LOCKSPACES} set")
     if before and not spaces:
-        return f"{revisions.LOCKSPACES} is {words}: locks are off, and whatever was locked is free"
+        return f"{revisions.LOCKSPACES} is {words}: locks are off, and all that was locked is free"
     return f"{revisions.LOCKSPACES} is {words}"
 
 

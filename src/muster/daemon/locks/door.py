@@ -160,7 +160,11 @@ class Door:
         session.client = self._host.came(Holder(session, program, who.greeting.name, process, who.uid))
         self._sessions.add(session)
         session.say(("welcome", self._welcome()))
-        await self._loop.connect_accepted_socket(lambda: session, connection)
+        try:
+            await self._loop.connect_accepted_socket(lambda: session, connection)
+        except BaseException:
+            self._gone(session)
+            raise
         if rest:
             session.data_received(rest)
 

@@ -137,6 +137,13 @@ class Peers:
         self._lost(node)
 
     def _on_message(self, node: int, message: object) -> None:
+        try:
+            self._take(node, message)
+        except Exception as error:  # not this connection's alone: the machine is not what it should be any more
+            self._loop.call_exception_handler({"message": f"what node {node} has sent", "exception": error})
+            raise
+
+    def _take(self, node: int, message: object) -> None:
         match message:
             case Received(frames):
                 incarnation = self.incarnations.get(node)

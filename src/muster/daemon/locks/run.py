@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ PATIENCE_S = 24 * 3600.0  # for a daemon that is gone: longer than its node woul
 FIRST_PATIENCE_S = 30.0
 LOOK_AGAIN_S = 0.1
 DEADLINE_S = 30.0  # for a barrier; beyond, it is named (P3.10), and waits for whoever keeps it from going on
+EXIT_BROKEN = 70
 SIGNS_OF_LIFE = 4  # in the time after which the runner takes it for hung
 KINDS = {"joining": Kind.JOINING, "leaving": Kind.LEAVING, "forced-leaving": Kind.FORCED_LEAVING}
 
@@ -206,10 +208,20 @@ async def keep_showing_life(descriptor: int, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
 
 
+def end_of(context: dict[str, Any]) -> None:
+    """What a defect means: who cannot go on holds nothing that others could be told of, so its node fails (P12.16)."""
+    error = context.get("exception")
+    text = "".join(traceback.format_exception(error)) if error is not None else ""
+    with contextlib.suppress(OSError):
+        print(f"locks: the process cannot go on: {context['message']}: {error!r}\n{text}", file=sys.stderr, flush=True)
+    os._exit(EXIT_BROKEN)
+
+
 async def serve(home: Path, name: str, alive: int, pause_s: float) -> None:
     """Run until it is told to end."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: end_of(context))
     showing_life = asyncio.ensure_future(keep_showing_life(alive, pause_s))
     try:
         await Process(home, name).run(stopped)

@@ -6,6 +6,7 @@ of all together are the page. So an answer is bounded by the page, however many 
 """
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -48,10 +49,15 @@ class Showing:
         if len(self._questions) >= MAXIMUM_QUESTIONS:
             session.say(("refused", request.ref, f"{MAXIMUM_QUESTIONS} such questions are asked already: ask again"))
             return
-        work = self._show(session, request) if isinstance(request, Show) else self._break(session, request)
-        task = self._loop.create_task(work)
+        task = self._loop.create_task(self._deal_with(session, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _deal_with(self, session: Session, request: Show | Break) -> None:
+        try:
+            await (self._show(session, request) if isinstance(request, Show) else self._break(session, request))
+        except (KeyError, TypeError, AttributeError) as error:  # another node's answer is of another release
+            session.say(("refused", request.ref, f"what a node has answered cannot be read: {error!r}"))
 
     async def _show(self, session: Session, request: Show) -> None:
         wanted = request.wanted
@@ -100,9 +106,10 @@ class Showing:
             return
         missing, answers, done = self._questions[answer.number]
         missing.discard(node)
-        document = msgspec.json.decode(answer.document)
-        if isinstance(document, dict) and document:
-            answers[node] = document
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            document = msgspec.json.decode(answer.document)
+            if isinstance(document, dict) and document:
+                answers[node] = document
         if not missing:
             done.set()
 
@@ -128,11 +135,26 @@ class Showing:
             key = key_of(wanted.space, wanted.name)
             keys = [key] if key in tables.resources or key in tables.uses else []
         else:
-            start = key_of(wanted.space, wanted.prefix) if wanted.space else ""
-            known = (key for table in (tables.resources, tables.uses) for key in table)
-            ahead = (key for key in known if key > wanted.after and key.startswith(start) and self._is_used(key))
-            keys = sorted(set(heapq.nsmallest(wanted.limit + 1, ahead)))
+            keys = self._page(
+                wanted.after, key_of(wanted.space, wanted.prefix) if wanted.space else "", wanted.limit + 1
+            )
         return {"resources": {key: self._of_resource(key) for key in keys if self._is_used(key)}}
+
+    def _page(self, after: str, start: str, count: int) -> list[str]:
+        """The first so many resources after a name that have a lock, in the order of names."""
+        tables = self._host.manager.tables
+        found: list[str] = []
+        ahead = [key for table in (tables.resources, tables.uses) for key in table if key > after]
+        if start:
+            ahead = [key for key in ahead if key.startswith(start)]
+        while len(found) < count:
+            some = heapq.nsmallest(count, ahead)
+            if not some:
+                break
+            found += [key for key in some if self._is_used(key)]
+            last = some[-1]
+            ahead = [key for key in ahead if key > last]
+        return found[:count]
 
     def _is_used(self, key: str) -> bool:
         tables = self._host.manager.tables

@@ -44,9 +44,9 @@ def lock() -> None:
 def run(mode: str, no_wait: bool, within: float, name: str, command: tuple[str, ...]) -> None:
     """Run COMMAND while NAME is locked.
 
-    The lock is held while anything lives that the command has started, and everything of it is ended (SIGKILL) when the
-    lock is lost: when the node stops, leaves, or somebody breaks the lock. MUSTER_LOCK_TOKEN is in the command's
-    environment: it grows with each grant, and whatever the lock protects must refuse a lower one than it has seen.
+    The lock is held while anything lives that the command has started. All of that is killed when the lock is lost.
+    It is lost when the node stops or leaves, or when somebody breaks it. The command finds MUSTER_LOCK_TOKEN in its
+    environment. It grows with each grant. What the lock protects must refuse a lower one than it has seen.
 
     Ends with the command's status; with 125 where the lock was not had, or was lost.
 
@@ -112,11 +112,11 @@ def show(name: str | None, space: str, prefix: str, after: str, limit: int, as_j
 @connection_options
 @reporting
 def break_holders(confirmed: bool, name: str, as_json: bool) -> None:
-    """End whoever holds NAME, with all that it runs; the lock is free when that has ended.
+    """End the holders of NAME, with all that they run; the lock is free when that has ended.
 
     A holder is asked to end, and killed after some seconds where its node may. One that cannot be ended goes on
-    holding. With --holder-confirmed-dead nothing is waited for: if the holder lives all the same, two have the lock.
-    The node's log says who has done it.
+    holding. With --holder-confirmed-dead nothing is waited for: if the holder still lives, two have the lock. The
+    node's log says who has done it.
 
     \b
     Examples:
