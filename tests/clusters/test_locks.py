@@ -40,6 +40,7 @@ from muster.locks import (
 
 DEADLINE_S = 60.0
 NODES = ("n0", "n1", "n2")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "LOCKS.md"
 WORKERS = Path(__file__).parents[1] / "support" / "lock_workers.py"
 
 
@@ -217,6 +218,14 @@ def test_p12_17_three_nodes_lock_wait_convert_and_share_a_value(cluster: Cluster
     reader.unlock(b"again")
     keeper.convert(CR)
     assert keeper.value == b"again"
+    keeper.unlock()
+    program = DOCUMENT.read_text().split("```python\n")[1].split("```")[0]
+    assert program.count('"/tmp/try"') == 1
+    command = [sys.executable, "-c", program.replace('"/tmp/try"', repr(str(cluster.dev.directory)))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [line.partition(":")[0] for line in ended.stdout.splitlines()] == ["token", "refused"]
+    assert "refused: would-wait" in ended.stdout
 
 
 def test_p12_20_what_is_asked_wrongly_is_refused_in_words_and_harms_nobody(cluster: Cluster) -> None:

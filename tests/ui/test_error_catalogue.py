@@ -33,7 +33,7 @@ CONNECTION = ("--dir", "--node", "--socket", "--timeout")
 JUDGED_BY_THE_CLUSTER = {
     *("name", "target", "value", "--cause", "--name", "--service", "--of-node", "--withdraw", "--register"),
     *("--deregister", "--transfer", "--clear", "--standby", "--active", "--end-maintenance", "--leave", "--lose"),
-    *("--join", "--event", "file", "words"),
+    *("--join", "--event", "file", "words", "command", "--space", "--prefix", "--after"),
     *(f"--on-{event}" for event in ("joining", "leaving", "forced-leaving", "planned")),
 }
 
@@ -204,7 +204,7 @@ def test_every_command_that_talks_to_a_node_explains_where_none_can_be_found(nam
 
 
 # What prints for people only: programs that run on, pages and scripts, what makes a cluster or a machine's keys.
-NO_DOCUMENT = {"init", "enrol", "man", "demo", "completion", "watcher run", "subsystem run"}
+NO_DOCUMENT = {"init", "enrol", "man", "demo", "completion", "watcher run", "subsystem run", "lock run"}
 WITH_A_TOKEN = {"node add", "node token"}  # shown once: repeating these makes another one, which is harmless
 
 

@@ -22,6 +22,7 @@ from muster.records.refusal import ControlRefused
 MODULE = "muster.daemon.locks.run"
 QUESTION = "lock_channel"
 HIGHEST_PORT = 65_535
+FIRST_IMAGE = 4  # whose runner knows of lock processes
 CARRIED = ("PYTHONPATH",)  # of this process's environment: where the release is that is at work
 
 Document = dict[str, Any]
@@ -48,6 +49,13 @@ class LockService:
         if self._runner is None or spaces == self._spaces:
             return
         before, self._spaces = self._spaces, spaces
+        image = self._node.setup.software.image
+        if image < FIRST_IMAGE:  # of an earlier boot: a guard outlives an upgrade (P10.3)
+            if spaces:
+                self._note(
+                    "locks wait", f"image {image} runs here, and locks need {FIRST_IMAGE}: leave and boot this node"
+                )
+            return
         if spaces or before != ():
             silence_ms = self._node.setup.profile.restart_ms
             command = [sys.executable, "-m", MODULE, "--home", str(self._home), "--node", self._node.setup.name]

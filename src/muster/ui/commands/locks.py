@@ -1,10 +1,13 @@
 """`muster lock`: run a command under a lock, see what is locked, end a holder (SPEC 4.1, P12.19, P12.21)."""
 
+import contextlib
+from pathlib import Path
+
 import click
 
 from muster.client.errors import ClientError, Unreachable
 from muster.client.locks.blocking import Locks, connect
-from muster.client.locks.terms import LocksLost, Mode, NotGranted
+from muster.client.locks.terms import SOCKET_FILE, LocksLost, Mode, NotGranted
 from muster.records.durations import duration_of
 from muster.setup.locked_command import Wanted, run_locked
 from muster.setup.nodes import Document
@@ -56,17 +59,14 @@ def run(mode: str, no_wait: bool, within: float, name: str, command: tuple[str, 
       muster lock run --mode PR --within 10s reports/daily -- ./read-report
     """
     wanted = Wanted(name, Mode[mode.upper()], no_wait, within)
-    error: ClientError | None = None
-    for control in settings().sockets().values():
-        try:
-            raise SystemExit(run_locked(control, wanted, command, min(settings().timeout_s, CONNECT_S)))
-        except Unreachable as unreachable:  # another one may be there
-            error = unreachable
-        except (NotGranted, LocksLost) as failed:
-            show_error(failed)
-            raise SystemExit(EXIT_NOT_LOCKED) from failed
-    assert error is not None
-    raise error
+    for control in _with_locks():
+        with contextlib.suppress(Unreachable):  # another one may be there
+            try:
+                raise SystemExit(run_locked(control, wanted, command, min(settings().timeout_s, CONNECT_S)))
+            except (NotGranted, LocksLost) as failed:
+                show_error(failed)
+                raise SystemExit(EXIT_NOT_LOCKED) from failed
+    raise _nobody()
 
 
 @lock.command()
@@ -137,15 +137,21 @@ def break_holders(confirmed: bool, name: str, as_json: bool) -> None:
 
 def _connected() -> Locks:
     """A connection to the first node whose lock process answers. Raises `Unreachable`, `Refused`."""
-    error: Unreachable | None = None
-    for control in settings().sockets().values():
-        try:
+    for control in _with_locks():
+        with contextlib.suppress(Unreachable):
             return connect(socket=control, timeout_s=min(settings().timeout_s, CONNECT_S))
-        except Unreachable as unreachable:
-            error = unreachable
-    assert error is not None
-    what = "no lock process answers"
-    raise Unreachable(what, error.where, "see `muster status`; locks are on while `lockspaces` is set") from error
+    raise _nobody()
+
+
+def _with_locks() -> list[Path]:
+    """The control sockets of nodes that have a lock process, or had one."""
+    return [control for control in settings().sockets().values() if (control.parent / SOCKET_FILE).is_socket()]
+
+
+def _nobody() -> Unreachable:
+    where = ", ".join(map(str, settings().sockets().values()))
+    advice = "see `muster status`; there are locks while `lockspaces` is set (muster config set)"
+    return Unreachable("no lock process answers", f"beside {where}", advice)
 
 
 def _parts(locks: Locks, name: str) -> tuple[str, str]:
