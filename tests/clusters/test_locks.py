@@ -375,14 +375,12 @@ def test_p12_21_any_node_shows_all_in_pages_and_a_break_ends_the_holder(cluster:
             break
         after = page["after"]
     assert seen == [f"many/{number:02}" for number in range(30)]
-    lost: list[LocksLost] = []
-    held = cluster.connect("n1", on_lost=lost.append)
-    held.space("orders").acquire("broken", EX)
+    holder = cluster.worker("hold", "n1", "broken", "sleep")
+    assert line_of(holder).startswith("holds")
     said = cluster.dev.succeed("lock", "break", "orders:broken", "--node", "n2")
     assert "is to end" in said
-    wait("its word to the holder", lambda: lost)
-    with pytest.raises(NotGranted):
-        holders[0].acquire("broken", EX, no_queue=True)
+    assert line_of(holder) == "lost"
+    assert _holders(cluster, "broken") == [("n1", True)], "it goes on holding until it has ended"
     assert "taken for dead" in cluster.dev.succeed("lock", "break", "orders:broken", "--holder-confirmed-dead")
     holders[0].acquire("broken", EX, timeout_s=DEADLINE_S)
     log = (cluster.dev.directory / "nodes" / "n1" / "log").read_text()

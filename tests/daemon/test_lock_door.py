@@ -164,6 +164,18 @@ def test_p12_20_two_requests_of_one_number_are_told_apart_by_a_refusal(tmp_path:
     run(tmp_path, work)
 
 
+def test_p12_19_who_only_waits_when_its_connection_ends_is_left_alone(tmp_path: Path) -> None:
+    async def work(process: Alone) -> None:
+        async with await process.client() as other:
+            async with other.space("orders").lock("x", EX):
+                said = await process.spoken(HELLO, b'["lock",1,"orders","x",5,false,0]\n')
+                assert [each[0] for each in said] == ["welcome"]
+            await other.space("orders").acquire("x", EX)
+        assert not process.manager.tables.clients
+
+    run(tmp_path, work)  # else this very process would have been ended
+
+
 def test_p12_20_a_client_that_does_not_read_is_not_read_and_nothing_of_it_grows(tmp_path: Path) -> None:
     async def work(process: Alone) -> None:
         reader, writer = await process.raw((), HELLO)

@@ -98,7 +98,7 @@ def increment(locks: Locks, path: Path) -> None:
 
 def hold(directory: str, node: str, name: str, how: str) -> None:
     """Lock, and never unlock."""
-    locks = connect(directory=directory, node=node)
+    locks = connect(directory=directory, node=node, on_lost=lambda _why: say("lost"))
     grant = locks.space("orders").acquire(name, EX)
     say(f"holds {grant.token}")
     if how == "close":

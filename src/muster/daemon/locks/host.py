@@ -6,6 +6,7 @@ order in which they began, deadlines in a heap, and one timer looks at both.
 """
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, assert_never
@@ -23,6 +24,7 @@ from muster.core.locks.messages import (
     Released,
     Send,
 )
+from muster.core.locks.modes import NONE
 from muster.core.locks.recovery import Step
 from muster.daemon.locks import requests
 from muster.drivers.machine.program_process import Program
@@ -66,6 +68,7 @@ class Wait(NamedTuple):
     client: int
     ref: int
     since_s: float
+    is_new: bool  # a lock that has no mode yet
 
 
 class Host:
@@ -156,12 +159,12 @@ class Host:
             raise LockRefused("the kernel cannot say here when this client ends: hand over a pidfd of it")
         self._may_wait(client, request.ref)
         lock = self.manager.request(client, request.space, request.name, request.mode, no_queue=request.no_queue)
-        self._waits(lock, Wait(client, request.ref, now_s), request.timeout_ms)
+        self._waits(lock, Wait(client, request.ref, now_s, is_new=True), request.timeout_ms)
 
     def _convert(self, client: int, request: requests.Convert, now_s: float) -> None:
         self._may_wait(client, request.ref)
         self.manager.convert(client, request.lock, request.mode, value=request.value, no_queue=request.no_queue)
-        self._waits(request.lock, Wait(client, request.ref, now_s), request.timeout_ms)
+        self._waits(request.lock, Wait(client, request.ref, now_s, is_new=False), request.timeout_ms)
 
     def _may_wait(self, client: int, ref: int) -> None:
         if (client, ref) in self._refs:
@@ -214,24 +217,25 @@ class Host:
     def settle(self) -> None:
         """Carry out all that the machine wants done, in order."""
         out: dict[int, list[Frame]] = {}
-        for effect in self.manager.take():
-            match effect:
-                case Granted():
-                    self._granted(effect)
-                case Released(client, lock):
-                    self._released(client, lock)
-                case Send(node, frame):
-                    out.setdefault(node, []).append(frame)
-                case Blocking(client, lock, mode):
-                    self._say(client, ("blocking", lock, mode))
-                case NotGranted(client, lock, reason):
-                    self._not_granted(client, lock, REASONS[reason])
-                case Acknowledge(transition, barrier):
-                    self._acknowledge(transition, barrier)
-                case EndClient(client):
-                    self.end(client, "this node leaves the cluster: what it has locked must be given up")
-                case _:
-                    assert_never(effect)
+        while effects := self.manager.take():
+            for effect in effects:
+                match effect:
+                    case Granted():
+                        self._granted(effect)
+                    case Released(client, lock):
+                        self._released(client, lock)
+                    case Send(node, frame):
+                        out.setdefault(node, []).append(frame)
+                    case Blocking(client, lock, mode):
+                        self._say(client, ("blocking", lock, mode))
+                    case NotGranted(client, lock, reason):
+                        self._not_granted(client, lock, REASONS[reason])
+                    case Acknowledge(transition, barrier):
+                        self._acknowledge(transition, barrier)
+                    case EndClient(client):
+                        self._end_if_it_holds(client)
+                    case _:
+                        assert_never(effect)
         for node, frames in out.items():
             self._send(node, frames)
         if self.waits or self._ending:
@@ -251,14 +255,19 @@ class Host:
         return wait.ref
 
     def _granted(self, told: Granted) -> None:
+        wait = self.waits.get(told.lock)
         self.since_s[told.lock] = self._loop.time()
-        ref = self._ended_wait(told.lock)
-        if ref:
-            epoch, counter = told.token
-            self._say(
-                told.client,
-                ("granted", ref, told.lock, told.mode, epoch, counter, told.value, told.valid),
-            )
+        if wait is None:
+            return
+        self._ended_wait(told.lock)
+        holder = self.holders.get(told.client)
+        if wait.is_new and (holder is None or holder.talker is None):
+            with contextlib.suppress(LockRefused):  # then it is free when its processes have ended
+                self.manager.unlock(told.client, told.lock)  # its connection has ended: it never knew of this
+            return
+        epoch, counter = told.token
+        line = ("granted", wait.ref, told.lock, told.mode, epoch, counter, told.value, told.valid)
+        self._say(told.client, line)
 
     def _released(self, client: int, lock: LockId) -> None:
         self.since_s.pop(lock, None)
@@ -274,6 +283,12 @@ class Host:
             self._say(client, ("ended", ref, reason))
 
     # ---- holders that are to end
+
+    def _end_if_it_holds(self, client: int) -> None:
+        """Its connection has ended, or its node leaves: who only waits need not end for that (P12.5, P12.19)."""
+        locks = self.manager.tables.clients.get(client, {})
+        if any(lock.mode != NONE for lock in locks.values()):
+            self.end(client, "this node leaves the cluster: what it has locked must be given up")
 
     def end(self, client: int, why: str, *, at_once: bool = False) -> None:
         """A holder is to end: it is asked if it is there, and killed if it does not (P12.19)."""
