@@ -54,6 +54,7 @@ class Alone:
 
     async def spoken(self, *packets: bytes, handles: tuple[int, ...] = ()) -> list[list[Any]]:
         """What is answered to these packets before the connection ends, or is quiet."""
+        before = len(self.door._sessions)
         reader, writer = await self.raw(handles, packets[0])
         for packet in packets[1:]:
             writer.write(packet)
@@ -64,6 +65,8 @@ class Alone:
         except (TimeoutError, ConnectionResetError):
             pass
         writer.close()
+        while len(self.door._sessions) > before:  # noqa: ASYNC110 - the door tells nobody
+            await asyncio.sleep(0.002)  # until it is known here: nothing is granted to it after that
         return found
 
     async def raw(self, handles: tuple[int, ...], first: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
