@@ -138,7 +138,7 @@ def _header_block(path: bytes, authority: bytes) -> bytes:
 
 
 class Etcd(asyncio.Protocol):
-    """One connection."""
+    """A connection to one member."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -8,7 +8,7 @@ import pytest
 from muster.core.locks import messages
 from muster.core.locks.messages import Copies, Copy, Edge, Edges, Frame, Handed, Kept, Marks, Reason
 from muster.daemon.locks.codec import KINDS, LOCKS, Answer, Question, Received, written
-from muster.records.messages import MalformedMessage
+from muster.drivers.interconnect.channel import MalformedFrame
 
 _SAMPLES: dict[object, object] = {
     str: "orders:42", int: 3, bool: True, bytes: b"value", bytes | None: None, Reason: Reason.DEADLOCK,
@@ -59,5 +59,5 @@ ENCODE = msgspec.msgpack.encode
     ],
 )
 def test_p12_18_what_is_no_message_ends_the_connection_and_nothing_else(payload: bytes) -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedFrame):
         LOCKS.decode(payload)

@@ -18,7 +18,7 @@ from muster.core.locks.machine import LockManager
 from muster.core.locks.recovery import Kind, Member, Step
 from muster.daemon.locks.door import Door
 from muster.daemon.locks.host import Host
-from muster.daemon.locks.session import Extra, Session
+from muster.daemon.locks.session import Extra, LockSession
 from muster.daemon.socket.access import Gate
 from muster.locks import EX, PR, NotGranted, Unreachable
 from muster.records.access import Groups
@@ -202,7 +202,7 @@ def test_p12_20_a_client_that_does_not_read_is_not_read_and_nothing_of_it_grows(
     run(tmp_path, work)
 
 
-def _held_bytes(session: Session) -> int:
+def _held_bytes(session: LockSession) -> int:
     assert session._transport is not None
     lines = sum(map(len, session._lines)) + len(session._inbox)
     assert lines < 2**20

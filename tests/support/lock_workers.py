@@ -86,7 +86,7 @@ def count(directory: str, node: str, file: str) -> None:
 
 
 def increment(locks: Locks, path: Path) -> None:
-    """One increment."""
+    """Lock, claim, compute, write: one increment."""
     with locks.space("orders").lock("counter", EX, timeout_s=5.0) as grant:
         token = str(grant.token)
         value = claim(path, token)

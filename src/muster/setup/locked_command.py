@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
     timeout_s: float = 0.0
 
 
-class Keeper(NamedTuple):
+class KeeperHandle(NamedTuple):
     """The keeper as its parent has it."""
 
     pid: int
@@ -66,7 +66,7 @@ def run_locked(control: Path, wanted: Wanted, command: tuple[str, ...], timeout_
 # ---- the process that talks to the node
 
 
-async def _run(control: Path, wanted: Wanted, keeper: Keeper, timeout_s: float) -> int:
+async def _run(control: Path, wanted: Wanted, keeper: KeeperHandle, timeout_s: float) -> int:
     loop = asyncio.get_running_loop()
     lost: list[LocksLost] = []
     is_lost = asyncio.Event()
@@ -149,12 +149,12 @@ def _forward_signals(loop: asyncio.AbstractEventLoop, pid: int) -> None:
         loop.add_signal_handler(number, _pass_on, [pid], number)
 
 
-def _begin(keeper: Keeper, variables: dict[str, str]) -> None:
+def _begin(keeper: KeeperHandle, variables: dict[str, str]) -> None:
     with contextlib.suppress(BrokenPipeError):  # it was killed: its end is seen at once
         os.write(keeper.begin, json.dumps(variables).encode() + b"\n")
 
 
-async def _ended(keeper: Keeper) -> None:
+async def _ended(keeper: KeeperHandle) -> None:
     """Until the kernel says that the keeper has ended."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(keeper.handle, ended.set)
@@ -164,7 +164,7 @@ async def _ended(keeper: Keeper) -> None:
         loop.remove_reader(keeper.handle)
 
 
-def _status_of(keeper: Keeper) -> int | None:
+def _status_of(keeper: KeeperHandle) -> int | None:
     said = os.read(keeper.status, 64)
     return int(said[1:]) if said[:1] == b"S" else None
 
@@ -172,7 +172,7 @@ def _status_of(keeper: Keeper) -> int | None:
 # ---- the keeper
 
 
-def start_keeper(command: tuple[str, ...]) -> Keeper:
+def start_keeper(command: tuple[str, ...]) -> KeeperHandle:
     """Fork it; it waits to begin. This process becomes a subreaper, too."""
     adopt_orphans()
     begin_read, begin_write = os.pipe()
@@ -186,7 +186,7 @@ def start_keeper(command: tuple[str, ...]) -> Keeper:
     pid = fork_into(become_keeper)
     os.close(begin_read)
     os.close(status_write)
-    return Keeper(pid, os.pidfd_open(pid), begin_write, status_read)
+    return KeeperHandle(pid, os.pidfd_open(pid), begin_write, status_read)
 
 
 def _keep(command: tuple[str, ...], begin: int, status: int) -> NoReturn:

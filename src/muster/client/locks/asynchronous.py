@@ -59,7 +59,7 @@ class AsyncGrant:
 
     @property
     def where(self) -> str:
-        """For errors."""
+        """What errors name as their place."""
         return f"lock {self.space}:{self.name}"
 
     def somebody_waits(self, mode: int) -> None:
@@ -117,7 +117,7 @@ class AsyncLocking:
 
 
 class AsyncSpace:
-    """One lockspace."""
+    """A lockspace of the cluster."""
 
     def __init__(self, exchange: Exchange, name: str) -> None:
         self.exchange, self.name = exchange, name

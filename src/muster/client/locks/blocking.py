@@ -78,7 +78,7 @@ class Locking:
 
 
 class Space:
-    """One lockspace."""
+    """A lockspace of the cluster."""
 
     def __init__(self, client: "Locks", name: str) -> None:
         self._client, self.name = client, name

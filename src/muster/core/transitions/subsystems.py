@@ -123,7 +123,7 @@ class Subsystems:
         self._answered &= current.keys()
         notifications: list[Notify] = []
         vectors: dict[int, dict[int, NodeState]] = {}
-        for step, transition in sorted(current.items(), key=lambda each: each[1].entry):  # as in the log (P12.17)
+        for step, transition in sorted(current.items(), key=lambda each: (each[1].barrier > 0, each[1].entry)):
             if step in self._notified:
                 continue
             self._notified.add(step)

@@ -12,8 +12,7 @@ import msgspec
 
 from muster.core.locks import messages
 from muster.core.locks.messages import Frame, Message
-from muster.drivers.interconnect.channel import Codec
-from muster.records.messages import MalformedMessage
+from muster.drivers.interconnect.channel import Codec, MalformedFrame
 
 # Where each is is its number on the wire: new ones come at the end.
 KINDS: tuple[type, ...] = (
@@ -84,7 +83,7 @@ def _decode(payload: bytes) -> Received | Question | Answer:
         said = _decoder.decode(payload)
         return Received(list(map(_frame, said.frames))) if isinstance(said, Frames) else said
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedMessage(str(error)) from error
+        raise MalformedFrame(str(error)) from error
 
 
 def _frame(each: _Written) -> Frame:
@@ -92,7 +91,7 @@ def _frame(each: _Written) -> Frame:
     message: Message | None = None
     if kind:
         if not 0 < kind <= len(KINDS):
-            raise MalformedMessage(f"a frame of kind {kind}")
+            raise MalformedFrame(f"a frame of kind {kind}")
         message = _DECODERS[kind - 1].decode(fields)
     return Frame(number, heard, message)
 

@@ -17,7 +17,7 @@ import msgspec
 from muster.client.address import reachable
 from muster.daemon.locks.host import Holder, Host
 from muster.daemon.locks.requests import MAXIMUM_HELLO_BYTES, Greeting, encoder, hello_decoder
-from muster.daemon.locks.session import Extra, Session
+from muster.daemon.locks.session import Extra, LockSession
 from muster.daemon.socket.access import Gate
 from muster.daemon.socket.server import SocketRefused, credentials_of
 from muster.drivers.image.descriptors import receive_descriptors, refuse_descriptors
@@ -42,7 +42,7 @@ class Door:
         self._host, self._gate, self._extra, self._welcome = host, gate, extra, welcome
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
-        self._sessions: set[Session] = set()
+        self._sessions: set[LockSession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -154,7 +154,7 @@ class Door:
         taken = noted.program()
         program = Program([*taken.give_up(), *handles])
         handles.clear()
-        session = Session(self._host, who.role, self._extra, self._gone)
+        session = LockSession(self._host, who.role, self._extra, self._gone)
         session.uid, session.user = who.uid, who.user
         process = who.pid or who.greeting.process
         session.client = self._host.came(Holder(session, program, who.greeting.name, process, who.uid))
@@ -168,7 +168,7 @@ class Door:
         if rest:
             session.data_received(rest)
 
-    def _gone(self, session: Session) -> None:
+    def _gone(self, session: LockSession) -> None:
         self._sessions.discard(session)
         self._host.went(session.client)
 

@@ -138,7 +138,7 @@ class Host:
         for request in asked:
             try:
                 match request:
-                    case requests.Lock():
+                    case requests.LockRequest():
                         self._lock(client, holder, request, now_s)
                     case requests.Unlock(ref, lock, value):
                         self.manager.unlock(client, lock, value=value)
@@ -154,7 +154,7 @@ class Host:
                 talker.say(("refused", request.ref, str(refused)))
         self.settle()
 
-    def _lock(self, client: int, holder: Holder, request: requests.Lock, now_s: float) -> None:
+    def _lock(self, client: int, holder: Holder, request: requests.LockRequest, now_s: float) -> None:
         if not holder.program.is_known:
             raise LockRefused("the kernel cannot say here when this client ends: hand over a pidfd of it")
         self._may_wait(client, request.ref)

@@ -47,7 +47,7 @@ class Hello(Struct, array_like=True, tag="hello"):
     greeting: Greeting
 
 
-class Lock(Struct, array_like=True, tag="lock", gc=False):
+class LockRequest(Struct, array_like=True, tag="lock", gc=False):
     """A new lock."""
 
     ref: Ref
@@ -59,7 +59,7 @@ class Lock(Struct, array_like=True, tag="lock", gc=False):
 
 
 class Convert(Struct, array_like=True, tag="convert", gc=False):
-    """Another mode."""
+    """Another mode for a lock."""
 
     ref: Ref
     lock: LockNumber
@@ -84,7 +84,7 @@ class Cancel(Struct, array_like=True, tag="cancel", gc=False):
     other: Ref
 
 
-class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
+class WantedLocks(Struct, frozen=True, forbid_unknown_fields=True):
     """Which locks somebody wants to see."""
 
     space: Text = ""
@@ -95,10 +95,10 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Show(Struct, array_like=True, tag="show"):
-    """See them."""
+    """See what is locked."""
 
     ref: Ref
-    wanted: Wanted
+    wanted: WantedLocks
 
 
 class Broken(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +116,7 @@ class Break(Struct, array_like=True, tag="break"):
     broken: Broken
 
 
-OfLocks = Lock | Convert | Unlock | Cancel
+OfLocks = LockRequest | Convert | Unlock | Cancel
 Request = OfLocks | Show | Break
 hello_decoder = msgspec.json.Decoder(Hello)
 decoder = msgspec.json.Decoder(Request)

@@ -17,12 +17,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from muster.client import Barriers
 from muster.client.address import SOCKET_FILE as CONTROL_SOCKET
-from muster.client.asynchronous import AsyncSubsystem, register_async
+from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
 from muster.client.errors import ClientError
-from muster.client.protocol import Barriers, Told, ask, connect, next_line
 from muster.core.locks.machine import LockManager
 from muster.core.locks.recovery import Kind, Member, Step
+from muster.daemon.locks.asking import first, stream
 from muster.daemon.locks.door import SOCKET_FILE, Door
 from muster.daemon.locks.host import Host
 from muster.daemon.locks.peers import SEEK_S, Peers
@@ -44,7 +45,7 @@ KINDS = {"joining": Kind.JOINING, "leaving": Kind.LEAVING, "forced-leaving": Kin
 Settings = dict[str, Any]
 
 
-def step_of(told: Told, node: int) -> Step:
+def step_of(told: AsyncNotification, node: int) -> Step:
     """A notification as the machine takes it; `node`: the number of the node that it is about."""
     roster = {number: Member(incarnation, stays) for number, (incarnation, stays) in told.members.items()}
     kind = KINDS[str(told.kind)]
@@ -115,31 +116,19 @@ class Process:
         deadline_s = time.monotonic() + FIRST_PATIENCE_S
         while True:
             try:
-                streams = await connect(self._control)
-                try:
-                    first: Settings = (await ask(streams, {"query": "lock_manager"}))["result"]
-                finally:
-                    streams[1].close()
+                return await first(self._control, "lock_manager")
             except (OSError, ClientError):
                 if time.monotonic() >= deadline_s:
                     raise
                 await asyncio.sleep(LOOK_AGAIN_S)
-            else:
-                return first
 
     async def _follow_settings(self) -> None:
         """Hear of changes for as long as this process lives, over daemons that come and go."""
-        request = {"query": "lock_manager", "arguments": {"port": self._port}}
         while True:
             with contextlib.suppress(OSError, ClientError):
-                streams = await connect(self._control)
-                try:
-                    answer: Settings | None = await ask(streams, request)
-                    while answer is not None and answer.get("more", False):
-                        self._take(answer["result"])
-                        answer = await next_line(streams[0])
-                finally:
-                    streams[1].close()
+                async with contextlib.aclosing(stream(self._control, "lock_manager", port=self._port)) as settings:
+                    async for each in settings:
+                        self._take(each)
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def _take(self, settings: Settings) -> None:
@@ -162,12 +151,8 @@ class Process:
             if not missing:
                 continue
             with contextlib.suppress(OSError, ClientError):
-                streams = await connect(self._control)
-                try:
-                    answer = await ask(streams, {"query": "lock_channels"})
-                finally:
-                    streams[1].close()
-                self._peers.found({int(node): port for node, port in answer["result"]["ports"].items()})
+                answer = await first(self._control, "lock_channels")
+                self._peers.found({int(each): port for each, port in answer["ports"].items()})
 
     async def _hear(self, subsystem: AsyncSubsystem) -> None:
         """What this level is told, until its node has left."""

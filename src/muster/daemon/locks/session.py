@@ -27,13 +27,13 @@ LINES_A_TURN = 512
 UNTAKEN_BYTES = 256 * 1024  # of answers: beyond, its requests wait
 LINGER_S = 2.0
 _NEEDS = {Show: Role.OBSERVER, Break: Role.ADMINISTRATOR}
-Extra = Callable[["Session", Show | Break], None]
+Extra = Callable[["LockSession", Show | Break], None]
 
 
-class Session(asyncio.Protocol):
+class LockSession(asyncio.Protocol):
     """A client that has said hello."""
 
-    def __init__(self, host: Host, role: Role, extra: Extra, gone: Callable[["Session"], None]) -> None:
+    def __init__(self, host: Host, role: Role, extra: Extra, gone: Callable[["LockSession"], None]) -> None:
         """`extra` deals with what is no lock's; `client` is set by who lets it in."""
         self.client = 0
         self.role = role

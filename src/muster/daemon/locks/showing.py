@@ -20,8 +20,8 @@ from muster.core.locks.resource import Lock
 from muster.daemon.locks.codec import Answer, Question
 from muster.daemon.locks.host import Host
 from muster.daemon.locks.peers import Peers
-from muster.daemon.locks.requests import Break, Broken, Show, Wanted
-from muster.daemon.locks.session import Session
+from muster.daemon.locks.requests import Break, Broken, Show, WantedLocks
+from muster.daemon.locks.session import LockSession
 
 ASK_S = 2.0  # until who has not answered is named
 MAXIMUM_QUESTIONS = 64  # of this node's clients, under way
@@ -44,7 +44,7 @@ class Showing:
         self._number = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def deal_with(self, session: Session, request: Show | Break) -> None:
+    def deal_with(self, session: LockSession, request: Show | Break) -> None:
         """One request of a client; it is answered later."""
         if len(self._questions) >= MAXIMUM_QUESTIONS:
             session.say(("refused", request.ref, f"{MAXIMUM_QUESTIONS} such questions are asked already: ask again"))
@@ -53,18 +53,18 @@ class Showing:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deal_with(self, session: Session, request: Show | Break) -> None:
+    async def _deal_with(self, session: LockSession, request: Show | Break) -> None:
         try:
             await (self._show(session, request) if isinstance(request, Show) else self._break(session, request))
         except (KeyError, TypeError, AttributeError) as error:  # another node's answer is of another release
             session.say(("refused", request.ref, f"what a node has answered cannot be read: {error!r}"))
 
-    async def _show(self, session: Session, request: Show) -> None:
+    async def _show(self, session: LockSession, request: Show) -> None:
         wanted = request.wanted
         answers, silent = await self._ask(SHOW, msgspec.structs.asdict(wanted))
         session.say(("answer", request.ref, {**merged(answers, wanted.limit, self._names()), "unanswered": silent}))
 
-    async def _break(self, session: Session, request: Break) -> None:
+    async def _break(self, session: LockSession, request: Break) -> None:
         broken = request.broken
         arguments: dict[str, str | int] = {
             "space": broken.space, "name": broken.name, "confirmed": int(broken.confirmed), "by": session.user,
@@ -119,7 +119,7 @@ class Showing:
         """This node's part; nothing where it is asked what it does not know."""
         try:
             if what == SHOW:
-                return self._shown(msgspec.convert(arguments, Wanted))
+                return self._shown(msgspec.convert(arguments, WantedLocks))
             if what == BREAK:
                 by = str(arguments.pop("by", ""))
                 arguments["confirmed"] = bool(arguments.get("confirmed"))
@@ -128,7 +128,7 @@ class Showing:
             pass  # of another release
         return {}
 
-    def _shown(self, wanted: Wanted) -> Document:
+    def _shown(self, wanted: WantedLocks) -> Document:
         tables = self._host.manager.tables
         keys: Iterable[str]
         if wanted.name:

@@ -50,11 +50,15 @@ class Cause(NamedTuple):
     text: str
 
 
+class MalformedFrame(ValueError):
+    """What a codec cannot read."""
+
+
 class Codec(NamedTuple):
     """How what is said on open connections is written: by daemons, or between other processes of nodes (P12.18)."""
 
     encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]  # raises `MalformedMessage`
+    decode: Callable[[bytes], Any]  # raises `MalformedFrame`, or `MalformedMessage`
 
 
 DAEMONS = Codec(encode_message, decode_message)
@@ -365,7 +369,7 @@ class Channel(asyncio.Protocol):
     def _take(self, payload: bytes) -> None:
         try:
             message = self._owner.codec.decode(payload) if self.phase is Phase.OPEN else decode_message(payload)
-        except MalformedMessage as error:
+        except (MalformedMessage, MalformedFrame) as error:
             self.end(Cause("malformed frame", f"a frame that is no message ({error}); is it of another release?"))
             return
         if isinstance(message, Hello) == (self.phase is Phase.OPEN):
