@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from muster.drivers.image import log_writer
 from muster.drivers.image.log_lines import FILE, FILE_BYTES
-from muster.drivers.image.log_writer import LEAST_BYTES, REMOVE, LogWriter, _Writer, rotate, write_state
+from muster.drivers.image.log_writer import LEAST_BYTES, NOTHING_YET, REMOVE, LogWriter, _Writer, rotate, write_state
 
 
 class Bench:
@@ -116,6 +118,29 @@ def test_p7_9_the_state_is_what_the_guard_said_last(tmp_path: Path, monkeypatch:
         assert bench.text() == ""
         bench.guard.close()
         assert not bench.writer._take_state(), "the guard has ended"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk that is full needs a file system of its own")
+def test_p7_9_on_a_full_disk_the_state_is_written_where_the_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "test", str(disk)], check=True)
+    try:
+        with log_in(disk, monkeypatch) as bench:
+            assert bench.told.tell_state(NOTHING_YET)
+            assert bench.writer._take_state()
+            with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            for state in ({"pid": 12345, "incarnation": 7}, {"pid": 1}):
+                assert bench.told.tell_state(json.dumps(state).encode())
+                assert bench.writer._take_state()
+                assert json.loads(bench.state_path.read_bytes()) == state
+            assert not bench.state_path.with_name("guard.json.new").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_p7_9_a_state_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ from muster.drivers.image.kernels_word import CannotAsk, Place, Witness, Witness
 from muster.drivers.image.lease_account import LeaseAccount
 from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, renew, run_lease_writer
 from muster.drivers.image.log_lines import Log
-from muster.drivers.image.log_writer import REMOVE, LogWriter, start_log_writer
+from muster.drivers.image.log_writer import NOTHING_YET, REMOVE, LogWriter, start_log_writer
 from muster.drivers.image.process_tree import (
     Teller,
     close_descriptors_except,
@@ -399,7 +399,7 @@ class Guard:
             self._refuse_other_kernels()
         predecessor = self._settle_predecessor()
         # Of an incarnation that was killed; not before, a refused start must leave it to the next.
-        self._log_writer.tell_state(REMOVE)
+        self._log_writer.tell_state(NOTHING_YET)
         forced = _DEADMEN[self._options.deadman]
         self._deadman = choose_deadman() if forced is None else forced
         last = predecessor.stamp.incarnation

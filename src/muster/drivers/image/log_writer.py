@@ -17,6 +17,7 @@ emptied. Nothing is lost in between, as nobody else writes to it.
 
 import _thread
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -35,6 +36,7 @@ DEFAULT_BYTES = 8 << 20
 LEAST_BYTES = 64 << 10
 KEPT = 2  # older files: FILE.1, FILE.2
 REMOVE = b"remove"
+NOTHING_YET = b"{}"  # keeps the file's place on a disk that fills up meanwhile
 _PIPE_BYTES = 1 << 20  # what waits for the file system; more is lost, and counted by who wanted to write it
 _PACKET_BYTES = 4096
 _COPY_BYTES = 1 << 20
@@ -209,10 +211,26 @@ class _Writer:
 
 
 def write_state(path: str, content: bytes) -> None:
-    """Replace the guard's state file at once: a reader sees the old or the new one. Raises `OSError`."""
-    with open(f"{path}.new", "wb") as file:
-        file.write(content)
-    os.rename(f"{path}.new", path)
+    """Replace the guard's state file at once: a reader sees the old or the new one. Raises `OSError`.
+
+    On a full disk it is written where it is, as that takes no room: a reader may then see it half written, and reads
+    it again.
+    """
+    try:
+        with open(f"{path}.new", "wb") as file:
+            file.write(content)
+        os.rename(f"{path}.new", path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _write_in_place(path, content)
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}.new")
+
+
+def _write_in_place(path: str, content: bytes) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.write(content.ljust(os.fstat(file.fileno()).st_size))  # what is longer before goes, and no block does
 
 
 def rotate(path: str, limit_bytes: int) -> None:
