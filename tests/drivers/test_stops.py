@@ -98,6 +98,33 @@ def test_p8_21_what_nobody_has_told_to_end_is_ended_at_once(
     assert not runner.below()
 
 
+@pytest.mark.parametrize("way", ["program", "daemon"])
+def test_p8_21_a_program_that_rests_and_was_told_nothing_is_ended_soon(way: str, runner: RealRunner) -> None:
+    if way == "program":
+        runner.ask(1, "start", "sleep", "1000", program=True)
+    else:
+        runner.ask(1, "start", *shell("setsid sleep 1000 &"), follows=True)
+    assert runner.result(1, "start")["succeeded"]
+    assert runner.run(2, "stop", "true", timeout_ms=3_600_000, grace_ms=3_600_000)["succeeded"]
+    assert not runner.below()
+
+
+def test_p8_21_a_program_that_was_told_may_rest_on_its_way_to_its_end(runner: RealRunner, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_): time.sleep(2.5), pathlib.Path(sys.argv[1]).write_text('quit'), sys.exit(0)\n"
+        "signal.signal(signal.SIGUSR1, end)\n"
+        "pathlib.Path(sys.argv[1] + '.up').touch()\n"
+        "signal.pause()\n"
+    )
+    runner.ask(1, "start", sys.executable, "-S", "-c", script, str(told), program=True, ready={"file": f"{told}.up"})
+    assert runner.result(1, "start")["succeeded"]
+    (pid,) = wait_for("the program", lambda: list(runner.below()))
+    assert runner.run(2, "stop", "kill", "-USR1", str(pid), timeout_ms=3_600_000)["succeeded"]
+    assert told.read_text() == "quit"
+
+
 def test_p8_21_of_a_program_that_has_ended_what_is_left_is_ended_at_once(runner: RealRunner, tmp_path: Path) -> None:
     told = tmp_path / "told"
     script = f"sleep 1000 & {QUITS.format(told)}"

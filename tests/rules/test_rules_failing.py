@@ -90,6 +90,28 @@ def test_p6_26_what_has_failed_ends_whatever_is_forgotten_while_it_waits_for_its
         assert service.state is REGISTERED  # people wanted it to be tried
 
 
+@pytest.mark.parametrize(("policy", "status"), POLICIES.values(), ids=POLICIES)
+def test_p6_26_what_follows_from_a_failure_follows_too_where_its_parent_is_restarted_in_the_same_moment(
+    policy: dict[str, typing.Any], status: int
+) -> None:
+    window = {"restart_window_ms": 60_000}
+    rounds = settled(replace(WEB, name="volume"), replace(WEB, name="database", parent="volume", **window, **policy))
+    node = rounds.service("database").node
+    rounds.ask(RestartService("volume"))
+    rounds.ask(FailService("database", "ended", rounds.service("database").generation, status))
+    rounds.settle()
+    assert (rounds.service("volume").state, rounds.service("volume").node) == (REGISTERED, node)
+    database = rounds.service("database")
+    if policy.get("restarts"):
+        assert database.state is REGISTERED
+        return
+    assert database.state is DEREGISTERED
+    assert database.wanted is (status != 0)
+    assert bool(database.cause) is (status != 0)
+    if status not in (0, 6):
+        assert [given_up.node for given_up in database.exhausted] == [node]
+
+
 def test_p6_38_what_a_program_says_counts_before_its_registration_is_committed_too() -> None:
     rounds = Rounds()
     rounds.held = {("web", "start")}

@@ -705,7 +705,8 @@ def test_p6_26_what_follows_from_a_failure_was_decided_by_the_definition_of_that
     """Seed 79: a service is to be restarted for the fourth time when its definition allows only three.
 
     Seeds 441 and 21075: it is to be restarted, or moved, by an operator, fails once more, and starts all the same.
+    Seed 918314: it fails once too often while its parent is restarted by an operator, and goes with that.
     """
-    for seed in (79, 441, 21_075):
+    for seed in (79, 441, 21_075, 918_314):
         result, _ = campaign.run_seed(seed)
         assert not result.violations

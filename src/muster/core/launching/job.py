@@ -13,6 +13,7 @@ what is still there hangs in the kernel. This machine says what is next; the dri
 runner's image imports it, so it needs the standard library only.
 """
 
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from muster.records.units import US_PER_MS
 
 KILL_BOUND_MS = 10_000  # processes that are still there so long after SIGKILL hang in the kernel
 KILL_AGAIN_MS = 20
+DOUBT_MS = 1000  # who has not run for so long after the stop command's end was told nothing by it
 CLEAR, RUN, AGAIN, PAUSE, QUIT, END = "clear", "run", "again", "pause", "quit", "end"
 
 
@@ -81,8 +83,8 @@ class Progress:
     """One command, from its being taken to its result."""
 
     __slots__ = (
-        "attempt", "began_us", "deadline_us", "failure", "kill_us", "killing", "latest_us", "phase", "waits_since_us",
-        "wake_us", "wanted",
+        "attempt", "began_us", "deadline_us", "doubt_us", "failure", "kill_us", "killing", "latest_us", "phase",
+        "waits_since_us", "wake_us", "wanted",
     )  # fmt: skip
 
     def __init__(self, wanted: Wanted) -> None:
@@ -95,6 +97,7 @@ class Progress:
         self.kill_us = 0  # when it goes on to SIGKILL
         self.killing = False
         self.latest_us = 0  # to when a program may move the end of the attempt, or of the grace, by asking for time
+        self.doubt_us = 0  # when to ask whether a stop command has told its program anything; 0 where that is known
         self.waits_since_us = 0  # for a place among the starts; 0 while it does not
         self.wake_us = 0  # when to look at it again, whatever happens
 
@@ -148,7 +151,20 @@ class Progress:
         self.phase = QUIT
         if not is_program:
             self.deadline_us = min(self.deadline_us, now_us + self.wanted.grace_ms * US_PER_MS)
-        self.wake_us = self.deadline_us
+        self.doubt_us = now_us + DOUBT_MS * US_PER_MS
+        self.wake_us = min(self.deadline_us, self.doubt_us)
+
+    def quitting_is_over(self, now_us: int, has_been_told: Callable[[], bool]) -> bool:
+        """What is left of a service whose stop command has succeeded is to be ended now (P8.21).
+
+        `has_been_told`: whether any of it has run since before that command began; it is asked once.
+        """
+        if now_us < self.deadline_us and 0 < self.doubt_us <= now_us:
+            self.doubt_us = 0
+            if not has_been_told():
+                return True
+        self.wake_us = min(self.deadline_us, self.doubt_us or self.deadline_us)
+        return now_us >= self.deadline_us
 
     def lengthen(self, until_us: int, *, is_its_own: bool) -> None:
         """The program of this attempt, or of what a stop is to end, has asked for time (P8.21)."""

@@ -311,13 +311,12 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
         round_.put(ending, reason)
         _stop_at_once(ending, round_)
         return
-    definition = service.definition
-    window_ms = definition.restart_window_ms
-    recent = tuple(index for index in service.failures if round_.age_ms(index) <= window_ms)
-    if len(recent) <= definition.restarts and service.ended is not Ended.HARD:
+    recent = _recent_failures(service, round_)
+    if not _has_failed_too_often(service, recent):
+        restarts = service.definition.restarts
         pause_ms = _pause_ms(service, len(recent), round_)
         later = f", in {duration_text(pause_ms)}" if pause_ms else ""
-        how = f"restart {len(recent)} of {definition.restarts}" if recent else "restarted, its failures are forgotten"
+        how = f"restart {len(recent)} of {restarts}" if recent else "restarted, its failures are forgotten"
         reason = f"it failed on {here}: {detail}; {how}{later}"
         rest = Rest(round_.draft.index, pause_ms) if pause_ms else None
         restarting = replace(service, target=service.node, failures=recent, reason=reason, rest=rest)
@@ -325,14 +324,42 @@ def _failed_in_service(service: Service, round_: Round, detail: str) -> None:
         _stop_at_once(restarting, round_)
         return
     times = "once" if len(recent) == 1 else f"{len(recent)} times"
-    reason = f"it failed {times} within {duration_text(window_ms)} on {here}: {detail}"
-    others = tuple(earlier for earlier in service.exhausted if earlier.node != service.node)
-    given_up = (*others, Exhausted(service.node, round_.draft.index))
-    after = replace(service, failures=(), exhausted=given_up, reason=reason, rest=None, ended=Ended.FAILED)
+    reason = f"it failed {times} within {duration_text(service.definition.restart_window_ms)} on {here}: {detail}"
+    after = replace(_given_up_here(service, round_), reason=reason)
     if round_.elsewhere(after) is not None:
         after = replace(after, intent=True, origin=service.node)
     round_.put(after, reason)
     _stop_at_once(after, round_)
+
+
+def _recent_failures(service: Service, round_: Round) -> tuple[int, ...]:
+    window_ms = service.definition.restart_window_ms
+    return tuple(index for index in service.failures if round_.age_ms(index) <= window_ms)
+
+
+def _has_failed_too_often(service: Service, recent: tuple[int, ...]) -> bool:
+    return len(recent) > service.definition.restarts or service.ended is Ended.HARD
+
+
+def _given_up_here(service: Service, round_: Round) -> Service:
+    others = tuple(earlier for earlier in service.exhausted if earlier.node != service.node)
+    given_up = (*others, Exhausted(service.node, round_.draft.index))
+    return replace(service, failures=(), exhausted=given_up, rest=None, ended=Ended.FAILED)
+
+
+def _with_failures_answered(service: Service, round_: Round) -> Service:
+    """The service that ends for another reason than its failure: what follows from that follows all the same (P6.26).
+
+    Not where an operator has asked for something of this very service.
+    """
+    is_asked_for = service.intent or service.target != NO_NODE or not service.wanted
+    if not service.broken or is_asked_for:
+        return service
+    if service.ended is Ended.DONE:
+        return replace(service, wanted=False)
+    if service.ended is Ended.FATAL or not _has_failed_too_often(service, _recent_failures(service, round_)):
+        return service
+    return _given_up_here(service, round_)
 
 
 _FATAL = "which says that another try does not help"
@@ -488,7 +515,7 @@ def _recovery_failed(service: Service, round_: Round, detail: str) -> None:
 
 def _stop(service: Service, round_: Round, detail: str) -> None:
     """End it on its node: with transfer intent if it is to go on elsewhere (SPEC 6.7)."""
-    stop = why_stop(service, round_)
+    service, stop = _with_failures_answered(service, round_), why_stop(service, round_)
     moves = stop is not None and stop.moves and service.wanted
     origin = service.node if moves else NO_NODE
     reason = stop.reason if stop is not None else detail

@@ -233,12 +233,13 @@ def exit_status(status: int) -> int:
 class Job(Progress):
     """The request that a service works on, and how far it is."""
 
-    __slots__ = ("probe", "request", "run")
+    __slots__ = ("activity", "probe", "request", "run")
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
         self.request = request
         self.run: Run | None = None
+        self.activity: dict[tuple[int, int], tuple[bytes, ...]] | None = None  # of the service, before its stop command
         self.probe: Run | None = None  # the ready command of the program
 
     @property

@@ -4,6 +4,7 @@ A look at /proc is never a proof that nothing is left: processes fork while it i
 a subreaper has no children (`ECHILD`), and every function here that promises an end waits for that.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 BROKEN_EXIT = 73  # of a forked process that met what it was not made for; its standard error tells
+_SWITCHES = b"ctxt_switches"  # voluntary and other ones
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.05
 
@@ -112,6 +114,22 @@ def read_environment(pid: int) -> dict[bytes, bytes]:
 def read_command_line(pid: int) -> list[bytes]:
     """The arguments with which `pid` was executed; empty if it cannot be read."""
     return _read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
+
+
+def read_activity(pids: Iterable[int]) -> dict[tuple[int, int], tuple[bytes, ...]]:
+    """How often each thread of these processes has run and waited: (pid, thread) -> its counts, and whether it rests.
+
+    A thread that was told something has been woken for it, so it does not rest, or its counts have gone up.
+    """
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/task/{thread}/status").splitlines())
+                status = {key: value for key, _, value in lines}
+                state = b"rests" if status.get(b"State", b"")[:1] in (b"S", b"T", b"t") else b"runs"
+                found[pid, int(thread)] = (state, *(value for key, value in status.items() if key.endswith(_SWITCHES)))
+    return found
 
 
 def read_name(pid: int) -> str:

@@ -102,6 +102,7 @@ from muster.drivers.image.process_tree import (
     end_everything_below,
     explain_status,
     only_wake,
+    read_activity,
     read_name,
     read_parents,
     reaped,
@@ -469,10 +470,9 @@ class Runner:
         if job.phase == RUN:
             self._advance_command(service, job, now_us)
         elif job.phase == QUIT:
-            if now_us >= job.deadline_us or not any(_may_quit(run) for run in service.runs):
+            quitting = [run for run in service.runs if _may_quit(run)]
+            if not quitting or job.quitting_is_over(now_us, lambda: self._has_been_told(job, quitting)):
                 self._enter_ladder(service, job, END)
-            else:
-                job.wake_us = job.deadline_us
         elif job.phase == PAUSE:
             if now_us >= job.wake_us and self._may_launch(service, job, now_us):
                 self._launch(service, job)
@@ -555,6 +555,8 @@ class Runner:
         job.attempt_begins()
         job.run = job.probe = None
         condition: Condition | None = None
+        if request.action == "stop" and job.activity is None:
+            job.activity = self._activity([run for run in service.runs if _may_quit(run)])
         try:
             waits = request.is_program or (request.action == "start" and not request.ready.is_empty)
             condition = Condition(request.ready) if waits else None
@@ -751,6 +753,15 @@ class Runner:
         if self._parents is None:
             self._parents = read_parents()
         return [*strays, *descendants([*(run.keeper for run in runs), *strays], self._parents)]
+
+    def _activity(self, runs: list[Run]) -> dict[tuple[int, int], tuple[bytes, ...]]:
+        """How much everything below these keepers has run."""
+        return read_activity(self._below(runs, set()))
+
+    def _has_been_told(self, job: Job, quitting: list[Run]) -> bool:
+        """Whether the stop command may have told it to quit: some of it has run since then, or runs (P8.21)."""
+        now = self._activity(quitting)
+        return now != job.activity or any(b"runs" in counts for counts in now.values())
 
     def _signal(self, service: Service, job: Job, number: int) -> None:
         """Signal everything that the job's ladder ends, but keepers only to wake them if they were stopped.
