@@ -1,10 +1,15 @@
 """What operators do about services on real daemons: plan, maintenance, standby, drain, restart (SPEC 8.1, P6.30)."""
 
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from dev_cluster import DevCluster
 
+TOLD = re.compile(r"(n\d)  .*line (\d+) of (n\d)$")  # the node whose log it is, and what its service wrote
 SERVICES = """
 [[service]]
 name = "disk"
@@ -75,6 +80,29 @@ def test_a_plan_comes_true_and_maintenance_standby_and_drain_do_what_they_say(
     refused = dev_cluster.run("service", "transfer", "web", "n1")
     assert refused.returncode == 1
     assert "move disk" in refused.stderr
+
+
+def test_p8_20_a_log_that_is_followed_goes_on_where_its_service_goes(dev_cluster: DevCluster, tmp_path: Path) -> None:
+    file = tmp_path / "services.toml"
+    file.write_text(
+        '[[service]]\nname = "teller"\nnode_preferences = {ordered = ["n0", "n1"]}\n'
+        'run = ["sh", "-c", "n=0; while :; do n=$((n+1)); echo line $n of $MUSTER_NODE; sleep 0.1; done"]\n'
+    )
+    dev_cluster.up(2)
+    dev_cluster.succeed("apply", str(file), "--wait")
+    words = [sys.executable, "-m", "muster.ui.command_line", "service", "log", "teller", "-f"]
+    followed = subprocess.Popen([*words, "--dir", str(dev_cluster.directory)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert followed.stdout is not None
+        told = (found.groups() for line in followed.stdout if (found := TOLD.match(line)))
+        last = int(next(told)[1])
+        for number in range(last + 1, last + 20):
+            assert next(told) == ("n0", str(number), "n0"), "each line once, in order"
+        dev_cluster.succeed("service", "transfer", "teller", "n1")
+        assert next(each for each in told if each[0] == "n1") == ("n1", "1", "n1")
+    finally:
+        followed.send_signal(signal.SIGINT)
+        followed.communicate(timeout=30)
 
 
 def test_a_drain_empties_a_node_and_says_what_it_waits_for(dev_cluster: DevCluster, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from dev_cluster import PATIENT, SOURCE, DevCluster
 from lab import exclusive_service
+from real_node import wait_for
 
 NODES = ("n0", "n1", "n2")
 LONGEST_GAP_S = 10.0  # far beyond what a busy machine takes from a process that writes every 5 ms
@@ -68,6 +69,11 @@ def now_us() -> int:
 def guard_of(cluster: DevCluster, node: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((cluster.directory / "nodes" / node / "guard.json").read_text())
     return found
+
+
+def open_descriptors(pid: int) -> int:
+    """How many descriptors the process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def assert_never_interrupted(record: Path, moments: list[int]) -> None:
@@ -136,3 +142,11 @@ def test_p10_3_all_daemons_are_replaced_one_after_the_other_and_no_service_notic
         for what in ("pid", "runner_pid"):
             assert after[node][what] == before[node][what]
         assert cluster.json("node", "list")["nodes"][node]["incarnation"] == members[node]["incarnation"]
+
+    open_before = {what: open_descriptors(after["n0"][what]) for what in ("pid", "init_pid", "runner_pid")}
+    for _ in range(3):
+        cluster.succeed("node", "restart-daemon", "n0")
+    wait_for(
+        "no descriptor more than before",
+        lambda: {what: open_descriptors(after["n0"][what]) for what in open_before} == open_before,
+    )
