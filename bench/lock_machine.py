@@ -59,8 +59,10 @@ class Cluster:
         self.spent_s = dict.fromkeys(self.managers, 0.0)
         self.longest_s = 0.0
         self._entry = 0
+        self._working: set[int] = set()
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
         for node, manager in self.managers.items():
+            manager.is_paced = True  # as in a process, which serves clients between two pieces of a recovery's work
             manager.follow_spaces([SPACE])
             for other in self.managers:
                 if other != node:
@@ -95,12 +97,19 @@ class Cluster:
             took_s = time.process_time() - began_s
             self.spent_s[node] += took_s
             self.longest_s = max(self.longest_s, took_s)
+            if manager.has_work and node not in self._working:
+                self._working.add(node)
+                self._queue.append((node, lambda node=node: self._work(node)))  # type: ignore[misc]
             for effect in effects:
                 if isinstance(effect, Send):
                     self._arrive(node, effect)
                 elif isinstance(effect, Acknowledge):
                     done.add(node)
         return done
+
+    def _work(self, node: int) -> None:
+        self._working.discard(node)
+        self.managers[node].work()
 
     def _arrive(self, node: int, effect: Send) -> None:
         receiver = self.managers.get(effect.node)

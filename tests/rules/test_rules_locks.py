@@ -47,7 +47,8 @@ from muster.core.locks.modes import (
 from muster.core.locks.names import BUCKETS, MAXIMUM_VALUE, Bounds, bucket_of, name_problem, space_problem
 from muster.core.locks.recovery import Phase
 from muster.core.locks.resource import Lock, News, Resource, What
-from muster.records.levels import EVENT_MANAGER_LEVEL
+from muster.records.levels import EVENT_MANAGER_LEVEL, TransitionKind
+from muster.records.transitions import Acknowledgement
 
 NL, CR, CW, PR, PW, EX = Mode
 SPACE, NAME, KEY = "s", "orders/42", "s:orders/42"
@@ -705,6 +706,39 @@ def test_p12_13_a_second_death_in_the_middle_begins_again() -> None:
             if node != second:
                 few.unlock(node, number)
         assert few.grant(writer).mode is EX
+
+
+def test_p3_8_of_the_steps_that_a_node_learns_of_together_first_barriers_are_told_first() -> None:
+    """A join begins before the leave's second barrier: who resumed by that in the round before would be alone in it."""
+    master, levels = Master(3), (LOCKS, EVENT_MANAGER_LEVEL)
+    seats = {node: Seat(master, node, 1, levels) for node in (0, 1)}
+
+    def tell(node: int) -> list[tuple[TransitionKind, int]]:
+        seat = seats[node]
+        while seat.is_behind:
+            seat.apply()
+        told = seat.subsystems.due(seat.database)
+        for each in told:
+            seat.subsystems.acknowledge(Acknowledgement(each.transition, each.level, each.barrier))
+        return [(each.kind, each.barrier) for each in told]
+
+    def hear(*nodes: int) -> bool:
+        master.reports.update({node: seats[node].report() for node in nodes})
+        return master.decide()
+
+    while hear(0, 1):
+        tell(0), tell(1)
+    master.leave(0)
+    assert master.decide() and tell(0) and tell(1)[-1] == (TransitionKind.LEAVING, 0)
+    while seats[0].database.transitions and hear(0, 1):  # down to the locks' level
+        if any(each.level == LOCKS.number for each in master.database.transitions.values()):
+            break
+        tell(0), tell(1)
+    tell(0), tell(1)
+    seats[2] = Seat(master, 2, 1, levels)
+    assert hear(2) and tell(2)
+    assert hear(0, 1, 2)
+    assert tell(1) == [(TransitionKind.JOINING, 0), (TransitionKind.LEAVING, 1)]
 
 
 # ---- what random histories have found (PROTOCOL 12), each as it was shrunk -------------------------------------------

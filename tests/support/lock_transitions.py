@@ -31,7 +31,6 @@ from muster.records.versions import HIGHEST
 BELOW = Level(5, "below")
 LOCKS = Level(10, "locks", Barriers(BARRIERS[Kind.JOINING], BARRIERS[Kind.LEAVING], BARRIERS[Kind.FORCED_LEAVING]))
 LEVELS = (BELOW, LOCKS, EVENT_MANAGER_LEVEL)
-TOGETHER = 1024  # transitions that may enter a level by one entry
 TERM = Term(1, 0)
 
 
@@ -53,8 +52,8 @@ class Master:
         self.reports: dict[int, Report] = {}
         self.dead: set[tuple[int, int]] = set()  # incarnations that are proven to have stopped
         self.silent: set[tuple[int, int]] = set()  # whose leases have run out
-        self.entered: dict[int, int] = {}  # transition -> what it is called at the locks' level
-        self.on_entry: Callable[[Transition, int], None] = lambda _transition, _entry: None
+        self.entered: set[int] = set()  # transitions that have come to the locks' level
+        self.on_entry: Callable[[Transition], None] = lambda _transition: None
         self._leaves: list[int] = []
 
     def leave(self, node: int) -> None:
@@ -87,8 +86,8 @@ class Master:
         self.entries.append(entry)
         for change in entry.changes:
             if isinstance(change, Transition) and change.level == LOCKS.number and change.identity not in self.entered:
-                self.entered[change.identity] = entry.index * TOGETHER + change.node
-                self.on_entry(change, self.entered[change.identity])
+                self.entered.add(change.identity)
+                self.on_entry(change)
         return True
 
     def _take_leave(self, draft: Draft, node: int) -> None:
@@ -137,7 +136,7 @@ class Seat:
         others = [
             Acknowledgement(each.transition, each.level, each.barrier) for each in told if each.level != LOCKS.number
         ]
-        return sorted(locks, key=lambda step: (step.barrier > 0, step.entry)), others
+        return locks, others
 
     def acknowledge(self, transition_: int, barrier: int) -> None:
         """The lock manager has acknowledged."""
@@ -149,25 +148,8 @@ class Seat:
         acknowledged = self.subsystems.acknowledged(self.database)
         return Report(TERM, self.database.index, self.incarnation, "join", levels, acknowledged)
 
-    def _step(self, told: Notify) -> Step:
+    @staticmethod
+    def _step(told: Notify) -> Step:
+        roster = {node: Member(*known) for node, known in told.members.items()}
         kind = Kind[told.kind.name]
-        entry = self._master.entered[told.transition]
-        roster = members_at(self.database, self._master.entered, entry)
-        return Step(told.transition, kind, told.node, told.incarnation, told.barrier, entry, roster)
-
-
-def members_at(database: Database, entered: dict[int, int], entry: int) -> dict[int, Member]:
-    """Who is in the locks' level as of that entry."""
-    at_level = {
-        each.node: each for each in database.transitions.values() if each.level == LOCKS.number and not each.awaits
-    }
-    found: dict[int, Member] = {}
-    for member in database.members.values():
-        own = at_level.get(member.node)
-        if own is None or entered[own.identity] > entry:
-            joins_later = own is not None and Kind[own.kind.name] is Kind.JOINING
-            if LOCKS.number in member.inside and not joins_later:
-                found[member.node] = Member(member.incarnation)
-        elif Kind[own.kind.name] is not Kind.FORCED_LEAVING:
-            found[member.node] = Member(own.incarnation, Kind[own.kind.name] is Kind.JOINING)
-    return found
+        return Step(told.transition, kind, told.node, told.incarnation, told.barrier, told.entry, roster)

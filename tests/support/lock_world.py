@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from lock_transitions import TOGETHER, Master, Seat
+from lock_transitions import Master, Seat
 from muster.core.locks.machine import LockManager, LockRefused
 from muster.core.locks.messages import (
     Acknowledge,
@@ -36,7 +36,7 @@ from muster.core.locks.modes import COMPATIBLE, GIVES_UP, KNOWS, NONE, WRITES, M
 from muster.core.locks.names import Bounds
 from muster.core.locks.recovery import Phase
 from muster.records.levels import NodeState, TransitionKind
-from muster.records.transitions import Acknowledgement, Transition
+from muster.records.transitions import ENTRIES_TOGETHER, Acknowledgement, Transition
 
 SPACE = "s"
 Incarnation = tuple[int, int]  # node, incarnation
@@ -193,18 +193,19 @@ class Host:
 
     def __init__(self, node: int, incarnation: int, master: Master) -> None:
         self.node, self.incarnation = node, incarnation
-        self.manager = LockManager(node, incarnation, Bounds(idle=3))
+        self.manager = LockManager(node, incarnation, Bounds(idle=3, piece=1))
         self.manager.follow_spaces([SPACE])
         self.alive = True
         self.paused = False
         self.deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.seat = Seat(master, node, incarnation)
+        self.works = False
         self.links: dict[int, Connection] = {}  # those that it knows of
         self.locks: dict[LockId, tuple[int, str]] = {}  # client and key
         self.modes: dict[LockId, int] = {}  # as the client was told
         self.busy: set[LockId] = set()  # an operation on it is not over
         self.blocking = 0
-        self.ending: set[int] = set()  # clients whose connection is gone
+        self.over: set[LockId] = set()  # whose processes have ended
 
     @property
     def identity(self) -> Incarnation:
@@ -267,6 +268,7 @@ class World:
         """A new incarnation begins to join."""
         self.last_incarnation[node] += 1
         host = Host(node, self.last_incarnation[node], self.master)
+        host.manager.is_paced = self.random.random() < 0.5
         for other in self.hosts.values():
             self.after(self.random.randrange(1, 2000), self.connect, host, other)
         if node in self.hosts:
@@ -359,16 +361,18 @@ class World:
             member = self.master.member(node)
             is_gone = member.incarnation > incarnation or member.state is NodeState.INACTIVE
             if is_gone and member.incarnation >= incarnation:  # perhaps nobody was there to be told
-                self.checker.proven_dead((node, incarnation), self.master.database.index * TOGETHER, only_held=True)
+                self.checker.proven_dead(
+                    (node, incarnation), self.master.database.index * ENTRIES_TOGETHER, only_held=True
+                )
         if self.master.database.index > before:
             for host in self.hosts.values():
                 if host.alive:
                     self.after(self.random.randrange(1, 2 * self.delay_us), self.deliver, host, self.apply, host)
 
-    def entered(self, transition: Transition, entry: int) -> None:
+    def entered(self, transition: Transition) -> None:
         """A transition has come to the locks' level."""
         if transition.kind is TransitionKind.FORCED_LEAVING:
-            self.checker.proven_dead((transition.node, transition.incarnation), entry)
+            self.checker.proven_dead((transition.node, transition.incarnation), transition.entry)
 
     def apply(self, host: Host) -> None:
         """Some of the entries that are there; the others later."""
@@ -400,8 +404,16 @@ class World:
 
     # effects
 
+    def work(self, host: Host) -> None:
+        """A piece of a round's work."""
+        host.works = False
+        host.manager.work()
+
     def effects(self, host: Host) -> None:
         """Carry out what a lock manager wants done."""
+        if host.manager.has_work and not host.works:
+            host.works = True
+            self.after(self.random.randrange(1, self.delay_us), self.deliver, host, self.work, host)
         for effect in host.manager.take():
             match effect:
                 case Send():
@@ -421,6 +433,8 @@ class World:
                 case Released(_, lock):
                     self.checker.ended(lock)
                     if lock in host.locks:
+                        if lock not in host.over:
+                            raise Broken(f"{lock} of node {host.node} is free, and its client has not given it up")
                         if lock in self.checker.held:
                             self.checker.gave_up(lock, NONE, None)
                         del host.locks[lock], host.modes[lock]
@@ -434,6 +448,7 @@ class World:
         """Nothing of a client runs any more."""
         if not host.alive:
             return
+        host.over.update(lock for lock, (owner, _) in host.locks.items() if owner == client)
         for lock, (owner, _) in list(host.locks.items()):
             if owner == client and lock in self.checker.held and host.modes[lock] != NONE:
                 self.checker.held[lock].mode = Mode.NL  # its processes use it no more

@@ -7,10 +7,11 @@ master learns of it; a mode that is gained is gained when the master's grant has
 
 Inputs are the methods; what is to be done about them is in the list that `take` returns, in order. The machine reads no
 clock and does no I/O: a timeout is an input (`expire`), and so is the wish to look for deadlocks (`suspect`). What a
-client asks wrongly raises `LockRefused` and changes nothing. Nothing runs it yet: see chapter 12 of docs/PROTOCOL.md.
+client asks wrongly raises `LockRefused` and changes nothing. What a round of recovery asks of this node is done in
+pieces (`work`), so that clients are served in between.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from muster.core.locks.channel import Channel
@@ -84,10 +85,13 @@ class LockManager:
     def __init__(self, node: int, incarnation: int, bounds: Bounds = _NO_BOUNDS) -> None:
         self.node, self.incarnation = node, incarnation
         self.tables = Tables(node)
-        self.recovery = Recovery(node)
+        self.recovery = Recovery(node, bounds.piece)
         self.search = Search()
         self.spaces: frozenset[str] = frozenset()
         self.is_leaving = False
+        self.is_paced = False  # recoveries go on with `work` only, piece by piece; else at once
+        self._job: Iterator[None] | None = None
+        self._may_hold_absent = False  # resources here may have locks of nodes that are proven dead
         self.is_out = False  # all have done with its leave: it only acknowledges what others' transitions still ask
         self._bounds = bounds
         self._count = 0  # locks of this node's clients
@@ -97,7 +101,7 @@ class LockManager:
         self._connected: dict[int, int] = {}  # node -> incarnation
         self._gone: dict[int, int] = {}  # nodes whose incarnations up to this one are heard no more
         self._finds: list[tuple[int, Find]] = []  # questions to the directory that wait for the end of the recovery
-        self._held: dict[LockId, tuple[str, tuple[object, ...]]] = {}  # operations that wait for it
+        self._held: dict[LockId, tuple[Lock, str, tuple[object, ...]]] = {}  # operations that wait for it
         self._effects: list[Effect] = []
 
     def take(self) -> list[Effect]:
@@ -184,7 +188,7 @@ class LockManager:
             return
         self._effects.append(EndClient(client))
         for lock in list(locks.values()):
-            what, arguments = self._held.get(lock.id, ("", ()))
+            _, what, arguments = self._held.get(lock.id, (lock, "", ()))
             if what == "_convert" and not GIVES_UP[lock.mode][cast("int", arguments[0])]:
                 del self._held[lock.id]
             if lock.wanted != NONE and lock.id not in self._held:
@@ -193,7 +197,7 @@ class LockManager:
     def emptied(self, client: int) -> None:
         """It is proven that nothing of the client runs any more: its locks are free (P12.5)."""
         for lock in list(self.tables.clients.get(client, {}).values()):
-            value = self._value_held_back(lock.id)
+            value = self._value_held_back(lock)
             if not self._hold_back(lock, "_free", (value,), always=True):
                 self._free(lock, value)
 
@@ -350,12 +354,12 @@ class LockManager:
             return False
         if len(self._held) >= self._bounds.held_back and not always:
             raise LockRefused("a recovery is under way, and too much waits for its end: ask again")
-        self._held[lock.id] = (what, arguments)
+        self._held[lock.id] = (lock, what, arguments)
         return True
 
-    def _value_held_back(self, number: LockId) -> bytes | None:
+    def _value_held_back(self, lock: Lock) -> bytes | None:
         """What was to be written to the value block by an operation that is held back; it is held back no more."""
-        what, arguments = self._held.pop(number, ("", ()))
+        _, what, arguments = self._held.pop(lock.id, (lock, "", ()))
         return cast("bytes | None", arguments[0] if what == "_free" else arguments[1] if what else None)
 
     def _place(self, lock: Lock) -> None:
@@ -413,7 +417,7 @@ class LockManager:
             resource.free(lock, value, lock.version + 1, self.recovery.resumed, news)
             if news:
                 self._tell(news)
-            if not resource.locks:
+            if resource.is_empty:
                 self._rests(key)
         else:
             use = self.tables.uses[key]
@@ -434,7 +438,7 @@ class LockManager:
             news: News = []
             resource.withdraw(lock, lock.cancelling, self.recovery.resumed, news)
             self._tell(news)
-            if not resource.locks:
+            if resource.is_empty:
                 self._rests(key)
             return
         use = self.tables.uses[key]
@@ -503,8 +507,8 @@ class LockManager:
             return
         news: News = []
         epoch = self.recovery.resumed
-        lock = resource.locks.get(message.lock)
-        if lock is None and message.key in self.recovery.unsettled:
+        lock = resource.find(message.lock)
+        if lock is None and (message.key in self.recovery.unsettled or message.key in self.tables.early):
             # Who asks may not know that it came here in a round; if that does not count, it has to look again.
             self.tables.early.setdefault(message.key, []).append((node, message))
             return
@@ -528,7 +532,7 @@ class LockManager:
         elif lock.serial == message.serial and lock.wanted != NONE:
             resource.withdraw(lock, message.reason, epoch, news)
         self._tell(news)
-        if not resource.locks:
+        if resource.is_empty:
             self._rests(message.key)
 
     def _told_by_master(self, node: int, message: Given | Denied | Wanted | NotHere) -> None:
@@ -559,7 +563,7 @@ class LockManager:
             use.unsent.remove(lock)
             if isinstance(message, Given):
                 use.locks[lock.id] = lock
-                use.master, use.asked = node, NOBODY
+                use.master, use.asked, use.held = node, NOBODY, use.held or not self.recovery.stays(node)
                 self._send_unsent(message.key, use)
         if isinstance(message, Given):
             lock.mode, lock.wanted, lock.told = message.mode, NONE, 0
@@ -612,7 +616,9 @@ class LockManager:
             return
         mark: Token = NO_TOKEN
         if master is None:
-            master = directory.masters[key] = node
+            master = node
+            if node != self.node:  # what it masters itself, it knows by its resources
+                directory.masters[key] = node
         if master == node:
             mark = directory.marks.get(bucket, NO_TOKEN)
         self._send(node, Found(key, message.turn, master, max(mark, (self.recovery.resumed, 0))))
@@ -643,7 +649,7 @@ class LockManager:
         for lock in use.unsent if use is not None else ():
             self._place(lock)
         self._take_early(key)
-        if not self.tables.resources[key].locks:
+        if self.tables.resources[key].is_empty:
             self._rests(key)
 
     def _take_early(self, key: str) -> None:
@@ -669,7 +675,7 @@ class LockManager:
         self.tables.idle.pop(key, None)
         resource = self.tables.resources.get(key)
         use = self.tables.uses.get(key)
-        if resource is not None and not resource.locks and not resource.frozen:
+        if resource is not None and resource.is_empty and not resource.frozen:
             del self.tables.resources[key]
             self._send(self.recovery.places[bucket_of(key)], Dropped(key, resource.token))
         elif use is not None and use.is_empty:
@@ -692,7 +698,7 @@ class LockManager:
         work.step = step
         work.acknowledged = min(work.acknowledged, step.barrier - 1)
         if step.barrier == 2 and is_own:
-            self.is_out = True
+            self.is_out, self._job = True, None
             for each in list(recovery.work.values()):
                 self._effects.append(Acknowledge(each.step.transition, each.step.barrier))
             return
@@ -719,20 +725,81 @@ class LockManager:
         self.search.give_up()
         if step.kind is Kind.FORCED_LEAVING:
             self._bid_farewell(step.node, step.incarnation)
-            tables.lose_node(step.node, MASK)
+            self._may_hold_absent = True
             self._finds = [(node, find) for node, find in self._finds if node != step.node]
+            for key, early in tables.early.items():
+                tables.early[key] = [(node, message) for node, message in early if node != step.node]
         if step.kind is Kind.LEAVING and step.node == self.node:
             self.is_leaving = True
             self._effects.extend(map(EndClient, tables.clients))
             for lock in [each for locks in tables.clients.values() for each in locks.values() if each.wanted != NONE]:
                 if lock.id not in self._held and lock.wanted != NONE:
                     self.cancel(lock.client, lock.id, Reason.CLIENT_GONE)  # nobody becomes a master to leave at once
-            for resource in tables.resources.values():
-                tables.freeze(resource)
-        for key, use in tables.uses.items():
+        if step.kind is Kind.JOINING and self.node in recovery.emptied:
+            self._send(step.node, Emptied())  # said to all others before this one came
+        self._start(self._stop())
+
+    # ---- what a round asks of this node, in pieces
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `work` is to be called."""
+        return self._job is not None
+
+    def work(self) -> bool:
+        """Do a piece of what a round asks of this node; whether there is more. Clients are served in between (P12.12).
+
+        Only where `is_paced`; else all is done as soon as it can be.
+        """
+        job = self._job
+        if job is None:
+            return False
+        for _ in job:
+            return True
+        if self._job is job:
+            self._job = None
+            self._go_on()
+        return self._job is not None
+
+    def _start(self, job: Iterator[None]) -> None:
+        """Begin a job; one that a new round makes needless is over."""
+        self._job = job
+        while not self.is_paced and self.work():
+            pass
+
+    def _go_on(self) -> None:
+        """As far as the round can go now."""
+        recovery = self.recovery
+        for work in list(recovery.work.values()):
+            if work.step.barrier == 2 and recovery.has_emptied(work.step.node):
+                self._see_off(work.step.node)
+        if self._job is None:
+            if recovery.all_have_stopped:
+                self._start(self._tell_all())
+            elif recovery.all_have_told:
+                self._start(self._build())
+            elif recovery.may_resume:
+                self._start(self._resume())
+        self._acknowledge()
+
+    def _stop(self) -> Iterator[None]:
+        """Stop what the round concerns, and say so."""
+        recovery, tables = self.recovery, self.tables
+        leaves = not recovery.stays(self.node)
+        if self._may_hold_absent or leaves:
+            for number, resource in enumerate(list(tables.resources.values())):
+                if number % self._bounds.piece == 0:
+                    yield
+                tables.lose_absent(resource, recovery.roster, MASK)
+                if leaves:
+                    tables.freeze(resource)
+            self._may_hold_absent = False
+        for number, (key, use) in enumerate(list(tables.uses.items())):
+            if number % self._bounds.piece == 0:
+                yield
             if use.master != NOBODY and not recovery.stays(use.master):
                 use.held = True
-                if step.kind is Kind.FORCED_LEAVING and use.master == step.node:
+                if use.master not in recovery.roster:
                     for lock in use.locks.values():
                         lock.valid = lock.valid and lock.mode != NONE  # who waits there cannot know what it has lost
             if use.asked != NOBODY and bucket_of(key) in recovery.moving:
@@ -741,31 +808,31 @@ class LockManager:
         for node in recovery.roster:
             if node != self.node:
                 self._send(node, stopped)
-        if step.kind is Kind.JOINING and self.node in recovery.emptied:
-            self._send(step.node, Emptied())  # said to all others before this one came
-        self._go_on()
 
-    def _go_on(self) -> None:
-        """As far as the round can go now."""
+    def _tell_all(self) -> Iterator[None]:
+        """All have stopped: tell what this node knows to whom it concerns."""
         recovery = self.recovery
-        for work in list(recovery.work.values()):
-            if work.step.barrier == 2 and recovery.has_emptied(work.step.node):
-                self._see_off(work.step.node)
-        if recovery.all_have_stopped:
-            self._end_cancelled_waits()
-            told = list(recovery.rebuild(self.tables))
-            self._refuse_early()
-            for node, message in told:
-                self._send(node, message)
-        if recovery.all_have_told:
-            built, strays = recovery.build(self.tables)
-            for key in built:
+        recovery.begin_telling()
+        for each in recovery.tell(self.tables, lambda lock: self._denied(lock, Reason(lock.cancelling))):
+            if each is not None:
+                self._send(*each)
+            yield
+        self._refuse_early()
+        recovery.end_telling()
+        for node in recovery.roster:
+            if node != self.node:
+                self._send(node, Rebuilt(recovery.epoch))
+        self._message(self.node, self.incarnation, Rebuilt(recovery.epoch))
+
+    def _build(self) -> Iterator[None]:
+        """All have told: become the master of what was told to this node."""
+        for number, (key, strays) in enumerate(self.recovery.build(self.tables)):
+            if not strays:
                 self._enter_resource(key)
             for copy in strays:
                 self._send(owner_of(copy.lock), NotHere(copy.key, copy.lock))
-        if recovery.may_resume:
-            self._resume()
-        self._acknowledge()
+            if number % self._bounds.piece == 0:
+                yield
 
     def _refuse_early(self) -> None:
         """What was asked too early of a master that this node will not be: who has asked looks again (P12.8)."""
@@ -780,65 +847,63 @@ class LockManager:
             if isinstance(early, Ask):
                 self._send(node, NotHere(key, early.lock))
 
-    def _end_cancelled_waits(self) -> None:
-        """What is to be told to a new master is told without them: no grant of theirs is on its way any more."""
-        for key, use in list(self.tables.uses.items()):
-            if not use.held:
-                continue
-            for lock in [each for each in use.locks.values() if each.cancelling]:
-                if lock.mode == NONE:
-                    del use.locks[lock.id]
-                self._denied(lock, Reason(lock.cancelling))
-            if use.is_empty:
-                self._rests(key)
-
-    def _resume(self) -> None:
+    def _resume(self) -> Iterator[None]:
+        """All are ready: go on with what was stopped. What is not reached yet still stands as it stood."""
         recovery, tables = self.recovery, self.tables
         recovery.resume()
-        mine = [bucket for bucket, node in enumerate(recovery.places) if node == self.node]
-        tables.directory.prune(mine, [node for node, member in recovery.roster.items() if member.stays])
-        frozen, tables.frozen = tables.frozen, set()
-        for key in sorted(frozen):
-            news: News = []
-            resource = tables.resources[key]
-            resource.thaw(recovery.resumed, news)
-            self._tell(news)
-            for lock in [each for each in resource.queued() if each.cancelling]:
-                if lock.cancelling:  # the end of another's wait may have granted it
-                    self._withdraw(lock)
+        mine = {bucket for bucket, node in enumerate(recovery.places) if node == self.node}
+        tables.directory.prune(mine, {node for node, member in recovery.roster.items() if member.stays})
+        for number, key in enumerate(list(tables.frozen)):
+            if number % self._bounds.piece == 0:
+                yield
+            self._thaw(key)
         for key in [each for each in tables.early if each in tables.resources]:
             self._take_early(key)
-        for key, use in list(tables.uses.items()):
-            cancelled = [lock for lock in use.locks.values() if use.held and lock.cancelling]
-            use.held, use.round = False, 0
-            if use.master != NOBODY:
-                self._send_unsent(key, use)
-                for lock in cancelled:
-                    self._withdraw(lock)
-            elif use.is_empty and key not in tables.early:
-                del tables.uses[key]
-            elif use.asked == NOBODY:
-                self._find(key, use)
-        finds, self._finds = self._finds, []
-        for node, find in finds:
+        for number, (key, use) in enumerate(list(tables.uses.items())):
+            if number % self._bounds.piece == 0:
+                yield
+            if tables.uses.get(key) is use:
+                self._resume_use(key, use)
+        while self._finds:
+            node, find = self._finds.pop(0)
             if recovery.places[bucket_of(find.key)] == self.node:
                 self._asked_of_directory(node, find)
-        for number in list(
-            self._held
-        ):  # one after the other: what one frees may be granted to another, which is to end
-            self._do_held(number, *self._held.pop(number))
-        for key in [key for key, resource in tables.resources.items() if not resource.locks]:
+        while self._held:  # one after the other: what one frees may be granted to another, which is to end
+            number = next(iter(self._held))
+            lock, what, arguments = self._held.pop(number)
+            if number in tables.clients.get(lock.client, ()):  # else its wait has ended, and it with that
+                getattr(self, what)(lock, *arguments)
+            yield
+        for key in [key for key, resource in tables.resources.items() if resource.is_empty]:
             self._rests(key)
 
-    def _do_held(self, number: LockId, what: str, arguments: tuple[object, ...]) -> None:
-        for locks in self.tables.clients.values():
-            if (lock := locks.get(number)) is not None:
-                getattr(self, what)(lock, *arguments)
-                return
+    def _thaw(self, key: str) -> None:
+        resource = self.tables.resources.get(key)
+        del self.tables.frozen[key]
+        if resource is None:
+            return
+        news: News = []
+        resource.thaw(self.recovery.resumed, news)
+        self._tell(news)
+        for lock in [each for each in resource.queued() if each.cancelling]:
+            if lock.cancelling:  # the end of another's wait may have granted it
+                self._withdraw(lock)
+
+    def _resume_use(self, key: str, use: Use) -> None:
+        cancelled = [lock for lock in use.locks.values() if use.held and lock.cancelling]
+        use.held, use.round = False, 0
+        if use.master != NOBODY:
+            self._send_unsent(key, use)
+            for lock in cancelled:
+                self._withdraw(lock)
+        elif use.is_empty and key not in self.tables.early:
+            del self.tables.uses[key]
+        elif use.asked == NOBODY:
+            self._find(key, use)
 
     def _acknowledge(self) -> None:
         """What this node has done of each transition's newest step (P12.11)."""
-        if self.recovery.phase is Phase.AT_REST and self.is_leaving and not self._count:
+        if self._is_at_rest and self.is_leaving and not self._count:
             self._say_emptied()
         for name, work in list(self.recovery.work.items()):
             step = work.step
@@ -853,11 +918,15 @@ class LockManager:
 
         The later ones of a leave, once nothing more comes of the leaving node, whenever this one came.
         """
-        phase = self.recovery.phase
         if step.barrier == 0:
-            return phase in {Phase.READY, Phase.AT_REST}
+            return self.recovery.phase in {Phase.READY, Phase.AT_REST}
         has_emptied = step.kind is not Kind.LEAVING or self.recovery.has_emptied(step.node)
-        return has_emptied and (phase is Phase.AT_REST or step.barrier == 2)
+        return has_emptied and (self._is_at_rest or step.barrier == 2)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whether this node has resumed, and has gone on with everything."""
+        return self.recovery.phase is Phase.AT_REST and self._job is None
 
     def _say_emptied(self) -> None:
         """All that its clients had is free, and all that says so is on its way, before this."""

@@ -21,6 +21,7 @@ class Bounds(NamedTuple):
     locks: int = 500_000
     held_back: int = 100_000  # operations that wait for the end of a recovery
     idle: int = 4_096  # resources without a lock whose mastership is kept
+    piece: int = 64  # resources that are looked at, told, built or thawed in one piece of a round's work
 
 
 def space_problem(space: str) -> str:

@@ -14,9 +14,9 @@ were ready, so all agree on it); else it is told again to whom the newer layout 
 round it knows to have been resumed, so all judge alike, by the same messages.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from muster.core.locks.directory import NOBODY, layout
 from muster.core.locks.messages import (
@@ -106,14 +106,15 @@ class Phase(IntEnum):
     READY = 3
 
 
-Outgoing = Iterator[tuple[int, Message]]
+Outgoing = Iterator[tuple[int, Message] | None]
 
 
 class Recovery:
     """The round of one node, and what it has been told in it."""
 
-    def __init__(self, node: int) -> None:
-        self.node = node
+    def __init__(self, node: int, piece: int) -> None:
+        """`piece`: of so many resources is something told before there is a pause."""
+        self.node, self._piece = node, piece
         self.epoch = 0  # the newest round
         self.resumed = 0  # the newest that this node has resumed: the epoch of its tokens
         self.final = 0  # the newest that somebody is known to have resumed
@@ -228,75 +229,90 @@ class Recovery:
             for node, member in self.roster.items()
         )
 
-    def rebuild(self, tables: Tables) -> Outgoing:
-        """All that this node has to tell, and to whom; to itself, too (P12.12)."""
+    def begin_telling(self) -> None:
+        """All have stopped: what they say of earlier rounds is what all judge by (P12.13)."""
         self._agreed = max(self._stopped[node][1].final for node in self.roster)
         self.heard_of(self._agreed)
         self.phase = Phase.REBUILDING
+
+    def tell(self, tables: Tables, end_wait: Callable[[Lock], None]) -> Outgoing:
+        """All that this node has to tell, and to whom; to itself, too (P12.12). In pieces: None is a pause.
+
+        `end_wait`: a wait that its client has cancelled ends instead; no grant of it is on its way any more.
+        """
         yield from self._tell_handed(tables)
-        yield from self._tell_copies(tables)
+        yield from self._tell_copies(tables, end_wait)
         yield from self._tell_directory(tables)
+
+    def end_telling(self) -> None:
+        """Everything is told."""
         self.places = self._next
         self._layouts.append((self.epoch, self.places))
-        for node in self.roster:
-            if node != self.node:
-                yield node, Rebuilt(self.epoch)
-        yield self.node, Rebuilt(self.epoch)  # last: what follows from it must come after all this
 
     def _tell_handed(self, tables: Tables) -> Outgoing:
         """Resources that this node masters no more: it leaves, or the round in which they came here does not count."""
-        out: dict[int, list[Kept]] = {}
+        out: _Batches[Kept] = _Batches()
         self._handed = {key: last for key, last in self._handed.items() if last.round_ > self._agreed}
-        young = [key for key, round_ in self._young.items() if round_ > self._agreed]
-        self._young = {}
+        self._young = {key: round_ for key, round_ in self._young.items() if round_ > self._agreed}
         leaves = not self.roster[self.node].stays
-        for key in list(tables.resources) if leaves else young:
+        for number, key in enumerate(list(tables.resources if leaves else self._young)):
             resource = tables.give_away(key, MASK)
-            if resource.locks:
+            self._young.pop(key, None)
+            if not resource.is_empty:
                 self._handed[key] = Last(self.epoch, *_kept(resource))
             else:
                 tables.directory.raise_mark(bucket_of(key), resource.token)
-        for key, last in self._handed.items():
+            if number % self._piece == 0:
+                yield None
+        for key, last in list(self._handed.items()):
             self._handed[key] = last._replace(round_=self.epoch)
-            out.setdefault(self._next[bucket_of(key)], []).append(last.kept)
-        for node, each in out.items():
-            for some in _batches(each):
-                yield node, Handed(self.epoch, tuple(some))
+            if some := out.add(self._next[bucket_of(key)], last.kept):
+                yield some[0], Handed(self.epoch, tuple(some[1]))
+        for node, each in out.rest():
+            yield node, Handed(self.epoch, tuple(each))
 
-    def _tell_copies(self, tables: Tables) -> Outgoing:
+    def _tell_copies(self, tables: Tables, end_wait: Callable[[Lock], None]) -> Outgoing:
         """The locks of this node's clients on resources that have no master now."""
-        out: dict[int, list[Copy]] = {}
-        for key, use in tables.uses.items():
+        out: _Batches[Copy] = _Batches()
+        for number, (key, use) in enumerate(list(tables.uses.items())):
+            if number % self._piece == 0:
+                yield None
             if use.round <= self._agreed:
                 use.round = 0
             if use.round == 0 and use.master != NOBODY and self.stays(use.master):
-                use.held = False
-                continue
+                continue  # what is held back of it waits until this node has resumed, all the same
+            for lock in [each for each in use.locks.values() if each.cancelling]:
+                if lock.mode == NONE:
+                    del use.locks[lock.id]
+                end_wait(lock)
             if not use.locks:
                 use.master = NOBODY
                 continue
             use.master = self._next[bucket_of(key)]
             use.round, use.held = self.epoch, True
-            out.setdefault(use.master, []).extend(map(copy_of, use.locks.values()))
-        for node, each in out.items():
-            for some in _batches(each):
-                yield node, Copies(self.epoch, tuple(some))
+            for lock in use.locks.values():
+                if some := out.add(use.master, copy_of(lock)):
+                    yield some[0], Copies(self.epoch, tuple(some[1]))
+        for node, each in out.rest():
+            yield node, Copies(self.epoch, tuple(each))
 
     def _tell_directory(self, tables: Tables) -> Outgoing:
         """What moves from where it was in the last round that counts; what a later one has told does not count."""
         while len(self._layouts) > 1 and self._layouts[1][0] <= self._agreed:
             del self._layouts[0]
         before = self._layouts[0][1]
+        if len(self._layouts) > 1 or self._layouts[0][0] != self.resumed:
+            tables.directory.keep({bucket for bucket in range(BUCKETS) if before[bucket] == self.node})
         del self._layouts[1:]
-        tables.directory.keep({bucket for bucket in range(BUCKETS) if before[bucket] == self.node})
-        entries: dict[int, list[str]] = {}
-        for key in tables.resources:
-            bucket = bucket_of(key)
-            if self._next[bucket] != before[bucket] and self._next[bucket] != self.node:
-                entries.setdefault(self._next[bucket], []).append(key)
-        for node, keys in entries.items():
-            for some in _batches(keys):
-                yield node, Entries(self.epoch, tuple(some))
+        out: _Batches[str] = _Batches()
+        moved = {bucket for bucket in range(BUCKETS) if self._next[bucket] not in {before[bucket], self.node}}
+        for number, key in enumerate(list(tables.resources) if moved else ()):
+            if number % self._piece == 0:
+                yield None
+            if (bucket := bucket_of(key)) in moved and (some := out.add(self._next[bucket], key)):
+                yield some[0], Entries(self.epoch, tuple(some[1]))
+        for node, keys in out.rest():
+            yield node, Entries(self.epoch, tuple(keys))
         marks: dict[int, list[tuple[int, Token]]] = {}
         for bucket, mark in tables.directory.marks.items():
             if self._next[bucket] != self.node:
@@ -318,18 +334,15 @@ class Recovery:
             self._rebuilt.get(node) == (member.incarnation, self.epoch) for node, member in self.roster.items()
         )
 
-    def build(self, tables: Tables) -> tuple[list[str], list[Copy]]:
-        """The resources that this node masters from now on, frozen until it resumes: their keys.
+    def build(self, tables: Tables) -> Iterator[tuple[str, list[Copy]]]:
+        """The resources that this node masters from now on, one after the other, frozen until it resumes.
 
         And locks that were told to it though another node lives which masters the resource: their owners had asked a
         node that was the master once and died before it could say so. They have been granted nothing.
         """
-        self.phase = Phase.READY
         for node, keys in self._entries:
             tables.directory.masters.update(dict.fromkeys(keys, node))
         self._entries = []
-        built: list[str] = []
-        strays: list[Copy] = []
         for key in {**self._copies, **self._kept}:
             copies, kept = self._copies.get(key, []), self._kept.get(key, [])
             if not copies:
@@ -338,7 +351,7 @@ class Recovery:
             master = tables.directory.masters.get(key, NOBODY)
             if key in tables.resources or (master != self.node and self.stays(master)):
                 assert all(copy.mode == NONE for copy in copies), f"{key} has two masters"
-                strays.extend(copies)
+                yield key, copies
                 continue
             use = tables.uses.get(key)
             own = use.locks if use is not None else {}
@@ -347,9 +360,9 @@ class Recovery:
             tables.freeze(resource)
             self._young[key] = self.epoch
             self.unsettled.add(key)
-            built.append(key)
+            yield key, []
         self._copies, self._kept = {}, {}
-        return built, strays
+        self.phase = Phase.READY
 
     @property
     def may_resume(self) -> bool:
@@ -396,6 +409,18 @@ def rebuilt(key: str, locks: Iterable[Lock], kept: Iterable[Kept]) -> Resource:
     return resource
 
 
-def _batches(each: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(each), BATCH):
-        yield each[start : start + BATCH]
+class _Batches(Generic[T]):
+    """What is told to each node, in messages of bounded size."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[T]] = {}
+
+    def add(self, node: int, each: T) -> tuple[int, list[T]] | None:
+        """One more; what is to be sent now, if that is a whole message."""
+        waiting = self._waiting.setdefault(node, [])
+        waiting.append(each)
+        return (node, self._waiting.pop(node)) if len(waiting) == BATCH else None
+
+    def rest(self) -> Iterator[tuple[int, list[T]]]:
+        """What is left."""
+        yield from self._waiting.items()

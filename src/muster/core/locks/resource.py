@@ -65,13 +65,15 @@ class Resource:
     """What is locked under one name, as its master keeps it: holders, queue, value block."""
 
     __slots__ = (
-        "converting", "counter", "epoch", "frozen", "granted", "key", "locks", "valid", "value", "version", "waiting",
+        "_many", "_only", "converting", "counter", "epoch", "frozen", "granted", "key", "valid", "value", "version",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, key: str, mark: Token = NO_TOKEN) -> None:
         """`mark`: a token that is not below any that was given for this resource."""
         self.key = key
-        self.locks: dict[LockId, Lock] = {}
+        self._only: Lock | None = None  # most resources have one lock, and a dictionary for it would be half of all
+        self._many: dict[LockId, Lock] | None = None  # two or more
         self.granted = 0  # how many of each mode, see `modes.UNIT`
         self.converting: list[Lock] | None = None
         self.waiting: list[Lock] | None = None
@@ -84,11 +86,49 @@ class Resource:
         """The last one that was given."""
         return self.epoch, self.counter
 
+    # ---- its locks
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has a lock on it, or waits for one."""
+        return self._only is None and self._many is None
+
+    @property
+    def locks(self) -> dict[LockId, Lock]:
+        """All of them, to be read."""
+        if self._many is not None:
+            return self._many
+        return {} if self._only is None else {self._only.id: self._only}
+
+    def find(self, number: LockId) -> Lock | None:
+        """The lock of this number, if it is there."""
+        if self._many is not None:
+            return self._many.get(number)
+        return self._only if self._only is not None and self._only.id == number else None
+
+    def _put(self, lock: Lock) -> None:
+        if self._many is not None:
+            self._many[lock.id] = lock
+        elif self._only is None:
+            self._only = lock
+        else:
+            self._many = {self._only.id: self._only, lock.id: lock}
+            self._only = None
+
+    def _drop(self, lock: Lock) -> None:
+        if self._many is None:
+            self._only = None
+            return
+        del self._many[lock.id]
+        if len(self._many) == 1:
+            (self._only,) = self._many.values()
+            self._many = None
+
     # ---- what owners ask
 
     def request(self, lock: Lock, epoch: int, news: News) -> None:
         """A new lock (P12.2)."""
-        self.locks[lock.id] = lock
+        self._put(lock)
         wanted = lock.wanted
         if not self.frozen:
             free = not self.granted & CONFLICTS[wanted] and not self.converting and not self.waiting
@@ -96,7 +136,7 @@ class Resource:
                 self._grant(lock, epoch, news)
                 return
             if lock.no_queue:
-                del self.locks[lock.id]
+                self._drop(lock)
                 news.append((What.DENIED, lock, Reason.WOULD_WAIT))
                 return
         if self.waiting is None:
@@ -133,7 +173,7 @@ class Resource:
 
     def free(self, lock: Lock, value: bytes | None, version: int, epoch: int, news: News) -> None:
         """The lock is no more, whatever it held or waited for; it may write the value block (P12.4)."""
-        del self.locks[lock.id]
+        self._drop(lock)
         if lock.wanted != NONE:
             self._unqueue(lock)
         if lock.mode != NONE:
@@ -141,7 +181,7 @@ class Resource:
                 self._write(value, version)
             self.granted -= UNIT[lock.mode]
             lock.mode = NONE
-        if self.locks:
+        if not self.is_empty:
             self.serve(epoch, news)
         else:
             self.value, self.version, self.valid = b"", 0, True  # the block lasts as long as somebody has a lock
@@ -150,28 +190,28 @@ class Resource:
         """Its wait ends without a grant: it is what it was before, which for a new one is nothing."""
         self._unqueue(lock)
         if lock.mode == NONE:
-            del self.locks[lock.id]
+            self._drop(lock)
         news.append((What.DENIED, lock, reason))
-        if self.locks:
+        if not self.is_empty:
             self.serve(epoch, news)
 
     # ---- recovery
 
     def lose(self, lock: Lock) -> None:
         """Its owner's node is proven dead: whatever it was writing is lost (P12.4). Nobody is served yet."""
-        del self.locks[lock.id]
+        self._drop(lock)
         if lock.wanted != NONE:
             self._unqueue(lock)
         if lock.mode != NONE:
             self.granted -= UNIT[lock.mode]
             if WRITES[lock.mode]:
                 self.valid = False
-        if not self.locks:
+        if self.is_empty:
             self.value, self.version, self.valid = b"", 0, True
 
     def restore(self, lock: Lock) -> None:
         """A lock as its owner knows it, into a resource that is being built up again; `order` comes afterwards."""
-        self.locks[lock.id] = lock
+        self._put(lock)
         if lock.mode != NONE:
             assert not self.granted & CONFLICTS[lock.mode], f"{self.key}: two owners hold what excludes the other"
             self.granted += UNIT[lock.mode]

@@ -1,5 +1,7 @@
 """What one node has: its clients' locks, the resources that it masters, its part of the directory (P12.1, P12.8)."""
 
+from collections.abc import Container
+
 from muster.core.locks.directory import NOBODY, Directory
 from muster.core.locks.messages import Copy, LockId, Message, Token
 from muster.core.locks.resource import Lock, Resource
@@ -34,7 +36,7 @@ class Tables:
         self.resources: dict[str, Resource] = {}
         self.uses: dict[str, Use] = {}
         self.directory = Directory()
-        self.frozen: set[str] = set()  # resources here that grant nothing until the recovery has ended
+        self.frozen: dict[str, None] = {}  # resources here that grant nothing until the recovery has ended
         self.early: dict[str, list[tuple[int, Message]]] = {}  # for a resource whose master this node may just become
         self.idle: dict[str, None] = {}  # resources and uses without a lock, by how long
 
@@ -48,26 +50,25 @@ class Tables:
     def freeze(self, resource: Resource) -> None:
         """It grants nothing more until the recovery has ended."""
         resource.frozen = True
-        self.frozen.add(resource.key)
+        self.frozen[resource.key] = None
 
-    def lose_node(self, node: int, mask: int) -> None:
-        """A node is proven dead: its locks here are no more, and what it had a part in grants nothing for now."""
-        for resource in self.resources.values():
-            lost = [lock for lock in resource.locks.values() if lock.id & mask == node]
-            if lost:
-                for lock in lost:
-                    resource.lose(lock)
-                self.freeze(resource)
-        for key, early in list(self.early.items()):
-            self.early[key] = [(peer, message) for peer, message in early if peer != node]
+    def lose_absent(self, resource: Resource, roster: Container[int], mask: int) -> None:
+        """The locks of nodes that are proven dead are no more, and what they had a part in grants nothing for now."""
+        lost = [lock for lock in resource.locks.values() if lock.id & mask not in roster]
+        for lock in lost:
+            resource.lose(lock)
+        if lost:
+            self.freeze(resource)
 
     def give_away(self, key: str, mask: int) -> Resource:
         """This node masters the resource no more: of its locks, those of its own clients are left, as a use."""
         resource = self.resources.pop(key)
-        self.frozen.discard(key)
+        self.frozen.pop(key, None)
         own = {number: lock for number, lock in resource.locks.items() if number & mask == self.node}
         if own:
-            self.use_of(key).locks.update(own)
+            use = self.use_of(key)
+            use.locks.update(own)
+            use.held = True
         return resource
 
 

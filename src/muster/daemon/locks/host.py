@@ -93,6 +93,8 @@ class Host:
         self._ending: set[int] = set()  # holders that are asked to end
         self._clients = 0
         self._timer: asyncio.TimerHandle | None = None
+        manager.is_paced = True
+        self._works = False  # a piece of a recovery's work has its turn soon
 
     # ---- clients
 
@@ -240,6 +242,15 @@ class Host:
             self._send(node, frames)
         if self.waits or self._ending:
             self._rearm()
+        if self.manager.has_work and not self._works:
+            self._works = True
+            self._loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        """A piece of what a round asks of this node; clients and peers have their turns in between (P12.12)."""
+        self._works = False
+        self.manager.work()
+        self.settle()
 
     def _say(self, client: int, line: tuple[object, ...]) -> None:
         holder = self.holders.get(client)
