@@ -787,6 +787,7 @@ def test_p12_13_a_new_lock_on_a_resource_that_came_in_a_round_outlives_the_round
     few.slow_from = (3, 2, Rebuilt)  # so node 2 is not ready, and nobody resumes
     few.die(0)
     assert f"{SPACE}:{name}" in few.managers[1].tables.resources
+    assert few.managers[1].recovery.phase is Phase.READY  # it has heard all, and waits for node 2
     new = few.lock(2, EX, name=name)
     few.die(3)
     assert not few.is_at_work() and few.grants(holds) and few.grants(waits) and not few.grants(new)

@@ -18,7 +18,7 @@ from muster.core.locks.recovery import BARRIERS, Kind, Member, Step
 from muster.core.membership import membership
 from muster.core.transitions import registration, transition
 from muster.core.transitions.subsystems import Subsystems
-from muster.records.database import Database, Entry, initial_database
+from muster.records.database import Entry, initial_database
 from muster.records.levels import EVENT_MANAGER_LEVEL, Barriers, Level, NodeState
 from muster.records.members import Member as MemberRecord
 from muster.records.messages import Report

@@ -30,6 +30,7 @@ from muster.daemon.locks import requests
 from muster.drivers.machine.program_process import Program
 
 LOOK_S = 0.5  # between two looks at what waits
+WORK_S = 0.002  # at once of what a round of recovery asks of this node
 SUSPECT_S = 1.0  # who waits longer may be in a deadlock (P12.14)
 GRACE_S = 5.0  # for a holder that is asked to end, before it is killed
 REASONS = {
@@ -94,7 +95,7 @@ class Host:
         self._clients = 0
         self._timer: asyncio.TimerHandle | None = None
         manager.is_paced = True
-        self._works = False  # a piece of a recovery's work has its turn soon
+        self._works = False  # more of a round's work has its turn soon
 
     # ---- clients
 
@@ -217,7 +218,12 @@ class Host:
     # ---- what follows
 
     def settle(self) -> None:
-        """Carry out all that the machine wants done, in order."""
+        """Carry out all that the machine wants done, in order; begin with what a round asks of this node."""
+        self._carry_out()
+        if self.manager.has_work and not self._works:
+            self._work()
+
+    def _carry_out(self) -> None:
         out: dict[int, list[Frame]] = {}
         while effects := self.manager.take():
             for effect in effects:
@@ -242,15 +248,16 @@ class Host:
             self._send(node, frames)
         if self.waits or self._ending:
             self._rearm()
-        if self.manager.has_work and not self._works:
-            self._works = True
-            self._loop.call_soon(self._work)
 
     def _work(self) -> None:
-        """A piece of what a round asks of this node; clients and peers have their turns in between (P12.12)."""
-        self._works = False
-        self.manager.work()
-        self.settle()
+        """Some of what a round asks of this node; clients and peers have their turn before there is more (P12.12)."""
+        until_s = self._loop.time() + WORK_S
+        while self.manager.work() and self._loop.time() < until_s:
+            pass
+        self._works = self.manager.has_work
+        if self._works:
+            self._loop.call_soon(self._work)
+        self._carry_out()
 
     def _say(self, client: int, line: tuple[object, ...]) -> None:
         holder = self.holders.get(client)
