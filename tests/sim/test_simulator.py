@@ -689,6 +689,12 @@ def test_p3_13_a_successor_is_not_told_the_barrier_at_which_its_predecessor_was(
         assert not result.violations
 
 
+def test_p4_8_what_was_told_of_a_node_before_it_was_silent_is_not_told_again_after_its_proof() -> None:
+    """Seed 919338: a level's end is told and acknowledged, its node is silent before that is committed, then proven."""
+    result, _ = campaign.run_seed(919_338)
+    assert not result.violations
+
+
 def test_a_level_that_saw_neither_begin_nor_end_of_a_join_is_told_of_no_end_though_a_lower_level_is() -> None:
     """Seed 920145: entries come late, and level 20 catches up past a join that level 10 was told of (P3.14)."""
     result, _ = campaign.run_seed(920_145)

@@ -117,10 +117,11 @@ class Subsystems:
 
     def due(self, database: Database) -> list[Notify]:
         """Tell residents what is new, and return what to tell programs, each once (P3.8). Forgets what is over."""
-        current = self._current(database)
-        self._notified &= current.keys()
-        self._acknowledged &= current.keys()
-        self._answered &= current.keys()
+        standing = self._standing(database)  # what was told of one that is silent since counts as told (P4.8)
+        self._notified &= standing.keys()
+        self._acknowledged &= standing.keys()
+        self._answered &= standing.keys()
+        current = _not_of_silent(standing, database)
         notifications: list[Notify] = []
         vectors: dict[int, dict[int, NodeState]] = {}
         for step, transition in sorted(current.items(), key=lambda each: (each[1].barrier > 0, each[1].entry)):
@@ -217,6 +218,10 @@ class Subsystems:
         return traces
 
     def _current(self, database: Database, only: int | None = None) -> dict[Acknowledgement, Transition]:
+        """What may be told of the steps that stand: nothing more of a silent node until its proof (P4.8)."""
+        return _not_of_silent(self._standing(database, only), database)
+
+    def _standing(self, database: Database, only: int | None = None) -> dict[Acknowledgement, Transition]:
         """The steps that wait for a subsystem of this node, or for that of level `only`.
 
         While the record still shows the last registration of a level, they wait for that one, which is gone, and its
@@ -230,9 +235,7 @@ class Subsystems:
         return {
             Acknowledgement(transition.identity, transition.level, transition.barrier): transition
             for transition in database.transitions.values()
-            if transition.level in counted
-            and self._node in transition.participants
-            and not is_silent(database.member(transition.node))  # nothing more is told of it until its proof (P4.8)
+            if transition.level in counted and self._node in transition.participants
         }
 
     def _counted(self, database: Database) -> set[int]:
@@ -247,6 +250,12 @@ class Subsystems:
         if transition is None or (transition.level, transition.barrier) != (step.level, step.barrier):
             return False
         return step.level in counted and self._node in transition.participants
+
+
+def _not_of_silent(
+    steps: Mapping[Acknowledgement, Transition], database: Database
+) -> dict[Acknowledgement, Transition]:
+    return {step: transition for step, transition in steps.items() if not is_silent(database.member(transition.node))}
 
 
 def is_present(levels: Mapping[int, Level], counted: Level) -> bool:
