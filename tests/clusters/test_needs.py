@@ -61,6 +61,13 @@ start_command = "true"
 stop_command = "true"
 cleanup_command = "false"
 """
+LEFT_TO_ITS_ACTION = """
+[[service]]
+name = "paged"
+allowable_nodes = ["n0"]
+run = ["sh", "-c", "until test -e {ends}; do sleep 0.05; done; exit 3"]
+on_failure = "/bin/true"
+"""
 FAT = """
 [[service]]
 name = "fat{number}"
@@ -174,6 +181,19 @@ def _maintain(walk: Walk) -> None:
     walk.do("maintenance", "begin", "--service", "web", "--cause", "patch")
 
 
+def _end_paged(walk: Walk) -> None:
+    ends = walk.folder / "ends"
+    walk.apply(LEFT_TO_ITS_ACTION.format(ends=ends))
+    walk.state("paged", "registered")
+    walk.at["n0"].nothing()
+    ends.touch()
+
+
+def _restart_paged(walk: Walk) -> None:
+    (walk.folder / "ends").unlink()
+    walk.do("service", "restart", "paged")
+
+
 def _move_stubborn(walk: Walk) -> None:
     walk.do("service", "transfer", "stubborn")
 
@@ -187,6 +207,8 @@ SERVICE_ROWS = (
         _does("node standby n0"), _does("node active n0")),
     Row("failed", "service/broken", "broken is not running: start failed on", "muster service register broken",
         _does("service register broken"), _does("service deregister broken")),
+    Row("failed", "service/paged", "paged is registered on n0, and has failed there: its program ended with status 3",
+        "muster service restart paged", _end_paged, _restart_paged),
     Row("blocked", "service/stubborn", "stubborn is stopping on n1 and stuck", "muster service deregister stubborn",
         _move_stubborn, _does("service confirm-stopped stubborn")),
     Row("nowhere", "service/tied", "tied is not running: no allowable node is up", "boot n1",
@@ -406,5 +428,4 @@ def test_p10_12_each_state_that_needs_a_person_is_told_alike_by_every_instrument
 
 
 def test_p10_12_each_kind_of_need_has_its_row_in_a_walk() -> None:
-    found = [row.kind for _begin, rows in WALKS.values() for row in rows]
-    assert sorted(found) == sorted(KINDS)
+    assert {row.kind for _begin, rows in WALKS.values() for row in rows} == set(KINDS)

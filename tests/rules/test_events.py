@@ -40,6 +40,7 @@ from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, FailService, RestartService, Service, ServiceState
+from muster.records.versions import OWNERS_KEYS
 from rounds import Rounds
 
 MS = 1000
@@ -663,3 +664,45 @@ def test_a_wrong_operation_on_groups_changes_nothing(operation: ApplyEvents | En
     assert done.refused
     assert says in done.outcome
     assert rounds.database.event_groups == before
+
+
+def _paged(version: int) -> Machine:
+    machine = Machine()
+    machine.database = replace(
+        machine.database, cluster=replace(machine.database.cluster, active_version=version)
+    )  # fmt: skip
+    machine.registers(PAGED, 5)
+    return machine
+
+
+def test_p6_40_the_end_of_a_program_is_recorded_beside_what_on_failure_names() -> None:
+    machine = _paged(OWNERS_KEYS)
+    recorded, action = machine.occurs("web:exit", watcher=9, **KILLED)
+    assert isinstance(recorded, RequestOperation)
+    assert recorded.operation == FailService("web", KILLED["detail"], 5, has_own_action=True)
+    assert isinstance(action, RunAction)
+    assert recorded.identity != action.event
+    assert machine.occurs("web:exit", watcher=9, **KILLED) == [], "it is one end"
+    # the service moves on: a record of the former program's end is void
+    assert CancelAction(recorded.number, "web:ended", "the service has moved on") in machine.registers(PAGED, 6)
+    done = replace(PAGED, success_exit_status=(3,))
+    machine.registers(done, 7)
+    (request,) = machine.occurs("web:exit", watcher=9, detail="its program ended with status 3", code="3")
+    assert isinstance(request, RequestOperation)
+    assert request.operation == FailService("web", "its program ended with status 3", 7, 3)
+
+
+def test_p6_40_the_end_of_a_program_is_recorded_too_where_its_check_has_failed_before_and_a_check_records_nothing() -> (
+    None
+):
+    machine = _paged(OWNERS_KEYS)
+    (run,) = machine.occurs("web:check", watcher=9, since=EARLIER)
+    assert isinstance(run, RunAction)
+    (recorded,) = machine.occurs("web:exit", watcher=9, **KILLED, since=EARLIER)
+    assert isinstance(recorded, RequestOperation)
+    assert recorded.operation == FailService("web", KILLED["detail"], 5, has_own_action=True)
+
+
+def test_p6_40_nothing_is_recorded_while_a_master_of_an_older_release_would_follow_the_policy() -> None:
+    (action,) = _paged(OWNERS_KEYS - 1).occurs("web:exit", watcher=9, **KILLED)
+    assert isinstance(action, RunAction)

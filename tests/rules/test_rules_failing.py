@@ -18,6 +18,7 @@ from muster.records.services import (
     ConfirmStopped,
     Definition,
     DeregisterService,
+    Ended,
     FailService,
     RegisterService,
     RestartService,
@@ -27,6 +28,7 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.terms import NO_NODE
+from muster.records.versions import OWNERS_KEYS
 from rounds import Rounds
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
@@ -455,3 +457,88 @@ def test_p8_18_what_a_start_leaves_goes_on_for_it_where_that_can_be_meant(
     definition: Definition, followed: bool
 ) -> None:
     assert follows(definition) is followed
+
+
+# ---- P6.40 a program that has ended is shown so, whatever is done about it -------------------------------------------
+
+PAGED = replace(WEB, on_failure=("/bin/page",), restarts=0)
+
+
+def end_program(rounds: Rounds, status: int = 1) -> None:
+    """The program of `web` ends, and is left to its action."""
+    generation = rounds.service("web").generation
+    rounds.ask(FailService("web", "its program ended", generation, status, has_own_action=True))
+    rounds.settle()
+
+
+def is_left_on(rounds: Rounds, node: str) -> bool:
+    return rounds.at("web") == (REGISTERED, int(node[1:])) and rounds.service("web").broken == "its program ended"
+
+
+def test_p6_40_no_step_of_the_failure_policy_follows_and_it_lasts_until_the_service_is_started_again() -> None:
+    rounds = settled(PAGED)
+    before = rounds.service("web")
+    end_program(rounds)
+    end_program(rounds)
+    rounds.wait(ONE_HOUR_MS)
+    assert is_left_on(rounds, "n0")
+    assert rounds.service("web") == replace(before, broken="its program ended", ended=Ended.OWN)
+    explained = rounds.why("web")
+    assert "has failed there: its program ended; only its `on_failure` acts on that" in explained.summary
+    assert explained.next_step == "muster service restart web"
+    for asked in (ClearService("web"), RegisterService("web")):  # neither starts what is registered
+        rounds.ask(asked)
+        rounds.settle()
+        assert is_left_on(rounds, "n0")
+    rounds.ask(RestartService("web"))
+    rounds.settle()
+    after = rounds.service("web")
+    assert (after.state, after.node, after.broken, after.ended) == (REGISTERED, 0, "", Ended.FAILED)
+    assert after.generation > before.generation
+
+
+ENDS_IT = {
+    "de-registered": (DeregisterService("web"), (DEREGISTERED, NO_NODE)),
+    "moved": (TransferService("web", "n1"), (REGISTERED, 1)),
+    "handed over to the policy": (FailService("web", "it is hopeless"), (REGISTERED, 1)),
+    "redefined without an action": (ApplyServices((replace(PAGED, on_failure=(), restarts=3),)), (REGISTERED, 0)),
+}
+
+
+@pytest.mark.parametrize(("asked", "place"), ENDS_IT.values(), ids=ENDS_IT)
+def test_p6_40_what_its_action_or_a_person_asks_for_is_done(
+    asked: OperationRequest, place: tuple[ServiceState, int]
+) -> None:
+    rounds = settled(PAGED)
+    generation = rounds.service("web").generation
+    end_program(rounds)
+    assert not rounds.ask(asked).refused
+    rounds.settle()
+    assert rounds.at("web") == place
+    assert rounds.service("web").broken == ""
+    assert rounds.service("web").generation > generation
+
+
+def test_p6_40_it_waits_for_its_children_and_a_program_that_has_done_its_work_is_no_failure() -> None:
+    rounds = settled(replace(PAGED, success_exit_status=(0,)), replace(WEB, name="child", parent="web"))
+    rounds.held = {("child", "stop")}
+    end_program(rounds)
+    assert rounds.service("child").state is REGISTERED, "nothing ends it"
+    rounds.ask(RestartService("web"))
+    rounds.settle()
+    assert is_left_on(rounds, "n0")
+    rounds.held.clear()
+    rounds.settle()
+    assert (rounds.service("web").state, rounds.service("web").broken) == (REGISTERED, "")
+    end_program(rounds, status=0)
+    assert (rounds.service("web").state, rounds.service("web").wanted) == (DEREGISTERED, False)
+
+
+def test_p6_40_it_is_asked_for_only_where_each_master_knows_it() -> None:
+    policys = FailService("web", "its program ended", 5)
+    own, database = replace(policys, has_own_action=True), settled(WEB).database
+    database.cluster = replace(database.cluster, active_version=OWNERS_KEYS - 1)
+    assert not refusal(policys, database)
+    assert "this needs version 4" in refusal(own, database)
+    database.cluster = replace(database.cluster, active_version=OWNERS_KEYS)
+    assert not refusal(own, database)

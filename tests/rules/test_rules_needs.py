@@ -4,12 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from muster.core.entries import apply
 from muster.core.leases.diagnosis import CUT_LINK, DEAD, PAUSED, WELL
 from muster.core.membership.membership import SEE_OR
 from muster.core.needs.machine import MAXIMUM_NEEDS, Needs, Told, well
-from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, Need, Path, Seen, Straggler
+from muster.core.needs.need import HOLDS_US, KINDS, NOTICE, TROUBLE, US_PER_S, Need, Path, Seen, Straggler
 from muster.core.replica.ages import Ages
 from muster.core.room import Fullness
 from muster.core.services.explanation import Explanation, Finding
@@ -25,7 +26,7 @@ from muster.records.levels import Missing, NodeState
 from muster.records.members import Eviction, Member, Proof
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.registers import ProofKind
-from muster.records.services import Definition, Maintenance, Service, ServiceState, Standby, Unclean
+from muster.records.services import Definition, Ended, Maintenance, Service, ServiceState, Standby, Unclean
 from muster.records.terms import Term
 from plain_words import faults
 
@@ -323,3 +324,23 @@ def test_p10_12_trouble_comes_first_and_the_list_is_bounded() -> None:
     assert [need.severity for need in found[:2]] == [TROUBLE, NOTICE]
     lines = documents(database, NodeView(0, 7, needs=Told(found, machine.beyond)))["warnings"]
     assert lines[-1].startswith("6 more things need you")
+
+
+def test_p6_40_a_program_that_has_ended_and_is_left_to_its_action_needs_a_person_until_it_is_to_start_again() -> None:
+    left = web(
+        state=ServiceState.REGISTERED, node=1, incarnation=7, broken="its program ended", ended=Ended.OWN
+    )  # fmt: skip
+    what, machine = seen(explain=explained("web has failed there", "muster service restart web")), Needs()
+    database = database_with(left)
+    assert machine.look(database, what, 1000) == (), "its action may restart it at once"
+    (need,) = machine.look(database, what, 1000 + US_PER_S)
+    assert (need.kind, need.subject, need.words) == ("failed", "service/web", "web has failed there")
+    assert (need.next_step, need.affects, need.severity) == ("muster service restart web", ("web",), TROUBLE)
+    assert well(database, what, (need,)).services == 0
+    for passes in (
+        replace(left, target=1), replace(left, intent=True), replace(left, wanted=False),
+        replace(left, ended=Ended.FAILED), replace(left, broken="", ended=Ended.FAILED),
+    ):  # fmt: skip
+        assert needs_of(database_with(passes), what) == (), passes
+    kept = seen(explain=explained("it is in maintenance", "", "maintenance"))
+    assert needs_of(database, kept) == (), "the maintenance is told"

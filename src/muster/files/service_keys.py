@@ -473,7 +473,8 @@ KEYS: dict[str, Key] = {
         "With one of these, `run` or the start command says: no other try helps, on any node. It stops, and says why.",
     ),
     "on_failure": Key(
-        _command("on_failure"), COMMAND, "[none]", "Runs where it has failed, in place of restarting and moving it."
+        _command("on_failure"), COMMAND, "[none]",
+        "Runs where it has failed, in place of restarting and moving it. If its program has ended, it needs you.",
     ),
 }  # fmt: skip
 

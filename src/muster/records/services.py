@@ -148,6 +148,7 @@ class Ended(IntEnum):
     DONE = 1  # it has done its work
     HARD = 2  # in vain on that node
     FATAL = 3  # in vain on any
+    OWN = 4  # an action of its owner's own is what is done about it, and no failure policy; of version 4
 
 
 class Rest(NamedTuple):
@@ -204,6 +205,16 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     def name(self) -> str:
         """The name in its definition, unique in the cluster."""
         return self.definition.name
+
+    @property
+    def awaits_policy(self) -> bool:
+        """Whether it has failed where it is registered, and its failure policy is to decide (P6.26)."""
+        return bool(self.broken) and self.ended is not Ended.OWN
+
+    @property
+    def is_left_to_its_action(self) -> bool:
+        """Whether its program has ended, and nothing but an action of its owner's own acts on that (P6.40)."""
+        return bool(self.broken) and self.ended is Ended.OWN
 
     @property
     def identity(self) -> int:
@@ -299,6 +310,7 @@ class FailService(Struct, frozen=True, array_like=True, tag="fail"):
     detail: str
     generation: Count = 0
     status: ExitStatus = NO_STATUS  # of its program, where that is how it failed
+    has_own_action: bool = False  # it is recorded only: what is done about it is its `on_failure`; of version 4
 
 
 class RestartService(Struct, frozen=True, array_like=True, tag="restart"):

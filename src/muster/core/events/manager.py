@@ -42,6 +42,7 @@ from muster.records.services import (
     TransferService,
 )
 from muster.records.units import NEVER_US, US_PER_MS
+from muster.records.versions import LOWEST, OWNERS_KEYS
 from muster.records.watchers import (
     BUILT_IN_WATCHER,
     CHECK_WATCHER,
@@ -64,6 +65,8 @@ MAXIMUM_REMEMBERED = 20_000  # events whose last actions are known
 CLOCK_US = 5_000_000  # how often windows are looked at
 MAXIMUM_SNAPSHOTS = 64  # of the nodes' states: what a watcher that begins anew can still be told
 FAILURE_POLICY = ("muster:fail", "{in.service}", "{out.detail}", "{in.generation}", "{out.code}")
+# The end of a program that is left to `on_failure`, so that everyone sees it (P6.40). No definition can name it.
+RECORD_ONLY = ("muster:record", *FAILURE_POLICY[1:])
 
 ENDED = "ended"
 _STATUSES = frozenset(map(str, range(256)))
@@ -380,7 +383,7 @@ class EventManager:
         for name, active in before.items():
             now = self._active.get(name)
             if active.service and (now is None or now.generation != active.generation):
-                self._cancel_requests(name)
+                self._cancel_requests(name, _record_of(active.service))
             if name not in self._active:
                 self._told.pop(name, None)
         # What was before it was enabled is none of an event; what a daemon finds enabled as it begins was so before.
@@ -495,6 +498,7 @@ class EventManager:
             self._told[told.event] = place
         known = active.event.outputs
         out = tuple(item for item in told.out if not known or item[0] in known)
+        self._record_the_end(active, out)
         if self._is_of_check(active, told.out) and _action_of(active.event, out) != FAILURE_POLICY:
             parameters, verdict = active.event.parameters, "same failure"
             self._record(
@@ -502,6 +506,21 @@ class EventManager:
             )
             return
         self._occurred(active, out, place)
+
+    def _record_the_end(self, active: Active, out: Values) -> None:
+        """Ask for a record of a program's end that is left to `on_failure`, beside that action (P6.40)."""
+        version = self._database.cluster.active_version if self._database else LOWEST
+        is_left = active.event.watcher == PROGRAM_WATCHER and _action_of(active.event, out) != FAILURE_POLICY
+        if not is_left or version < OWNERS_KEYS:
+            return
+        name = _record_of(active.service)
+        occurrence = Occurrence(
+            0, self._now_us, name, active.group, active.event.parameters, _bounded(out), "acted upon"
+        )  # fmt: skip
+        self._record(occurrence)
+        occurrence.action = substituted(RECORD_ONLY, active.event.parameters, occurrence.out)
+        occurrence.identity = f"ended-{active.uid}-{active.generation}-{active.service}"
+        self._begin(occurrence, active)
 
     def _is_known(self, active: Active, place: Place) -> bool:
         """Whether what is told was told before; of a check, whether that failure is dealt with already (P8.15)."""
@@ -652,11 +671,11 @@ class EventManager:
         occurrence.ended_us = self._now_us
         self.changed[occurrence.number] = occurrence
 
-    def _cancel_requests(self, event: str) -> None:
+    def _cancel_requests(self, *events: str) -> None:
         """The service has moved on: what was to be asked for it is void."""
         for occurrence in self._at_work.values():
-            if occurrence.event == event and is_built_in(occurrence.action):
-                self._effects.append(CancelAction(occurrence.number, event, "the service has moved on"))
+            if occurrence.event in events and is_built_in(occurrence.action):
+                self._effects.append(CancelAction(occurrence.number, occurrence.event, "the service has moved on"))
 
     def _give_up(self, reason: str) -> None:
         """End all actions (P8.3)."""
@@ -673,6 +692,11 @@ class EventManager:
 def is_built_in(action: tuple[str, ...]) -> bool:
     """Whether it is an operation of Muster's own, which runs nothing that could hang."""
     return bool(action) and action[0].startswith("muster:")
+
+
+def _record_of(service: str) -> str:
+    """The event under whose name a record of its program's end is asked for."""
+    return f"{service}:ended"
 
 
 def _places(group: str, commands: Counter[str]) -> int:
@@ -731,9 +755,10 @@ def operation_of(words: tuple[str, ...]) -> OperationRequest | None:
         return None
     service, first, second, third = (*rest, "", "", "")[:4]
     match function:
-        case "muster:fail":
+        case "muster:fail" | "muster:record":
             generation = int(second) if second.isdigit() else 0
-            return FailService(service, first[:200], generation, int(third) if third in _STATUSES else NO_STATUS)
+            status = int(third) if third in _STATUSES else NO_STATUS
+            return FailService(service, first[:200], generation, status, has_own_action=function == RECORD_ONLY[0])
         case "muster:restart":
             return RestartService(service, first[:200])
         case "muster:transfer":

@@ -2,12 +2,13 @@
 
 The words and the next step are those of `muster why`: both come from `core/services/explanation.py`. What has failed
 everywhere is tried again and again, with growing pauses (P6.36): until a start succeeds, it is one and the same need.
+So is a program that has ended and is left to an action of its owner's own, until it ends there or starts again (P6.40).
 """
 
 from collections.abc import Callable, Iterator
 
 from muster.core.freezing import is_frozen
-from muster.core.needs.need import Need, Seen, Suspicion
+from muster.core.needs.need import US_PER_S, Need, Seen, Suspicion
 from muster.core.services import instances
 from muster.core.services.explanation import Explanation
 from muster.records.database import Database
@@ -26,7 +27,10 @@ def of_services(database: Database, seen: Seen) -> Iterator[Suspicion]:
         if not may_need(service) or instances.is_template(service) or is_frozen(service, database):
             continue
         teller = _teller(database, seen, service)
-        yield Suspicion(_kind_of(service), f"service/{name}", teller, goes_on=service.rounds > 0)
+        holds_us = US_PER_S if is_left(service) else 0  # its action may end or restart it at once
+        yield Suspicion(
+            _kind_of(service), f"service/{name}", teller, goes_on=service.rounds > 0, holds_us=holds_us
+        )  # fmt: skip
 
 
 def may_need(service: Service) -> bool:
@@ -34,7 +38,13 @@ def may_need(service: Service) -> bool:
     if service.state is ServiceState.DEREGISTERED:
         return service.wanted and not service.removed
     nowhere = service.state is ServiceState.RECOVERING and service.node == NO_NODE
-    return bool(service.cause) or nowhere or is_tried_again(service)
+    return bool(service.cause) or nowhere or is_tried_again(service) or is_left(service)
+
+
+def is_left(service: Service) -> bool:
+    """Whether its program has ended, and nobody has asked yet for it to end there or start again (P6.40)."""
+    is_asked_for = service.intent or service.target != NO_NODE or not service.wanted
+    return service.state is ServiceState.REGISTERED and service.is_left_to_its_action and not is_asked_for
 
 
 def is_tried_again(service: Service) -> bool:
@@ -45,7 +55,7 @@ def is_tried_again(service: Service) -> bool:
 def _kind_of(service: Service) -> str:
     if service.cause:
         return "failed" if service.state is ServiceState.DEREGISTERED else "blocked"
-    if is_tried_again(service):
+    if is_tried_again(service) or is_left(service):
         return "failed"
     return "unclean" if service.unclean is not None else "nowhere"
 
@@ -64,7 +74,8 @@ def _teller(database: Database, seen: Seen, service: Service) -> Callable[[], Ne
 def _passes(database: Database, service: Service, explanation: Explanation) -> bool:
     """Whether it is no trouble of its own: it is about to start, or what keeps it down is told elsewhere."""
     if service.state is not ServiceState.DEREGISTERED:
-        return False
+        is_told = any(not finding.holds and finding.rule in ("maintenance", "stay") for finding in explanation.findings)
+        return is_left(service) and is_told
     first = next((finding for finding in explanation.findings if not finding.holds), None)
     if first is None:
         return service.rounds > 0 or any(verdict.chosen for verdict in explanation.verdicts)

@@ -184,8 +184,12 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
     stop = why_stop(service, round_)
     if service.broken and stop is None:
         held = maintenance_of(service, round_)
-        follows = f"nothing is done about it, as {held}" if held else "its failure policy decides"
-        return f"{where}, and has failed there: {service.broken}; {follows}", _NEXT_STEPS["maintenance"] if held else ""
+        failed = f"{where}, and has failed there: {service.broken}"
+        if held:
+            return f"{failed}; nothing is done about it, as {held}", _NEXT_STEPS["maintenance"]
+        if service.is_left_to_its_action:
+            return f"{failed}; only its `on_failure` acts on that", f"muster service restart {service.name}"
+        return f"{failed}; its failure policy decides", ""
     if service.reason:
         where += f" ({service.reason})"
     if words := pending_words(service):

@@ -16,6 +16,8 @@ _RUNS = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
 def redefined(service: Service, definition: Definition, draft: Draft) -> Service:
     """The service with another definition."""
     changed = replace(service, definition=definition, as_started=_as_started(service, definition))
+    if service.is_left_to_its_action and not definition.on_failure:
+        changed = replace(changed, ended=Ended.FAILED)  # now its failure policy decides (P6.40)
     if service.state is ServiceState.DEREGISTERED and definition != service.definition:
         return tried_again(changed)
     is_blocked = service.state is ServiceState.STOPPING and bool(service.cause)

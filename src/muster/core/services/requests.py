@@ -267,6 +267,8 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     if _has_failed(service):
         return f"{service.name} has failed already, and its failure policy is at work: nothing more is done"
     ended = _ended(service.definition, operation.status)
+    if operation.has_own_action and service.definition.on_failure and ended is not Ended.DONE:
+        return _left_to_its_action(service, operation, draft)
     failures = (*service.failures, draft.index)[-(service.definition.restarts + 1) :]  # one more, and it gives up
     if ended is Ended.DONE:
         failures = service.failures
@@ -274,6 +276,16 @@ def _fail(service: Service, operation: FailService, draft: Draft) -> str:
     how = "has done its work" if ended is Ended.DONE else "failed"
     draft.put(failed, f"{service.name}: {how} on {draft.name(service.node)}: {failed.broken}")
     return f"the failure of {service.name} is recorded: its failure policy decides"
+
+
+def _left_to_its_action(service: Service, operation: FailService, draft: Draft) -> str:
+    """Its program has ended, and `on_failure` is what is done about it: that is shown until it ends here (P6.40)."""
+    if service.broken:
+        return f"{service.name} has failed already: nothing more is recorded"
+    broken = operation.detail or "its program has ended"
+    where = draft.name(service.node)
+    draft.put(replace(service, broken=broken, ended=Ended.OWN), f"{service.name}: failed on {where}: {broken}")
+    return f"the failure of {service.name} is recorded: its `on_failure` decides"
 
 
 def _ended(definition: Definition, status: int) -> Ended:
@@ -288,7 +300,7 @@ def _ended(definition: Definition, status: int) -> Ended:
 
 def _has_failed(service: Service) -> bool:
     """Whether a failure of the present generation is recorded: one is enough, however often it is seen (P6.26)."""
-    return bool(service.broken) or service.ended in (Ended.DONE, Ended.FATAL)
+    return service.awaits_policy or service.ended in (Ended.DONE, Ended.FATAL)
 
 
 def _restart(service: Service, cause: str, draft: Draft) -> str:

@@ -120,7 +120,7 @@ def _end_what_is_over(draft: Draft, facts: Facts) -> None:
     for service in list(draft.services.values()):
         if draft.is_full:
             return
-        if (service.failures or service.exhausted) and not service.broken:
+        if (service.failures or service.exhausted) and not service.awaits_policy:
             _forget_what_is_long_ago(service, draft, facts)
         _forget_what_joins_anew(draft.services[service.name], draft)
         known = configuration.forget_removed(draft, draft.services[service.name])
@@ -258,7 +258,7 @@ def _unwanted(service: Service, round_: Round) -> Happening | None:
         return (Event.MOVES, stop.reason) if stop.moves and not service.intent and service.state is REGISTERED else None
     if service.state is not REGISTERED or maintenance_of(service, round_):
         return None
-    if service.broken:
+    if service.awaits_policy:
         return Event.BROKEN, service.broken
     node = preferred_node(service, round_)
     return (Event.PREFERRED, round_.name(node)) if node is not None else None
@@ -353,7 +353,7 @@ def _with_failures_answered(service: Service, round_: Round) -> Service:
     Not where an operator has asked for something of this very service.
     """
     is_asked_for = service.intent or service.target != NO_NODE or not service.wanted
-    if not service.broken or is_asked_for:
+    if not service.awaits_policy or is_asked_for:
         return service
     if service.ended is Ended.DONE:
         return replace(service, wanted=False)

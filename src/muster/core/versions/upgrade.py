@@ -17,7 +17,7 @@ from muster.records.database import Database
 from muster.records.members import Member
 from muster.records.nodes import NodeConfig
 from muster.records.operations import OperationRequest, kind_of
-from muster.records.services import ApplyServices, version_of_definition
+from muster.records.services import ApplyServices, FailService, version_of_definition
 from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, OWNERS_KEYS, Software
 
 
@@ -96,6 +96,8 @@ def since(operation: OperationRequest) -> int:
     if isinstance(operation, ConfigureCluster) and operation.setting.startswith("required_levels"):
         needed = max(needed, KERNELS_WORD)
     if isinstance(operation, ConfigureCluster) and operation.setting == revisions.LOCKSPACES:
+        needed = max(needed, OWNERS_KEYS)
+    if isinstance(operation, FailService) and operation.has_own_action:  # an older master would restart or move it
         needed = max(needed, OWNERS_KEYS)
     if isinstance(operation, ApplyServices):
         needed = max(needed, *map(version_of_definition, operation.definitions), LOWEST)

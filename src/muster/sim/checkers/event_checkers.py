@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from muster.records.levels import NodeState
 from muster.records.services import (
     ApplyServices,
@@ -162,9 +164,20 @@ class ActedOnOnce(Checker):
             if seen.index == self._index + 1:
                 for service in seen.state.services.values():
                     before = self._before.get(service.name)
-                    if before is not None and before.uid == service.uid and has_failed(before, service, seen.index):
+                    if before is None or before.uid != service.uid:
+                        continue
+                    if has_failed(before, service, seen.index):
                         yield from self._acted(before)
+                    elif service.is_left_to_its_action and not before.broken:
+                        yield from self._recorded_only(before, service)
             self._index, self._before = seen.index, seen.state.services
+
+    def _recorded_only(self, before: Service, after: Service) -> Findings:
+        """A program's end that is left to `on_failure` (P6.40): nothing else changes."""
+        if (before.name, before.generation) not in self._failed:
+            yield f"an end of {before.name} is recorded, whose generation {before.generation} has not ended"
+        if replace(before, broken=after.broken, ended=after.ended) != after:
+            yield f"the end of {before.name} is left to its action, and something follows from it all the same"
 
     def _acted(self, failed: Service) -> Findings:
         key = (failed.name, failed.uid, failed.generation)
