@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from muster.records.levels import NodeState
 from muster.records.services import (
     ApplyServices,
@@ -173,10 +171,10 @@ class ActedOnOnce(Checker):
             self._index, self._before = seen.index, seen.state.services
 
     def _recorded_only(self, before: Service, after: Service) -> Findings:
-        """A program's end that is left to `on_failure` (P6.40): nothing else changes."""
+        """A program's end that is left to `on_failure` (P6.40): it stays where and what it is."""
         if (before.name, before.generation) not in self._failed:
             yield f"an end of {before.name} is recorded, whose generation {before.generation} has not ended"
-        if replace(before, broken=after.broken, ended=after.ended) != after:
+        if (after.state, after.node, after.generation) != (before.state, before.node, before.generation):
             yield f"the end of {before.name} is left to its action, and something follows from it all the same"
 
     def _acted(self, failed: Service) -> Findings:
