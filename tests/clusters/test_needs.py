@@ -207,7 +207,7 @@ SERVICE_ROWS = (
         _does("node standby n0"), _does("node active n0")),
     Row("failed", "service/broken", "broken is not running: start failed on", "muster service register broken",
         _does("service register broken"), _does("service deregister broken")),
-    Row("failed", "service/paged", "paged is registered on n0, and has failed there: its program ended with status 3",
+    Row("failed", "service/paged", "paged has failed on n0: its program ended with status 3",
         "muster service restart paged", _end_paged, _restart_paged),
     Row("blocked", "service/stubborn", "stubborn is stopping on n1 and stuck", "muster service deregister stubborn",
         _move_stubborn, _does("service confirm-stopped stubborn")),

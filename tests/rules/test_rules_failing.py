@@ -484,7 +484,7 @@ def test_p6_40_no_step_of_the_failure_policy_follows_and_it_lasts_until_the_serv
     assert is_left_on(rounds, "n0")
     assert rounds.service("web") == replace(before, broken="its program ended", ended=Ended.OWN)
     explained = rounds.why("web")
-    assert "has failed there: its program ended; only its `on_failure` acts on that" in explained.summary
+    assert explained.summary == "web has failed on n0: its program ended; only its `on_failure` acts on that"
     assert explained.next_step == "muster service restart web"
     for asked in (ClearService("web"), RegisterService("web")):  # neither starts what is registered
         rounds.ask(asked)

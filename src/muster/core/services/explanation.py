@@ -188,7 +188,8 @@ def _why_here(service: Service, round_: Round) -> tuple[str, str]:
         if held:
             return f"{failed}; nothing is done about it, as {held}", _NEXT_STEPS["maintenance"]
         if service.is_left_to_its_action:
-            return f"{failed}; only its `on_failure` acts on that", f"muster service restart {service.name}"
+            words = f"{service.name} has failed on {round_.name(service.node)}: {service.broken}"
+            return f"{words}; only its `on_failure` acts on that", f"muster service restart {service.name}"
         return f"{failed}; its failure policy decides", ""
     if service.reason:
         where += f" ({service.reason})"
