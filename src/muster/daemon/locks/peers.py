@@ -5,13 +5,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from muster.core.locks.messages import Frame
+from muster.core.locks.messages import Copies, Edges, Entries, Frame, Handed
 from muster.daemon.locks.codec import LOCKS, Answer, Question, Received, written
 from muster.drivers.interconnect.mesh import Interconnect, Trust, parse_address
 from muster.records.timing import Profile
 
 PURPOSE = "/locks"  # in Hello: no daemon takes a lock process for one of its kind
-BATCH_FRAMES = 256  # of one message
+BATCH_ENTRIES = 512  # of one message: frames, and what the frames of a recovery list
+BATCHES_A_TURN = 4  # then the loop has its turn: clients and other nodes go on meanwhile
 QUEUED_BYTES = 8 * 1024 * 1024  # that the interconnect holds for a peer: more waits here, where it costs no copy
 PUMP_S = 0.005
 SEEK_S = 0.25  # between two questions where those are who are not connected
@@ -23,6 +24,14 @@ def host_of(addresses: list[str]) -> str:
     """The host at which a node's lock process listens, of the node's addresses: that of the first."""
     host = parse_address(addresses[0])[0]
     return f"[{host}]" if ":" in host else host
+
+
+def entries_of(frame: Frame) -> int:
+    """How much a frame holds: one thing, or as many as it lists."""
+    match frame.message:
+        case Copies(copies=listed) | Handed(kept=listed) | Entries(keys=listed) | Edges(edges=listed):
+            return max(1, len(listed))
+    return 1
 
 
 class Peers:
@@ -98,20 +107,27 @@ class Peers:
     def send(self, node: int, frames: list[Frame]) -> None:
         """Frames of one turn, in order; lost with the connection, and then the machine sends them again."""
         waiting = self._waiting.get(node)
-        if waiting is None and len(frames) <= BATCH_FRAMES:
+        if waiting is None and len(frames) <= BATCH_ENTRIES and all(entries_of(frame) == 1 for frame in frames):
             self._interconnect.send(node, written(frames))  # type: ignore[arg-type]  # of this codec
             return
         self._waiting.setdefault(node, deque()).extend(frames)
-        self._give(node)
+        if waiting is None:
+            self._give(node)
 
     def say(self, node: int, said: Question | Answer) -> bool:
         """A question or an answer; false if it certainly does not arrive."""
         return self._interconnect.send(node, said)  # type: ignore[arg-type]  # of this codec
 
     def _give(self, node: int) -> None:
+        """Give the interconnect some of what waits for a node; the rest in later turns of the loop."""
         waiting = self._waiting[node]
-        while waiting and self._interconnect.queued_bytes(node) < QUEUED_BYTES:
-            batch = [waiting.popleft() for _ in range(min(BATCH_FRAMES, len(waiting)))]
+        for _ in range(BATCHES_A_TURN):
+            if not waiting or self._interconnect.queued_bytes(node) >= QUEUED_BYTES:
+                break
+            batch, entries = [], 0
+            while waiting and entries < BATCH_ENTRIES:
+                batch.append(waiting.popleft())
+                entries += entries_of(batch[-1])
             if not self._interconnect.send(node, written(batch)):  # type: ignore[arg-type]  # of this codec
                 break  # it is lost, and comes again
         if not waiting:
