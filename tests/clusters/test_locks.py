@@ -385,6 +385,10 @@ def test_p12_21_any_node_shows_all_in_pages_and_a_break_ends_the_holder(cluster:
     holders[0].acquire("broken", EX, timeout_s=DEADLINE_S)
     log = (cluster.dev.directory / "nodes" / "n1" / "log").read_text()
     assert "breaks the lock orders:broken, whose holder is dead by that word" in log
+    recorded = cluster.dev.json("audit")["audit"][0]
+    outcome = "the holders of orders:broken are taken for dead"
+    assert (recorded["operation"], recorded["outcome"]) == ("break_lock", outcome)
+    assert "space=orders name=broken by=" in recorded["subject"]
     assert grants[0].mode == PR
 
 

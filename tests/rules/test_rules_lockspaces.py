@@ -8,7 +8,7 @@ from muster.core.locks.names import MAXIMUM_SPACES, SPACE
 from muster.core.node import insight
 from muster.core.transitions.required import required_of
 from muster.core.transitions.transition import members_at
-from muster.records.configuration import ConfigureCluster, RollBack
+from muster.records.configuration import BreakLock, ConfigureCluster, RollBack
 from muster.records.levels import LOCK_MANAGER_LEVEL, Barriers, Level, Missing, NodeState, Required, TransitionKind
 from muster.records.lockspaces import LOCKSPACE, MAXIMUM_LOCKSPACES, parse, text_of
 from muster.records.members import Member
@@ -123,3 +123,17 @@ def test_p12_17_the_members_are_those_as_of_the_step_whatever_has_entered_since(
     assert members_at(database, 10, step) == {
         0: (7, True), 1: (7, True), 2: (7, False), 3: (7, True), 6: (7, True), 7: (7, True),
     }  # fmt: skip
+
+
+def test_p12_21_who_says_that_a_holder_is_dead_is_recorded_and_nothing_else_changes() -> None:
+    cluster = CoreCluster(1)
+    cluster.boot(0)
+    cluster.until_joined(0)
+    assert cluster.do(0, BreakLock("orders", "42", "alice")).refused
+    set_spaces(cluster, "orders")
+    before = cluster.database
+    done = cluster.do(0, BreakLock("orders", "42", "alice"))
+    assert done.outcome == "the holders of orders:42 are taken for dead"
+    newest = max(cluster.database.audit)
+    assert cluster.database.audit[newest].subject == "space=orders name=42 by=alice"
+    assert (cluster.database.cluster, cluster.database.members) == (before.cluster, before.members)

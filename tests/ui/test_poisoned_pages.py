@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import pytest
@@ -30,6 +30,7 @@ from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, Service, ServiceState
 from muster.ui import options as connection
+from muster.ui.commands import locks
 
 FORGED = "muster: FORGED"
 POISON = f"\x1b]0;PWNED\x07\x1b[2J\x1b[31mred\x9b2J\u202eevil\u2066\x00\r\n{FORGED}"
@@ -57,6 +58,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 NO_ANSWER = {
     *("completion", "demo", "enrol", "init", "install", "man", "rehearse", "service schema", "sim", "uninstall"),
     *("store adopt", "store check", "store show"),  # the store's records: the test below
+    *("lock run", "lock show", "lock break"),  # they ask the lock process: the test below
     *("subsystem run", "watcher run"),  # by `muster.client`, which hands texts to programs and prints none
     *("dev add", "dev remove"),  # they start and end processes
     *("dev boot", "dev down", "dev hang", "dev kill", "dev logs", "dev resume", "dev up", "profile show"),
@@ -208,6 +210,48 @@ def test_p10_8_json_of_a_poisoned_cluster_steers_nothing_and_keeps_everything(
         documents = [ended.output] if ended.output.startswith("{\n") else ended.output.splitlines()
         found = json.dumps([json.loads(each) for each in documents])
         assert FORGED in found or name == "debug bundle", f"{name}: texts are not kept as they are"
+
+
+class LockProcess:
+    """Answers as a node's lock process does, poisoned."""
+
+    spaces = ("orders",)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def show(self, **_wanted: object) -> Any:
+        """One lock, whose holder and waiter have chosen their names."""
+        lock = {
+            "lock": 1, "mode": "EX", "wants": "PR", "token": [1, 2], "for_s": 1.5, "holder": "sh", "process": 7,
+            "user": 0, "connected": False, "node": "n0",
+        }  # fmt: skip
+        resource = {
+            "space": "orders", "name": "42", "master": "n0", "value": "00", "valid": True, "token": [1, 2],
+            "frozen": False, "holders": [lock], "waiters": [lock],
+        }  # fmt: skip
+        return poisoned({"locks": [resource], "more": True, "after": "orders:42", "unanswered": ["n1"]})
+
+    def break_holders(self, *_named: str, confirmed_dead: bool) -> Any:
+        """It is to end, or taken for dead."""
+        return poisoned({"holders": [f"n0: sh {confirmed_dead}"], "unanswered": ["n1"]})
+
+
+@pytest.mark.parametrize(
+    "words", ["lock show", "lock show 42", "lock break 42", "lock break 42 --holder-confirmed-dead"]
+)
+def test_p10_8_what_is_locked_by_programs_with_poisoned_names_is_shown_clean(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_connected", LockProcess)
+    for more in ((), ("--json",)):
+        ended = run([*words.split(), *more])
+        assert ended.code == 0, ended
+        assert "42" in ended.output or "sh" in ended.output
+        assert_clean(words, ended)
 
 
 def test_p10_8_what_the_commands_about_a_store_print_of_it_is_clean(tmp_path: Path) -> None:

@@ -78,3 +78,11 @@ class FinishUpgrade(Struct, frozen=True, array_like=True, tag="finish_upgrade"):
 
     version: CountOrNone
     despite_unknown: bool = False
+
+
+class BreakLock(Struct, frozen=True, array_like=True, tag="break_lock"):
+    """The holders of a lock are dead, by the word of `by`: lock processes ask for it, to have it recorded (P12.21)."""
+
+    space: str
+    name: str
+    by: str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.records.access import Role
-from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
+from muster.records.configuration import BreakLock, ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.events import ApplyEvents, EnableEvents
 from muster.records.members import EvictNode, LeaveNode, RestartDaemon
 from muster.records.nodes import (
@@ -65,6 +65,7 @@ OperationRequest = (
     | RestartDaemon
     | ConfirmClean
     | ConfirmStopped
+    | BreakLock
 )
 
 
@@ -121,6 +122,7 @@ OPERATIONS: tuple[OperationKind, ...] = (
     _kind(ConfigureCluster, Role.ADMINISTRATOR, "node", "setting", "value", since=2),
     _kind(FinishUpgrade, Role.ADMINISTRATOR, "version", since=2),
     _kind(RestartDaemon, Role.OPERATOR, "node", since=2),
+    _kind(BreakLock, Role.ADMINISTRATOR, "space", "name", "by", since=4, only_removes=True),
     _kind(AddNode, Role.ADMINISTRATOR, "node", since=2),
     _kind(SetAddresses, Role.ADMINISTRATOR, "node", since=3),
     _kind(RemoveNode, Role.ADMINISTRATOR, "node", since=2, only_removes=True),

@@ -13,11 +13,12 @@ from muster.core.refusal import Refused, configured
 from muster.core.versions import revisions, upgrade
 from muster.records import lockspaces, required_levels
 from muster.records.access import MAXIMUM_GROUP_CHARACTERS, Groups
-from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
+from muster.records.configuration import BreakLock, ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.durations import duration_of, duration_text
 from muster.records.events import ApplyEvents
 from muster.records.levels import LOCK_MANAGER_LEVEL, NodeState
 from muster.records.members import RestartDaemon
+from muster.records.names import shown
 from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS
 from muster.records.operations import OperationRequest
 from muster.records.services import ApplyServices
@@ -32,7 +33,7 @@ AS_THE_CLUSTER = "cluster"  # of a node's own setting: it has none
 LONGEST_WITHIN_MS = 24 * 60 * 60 * 1000
 _GROUP = re.compile(rf"[a-z_][a-z0-9_.-]{{0,{MAXIMUM_GROUP_CHARACTERS - 1}}}")
 
-Administration = RollBack | ConfigureCluster | FinishUpgrade | RestartDaemon
+Administration = RollBack | ConfigureCluster | FinishUpgrade | RestartDaemon | BreakLock
 
 
 def check_expected(operation: OperationRequest, draft: Draft) -> None:
@@ -63,6 +64,10 @@ def carry_out(operation: Administration, draft: Draft, do: Callable[[OperationRe
             return f"version {version} is active"
         case RestartDaemon(node=name):
             return _restart(name, draft)
+        case BreakLock(space=space, name=name):
+            if space not in draft.cluster.lockspaces:
+                raise Refused(f"there is no lockspace {shown(space)}")
+            return f"the holders of {space}:{name} are taken for dead"
 
 
 def _roll_back(version: int, draft: Draft, do: Callable[[OperationRequest], str]) -> str:

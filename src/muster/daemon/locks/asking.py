@@ -1,5 +1,6 @@
 """What the lock process asks its daemon, on the control socket (P12.15, P12.18)."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -27,3 +28,13 @@ async def first(control: str, name: str) -> Document:
         async for answer in found:
             return answer
     raise ConnectionResetError("the daemon has ended the connection without an answer")
+
+
+async def record_break(control: str, space: str, name: str, by: str) -> None:
+    """Have the cluster record who says that the holders of a lock are dead. Raises `OSError`, `ClientError`."""
+    streams = await connect(control)
+    try:
+        arguments = {"space": space, "name": name, "by": by}
+        await ask(streams, {"operation": "break_lock", "identity": os.urandom(16).hex(), "arguments": arguments})
+    finally:
+        streams[1].close()

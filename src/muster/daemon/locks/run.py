@@ -23,7 +23,7 @@ from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, regist
 from muster.client.errors import ClientError
 from muster.core.locks.machine import LockManager
 from muster.core.locks.recovery import Kind, Member, Step
-from muster.daemon.locks.asking import first, stream
+from muster.daemon.locks.asking import first, record_break, stream
 from muster.daemon.locks.door import SOCKET_FILE, Door
 from muster.daemon.locks.host import Host
 from muster.daemon.locks.peers import SEEK_S, Peers
@@ -80,7 +80,7 @@ class Process:
             own, connected=host.connected, lost=host.lost, received=host.received,
             tell=self.tell,
         )  # fmt: skip
-        self._showing = Showing(host, peers, own["node"], self._names, self.tell)
+        self._showing = Showing(host, peers, own["node"], self._names, self.tell, self._record_break)
         self._port = await peers.start(str(self._home / KEY_FILE))
         gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
         door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
@@ -173,6 +173,9 @@ class Process:
 
     def _send(self, node: int, frames: list[Any]) -> None:
         self._peers.send(node, frames)
+
+    async def _record_break(self, space: str, name: str, by: str) -> None:
+        await record_break(self._control, space, name, by)
 
     def _names(self) -> dict[int, str]:
         return {int(node): each["name"] for node, each in self._settings["nodes"].items()}

@@ -8,11 +8,12 @@ of all together are the page. So an answer is bounded by the page, however many 
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from muster.client.errors import ClientError
 from muster.core.locks.messages import owner_of
 from muster.core.locks.modes import NONE, Mode
 from muster.core.locks.names import key_of
@@ -35,9 +36,17 @@ class Showing:
     """Answers `show` and `break`, with the other nodes' help. `names` gives the nodes' names by their numbers."""
 
     def __init__(
-        self, host: Host, peers: Peers, node: int, names: Callable[[], dict[int, str]], tell: Callable[[str], None]
+        self,
+        host: Host,
+        peers: Peers,
+        node: int,
+        names: Callable[[], dict[int, str]],
+        tell: Callable[[str], None],
+        record: Callable[[str, str, str], Awaitable[None]],
     ) -> None:
+        """`record(space, name, by)` has the cluster record a break without proof."""
         self._host, self._peers, self._node, self._names, self._tell = host, peers, node, names, tell
+        self._record = record
         peers.asked, peers.answered = self.asked, self.answered
         self._loop = asyncio.get_running_loop()
         self._questions: dict[int, tuple[set[int], dict[int, Document], asyncio.Event]] = {}
@@ -66,6 +75,12 @@ class Showing:
 
     async def _break(self, session: LockSession, request: Break) -> None:
         broken = request.broken
+        if broken.confirmed:
+            try:
+                await self._record(broken.space, broken.name, session.user)
+            except (OSError, ClientError) as error:
+                session.say(("refused", request.ref, f"it cannot be recorded who says so, so nothing is done: {error}"))
+                return
         arguments: dict[str, str | int] = {
             "space": broken.space, "name": broken.name, "confirmed": int(broken.confirmed), "by": session.user,
         }  # fmt: skip

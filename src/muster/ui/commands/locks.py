@@ -1,6 +1,7 @@
 """`muster lock`: run a command under a lock, see what is locked, end a holder (SPEC 4.1, P12.19, P12.21)."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from muster.client.errors import ClientError, Unreachable
 from muster.client.locks.blocking import Locks, connect
 from muster.client.locks.terms import SOCKET_FILE, LocksLost, Mode, NotGranted
 from muster.records.durations import duration_of
+from muster.setup.harmless import harmless_document
 from muster.setup.locked_command import Wanted, run_locked
 from muster.setup.nodes import Document
 from muster.ui.options import connection_options, json_option, print_json, reporting, settings, show_error
@@ -95,11 +97,7 @@ def show(name: str | None, space: str, prefix: str, after: str, limit: int, as_j
         else:
             in_space, resource = _parts(locks, name)
             answer = locks.show(space=in_space, name=resource)
-    if as_json:
-        print_json(answer)
-        return
-    for line in page(answer):
-        click.echo(line)
+    _print(answer, page, as_json=as_json)
 
 
 @lock.command("break")
@@ -116,7 +114,7 @@ def break_holders(confirmed: bool, name: str, as_json: bool) -> None:
 
     A holder is asked to end, and killed after some seconds where its node may. One that cannot be ended goes on
     holding. With --holder-confirmed-dead nothing is waited for: if the holder still lives, two have the lock. The
-    node's log says who has done it.
+    audit says who has done it.
 
     \b
     Examples:
@@ -125,14 +123,7 @@ def break_holders(confirmed: bool, name: str, as_json: bool) -> None:
     """
     with _connected() as locks:
         answer = locks.break_holders(*_parts(locks, name), confirmed_dead=confirmed)
-    if as_json:
-        print_json(answer)
-        return
-    for holder in answer["holders"]:
-        click.echo(f"{holder}: {'taken for dead' if confirmed else 'is to end'}")
-    if not answer["holders"]:
-        click.echo("nobody holds it")
-    _name_unanswered(answer)
+    _print(answer, lambda told: ended_page(told, confirmed=confirmed), as_json=as_json)
 
 
 def _connected() -> Locks:
@@ -179,12 +170,23 @@ def page(answer: Document) -> list[str]:
     return lines
 
 
+def ended_page(answer: Document, *, confirmed: bool) -> list[str]:
+    """A line for each holder, and for each node whose holders are not known."""
+    what = "taken for dead" if confirmed else "is to end"
+    lines = [f"{holder}: {what}" for holder in answer["holders"]] or ["nobody holds it"]
+    return lines + [f"{node} has not answered: its clients may hold it, too" for node in answer["unanswered"]]
+
+
+def _print(answer: Document, lines_of: Callable[[Document], list[str]], *, as_json: bool) -> None:
+    """As JSON, or for people without what would steer a terminal (P10.8)."""
+    if as_json:
+        print_json(answer)
+        return
+    for line in lines_of(harmless_document(answer)):
+        click.echo(line)
+
+
 def _described(lock: Document, mode: str) -> str:
     since = "" if lock["for_s"] is None else f", for {lock['for_s']:.1f} s"
     gone = "" if lock["connected"] else ", its connection is gone: held until its processes have ended"
     return f"{mode}: {lock['holder'] or 'a client'} on {lock['node']} (process {lock['process']}){since}{gone}"
-
-
-def _name_unanswered(answer: Document) -> None:
-    for node in answer["unanswered"]:
-        click.echo(f"{node} has not answered: its clients may hold it, too", err=True)
