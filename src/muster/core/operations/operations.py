@@ -21,7 +21,7 @@ from muster.core.services import requests as service_operations
 from muster.core.transitions.transition import open_forced_leave, open_leave
 from muster.core.versions import requests as administration
 from muster.core.versions import revisions
-from muster.records.configuration import Operation
+from muster.records.configuration import BreakLock, Operation
 from muster.records.events import ApplyEvents, EnableEvents
 from muster.records.levels import NodeState
 from muster.records.members import EvictNode, LeaveNode, Member, Proof
@@ -63,7 +63,7 @@ def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation | None:
     try:
         administration.check_expected(request.operation, draft)
         outcome = _dispatch(request.operation, draft, facts)
-        if not draft.changes_since(mark):
+        if not draft.changes_since(mark) and not is_done_elsewhere(request.operation):
             draft.restore(mark)
             return Operation(request.identity, draft.database.index if not before else draft.index, outcome)
         if may_grow:
@@ -86,6 +86,11 @@ def carry_out(request: Request, draft: Draft, facts: Facts) -> Operation | None:
         draft.restore(mark)
         return Operation(request.identity, draft.database.index, str(refusal), refused=True)
     return operation
+
+
+def is_done_elsewhere(operation: OperationRequest) -> bool:
+    """Whether it changes no record: lock processes carry it out, and who has asked for it is kept (P12.21)."""
+    return isinstance(operation, BreakLock)
 
 
 def is_safe_to_repeat(operation: OperationRequest, draft: Draft) -> bool:
