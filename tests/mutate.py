@@ -376,7 +376,10 @@ _worker: Worker
 
 def _begin(folder: Path) -> None:
     global _worker  # noqa: PLW0603 - the one of this process
-    _worker = Worker(Path(tempfile.mkdtemp(dir=folder, prefix="")))
+    own = Path(tempfile.mkdtemp(dir=folder, prefix=""))
+    for each in (folder, own):
+        each.chmod(each.stat().st_mode | 0o011)  # tests let other users in
+    _worker = Worker(own)
 
 
 def _run_unchanged(tests: tuple[str, ...]) -> Run:

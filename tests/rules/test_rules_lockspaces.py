@@ -13,7 +13,7 @@ from muster.records.levels import LOCK_MANAGER_LEVEL, Barriers, Level, Missing, 
 from muster.records.lockspaces import LOCKSPACE, MAXIMUM_LOCKSPACES, parse, text_of
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
-from muster.records.transitions import Transition
+from muster.records.transitions import ENTRIES_TOGETHER, Transition
 
 LEVEL = LOCK_MANAGER_LEVEL
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING
@@ -94,7 +94,9 @@ def test_p12_17_steps_have_the_same_names_everywhere_in_the_order_in_which_they_
                 told.setdefault((each.transition, each.barrier), set()).add(each.entry)
     assert told
     assert all(len(entries) == 1 for entries in told.values())
-    assert len({entry for entries in told.values() for entry in entries}) == 3, "one for each join"
+    names = {entry for entries in told.values() for entry in entries}
+    assert len(names) == 3, "one for each join"
+    assert all(0 < name // ENTRIES_TOGETHER <= cluster.database.index for name in names), "by the entry that began it"
 
 
 def member(node: int, state: NodeState = NodeState.JOINED, *inside: int) -> Member:
