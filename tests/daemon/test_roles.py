@@ -102,7 +102,7 @@ def test_p10_4_a_user_without_a_role_may_not_even_ask() -> None:
 
 def test_p10_4_what_others_have_done_is_shown_to_operators() -> None:
     assert [name for name, query in QUERIES.items() if query.role is not Role.OBSERVER] == [
-        *("audit", "history", "subsystem", "watcher", "lock_manager", "lock_channels")
+        *("fence_test", "audit", "history", "subsystem", "watcher", "lock_manager", "lock_channels")
     ]
 
 

@@ -65,6 +65,8 @@ def test_a_plan_of_a_loss_says_what_proves_it_in_this_very_cluster(one_machine: 
     assert words.startswith("n1 is taken for proven dead")
     assert told in words
     assert not_told not in words
+    (fenced,) = assumptions(change, one_machine=one_machine, fenced={"n1"})
+    assert ("its fence agents prove it here" in fenced) is not one_machine
 
 
 def test_a_plan_of_a_file_that_defines_and_one_that_forbids() -> None:

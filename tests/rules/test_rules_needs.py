@@ -22,6 +22,7 @@ from muster.daemon.socket.queries import NodeView
 from muster.daemon.socket.queries import needs as documents
 from muster.daemon.socket.why_node import why_cluster
 from muster.records.database import Change, Database, Entry, initial_database
+from muster.records.fencing import FenceDevice, FenceOutcome, FencePast, FencePhase, FencePlan, Fencing
 from muster.records.levels import Missing, NodeState
 from muster.records.members import Eviction, Member, Proof
 from muster.records.nodes import Cluster, NodeConfig
@@ -77,6 +78,7 @@ STUCK = web(state=ServiceState.STOPPING, node=1, incarnation=7, cause="stop fail
 WAITING = {2: AwaitingLevels(2, 8, (Missing(15, "storage"),), 3000, False)}
 EVICT = "muster node evict {} --confirmed-dead"
 STRAGGLER = Straggler(1, 60, "cache", 2, "leaving", False)
+FENCED = FencePast(3, 7, FencePhase.OFF, "power", 1, FenceOutcome.FAILED, "no route", 9)
 CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
     # records, what is seen, then the kind, a part of the sentence, and the next step
     "no master": ((), {"master": -1}, "no master", "no node leads", "muster links"),
@@ -119,6 +121,29 @@ CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
     "maintenance": (
         (Maintenance("service", "web", 1, cause="kernel patch"),), {}, "maintenance",
         "service web is in maintenance (kernel patch)", "muster maintenance end --service web --yes",
+    ),
+    "quarantine": (
+        (Fencing(2, 7, quarantined=True, fenced=(1, 2, 3, 4)),), {}, "quarantine",
+        "n2 is in quarantine: it was fenced 4 times", "muster fence release n2",
+    ),
+    "fencing": (
+        (Fencing(2, 7, FencePhase.OFF, past=(FENCED,)),), {}, "fencing fails",
+        "n2 could not be fenced yet", "muster fence history n2",
+    ),
+    "nobody reaches": (
+        (Fencing(2, 7, FencePhase.OFF),), {}, "fencing fails", "no member can reach its devices", "muster fence list",
+    ),
+    "not on again": (
+        (Fencing(2, 7, past=(replace(FENCED, phase=FencePhase.ON),)),), {}, "fencing fails",
+        "n2 is off, and could not be turned on again", "muster fence history n2",
+    ),
+    "device": (
+        (FenceDevice("pdu", "fence_x"),), {"fence_troubles": {1: {"pdu": "no route"}}}, "fence device",
+        "n1 cannot use fence device pdu", "muster fence test pdu",
+    ),
+    "not fenced": (
+        tuple(FencePlan(node, ()) for node in (0, 1)), {"fences": True}, "not fenced",
+        "nothing says how n2 is fenced", "muster fence method n2",
     ),
     "standby": ((Standby(1, 1),), {}, "standby", "n1 is on standby: it gets no services, and still has web",
                 "muster node active n1"),

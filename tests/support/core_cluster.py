@@ -16,6 +16,8 @@ from msgspec import Struct
 from muster.core.effects import (
     AppendFrame,
     AskSubsystem,
+    CallFenceAgent,
+    CancelFenceCall,
     Committed,
     Effect,
     Elected,
@@ -40,6 +42,7 @@ from muster.core.effects import (
 from muster.core.inputs import (
     Acknowledged,
     CommandFinished,
+    FenceAnswered,
     FenceConfirmed,
     Input,
     JournalRead,
@@ -197,6 +200,7 @@ class CoreCluster:
         self._requests = 0
         self._replies: dict[str, Reply] = {}
         # conditions that a test may set
+        self.shared = False  # each node is a machine of its own: its silence proves nothing
         self.kernel = False  # lease records name whom to ask, and guards ask (P7.13-P7.15)
         self.cannot_ask: set[int] = set()  # nodes in other PID namespaces
         self.silent_kernel = False  # it says nothing: what was killed hangs in its exit
@@ -205,6 +209,8 @@ class CoreCluster:
         self.holds_store: Callable[[int, Effect], bool] = lambda _node, _effect: False
         self.acknowledges: Callable[[int, Notify], bool] = lambda _node, _notification: True
         self.objects: Callable[[int, AskSubsystem], str | None] = lambda _node, _question: ""  # None: it is silent
+        self.fence_calls: list[tuple[int, CallFenceAgent]] = []  # by whom
+        self.agent: Callable[[int, CallFenceAgent], bool | None] = lambda _node, _call: True  # None: it hangs
         self.outcome: Callable[[int, RunCommand], bool | None] = lambda _node, _command: True  # None: it goes on
 
     # ---- nodes ---------------------------------------------------------------------------------------------------
@@ -301,7 +307,9 @@ class CoreCluster:
         kept, blob, frames = self.journals[owner, mark.half]
         assert kept == mark
         software = self.software.get(life.node, Software(LOWEST, HIGHEST))
-        setup = Setup(life.node, f"n{life.node}", life.incarnation, self.profile, software=software)
+        setup = Setup(
+            life.node, f"n{life.node}", life.incarnation, self.profile, software=software, one_machine=not self.shared
+        )  # fmt: skip
         core = Node(setup, restore(blob, frames), self.strip(), tuple(life.memory.values()), self.now_us)
         daemon = life.daemon = Daemon(core)
         for level in life.levels:
@@ -467,8 +475,8 @@ class CoreCluster:
             case Reply(identity=identity):
                 assert identity not in self._replies, f"{identity} was answered twice"
                 self._replies[identity] = effect
-            case WatchLife():
-                self._ask_kernel(life, effect)
+            case WatchLife() | CallFenceAgent() | CancelFenceCall():
+                self._ask_outside(life, daemon, effect)
             case Restart():
                 self.restarts += 1
                 self.restart_daemon(life.node)
@@ -480,6 +488,16 @@ class CoreCluster:
                 pass
             case _:
                 assert_never(effect)
+
+    def _ask_outside(self, life: Life, daemon: Daemon, effect: WatchLife | CallFenceAgent | CancelFenceCall) -> None:
+        if isinstance(effect, WatchLife):
+            self._ask_kernel(life, effect)
+        elif isinstance(effect, CallFenceAgent):
+            self.fence_calls.append((life.node, effect))
+            done = self.agent(life.node, effect)
+            if done is not None:
+                answered = FenceAnswered(effect.call, done, "" if done else "it does not answer")
+                self._queue.append((life, daemon, answered))
 
     def _panic(self, life: Life, cause: str) -> None:
         if life.guard_hangs:

@@ -224,6 +224,7 @@ def test_every_query_and_every_change_answers_in_json_and_a_change_can_be_named(
             for verb in ("leave", "evict", "standby", "active", "drain", "restart-daemon", "remove", "set-addresses")
         ),
         *("service confirm-clean", "service confirm-stopped", "node confirm-clean"),
+        *(f"fence {verb}" for verb in ("add", "remove", "method", "now", "release")),
         *("event enable", "event disable", "event withdraw", "maintenance begin", "maintenance end"),
     }
     assert not named & WITH_A_TOKEN
@@ -294,6 +295,8 @@ DOCUMENTED = {
     "why sleeper": "why",
     "plan --lose n0 --lose n1": "plan",
     "maintenance list": "maintenance list",
+    "fence list": "fence list, fence history, fence test, fence now --dry-run, fence secret",
+    "fence history": "fence list, fence history, fence test, fence now --dry-run, fence secret",
     "timeline --last": "timeline ID",
     "node show n0": "node show",
     "authority show": "authority show",

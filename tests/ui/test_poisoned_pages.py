@@ -46,6 +46,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "config set": ("observer_group", "staff"),
     "debug bundle": ("--output", "{folder}/{name}.tar.gz"),
     "event show": ("tick",),
+    "fence add": ("pdu", "--agent", "fence_x", "--unchecked"),
     "maintenance begin": ("--service", "web"),
     "maintenance end": ("--service", "web"),
     "node add": ("n9", "127.0.0.1:7709"),

@@ -14,6 +14,7 @@ from muster.core.room import TEXTS, Room
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Change, Database, Forget
 from muster.records.events import EventGroup
+from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.kinds import KINDS, Kind, Record, check_tables, kind_named, kind_of
 from muster.records.levels import NodeState
 from muster.records.members import Member
@@ -87,6 +88,7 @@ class Facts(msgspec.Struct):
     aged_index: int = -1  # the newest entry that is older than a client may repeat a request; -1: none is known to be
     sheds: bool = False  # the store may be over full: whoever has filled it did not count as this release does (P9.6)
     after: str = ""  # the service at which the last round had to stop: this one begins behind it (P9.5)
+    fences: bool = False  # silence has to be proven from outside here: each node is a machine of its own (P7.22)
     shut: range = range(0)  # the slots of the store's banks in which nobody has ever run (P11.7)
 
     def report(self, member: Member) -> Report | None:
@@ -111,6 +113,9 @@ class Draft:
     event_groups: dict[str, EventGroup]
     audit: dict[int, Audit]
     revisions: dict[int, Revision]
+    fence_devices: dict[str, FenceDevice]
+    fence_plans: dict[int, FencePlan]
+    fencing: dict[int, Fencing]
 
     def __init__(self, database: Database, room: Room | None = None, entry_bytes: int = 0) -> None:
         """`room` bounds texts, and `entry_bytes` the entry; without them they are not bounded."""

@@ -8,6 +8,7 @@ lost; a local notification or command may not.
 
 from msgspec import Struct
 
+from muster.records.fencing import FenceDevice, Parameters
 from muster.records.happenings import Happening
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.messages import Message
@@ -15,6 +16,7 @@ from muster.records.operations import OperationRequest
 from muster.records.placements import PlacedTogether
 from muster.records.registers import Claim, Life, Mark, Marks, View
 from muster.records.services import Definition
+from muster.records.terms import NO_NODE
 
 
 class ReadStrip(Struct, frozen=True):
@@ -201,6 +203,29 @@ class RunCommand(Struct, frozen=True):
     extend_limit_ms: int = 3_600_000  # by how much its program may lengthen a start or a stop in all (P8.21)
 
 
+class CallFenceAgent(Struct, frozen=True):
+    """Have the agent of a fence device called once, in the node's image (P7.29); answered by `FenceAnswered`.
+
+    `parameters`: what it is told beside the action; the values of the device's secrets are in this node's home. Of
+    `status` success means that it says `off`. `node`, `incarnation` and `number` say for which request it is; of a
+    `monitor` there is none.
+    """
+
+    call: int
+    device: FenceDevice
+    action: str  # off, on, status or monitor
+    parameters: Parameters
+    node: int = NO_NODE
+    incarnation: int = 0
+    number: int = 0
+
+
+class CancelFenceCall(Struct, frozen=True):
+    """End the agent of this call, if it still runs; that end is told, too, though its outcome counts no more."""
+
+    call: int
+
+
 class Reply(Struct, frozen=True):
     """Answer to `OperationRequested`."""
 
@@ -281,6 +306,8 @@ Effect = (
     | LevelRefused
     | AskSubsystem
     | RunCommand
+    | CallFenceAgent
+    | CancelFenceCall
     | Reply
     | Committed
     | Placed

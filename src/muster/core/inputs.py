@@ -146,6 +146,14 @@ class FenceConfirmed(Struct, frozen=True):
     detail: str
 
 
+class FenceAnswered(Struct, frozen=True):
+    """Answer to `CallFenceAgent` number `call`; of `status`: whether it says `off`. `detail`: of a failure."""
+
+    call: int
+    succeeded: bool
+    detail: str = ""
+
+
 class KernelsWord(Struct, frozen=True):
     """Answer to `WatchLife`: the kernel says that nothing of this incarnation runs any more (P7.13).
 
@@ -197,7 +205,14 @@ class Tick(Struct, frozen=True):
 StoreAnswer = StripRead | StripUnread | StoreDone | StoreRefused | JournalRead
 LinkChange = PeerConnected | PeerLost | OwnLinksChanged
 OwnNews = (
-    CommandFinished | LevelRegistered | LevelGone | Acknowledged | AcknowledgedTogether | PerformanceMeasured | KeysHeld
+    CommandFinished
+    | LevelRegistered
+    | LevelGone
+    | Acknowledged
+    | AcknowledgedTogether
+    | PerformanceMeasured
+    | KeysHeld
+    | FenceAnswered
 )
 Voucher = FenceConfirmed | KernelsWord
 Input = (

@@ -19,12 +19,13 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from muster.records.database import Database
+from muster.records.fencing import KEPT_FENCINGS, KEPT_OUTCOMES, FencePlan, Fencing
 from muster.records.kinds import KINDS
 from muster.records.levels import LOCK_MANAGER_LEVEL
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Definition, Maintenance, Service, Standby
-from muster.records.texts import LEAST_TEXT_BYTES
+from muster.records.texts import LEAST_TEXT_BYTES, NODE_TEXT_BYTES
 
 DATABASE_PERCENT = 70
 ENTRY_PERCENT = 24
@@ -50,6 +51,8 @@ INDEX_BYTES = 9
 GIVEN_UP_BYTES = 14  # on one node: failed there, exhausted there
 TAKEOVER_BYTES = 24
 RECENT_TAKEOVERS = 6  # as `core/services/conditions.py` keeps, and one a node that is not to take it over
+# Of what is asked about one node that is fenced, and what became of it.
+FENCING_BYTES = 200 + NODE_TEXT_BYTES + KEPT_OUTCOMES * (120 + LEAST_TEXT_BYTES) + KEPT_FENCINGS * INDEX_BYTES
 HEAD_BYTES = 32  # of a record that is counted as large as it is
 SHARE_OF_A_RECORD = 10  # one service's record may take one part in so many of an entry: it never goes alone
 SHARE_OF_INSTANCES = 2  # those of one template change together
@@ -99,6 +102,8 @@ class Contents(Protocol):
     services: dict[str, Service]
     maintenance: dict[str, Maintenance]
     standby: dict[int, Standby]
+    fence_plans: dict[int, FencePlan]
+    fencing: dict[int, Fencing]
 
 
 class Room:
@@ -128,6 +133,7 @@ class Room:
         for kind in _COUNTED:
             records = getattr(contents, kind.table)
             total += sum(HEAD_BYTES + self._size(kind.name, key, each) for key, each in records.items())
+        total += FENCING_BYTES * len(contents.fence_plans.keys() | contents.fencing.keys())
         for key, each in contents.maintenance.items():
             if each.kind == "service":  # that of nodes and of the cluster has its room in those
                 total += self._size("maintenance", key, each)

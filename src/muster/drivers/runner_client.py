@@ -25,6 +25,7 @@ from muster.records.services import CommandState
 
 MAXIMUM_WAITING = 16_384  # requests that the runner has not taken yet; one for every service it can hold
 MAXIMUM_EARLY = 1024
+FENCE_CALL = "fence agent "  # begins the names of calls of fence agents: no event is called so (P7.29)
 _PACKETS_A_TURN = 64
 _SECONDS_A_TURN = 0.02  # each may have the node look at all its services (P8.13)
 
@@ -93,6 +94,7 @@ class RunnerClient:
         self.ended_early: deque[CommandEnded] = deque(maxlen=MAXIMUM_EARLY)
         self.acts_ended_early: deque[CommandState] = deque(maxlen=MAXIMUM_EARLY)
         self.acts_at_work: set[int] = set()
+        self.fence_calls_at_work: list[tuple[str, int]] = []  # of earlier daemons: names and generations
         self._on_ended, self._on_exited, self._on_waiting = on_ended, on_exited, on_waiting
         self.on_wrote: Callable[[str, str, int], None] | None = None  # service, text, bytes left out before it
         self._outputs: dict[int, asyncio.Future[Output]] = {}
@@ -268,6 +270,8 @@ class RunnerClient:
     def _take(self, packet: dict[str, Any]) -> bool:
         """Act on a packet; whether it completed the inventory."""
         match packet:
+            case {"say": "finished", "service": str(service)} if self._is_early and service.startswith(FENCE_CALL):
+                pass  # of an earlier daemon
             case {"say": "finished", "action": "act"} if self._is_early:
                 self.acts_ended_early.append(_command_state({**packet, "finished": True}))
             case {"say": "finished"}:
@@ -306,6 +310,9 @@ class RunnerClient:
 
     def _take_command(self, command: dict[str, Any]) -> None:
         state = _command_state(command)
+        if state.action == "act" and state.service.startswith(FENCE_CALL):
+            self.fence_calls_at_work.append((state.service, state.generation))
+            return
         if state.action == "act":
             self.acts_at_work.add(state.generation)
             return

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.events import EventGroup
+from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.kinds import Kind, Record, check_tables, kind_of
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
@@ -58,6 +59,9 @@ class Database(Struct):
     audit: dict[int, Audit] = field(default_factory=dict)  # the newest ones
     revisions: dict[int, Revision] = field(default_factory=dict)  # the newest ones
     lineage: tuple[tuple[Term, int], ...] = ()  # the newest terms that committed, each with its first index (P11.2)
+    fence_devices: dict[str, FenceDevice] = field(default_factory=dict)
+    fence_plans: dict[int, FencePlan] = field(default_factory=dict)
+    fencing: dict[int, Fencing] = field(default_factory=dict)
 
     def term_at(self, index: int) -> Term | None:
         """The term that committed entry `index`; None where this database does not know it."""

@@ -2,9 +2,9 @@
 
 from msgspec import Struct
 
-MASTER, JOIN, LEAVE, LOST, CONDEMNED = "master", "join", "leave", "lost", "condemned"
+MASTER, JOIN, LEAVE, LOST, CONDEMNED, FENCE = "master", "join", "leave", "lost", "condemned", "fence"
 START, RESTART, MOVE, STOP, FAILURE, STUCK, CHANGE = "start", "restart", "move", "stop", "failure", "stuck", "change"
-KINDS = (MASTER, JOIN, LEAVE, LOST, CONDEMNED, START, RESTART, MOVE, STOP, FAILURE, STUCK, CHANGE)
+KINDS = (MASTER, JOIN, LEAVE, LOST, CONDEMNED, FENCE, START, RESTART, MOVE, STOP, FAILURE, STUCK, CHANGE)
 
 
 class Happening(Struct, frozen=True, array_like=True):

@@ -13,13 +13,14 @@ from msgspec import Struct
 
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.events import EventGroup
+from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.services import Maintenance, Service, Standby
 from muster.records.tables import check_rows, members_of
 from muster.records.texts import NODE_TEXT_BYTES, OUTCOME_BYTES
 from muster.records.transitions import Transition
-from muster.records.versions import KEEPS_HISTORY, LOWEST
+from muster.records.versions import FENCING, KEEPS_HISTORY, LOWEST
 
 Record = (
     Cluster
@@ -33,6 +34,9 @@ Record = (
     | EventGroup
     | Audit
     | Revision
+    | FenceDevice
+    | FencePlan
+    | Fencing
 )
 
 Key = int | str
@@ -98,6 +102,9 @@ KINDS: tuple[Kind, ...] = (
     _kind(EventGroup, "event_groups", "name", str, since=2, is_configuration=True, is_counted=True),
     _kind(Audit, "audit", "number", int, since=KEEPS_HISTORY),
     _kind(Revision, "revisions", "version", int, since=KEEPS_HISTORY),
+    _kind(FenceDevice, "fence_devices", "name", str, since=FENCING, is_configuration=True, is_counted=True),
+    _kind(FencePlan, "fence_plans", "node", int, since=FENCING, is_configuration=True, is_counted=True),
+    _kind(Fencing, "fencing", "node", int, since=FENCING, texts=_CAUSE),
 )  # fmt: skip
 BY_TYPE: dict[type, Kind] = {kind.struct: kind for kind in KINDS}
 BY_NAME: dict[str, Kind] = {kind.name: kind for kind in KINDS}

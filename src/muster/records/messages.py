@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from muster.records.access import Author
 from muster.records.database import Entry
+from muster.records.fencing import FenceAnswer
 from muster.records.levels import Level
 from muster.records.numbers import HIGHEST_NUMBER, Count, CountOrNone, NodeNumber
 from muster.records.operations import OperationRequest
@@ -55,6 +56,7 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=2):
     unable: str = ""  # why the sender cannot lead, in words; empty where it can (P2.11)
     awaited: tuple[PlaceAwaited, ...] = ()  # those that have waited longest for a place
     awaiting: Count = 0  # how many wait in all
+    fence_troubles: tuple[tuple[str, str], ...] = ()  # fence devices that the sender cannot use, and why (P7.28)
 
 
 class Append(Struct, frozen=True, array_like=True, tag=3):
@@ -101,6 +103,8 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     keys: tuple[str, ...] | None = None  # fingerprints of the authorities whose key it holds; None: it does not say
     words: tuple[Testimony, ...] = ()  # of members; told because the master may not be able to ask the kernel
     departed: tuple[tuple[Count, Count], ...] = ()  # (level, registration): went by their own wish (P3.15)
+    fences: tuple[FenceAnswer, ...] = ()  # what became of what it was asked to fence (P7.22)
+    fence_troubles: tuple[str, ...] = ()  # the fence devices that it cannot use (P7.28)
 
 
 class Request(Struct, frozen=True, array_like=True, tag=6):

@@ -11,6 +11,7 @@ from msgspec import Struct
 from muster.records.access import Role
 from muster.records.configuration import BreakLock, ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.events import ApplyEvents, EnableEvents
+from muster.records.fencing import FenceNow, ReleaseNode, RemoveFenceDevice, SetFenceDevice, SetFenceMethods
 from muster.records.members import EvictNode, LeaveNode, RestartDaemon
 from muster.records.nodes import (
     AbandonRotation,
@@ -66,6 +67,11 @@ OperationRequest = (
     | ConfirmClean
     | ConfirmStopped
     | BreakLock
+    | SetFenceDevice
+    | RemoveFenceDevice
+    | SetFenceMethods
+    | FenceNow
+    | ReleaseNode
 )
 
 
@@ -129,6 +135,11 @@ OPERATIONS: tuple[OperationKind, ...] = (
     _kind(IssueToken, Role.ADMINISTRATOR, "node", since=2),
     _kind(RotateAuthority, Role.ADMINISTRATOR, since=2, is_read=False),
     _kind(AbandonRotation, Role.ADMINISTRATOR, since=2),
+    _kind(SetFenceDevice, Role.ADMINISTRATOR, "name", "agent", since=5),
+    _kind(RemoveFenceDevice, Role.ADMINISTRATOR, "name", since=5, only_removes=True),
+    _kind(SetFenceMethods, Role.ADMINISTRATOR, "node", since=5),
+    _kind(FenceNow, Role.ADMINISTRATOR, "node", "cause", since=5, only_removes=True),
+    _kind(ReleaseNode, Role.OPERATOR, "node", since=5, only_removes=True),
     _kind(EnrolNode, _NODES_ONLY, "node", since=2),
     _kind(CertifyNodes, _NODES_ONLY, since=2),
 )

@@ -14,10 +14,10 @@ _VIEWS = 2  # rows of the views register newer than a loss (`core/links/links.py
 
 
 UNPROVEN = (
-    "no proof comes by itself: what it held waits until its machine boots again, or a person confirms "
-    "(muster node evict NODE --confirmed-dead)"
+    "no proof comes by itself, unless a fence agent gives it; what it held waits until its machine boots again, or a "
+    "person confirms (muster node evict NODE --confirmed-dead)"
 )
-"""Scope `shared`: a lease that has run out is no proof there while no watchdog or fence agent stands behind it."""
+"""Scope `shared`: a lease that has run out is no proof there while no watchdog stands behind it (docs/FENCING.md)."""
 
 
 class Moment(NamedTuple):

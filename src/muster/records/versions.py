@@ -12,15 +12,17 @@ is no new version: older releases pass over it. A new kind of record, message or
         goes with them
     4   services behave as their owners expect: more keys of a service (`services.ADDED_BY_VERSION`), an operator's word
         that one has stopped
+    5   a silent node is proven dead without a person: fence devices, methods, requests to fence
 """
 
 from msgspec import Struct
 
-LOWEST, HIGHEST = 1, 4
+LOWEST, HIGHEST = 1, 5
 VERSIONS = (LOWEST, HIGHEST)
 KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
 KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field is gated together with them
 OWNERS_KEYS = 4  # keys of services, and operations on them, that were added together
+FENCING = 5  # fence agents (P7.22)
 
 
 class Software(Struct, frozen=True, array_like=True):

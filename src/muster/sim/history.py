@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from muster.records.configuration import Operation
 from muster.records.database import Entry
+from muster.records.fencing import Fencing
 from muster.records.levels import Level, NodeState, Required, TransitionKind
 from muster.records.members import Member
 from muster.records.operations import OperationRequest
@@ -30,6 +31,7 @@ class ReplicaState(Struct, frozen=True):
     operations: dict[str, Operation]
     names: dict[int, str]  # node -> configured name
     required: tuple[Required, ...] = ()  # that a node must have before it joins
+    fencing: dict[int, Fencing] = msgspec.field(default_factory=dict)
 
 
 class LifeBegan(Struct, frozen=True):
@@ -327,6 +329,32 @@ class Logged(Struct, frozen=True):
     what: str
 
 
+class FenceCalled(Struct, frozen=True):
+    """A node has the agent of a fence device called, for a request."""
+
+    at_us: int
+    node: int  # that calls
+    incarnation: int  # of `node`
+    device: str
+    action: str
+    about: int
+    about_incarnation: int
+    number: int
+    read_us: int  # when the read of the store began that it goes by
+
+
+class FenceStatus(Struct, frozen=True):
+    """A fence device, asked by a node for a request, has said that `about` is off."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    device: str
+    about: int
+    about_incarnation: int
+    number: int
+
+
 class Raised(Struct, frozen=True):
     """The core raised: a broken invariant."""
 
@@ -377,6 +405,8 @@ Observation = (
     | WatchEnded
     | WatcherGone
     | ActionBegan
+    | FenceCalled
+    | FenceStatus
     | Disturbed
     | Logged
     | Raised

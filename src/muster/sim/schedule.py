@@ -32,6 +32,14 @@ class Fence(Struct, frozen=True, tag="fence"):
     node: int
 
 
+class Device(Struct, frozen=True, tag="device"):
+    """A fence device is `well`, `slow`, `fails`, `lies` (it says to have done what it has not) or `hangs`."""
+
+    name: str
+    mode: str
+    for_us: int = 0
+
+
 class Kill(Struct, frozen=True, tag="kill"):
     """SIGKILL to one process: `daemon`, `guard`, `runner` or `watcher`."""
 
@@ -225,6 +233,7 @@ Deed = (
     Boot
     | PowerCut
     | Fence
+    | Device
     | Kill
     | Pause
     | Resume
@@ -259,7 +268,8 @@ class When(Struct, frozen=True, tag="when"):
 
     `what` is a record being written (`lease`, `view`, `marks`, `frame`, `checkpoint`, or the claim register as a
     `claim`, `mark` or `withdrawal`) with a `stage` of `begun`, `half written` or `written`; or `elected`, `commit`,
-    `notify`, `acknowledge`, `command`, `failure` (of a service) or `request` (of an event) with stage `begun`.
+    `notify`, `acknowledge`, `command`, `fence` (a call of an agent), `failure` (of a service) or `request` (of an
+    event) with stage `begun`.
     """
 
     what: str

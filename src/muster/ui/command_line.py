@@ -28,6 +28,7 @@ _COMMANDS = {
     "audit": "muster.ui.commands.configuration:audit",
     "upgrade": "muster.ui.commands.upgrade:upgrade",
     "node": "muster.ui.commands.nodes:node",
+    "fence": "muster.ui.commands.fencing:fence",
     "enrol": "muster.ui.commands.enrolment:enrol",
     "authority": "muster.ui.commands.authority:authority",
     "service": "muster.ui.commands.services:service",

@@ -6,6 +6,7 @@ follow membership.
 """
 
 from muster.core.draft import Draft, Facts
+from muster.core.fencing import fencing
 from muster.core.membership import membership
 from muster.core.nodes import authority
 from muster.core.operations import operations, shedding
@@ -32,6 +33,7 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     membership.force_out_the_dead(draft, facts)
     membership.condemn_the_unfit(draft, facts)
     membership.condemn_the_silent(draft, facts)
+    fencing.advance(draft, facts)
     transition.advance(draft, facts)
     service.advance(draft, facts)
     return draft, answers

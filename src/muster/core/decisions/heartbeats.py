@@ -26,6 +26,7 @@ class Heartbeats:
         self.next_us = now_us
         self.places = Places()
         self.waiting = Waiting()
+        self.fence_troubles: dict[int, dict[str, str]] = {}  # by node, as it says (P7.28)
         self._incarnation, self._out = me.incarnation, out
 
     def is_due(self, now_us: int) -> bool:
@@ -43,7 +44,7 @@ class Heartbeats:
         replica, lost_ms = beside.replica, beside.observer.lost_ms(now_us)
         heartbeat = Heartbeat(
             self._incarnation, replica.accepted, replica.database.index, tuple(waiting.items()), lost_ms, unable,
-            *self.places.own(now_us),
+            *self.places.own(now_us), tuple(beside.asker.troubles.items()),
         )  # fmt: skip
         for node in nodes:
             self._out.send(node, heartbeat)
@@ -56,6 +57,7 @@ class Heartbeats:
         beside.links.store_lost_ms[sender] = heartbeat.store_lost_ms
         leadership.inability.told[sender] = heartbeat.unable
         self.places.heard(sender, heartbeat)
+        self.fence_troubles[sender] = dict(heartbeat.fence_troubles)
         if leadership.term is not None:
             leadership.term.followers.is_at(sender, heartbeat.term, heartbeat.index)
         if heartbeat.term == beside.replica.accepted and heartbeat.term.node == sender:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from muster.core.decisions.term import MasterTerm, Round, Told
 from muster.core.effects import Elected
+from muster.core.fencing.asker import Asker
 from muster.core.inputs import JournalRead, StoreAnswer, StoreDone, StoreRefused, StripRead, StripUnread
 from muster.core.leases import sightings
 from muster.core.leases.observer import Observer
@@ -41,6 +42,7 @@ class Beside(NamedTuple):
     links: Links
     registers: OwnRegisters
     subsystems: Subsystems
+    asker: Asker
 
 
 class Leadership:

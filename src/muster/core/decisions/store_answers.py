@@ -36,8 +36,13 @@ class StoreAnswers:
         self.reads = Reads(me.profile, now_us)
         self._me, self._numbers, self._out = me, numbers, out
 
-    def begin_read_if_due(self, now_us: int) -> int:
-        """Ask for the next read if it is due; how early (us) what else is due soon may go along with it."""
+    def begin_read_if_due(self, now_us: int, *, at_once: bool = False) -> int:
+        """Ask for the next read if it is due; how early (us) what else is due soon may go along with it.
+
+        `at_once`: something waits for one that begins now.
+        """
+        if at_once:
+            self.reads.soon(now_us)
         return self.reads.begin_if_due(self._numbers, now_us, self._out)
 
     def take(self, answer: StoreAnswer, leadership: Leadership, beside: Beside, now_us: int) -> Answered:

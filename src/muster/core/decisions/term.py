@@ -197,7 +197,7 @@ class MasterTerm:
             observer.slots(), observer.ran_out, observer.unclean, observer.owed, observer.foreign,
             room=room, entry_bytes=room.entry_bytes, sheds=self._sheds, after=self._next_service,
             aged_index=replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, now_us),
-            shut=observer.shut_slots(),
+            shut=observer.shut_slots(), fences=not observer.one_machine,
         )  # fmt: skip
         if not self.services_open:
             self.services_open = facts.services_open = all_have_reported(replica.database, facts)

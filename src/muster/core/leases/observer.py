@@ -286,6 +286,11 @@ class Observer:
         return self.is_dead(node, incarnation) or self.ran_out(node, incarnation)
 
     @property
+    def one_machine(self) -> bool:
+        """Whether all nodes run under one kernel, which is asked (P7.13): else only from outside is an end proven."""
+        return self._one_machine
+
+    @property
     def may_lead(self) -> bool:
         """Whether this node's own lease advances in its own reads: else it neither claims nor leads (P2.13)."""
         return self._watches[self._me].advances(self._incarnation)

@@ -109,6 +109,7 @@ def _admit(draft: Draft, facts: Facts, node: int, report: Report) -> bool:
     if facts.slots.get(node, report.incarnation) < report.incarnation and _has_cleanups(draft):
         return False  # its report came faster than the record that says what its machine owes (P6.33)
     refusal = barrier_conflict(draft, node, report.levels) or why_unclean(draft, facts, member, report.incarnation)
+    refusal = refusal or why_quarantined(draft, node)
     if facts.foreign(node, report.incarnation):
         refusal = "it runs under another kernel, and a store of scope host is for the nodes of one machine"
     waits = waits_of(draft, member, report)
@@ -148,6 +149,15 @@ def why_unclean(draft: Draft, facts: Facts, member: Member, incarnation: int) ->
     name = draft.name(member.node)
     says = "; ".join(parts) or "it owes more cleanups than it can name"
     return f"its machine may still hold what it ran before: {says}{SEE_OR}muster node confirm-clean {name}"
+
+
+def why_quarantined(draft: Draft, node: int) -> str:
+    """Why a node is kept out that was fenced again and again; empty where it was not (P7.27)."""
+    fencing = draft.fencing.get(node)
+    if fencing is None or not fencing.quarantined:
+        return ""
+    words = f"it was fenced {len(fencing.fenced)} times within an hour: find out why before it runs again"
+    return f"{words}{SEE_OR}muster fence release {draft.name(node)}"
 
 
 def condemned(members: dict[int, Member]) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from muster.core.needs.need import HOLDS_US, KINDS, TROUBLE, US_PER_S, Need, Seen, Suspicion
 from muster.core.needs.of_cluster import of_cluster
+from muster.core.needs.of_fencing import of_fencing
 from muster.core.needs.of_nodes import of_nodes
 from muster.core.needs.of_services import of_services
 from muster.records.database import Database
@@ -59,6 +60,7 @@ def suspicions(database: Database, seen: Seen) -> Iterator[Suspicion]:
     """Everything that may need a person, if it lasts."""
     yield from of_cluster(database, seen)
     yield from of_nodes(database, seen)
+    yield from of_fencing(database, seen)
     yield from of_services(database, seen)
 
 

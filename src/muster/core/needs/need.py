@@ -24,6 +24,8 @@ HOLDS_US = {
     "lost": US_PER_S,
     "refused": US_PER_S,
     "overdue level": 0,
+    "fencing fails": US_PER_S,
+    "quarantine": 0,
     "blocked": 0,
     "failed": 0,
     "unclean": US_PER_S,
@@ -32,10 +34,12 @@ HOLDS_US = {
     "link": US_PER_S,
     "cannot lead": 0,
     "processes lost": 0,
+    "fence device": US_PER_S,
     "certificate": 0,
     "level": US_PER_S,
     "maintenance": 0,
     "standby": 0,
+    "not fenced": US_PER_S,
 }
 KINDS = tuple(HOLDS_US)  # the order in which needs of one severity are told: causes before what follows from them
 
@@ -124,6 +128,8 @@ class Seen(Struct, frozen=True):
     unable: Mapping[int, str] = field(default_factory=dict)
     barred: Mapping[int, str] = field(default_factory=dict)
     lacking: str = ""
+    fence_troubles: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # node -> fence device -> why (P7.28)
+    fences: bool = False  # silence has to be proven from outside here (P7.22)
     fullness: Fullness = Fullness(0, 1)
     paths: tuple[Path, ...] = ()
     stragglers: tuple[Straggler, ...] = ()

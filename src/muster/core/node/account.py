@@ -1,19 +1,21 @@
 """What changes in this node itself, and what it says of that to its master (P5.3, P8.13).
 
-Theory of operation. What a node is answerable for changes in five machines: commands end, programs come, go and
-acknowledge, its load and its keys change. Each such input is given to its machine here, and a report is wanted if it is
-news; on a master it is said whether it may change a decision. The report shows the five machines at once, so it is
-composed here, where all of them are known; this has no state of its own.
+Theory of operation. What a node is answerable for changes in six machines: commands and calls of fence agents end,
+programs come, go and acknowledge, its load and its keys change. Each such input is given to its machine here, and a
+report is wanted if it is news; on a master it is said whether it may change a decision. The report shows the six
+machines at once, so it is composed here, where all of them are known; this has no state of its own.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 
 from muster.core.decisions.term import MasterTerm
+from muster.core.fencing.asker import Asker
 from muster.core.inputs import (
     Acknowledged,
     AcknowledgedTogether,
     CommandFinished,
+    FenceAnswered,
     KeysHeld,
     LevelGone,
     LevelRegistered,
@@ -21,6 +23,7 @@ from muster.core.inputs import (
     PerformanceMeasured,
 )
 from muster.core.leases.observer import Observer
+from muster.core.links.links import Links
 from muster.core.outbox import Outbox
 from muster.core.replica import news
 from muster.core.replica.replica import Replica
@@ -41,6 +44,12 @@ class Account(NamedTuple):
     subsystems: Subsystems
     executor: Executor
     reporting: Reporting
+    asker: Asker
+
+    @property
+    def times_us(self) -> tuple[int | None, ...]:
+        """When something of these machines is due."""
+        return *self.reporting.times_us, self.asker.due_us
 
     def take(self, happened: OwnNews, leading: MasterTerm | None, now_us: int, out: Outbox) -> bool:
         """Something of this node has changed; whether that may change a decision of this master, `leading`."""
@@ -64,6 +73,8 @@ class Account(NamedTuple):
                 if is_news(self.reporting.performance, performance):
                     self.reporting.performance = performance
                     self.reporting.want()
+            case FenceAnswered():
+                self._fenced(changed=self.asker.answered(happened, now_us))
             case KeysHeld(authorities=authorities):
                 return self.reporting.hold_keys(authorities)
             case _:
@@ -98,7 +109,28 @@ class Account(NamedTuple):
         """Whom this node follows: who holds the highest mastership that it knows of."""
         return self.observer.holder(self.replica.followed)
 
-    def look_for_master(self, *, is_master: bool) -> None:
+    def follow(self, now_us: int, out: Outbox) -> None:
+        """A confirmed replica has advanced: begin the commands and the calls of fence agents that it asks for."""
+        database = self.replica.database
+        out.extend(self.executor.due(database))
+        self._fenced(changed=self.asker.follow(database, now_us, fences=not self.observer.one_machine))
+
+    def _fenced(self, *, changed: bool) -> None:
+        """What this node says of fencing may have changed (P7.22, P7.28)."""
+        if changed:
+            self.reporting.tell_of_fencing(self.asker.answers, tuple(self.asker.troubles))
+
+    def count_is_due(self, now_us: int) -> bool:
+        """Do what time has made due of these machines; whether what has ended is counted now."""
+        self._fenced(changed=self.asker.tick(now_us))
+        return self.reporting.count_is_due(now_us)
+
+    def look(self, links: Links, *, is_master: bool, now_us: int) -> None:
+        """A read of the strip has ended: fencing goes on by it, and a master may be seen in it."""
+        self._fenced(changed=self.asker.look(self.observer, links, now_us))
+        self._look_for_master(is_master=is_master)
+
+    def _look_for_master(self, *, is_master: bool) -> None:
         """A node that sees a higher mastership in the store than it has accepted makes itself known (SPEC 2.2)."""
         if not is_master and (self.holder() or NO_TERM) > self.replica.followed:
             self.reporting.want()
@@ -108,7 +140,7 @@ class Account(NamedTuple):
         self.begin_second_step()
         report = self.report()
         differ = set(report.levels) != set(self.replica.database.member(node).levels)
-        pending = report.wish or report.acknowledgements or report.commands or differ
+        pending = report.wish or report.acknowledgements or report.commands or differ or report.fences
         return bool(pending) or report.term != (self.holder() or NO_TERM)
 
     def send(self, node: int, *, is_master: bool, now_us: int, out: Outbox) -> None:

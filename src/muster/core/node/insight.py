@@ -57,6 +57,14 @@ def unable_to_lead(node: Node) -> dict[int, str]:
     return node.leadership.inability.everywhere(node.me, node.links.connected)
 
 
+def fence_troubles(node: Node) -> dict[int, dict[str, str]]:
+    """By node: the fence devices that it cannot use, and why; of those that are connected (P7.28)."""
+    told = node.heartbeats.fence_troubles
+    found = {other: dict(told[other]) for other in node.links.connected if told.get(other)}
+    own = node.account.asker.troubles
+    return found | {node.me: own} if own else found
+
+
 def remembered(node: Node) -> tuple[int, Term, dict[int, int]]:
     """What a node knows for certain, for its home: an index, its entry's term, durable terms (P11.2)."""
     return *node.replica.known, node.store.memory.terms

@@ -25,6 +25,7 @@ from muster.core.decisions.leadership import Beside, Leadership
 from muster.core.decisions.store_answers import StoreAnswers
 from muster.core.decisions.term import MasterTerm
 from muster.core.effects import Effect
+from muster.core.fencing.asker import Asker
 from muster.core.inputs import (
     Input,
     LevelGone,
@@ -88,14 +89,15 @@ class Node:
         self._out = Outbox(self.links.connected)
         self.replica = Replica(me, database, accepted, known, self._out)
         self.reporting = Reporting(me, msgspec.structs.replace(setup.software, started_index=database.index))
-        self.account = Account(self.replica, self.observer, self.subsystems, self.executor, self.reporting)
+        asker = Asker(me, self._out)
+        self.account = Account(self.replica, self.observer, self.subsystems, self.executor, self.reporting, asker)
         self._presence = Presence(me, config.generation if config is not None else 0, database.index, self._out)
         self._own = OwnRegisters(me, strip, numbers, self._out)
         self.leadership = Leadership(me, claim, numbers, Room(setup.region_bytes), self._out)
         self.store = StoreAnswers(me, remembered.terms, numbers, now_us, self._out)
         self.heartbeats = Heartbeats(me, now_us, self._out)
         self._desk = Desk(me, self._out)
-        self._beside = Beside(self.replica, self.observer, self.links, self._own, self.subsystems)
+        self._beside = Beside(self.replica, self.observer, self.links, self._own, self.subsystems, asker)
 
     # ---- the interface of the drivers ---------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Node:
         if self._out.has_ended:
             return NEVER_US
         always = (self.heartbeats.next_us, self.links.next_view_us)
-        others = (self.store.reads.due_us, *self.reporting.times_us, self.leadership.retry_us)
+        others = (self.store.reads.due_us, *self.account.times_us, self.leadership.retry_us)
         return min(*always, *(due_us for due_us in others if due_us is not None))
 
     def invariant(self) -> str:
@@ -206,7 +208,7 @@ class Node:
         if taken.shows_strip:
             self.leadership.watch_links(self._beside, self.now_us)
             self._claim_if_due()
-            self.account.look_for_master(is_master=self.is_master)
+            self.account.look(self.links, is_master=self.is_master, now_us=self.now_us)
         self._settle()
 
     def _message(self, sender: int, message: Message) -> bool:
@@ -266,7 +268,7 @@ class Node:
         self.observer.follow(self.database)
         self.heartbeats.waiting.follow(self.database, self.now_us)
         programs.follow(self.subsystems, self.database, is_confirmed=self.replica.confirmed, out=self._out)
-        self._out.extend(self.executor.due(self.database))
+        self.account.follow(self.now_us, self._out)
         self._desk.reply(self.database.index)
 
     def _hand_over(self) -> None:
@@ -297,11 +299,11 @@ class Node:
 
     def _timers(self) -> bool:
         """What time has made due; whether a round of decisions is."""
-        counts = self.reporting.count_is_due(self.now_us)
+        counts = self.account.count_is_due(self.now_us)
         self.leadership.retry(self.now_us)
         self._settle()
         self.leadership.end_if_hopeless(self.observer, self.now_us)
-        early_us = self.store.begin_read_if_due(self.now_us)
+        early_us = self.store.begin_read_if_due(self.now_us, at_once=self.account.asker.take_wish())
         if self.heartbeats.is_due(self.now_us + early_us):
             self._beat()
         if self.links.is_due(self.now_us, early_us):

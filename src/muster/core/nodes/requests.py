@@ -143,6 +143,9 @@ def _remove(config: NodeConfig, draft: Draft, facts: Facts) -> str:
         draft.forget("standby", str(config.node))
     if f"node/{name}" in draft.maintenance:
         draft.forget("maintenance", f"node/{name}")
+    for kind, table in (("fence_plan", draft.fence_plans), ("fencing", draft.fencing)):
+        if config.node in table:
+            draft.forget(kind, str(config.node))
     draft.forget("node", str(config.node), f"{name}: removed")
     return f"{name} is removed (it was node {config.node}, last incarnation {member.incarnation})"
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts
 from muster.core.events import requests as event_operations
+from muster.core.fencing import requests as fence_operations
 from muster.core.membership.membership import condemn
 from muster.core.nodes import authority
 from muster.core.nodes import requests as configuration
@@ -139,6 +140,8 @@ def _dispatch(operation: OperationRequest, draft: Draft, facts: Facts) -> str:
         return configuration.carry_out(operation, draft, facts)
     if isinstance(operation, administration.Administration):
         return administration.carry_out(operation, draft, lambda other: _dispatch(other, draft, facts))
+    if isinstance(operation, fence_operations.FenceRequest):
+        return fence_operations.carry_out(operation, draft, facts)
     match operation:
         case LeaveNode(node=name):
             return _leave(member_named(draft, name), draft)

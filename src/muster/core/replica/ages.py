@@ -74,6 +74,8 @@ def counted_from(database: Database) -> set[int]:
     found = {record.since for record in database.maintenance.values()}
     found |= {record.since for record in database.standby.values()}
     found |= {member.waits.since for member in database.members.values() if member.waits is not None}
+    for fencing in database.fencing.values():
+        found.update((fencing.since, *fencing.fenced, *(past.entry for past in fencing.past)))
     for service in database.services.values():
         found.update(service.failures)
         found.update(takeover.entry for takeover in service.takeovers)

@@ -14,6 +14,7 @@ from muster.core.replica.replica import Replica, Taken
 from muster.core.this_node import ThisNode
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.database import Database
+from muster.records.fencing import FenceAnswer
 from muster.records.messages import Report
 from muster.records.services import CommandState, Performance
 from muster.records.versions import Software
@@ -41,6 +42,8 @@ class Reporting:
         """`software`: what this node runs."""
         self.performance: Performance | None = None  # as it is told
         self.keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
+        self.fences: tuple[FenceAnswer, ...] = ()  # what became of what this node was asked to fence (P7.22)
+        self.fence_troubles: tuple[str, ...] = ()  # the fence devices that it cannot use
         self._incarnation, self._software = me.incarnation, software
         self._wish: Wish | None = None  # to report, before the step is over
         self.due_us: int | None = None  # when there is something to tell that waits for what comes closely after it
@@ -110,7 +113,14 @@ class Reporting:
             keys=self.keys,
             words=observer.testimony(database),
             departed=subsystems.departed(database),
+            fences=self.fences,
+            fence_troubles=self.fence_troubles,
         )
+
+    def tell_of_fencing(self, fences: tuple[FenceAnswer, ...], troubles: tuple[str, ...]) -> None:
+        """What became of what this node was asked to fence, and the fence devices that it cannot use."""
+        self.fences, self.fence_troubles = fences, troubles
+        self.want()
 
     def waits(self, subsystems: Subsystems, database: Database, now_us: int) -> bool:
         """Whether what there is to tell goes at `due_us` with others, and not now."""

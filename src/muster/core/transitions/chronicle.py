@@ -10,10 +10,12 @@ from muster.core.draft import is_silent
 from muster.records.access import ITSELF
 from muster.records.configuration import Audit
 from muster.records.database import Database, Entry
+from muster.records.fencing import FenceOutcome, Fencing
 from muster.records.happenings import (
     CHANGE,
     CONDEMNED,
     FAILURE,
+    FENCE,
     JOIN,
     LEAVE,
     LOST,
@@ -45,6 +47,8 @@ def chronicle(before: Database, entry: Entry) -> tuple[Happening, ...]:
                 found += _of_member(before, change)
             case Service():
                 found += _of_service(before, change)
+            case Fencing():
+                found += _of_fencing(before, change, entry.index)
             case Audit() if change.user == ITSELF and change.operation == "fail":
                 pass  # what a watcher has seen: the service tells it
             case Audit():
@@ -77,6 +81,22 @@ def _of_member(before: Database, now: Member) -> Iterator[Happening]:
             yield Happening(LOST, f"node/{name}", f"{name} is lost, on proof of its death{evidence}")
         case NodeState.INACTIVE if was.state is NodeState.LEAVING:
             yield Happening(LEAVE, f"node/{name}", f"{name} has left")
+
+
+def _of_fencing(before: Database, now: Fencing, index: int) -> Iterator[Happening]:
+    was, name = before.fencing.get(now.node) or Fencing(now.node), before.name_of(now.node)
+    subject = f"node/{name}"
+    for past in now.past:
+        if past.entry == index and past.outcome is FenceOutcome.FAILED:
+            words = f"{name} could not be turned {past.phase.word} by method {past.method}: {past.detail}"
+            yield Happening(FENCE, subject, words)
+        elif past.entry == index and past.outcome is FenceOutcome.ON:
+            yield Happening(FENCE, subject, f"{name} is turned on again")
+    if now.incarnation != was.incarnation and now.asker >= 0:
+        yield Happening(FENCE, subject, f"{name} is fenced by {before.name_of(now.asker)}: {now.cause}")
+    if now.quarantined != was.quarantined:
+        what = "stays off and does not join: it was fenced too often" if now.quarantined else "may join again"
+        yield Happening(FENCE, subject, f"{name} {what}")
 
 
 def _of_service(before: Database, now: Service) -> Iterator[Happening]:

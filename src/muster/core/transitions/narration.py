@@ -12,6 +12,7 @@ from muster.core.transitions.transition import step_of
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Database, Entry, Forget
 from muster.records.events import EventGroup
+from muster.records.fencing import FenceDevice, FencePhase, FencePlan, Fencing
 from muster.records.kinds import KINDS, kind_named
 from muster.records.levels import NodeState
 from muster.records.members import Member
@@ -212,6 +213,25 @@ def _service(before: Database, _entry: Entry, now: Service) -> list[Trace]:
     return traces
 
 
+def _fencing(before: Database, entry: Entry, now: Fencing) -> list[Trace]:
+    was, name = before.fencing.get(now.node) or Fencing(now.node), before.name_of(now.node)
+    traces = []
+    for past in now.past:
+        if past.entry == entry.index:
+            by = f" by {before.name_of(past.asker)}" if past.asker >= 0 else ""
+            detail = f"{name}: method {past.method}, {past.phase.word}{by}: {past.outcome.words}"
+            traces.append(
+                Trace("fence answered", f"{detail}{f' ({past.detail})' if past.detail else ''}", about=now.node)
+            )
+    if now.phase is not FencePhase.IDLE and now.asker >= 0 and now.number != was.number:
+        asked = before.name_of(now.asker)
+        detail = f"{name}: request {now.number}, {now.phase.word}, asked of {asked}: {now.cause}"
+        traces.append(Trace("fence asked", detail, about=now.node, index=entry.index))
+    if now.quarantined and not was.quarantined:
+        traces.append(Trace("node quarantined", f"{name}: fenced {len(now.fenced)} times within an hour"))
+    return traces
+
+
 def _silent(_before: Database, _entry: Entry, _what: object) -> list[Trace]:
     """Nothing for the timeline."""
     return []
@@ -229,6 +249,7 @@ _NARRATORS: dict[type, _Narrator] = {
     Service: _Narrator(_service),
     Member: _Narrator(_member),
     **dict.fromkeys((Cluster, NodeConfig, Maintenance, Standby, EventGroup), _Narrator(_silent)),
-    **dict.fromkeys((Operation, Audit, Revision), _Narrator(_silent)),
+    **dict.fromkeys((Operation, Audit, Revision, FenceDevice, FencePlan), _Narrator(_silent)),
+    Fencing: _Narrator(_fencing),
 }
 check_rows("core/transitions/narration.py", _NARRATORS, (kind.struct for kind in KINDS))

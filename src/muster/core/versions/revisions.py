@@ -23,6 +23,7 @@ from muster.records.configuration import Revision
 from muster.records.database import Change, Database
 from muster.records.durations import duration_text
 from muster.records.events import EventGroup, GroupDefinition
+from muster.records.fencing import FenceDevice, FencePlan
 from muster.records.kinds import KINDS, kind_named
 from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS, Cluster, NodeConfig
 from muster.records.required_levels import text_of
@@ -67,6 +68,20 @@ def _of_definition(record: Service | EventGroup) -> Document:
     return document
 
 
+def _plain(record: FenceDevice | FencePlan) -> Document:
+    """By the names of its fields: it holds no secret (P7.28)."""
+    found: Document = msgspec.to_builtins(_named(record))
+    return found
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return {name: _named(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple):
+        return [_named(each) for each in value]
+    return value
+
+
 def _of_node(config: NodeConfig) -> Document:
     own = {} if config.required_levels is None else {REQUIRED: text_of(config.required_levels)}
     return {"name": config.name, "addresses": list(config.addresses), **own}
@@ -83,6 +98,8 @@ _DOCUMENTS: dict[type, Callable[[Any], Document | None]] = {  # what is shown an
     NodeConfig: _of_node,
     Service: _of_service,
     EventGroup: _of_definition,
+    FenceDevice: _plain,
+    FencePlan: _plain,
 }
 check_rows("core/versions/revisions.py", _DOCUMENTS, (kind.struct for kind in KINDS if kind.is_configuration))
 

@@ -96,6 +96,9 @@ class Collector:
         unable = float(node.me in insight.unable_to_lead(node))
         text = "1 if this node cannot lead: its own journal or a register of its own cannot be written."
         yield self._gauge("unable_to_lead", text, [((), unable)], ())
+        troubles = {(name,): 1.0 for name in node.account.asker.troubles}
+        text = "1 for each fence device that this node cannot use."
+        yield self._gauge("fence_device_troubled", text, troubles.items(), ("device",))
         waiting = insight.required_levels(node)
         count = {("all",): float(len(waiting)), ("overdue",): float(sum(each.is_overdue for each in waiting))}
         text = "Nodes that wait for required levels before they join, and those of them that have waited too long."

@@ -17,6 +17,8 @@ from typing import assert_never
 from muster.core.effects import (
     AppendFrame,
     AskSubsystem,
+    CallFenceAgent,
+    CancelFenceCall,
     Committed,
     Effect,
     Elected,
@@ -71,6 +73,7 @@ from muster.daemon.history.why import Why
 from muster.daemon.levels.programs import FILE_NAME, Registrations
 from muster.daemon.metrics.measures import Measures
 from muster.daemon.shell.cleanups import Cleanups
+from muster.daemon.shell.fence_calls import FenceCalls
 from muster.daemon.shell.guard_channel import GuardChannel
 from muster.daemon.shell.home_memory import HomeMemory
 from muster.daemon.shell.last_stops import LastStops
@@ -136,6 +139,7 @@ class Daemon:
         self.gathering = Gathering(node, self._known_here, self._send)
         self.why = Why(node, self._placements, self.gathering, boottime_us)
         self.cleanups = Cleanups(home, node.incarnation, read_boot_id(), self.on_finished, self.note)
+        self.fence_calls = FenceCalls(home, boottime_us, self.feed)
         self._store, self._guard = store, guard
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
@@ -173,6 +177,7 @@ class Daemon:
             self._observations.began(boottime_us(), self.node.database)
         self.spawn(self._measure_performance())
         self.spawn(self.certification.run())
+        self.fence_calls.start(runner)
         self._carry_out(self.node.start(boottime_us()))
         self.feed(KeysHeld(self.keys.held(self.node.database.cluster)))  # before its first report
         self.subsystems.restore()
@@ -254,6 +259,8 @@ class Daemon:
 
     def on_finished(self, command: CommandState) -> None:
         """The runner reports the end of a command."""
+        if self.fence_calls.ended(command):
+            return
         if command.action == "act":
             self.events.action_ended(command)
             return
@@ -391,7 +398,7 @@ class Daemon:
                     self._read_strip(effect, boottime_us())
                 case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
                     self._give_to_store(effect)
-                case RunCommand():
+                case RunCommand() | CallFenceAgent() | CancelFenceCall():
                     self._run(effect, self._runner)
                 case Trace():
                     now_us = boottime_us()
@@ -424,7 +431,10 @@ class Daemon:
                 case _:
                     assert_never(effect)
 
-    def _run(self, command: RunCommand, runner: RunnerClient) -> None:
+    def _run(self, command: RunCommand | CallFenceAgent | CancelFenceCall, runner: RunnerClient) -> None:
+        if not isinstance(command, RunCommand):
+            self.fence_calls.carry_out(command)
+            return
         self.measures.command_given(boottime_us(), command)
         if self.cleanups.concerns(command):
             self.spawn(self.cleanups.prepare(command, runner.run))

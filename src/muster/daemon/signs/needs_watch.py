@@ -106,6 +106,8 @@ def seen_by(daemon: Daemon) -> Seen:
         unable=insight.unable_to_lead(node),
         barred=daemon.barred(),
         lacking=daemon.lacking,
+        fence_troubles=insight.fence_troubles(node),
+        fences=not node.observer.one_machine,
         fullness=insight.fullness(node),
         paths=_paths(daemon, database),
         stragglers=_stragglers(daemon, database),

@@ -16,7 +16,7 @@ from muster.daemon.shell.daemon import Daemon
 from muster.daemon.signs.diagnostics import diagnostics
 from muster.daemon.signs.evidence import links
 from muster.daemon.socket import configuration_queries as configuration
-from muster.daemon.socket import planning, queries
+from muster.daemon.socket import fence_queries, planning, queries
 from muster.daemon.socket.queries import NodeView
 from muster.daemon.socket.why_node import why_cluster, why_node
 from muster.records.access import Role
@@ -124,6 +124,10 @@ async def _why(desk: Desk, arguments: Document) -> Document:
     return queries.head(desk.daemon.node.database, view) | answered
 
 
+async def _fence_test(desk: Desk, arguments: Document) -> Document:
+    return desk.head() | await fence_queries.test(desk.daemon, arguments)
+
+
 async def _transition_history(desk: Desk, arguments: Document) -> Document:
     return desk.head() | await desk.daemon.history.answer(arguments)
 
@@ -135,7 +139,8 @@ async def _plan(desk: Desk, arguments: Document) -> Document:
         plan = insight.plan(desk.daemon.node)
         names = {config.node: config.name for config in desk.daemon.node.database.nodes.values()}
         answered = desk.head()
-        assumed = planning.assumptions(change, one_machine=desk.daemon.node.setup.one_machine)
+        fenced = {names[node] for node in desk.daemon.node.database.fence_plans if node in names}
+        assumed = planning.assumptions(change, one_machine=desk.daemon.node.setup.one_machine, fenced=fenced)
         foreseen = await asyncio.to_thread(planning.answer, plan, change, names)
         return answered | foreseen | {"assumptions": assumed}
 
@@ -188,6 +193,8 @@ QUERIES: dict[str, Query] = {
     "transitions": Query(Role.OBSERVER, Pure(queries.transitions, is_shared=True)),
     "service": Query(Role.OBSERVER, Pure(queries.service, ("name",))),
     "maintenance": Query(Role.OBSERVER, Pure(queries.maintenance)),
+    "fencing": Query(Role.OBSERVER, Pure(fence_queries.fencing)),
+    "fence_test": Query(Role.OPERATOR, Own(_fence_test)),
     "authority": Query(Role.OBSERVER, Pure(queries.authority)),
     "config_history": Query(Role.OBSERVER, Pure(configuration.config_history)),
     "config_show": Query(Role.OBSERVER, Pure(configuration.config_show, ("version",))),

@@ -137,6 +137,8 @@ class Requests:
             waiting={each.node: each for each in insight.required_levels(node)},
             unable=insight.unable_to_lead(node),
             awaited=insight.places_awaited(node),
+            one_machine=node.observer.one_machine,
+            fence_troubles=insight.fence_troubles(node),
             fullness=insight.fullness(node),
             needs=self.daemon.needs(),
             at_s=self._times.at_s,

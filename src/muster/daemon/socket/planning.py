@@ -1,5 +1,6 @@
 """The query `plan`: what a change of services or nodes would start, stop and move (`core/operations/plan.py`)."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from muster.core.operations.plan import NodeChange, Plan, PlanRefused
@@ -61,12 +62,17 @@ def _node_change(document: Document) -> NodeChange:
     return NodeChange(str(kind), node)
 
 
-def assumptions(change: Change, *, one_machine: bool) -> list[str]:
-    """What the plan takes for granted of the nodes that it loses, and how that is in this very cluster."""
+def assumptions(change: Change, *, one_machine: bool, fenced: Collection[str] = ()) -> list[str]:
+    """What the plan takes for granted of the nodes that it loses, and how that is in this very cluster.
+
+    `fenced`: the nodes that fence agents can turn off.
+    """
     found = []
     for lost in (each.node for each in change.nodes if each.kind == "lose"):
         if one_machine:
             words = f"{lost} is taken for proven dead: the kernel's word proves it here, as all nodes share one kernel"
+        elif lost in fenced:
+            words = f"{lost} is taken for proven dead: its fence agents prove it here, once their own status says off"
         else:
             words = (
                 f"{lost} is taken for proven dead. In this cluster (scope shared) nothing proves that by itself "

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from muster.core.draft import is_silent
 from muster.core.events.resident import holding
+from muster.core.fencing.proofs import proofs_of
 from muster.core.freezing import is_frozen
 from muster.core.needs.machine import NOTHING, Told
 from muster.core.needs.need import Need
@@ -68,6 +69,8 @@ class NodeView(Struct, frozen=True):
     fullness: Fullness = Fullness(0, 1)  # of the store
     waiting: dict[int, AwaitingLevels] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
     unable: dict[int, str] = field(default_factory=dict)  # nodes that say that they cannot lead, and why (P2.11)
+    one_machine: bool = True  # all nodes run under one kernel, which is asked
+    fence_troubles: dict[int, dict[str, str]] = field(default_factory=dict)  # node -> fence device -> why (P7.28)
     awaited: dict[int, AwaitedThere] = field(default_factory=dict)  # what waits for a place, by node (P8.12)
 
 
@@ -208,6 +211,7 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         "evidence": view.conditions.get(node, ("unknown", ""))[1],
         "cause": _node_cause(database, view, member),
         "held": _node_held(database, node),
+        "proofs": proofs_of(database, node, one_machine=view.one_machine).words,
         **_required(view, node),
         "unable_to_lead": view.unable.get(node, ""),
         "waiting_for_places": _waiting_for_places(database, view, node),

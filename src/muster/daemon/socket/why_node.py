@@ -9,6 +9,7 @@ from muster.core.transitions.required import required_of
 from muster.daemon.socket import queries
 from muster.daemon.socket.queries import NodeView
 from muster.records.database import Database
+from muster.records.fencing import FencePhase
 from muster.records.levels import NodeState
 from muster.records.required_levels import words_of
 from muster.records.services import Service, ServiceState
@@ -90,6 +91,7 @@ def _rules(database: Database, view: NodeView, node: int, found: Document) -> li
         ("link", found["link"], "it is heard" if found["link"] else "it is not heard on the interconnect"),
         ("signs", found["condition"] == "well", f"{found['condition']}: {found['evidence']}".rstrip(": ")),
         ("proof", evicted is None, condemned),
+        ("fencing", not _fencing(database, node), _fencing(database, node) or f"proven by {found['proofs']}"),
         ("required", waiting is None, needed if required or waiting else "it must wait for no program"),
         ("refusal", not member.refusal, member.refusal or "its join is not refused"),
         ("lead", node not in view.unable, view.unable.get(node) or "it can lead"),
@@ -100,6 +102,17 @@ def _rules(database: Database, view: NodeView, node: int, found: Document) -> li
         for rule, holds, words in rows
         if not (own and rule in ("link", "signs"))
     ]
+
+
+def _fencing(database: Database, node: int) -> str:
+    """What is asked of fence agents about it now, in words."""
+    record = database.fencing.get(node)
+    if record is None or (record.phase is FencePhase.IDLE and not record.quarantined):
+        return ""
+    if record.phase is FencePhase.IDLE:
+        return "it is in quarantine: it was fenced too often within an hour"
+    by = database.name_of(record.asker) if record.asker != NO_NODE else "nobody yet"
+    return f"it is to be turned {record.phase.word}; asked of {by} (request {record.number})"
 
 
 def _of_service(database: Database, service: Service) -> str:

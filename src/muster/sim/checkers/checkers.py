@@ -25,6 +25,7 @@ from muster.sim.checkers.event_checkers import (
     Watches,
     watches_missing,
 )
+from muster.sim.checkers.fence_checkers import FencedByRequest, ProvenByStatus
 from muster.sim.checkers.loss_checker import NothingLost
 from muster.sim.checkers.rule import Checker
 from muster.sim.checkers.service_checkers import (
@@ -757,6 +758,8 @@ CHECKERS: tuple[type[Checker], ...] = (
     LevelsInOrder,
     RequiredLevels,
     ToldFromTheStart,
+    FencedByRequest,
+    ProvenByStatus,
     Soundness,
 )
 check_rows("sim/checkers/checkers.py", CHECKERS, Checker.__subclasses__())
@@ -843,6 +846,8 @@ class Progress:
         stuck = {service.node for service in state.services.values() if service.cause}
         held_up = {node for node in stuck if state.members.get(node, Member(node)).state is NodeState.LEAVING}
         for node, incarnation in self._lives.items():
+            if node in state.fencing and state.fencing[node].quarantined:
+                continue  # it waits for its administrator (P7.27)
             member = state.members.get(node, Member(node))
             if node in held_up and member.incarnation == incarnation:
                 continue

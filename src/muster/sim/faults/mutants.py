@@ -15,6 +15,7 @@ from muster.core import draft
 from muster.core.draft import Draft, Facts, counts, is_silent
 from muster.core.effects import RunCommand, WatchLife
 from muster.core.events import manager as events
+from muster.core.fencing import asker
 from muster.core.launching import ledger
 from muster.core.leases import lease, observer
 from muster.core.mastership import machine as mastership
@@ -37,6 +38,7 @@ from muster.core.services import (
 from muster.core.services.round import Round
 from muster.core.transitions import objections as veto
 from muster.core.transitions import subsystems, transition
+from muster.records.fencing import FencePhase
 from muster.records.levels import Level, NodeState
 from muster.records.members import Member, Proof
 from muster.records.messages import Verdict
@@ -340,7 +342,27 @@ def _lose_objections(original: Callable[..., None]) -> Callable[..., None]:
     return answered
 
 
+def _without_status(original: Callable[..., list[asker.Call]]) -> Callable[..., list[asker.Call]]:
+    return lambda *given: [call for call in original(*given) if call.action != "status"]
+
+
+def _asked_of_anybody(_original: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda record, _me: record.phase is not FencePhase.IDLE
+
+
 MUTANTS: dict[str, Mutant] = {
+    "recover-before-the-status": Mutant(
+        "a node counts as off once its agent has done what it was asked (against P7.24)",
+        ("ProvenByStatus",), asker, "calls_of", _without_status,
+    ),
+    "fence-the-next-life": Mutant(
+        "an agent is called though a later incarnation of the node runs (against P7.23)",
+        ("FencedByRequest",), asker, "why_not", lambda _original: lambda *_: "",
+    ),
+    "call-unasked": Mutant(
+        "a member calls an agent that it was not asked to call (against P7.22)",
+        ("FencedByRequest",), asker, "is_asked_of", _asked_of_anybody,
+    ),
     "lose-objections": Mutant(
         "what a member objects counts for nothing (against SPEC 3.4, 6.8)",
         ("ObjectionsHold",), veto.Polls, "answered", _lose_objections,

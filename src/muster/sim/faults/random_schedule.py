@@ -103,6 +103,7 @@ class _Planner:
         )  # fmt: skip
         if shared:
             self._stalls()
+            settings = self._fenced(settings)
         settings = self._objections(settings)
         self._boot()
         if self.failing:
@@ -371,6 +372,27 @@ class _Planner:
         for_us = int(random.choice((0.1, 0.5, 2, 9)) * random.random() * US_PER_S) + 1
         self._step(copied_us, schedule.CopyStore())
         self._step(replaced_us, schedule.ReplaceStore(by, for_us))
+
+    def _fenced(self, settings: Settings) -> Settings:
+        """In half of the runs in which nothing else proves an end: fence devices, and what they do wrong (P7.22)."""
+        random = Random(f"fencing {self.calm_us} {len(self.services)}")
+        if random.random() < 0.5:
+            return settings
+        devices = random.choice((("pdu",), ("board", "pdu"), ("board", "pdu")))
+        for _ in range(int(random.random() * 6)):
+            at_us = int((0.5 + random.random() * (self.calm_us / US_PER_S - 1)) * US_PER_S)
+            mode = random.choice(("slow", "fails", "fails", "lies", "hangs"))
+            for_us = int(random.choice((0.5, 2, 8)) * random.random() * US_PER_S) + 1
+            self._step(at_us, schedule.Device(random.choice(devices), mode, for_us))
+            if random.random() < 0.6:  # somebody to be fenced meanwhile
+                node = int(random.random() * self.nodes)
+                at_us -= int(random.random() * 1.5 * US_PER_S)
+                deed = random.choice((schedule.PowerCut(node), schedule.Pause("all", 0, node), schedule.Blind(0, node)))
+                self._step(max(0, at_us), deed)
+        if random.random() < 0.5:
+            when = schedule.When("fence", "begun", 1 + int(random.random() * 4), schedule.Kill("daemon"))
+            self._step(int(random.random() * 2 * US_PER_S), when)
+        return settings._replace(fenced=devices)
 
     def _under_one_kernel(self, settings: Settings) -> Settings:
         """What a kernel that is asked has to answer for (P7.9-P7.17); drawn apart, so that the rest stays as it is."""

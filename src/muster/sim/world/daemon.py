@@ -96,6 +96,7 @@ class Daemon:
         self._stepping = False
         self._inputs: deque[inputs.Input] = deque()
         self._plugged = True  # what it was told last of its own interfaces
+        self._read_began_us = 0  # of the read that the node was given last, in world time
         self._store = StoreQueue(self)
 
     def now_us(self) -> int:
@@ -317,7 +318,10 @@ class Daemon:
         self.world.history.append(observation)
 
     def _read_strip(self, effect: effects.ReadStrip) -> None:
+        began_us = self.world.loop.now_us
+
         def answer(strip: Strip | None, started_us: int, finished_us: int) -> None:
+            self._read_began_us = began_us
             if strip is None:
                 self.step(inputs.StripUnread(effect.read, "the store does not answer"))
             else:
@@ -396,6 +400,20 @@ class Daemon:
         self.life.runner.request(effect)
         self.machine.point("command", "begun")
 
+    def _call_fence_agent(self, effect: effects.CallFenceAgent) -> None:
+        machine, life = self.machine, self.life
+        self.world.outlets.call(
+            effect, machine.node, life.incarnation, self._read_began_us, life.runner.process, self._fence_answered
+        )
+        self.machine.point("fence", "begun")
+
+    def _fence_answered(self, call: int, succeeded: bool, detail: str) -> None:
+        answer = inputs.FenceAnswered(call, succeeded, detail)
+        self.world.loop.deliver_after(100, self.process, self.step, answer)
+
+    def _cancel_fence_call(self, _effect: effects.CancelFenceCall) -> None:
+        """The agent is ended; what its device has begun, it does."""
+
     def _reply(self, effect: effects.Reply) -> None:
         self.record(
             Replied(
@@ -426,6 +444,7 @@ class Daemon:
         state = ReplicaState(
             dict(database.members), dict(database.transitions), dict(database.services), dict(database.operations),
             {node: config.name for node, config in database.nodes.items()}, database.cluster.required_levels,
+            dict(database.fencing),
         )  # fmt: skip
         now_us, life = self.world.loop.now_us, self.life
         self.record(Applied(now_us, self.machine.node, life.incarnation, database.index, database.term, state))
@@ -478,6 +497,8 @@ class Daemon:
         effects.AskSubsystem: _judge,
         effects.LevelRefused: _level_refused,
         effects.RunCommand: _run,
+        effects.CallFenceAgent: _call_fence_agent,
+        effects.CancelFenceCall: _cancel_fence_call,
         effects.Reply: _reply,
         effects.Committed: _committed,
         effects.Placed: _placed,

@@ -50,7 +50,7 @@ class Machine(BareMachine):
 
     def boot(self) -> None:
         """Start the guard, if none runs."""
-        if self.guard is not None:
+        if self.guard is not None or self.node in self.world.outlets.off:
             return
         # The last run's caretaker is ended first, when a write of it has landed; its lease writer holds the home.
         if self.leftovers.writing or self.access.waits_for_write("lease"):

@@ -17,6 +17,7 @@ from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 from muster.sim.history import History
 from muster.sim.world.disk import VirtualStore
+from muster.sim.world.fence_unit import Outlets
 from muster.sim.world.kernel import Kernel
 from muster.sim.world.network import Network
 from muster.sim.world.time import EventLoop
@@ -45,6 +46,7 @@ class Settings(NamedTuple):
     hangs: float = 0.0  # share of the ends that hang in the kernel for a while
     objecting: float = 0.0  # share of planned changes to which subsystems that may object do so
     required: tuple[Level, ...] = ()  # that nodes must have before they join; each node's init starts the programs
+    fenced: tuple[str, ...] = ()  # the methods by which each node is fenced, one device each (P7.22); in scope shared
     bank_ends: tuple[int, ...] = ()  # where each bank of the store's slots ends but the last one (P11.7)
     drift: float = 1.0  # share of the drift that clocks may have; 0: they run alike, for people who read times
 
@@ -76,6 +78,7 @@ class VirtualSurroundings:
         self.path_is_away = False
         self.network = Network(self.loop, random, settings.nodes, self.profile.connect_ms * US_PER_MS)
         self.kernel = Kernel()
+        self.outlets = Outlets(self.loop, self.history, settings.fenced, settings.profile.lease_ms)
         self.unanswered: set[str] = set()  # what clients have asked for and not been told the end of
 
     # ---- what is left to chance ----------------------------------------------------------------------------------

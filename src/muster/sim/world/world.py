@@ -23,6 +23,7 @@ from muster.records.units import US_PER_MS
 from muster.records.versions import HIGHEST
 from muster.sim import schedule
 from muster.sim.history import Asked, Disturbed, Healed
+from muster.sim.world import fence_unit
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.disk import CheckpointTarget, RegisterTarget, VirtualStore
 from muster.sim.world.machine import Machine
@@ -46,6 +47,8 @@ class World(VirtualSurroundings):
         self.machines = [Machine(self, node, self.machine_stopped, self._hand_over) for node in range(settings.nodes)]
         self._armed: list[tuple[schedule.When, list[int]]] = []  # with what remains to be counted
         self._perform = self._performers()
+        self.outlets.cut = lambda node: self.machines[node].power_cut()
+        self.outlets.give = lambda node: self.machines[node].boot()
         self._format()
 
     def _format(self) -> None:
@@ -59,6 +62,9 @@ class World(VirtualSurroundings):
         for definition in self.settings.services:
             service = Service(definition, 0, wanted=definition.auto_register)
             database.services[definition.name] = service
+        database.fence_devices = fence_unit.devices(self.settings.fenced)
+        if self.settings.fenced:
+            database.fence_plans = {m.node: fence_unit.plan(m.node, self.settings.fenced) for m in self.machines}
         for copy in (0, 1):
             CheckpointTarget(self.store.halves[0][0], FIRST_MARK, encode_database(database)).land(copy)
             claim = Claim(Stamp(0, 0, FIRST_TERM, 1), ClaimFlag.WITHDRAWN, FIRST_MARK)
@@ -96,6 +102,7 @@ class World(VirtualSurroundings):
             schedule.Boot: lambda deed: self.machines[deed.node].boot(),
             schedule.PowerCut: lambda deed: self.machines[deed.node].power_cut(),
             schedule.Fence: self._fence,
+            schedule.Device: self._device,
             schedule.Kill: lambda deed: self.machines[deed.node].kill(deed.process),
             schedule.Pause: self._pause,
             schedule.Resume: self._resume,
@@ -173,6 +180,10 @@ class World(VirtualSurroundings):
     def _confirm_fence(self, machine: Machine, node: int, incarnation: int) -> None:
         if machine.daemon is not None:
             machine.daemon.fence_confirmed(node, incarnation)
+
+    def _device(self, deed: schedule.Device) -> None:
+        self.outlets.modes[deed.name] = deed.mode
+        self._later(deed.for_us, schedule.Device(deed.name, "well"))
 
     def _pause(self, deed: schedule.Pause) -> None:
         for process in self.machines[deed.node].processes(deed.process):
@@ -351,6 +362,7 @@ class World(VirtualSurroundings):
         self.network.calm()
         self.store, self.path_is_away = self.store_of_the_cluster, False
         self.store.weather.calm()
+        self.outlets.calm()
         for machine in self.machines:
             machine.access.observe = None
             self._mend(machine.node)

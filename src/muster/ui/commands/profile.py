@@ -56,11 +56,12 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
       muster profile show standard --set lease_ms=4000 --set panic_bound_ms=800
       muster profile show --nodes 16 --json | jq '.outages[] | {fault, bound_ms}'
     """
-    overrides, scope = parse_overrides(words), ""
+    overrides, scope, proofs = parse_overrides(words), "", dict[str, str]()
     if name is not None:
         found, source = chosen_profile(name, overrides, name), "as this release has it"
     else:
-        base, count, source, scope = _running()
+        base, proofs, source, scope = _running()
+        count = len(proofs) or 3
         nodes = nodes or count
         try:
             found = profile_with(base, overrides)
@@ -68,7 +69,7 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
             raise Mistaken(str(error), "--set", "see the timers: muster profile show") from error
     nodes = nodes or 3
     if as_json:
-        print_json(document(found, nodes, overrides, scope))
+        print_json(document(found, nodes, overrides, scope) | ({"proofs": proofs} if proofs else {}))
         return
     click.secho(f"profile {found.name}, {nodes} nodes", bold=True, nl=False)
     click.echo(f"  ({source}{', with --set' if overrides else ''})")
@@ -77,18 +78,29 @@ def show(name: str | None, words: tuple[str, ...], nodes: int | None, as_json: b
         _print_scope("scope shared, a power cut:", moments, unproven(outages(found, nodes)))
     if scope in ("", "host"):
         _print_scope("scope host, a node that hangs:", host_timeline(found, nodes), host_outages(found, nodes))
+    _print_proofs(proofs)
     _print_timers(found, overrides)
 
 
-def _running() -> tuple[Profile, int, str, str]:
-    """The profile of the running cluster, its number of nodes, in words where that is from, and its store's scope."""
+def _print_proofs(proofs: dict[str, str]) -> None:
+    """What proves the death of each node that falls silent."""
+    if proofs:
+        click.secho("if a node falls silent, its death is proven by:", bold=True)
+        for name, words in proofs.items():
+            click.echo(f"  {name:<16} {words}")
+        click.echo()
+
+
+def _running() -> tuple[Profile, dict[str, str], str, str]:
+    """The profile of the running cluster, the proofs of each node, in words where that is from, its store's scope."""
     try:
         answer = settings().connection().query("diagnostics")
-        count = len(settings().connection().query("nodes")["nodes"])
+        nodes = settings().connection().query("nodes")["nodes"]
     except Unreachable:
-        return PROFILES[DEFAULT], 3, "no node answers: this is what a new cluster gets", ""
+        return PROFILES[DEFAULT], {}, "no node answers: this is what a new cluster gets", ""
     scope = answer.get("scope", "")
-    return Profile(**answer["profile"]), count, f"of the running cluster {answer['cluster']}", scope
+    proofs = {name: str(each.get("proofs", "unknown")) for name, each in nodes.items()}
+    return Profile(**answer["profile"]), proofs, f"of the running cluster {answer['cluster']}", scope
 
 
 def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...], scope: str = "") -> Document:
