@@ -695,6 +695,12 @@ def test_p4_8_what_was_told_of_a_node_before_it_was_silent_is_not_told_again_aft
     assert not result.violations
 
 
+def test_p4_5_who_was_asked_by_an_earlier_master_and_answers_late_has_objected_to_nothing() -> None:
+    """Seed 2767: a daemon is paused with a question of the last master, and answers when the next one has done it."""
+    result, _ = campaign.run_seed(2767)
+    assert not result.violations
+
+
 def test_a_level_that_saw_neither_begin_nor_end_of_a_join_is_told_of_no_end_though_a_lower_level_is() -> None:
     """Seed 920145: entries come late, and level 20 catches up past a join that level 10 was told of (P3.14)."""
     result, _ = campaign.run_seed(920_145)

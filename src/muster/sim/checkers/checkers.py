@@ -4,7 +4,7 @@ Each checker is one rule with its number. It sees the observations one by one, i
 the rule. The same checkers judge histories of the virtual world and of real hosts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -114,7 +114,8 @@ class OneHistory(Checker):
 class ObjectionsHold(Checker):
     """SPEC 3.4, 6.8: nothing is done to which a member objects, and only operators' plans are asked about (P4.5).
 
-    An objector that has left, or that is condemned, counts for nothing any more.
+    An objector that has left, or that is condemned, counts for nothing any more; nor does one that was asked by an
+    earlier master, and answers when the next one has carried it out.
     """
 
     PLANNED = (LeaveNode, TransferService, SetStandby, DeregisterService)
@@ -122,6 +123,7 @@ class ObjectionsHold(Checker):
     def __init__(self) -> None:
         self._asked: dict[str, OperationRequest] = {}
         self._objectors: dict[str, set[tuple[int, int]]] = {}
+        self._done: Collection[str] = ()  # operations that have been carried out, by the newest state
         self._index = -1
 
     def see(self, seen: Observation) -> Findings:
@@ -132,13 +134,14 @@ class ObjectionsHold(Checker):
             asked = self._asked.get(seen.identity)
             if not isinstance(asked, self.PLANNED) or asked.override:
                 yield f"n{seen.node} is asked whether it objects to {asked or seen.identity}"
-            if seen.objects:
+            if seen.objects and seen.identity not in self._done:
                 self._objectors.setdefault(seen.identity, set()).add((seen.node, seen.incarnation))
         elif isinstance(seen, Applied) and seen.index > self._index:
             self._index = seen.index
             yield from self._carried_out(seen.state)
 
     def _carried_out(self, state: ReplicaState) -> Findings:
+        self._done = state.operations.keys()
         for identity in [each for each in self._objectors if each in state.operations]:
             for node, incarnation in self._objectors.pop(identity):
                 member = state.members.get(node)
