@@ -67,6 +67,7 @@ def outcomes(cluster: DevCluster) -> list[tuple[str, str, str]]:
     return [(past["action"], past["method"], past["outcome"]) for past in found]
 
 
+@pytest.mark.long
 def test_p7_22_a_machine_that_loses_its_power_or_hangs_is_proven_dead_and_boots_again(
     fenced: tuple[DevCluster, Board, Path],
 ) -> None:
@@ -118,6 +119,7 @@ def _nobody_shows_the_password(cluster: DevCluster, folder: Path) -> None:
             assert file is None or PASSWORD.encode() not in file.read(), member.name
 
 
+@pytest.mark.long
 def test_p7_25_agents_that_are_missing_print_garbage_hang_or_have_a_wrong_password_are_passed_over(
     fenced: tuple[DevCluster, Board, Path],
 ) -> None:

@@ -228,6 +228,7 @@ def test_p12_17_three_nodes_lock_wait_convert_and_share_a_value(cluster: Cluster
     assert "refused: would-wait" in ended.stdout
 
 
+@pytest.mark.long
 def test_p12_20_what_is_asked_wrongly_is_refused_in_words_and_harms_nobody(cluster: Cluster) -> None:
     locks = cluster.connect("n0")
     space = locks.space("orders")
@@ -278,6 +279,7 @@ def _holders(cluster: Cluster, name: str) -> list[tuple[str, bool]]:
     return [(each["node"], each["connected"]) for each in shown["holders"]]
 
 
+@pytest.mark.long
 def test_p12_19_a_cancelled_task_takes_its_request_back_and_a_block_ends_with_its_lock(cluster: Cluster) -> None:
     async def work() -> None:
         one = await connect_async(directory=cluster.dev.directory, node="n0")
@@ -317,6 +319,7 @@ def test_p12_19_lock_run_holds_while_anything_of_its_tree_lives(cluster: Cluster
     assert dev.run("lock", "run", "a", "--no-wait", "--", "true").returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("struck", ["parent", "keeper"])
 def test_p12_19_whichever_of_its_two_processes_is_killed_the_tree_ends_before_the_lock_is_free(
     cluster: Cluster, tmp_path: Path, struck: str
@@ -335,6 +338,7 @@ def test_p12_19_whichever_of_its_two_processes_is_killed_the_tree_ends_before_th
         assert running.wait(DEADLINE_S) == 1
 
 
+@pytest.mark.long
 def test_p12_14_a_deadlock_across_nodes_ends_for_one_of_those_in_it(cluster: Cluster) -> None:
     clients = [cluster.connect(node) for node in ("n0", "n1")]
     one, other = (client.space("orders") for client in clients)
@@ -441,6 +445,7 @@ def test_p12_7_of_a_node_that_hangs_nothing_is_taken_before_its_end_is_proven(fa
     refused(before.unlock, "lock process")
 
 
+@pytest.mark.long
 def test_p12_11_a_node_leaves_gracefully_and_nobody_elses_lock_is_disturbed(fast_cluster: Cluster) -> None:
     cluster = fast_cluster
     mine = cluster.connect("n0").space("orders").acquire("42", EX)

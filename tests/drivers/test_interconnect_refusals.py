@@ -150,8 +150,8 @@ def test_another_node_than_meant_behind_an_address_is_refused(office: Office) ->
 REFUSED_HELLOS = [
     (Hello(CLUSTER, 2, 9, *WIRE_VERSIONS), "calls itself node 2, and its certificate names node 1"),
     (Hello("e" * 32, 1, 9, *WIRE_VERSIONS), "it is of cluster"),
-    (Hello(CLUSTER, 1, 9, 7, 9), "it speaks versions 7 to 9, this node 1 to 4"),
-    (Hello(CLUSTER, 1, 9, 0, 0), "it speaks versions 0 to 0, this node 1 to 4"),
+    (Hello(CLUSTER, 1, 9, 7, 9), "it speaks versions 7 to 9, this node {} to {}".format(*WIRE_VERSIONS)),
+    (Hello(CLUSTER, 1, 9, 0, 0), "it speaks versions 0 to 0, this node {} to {}".format(*WIRE_VERSIONS)),
 ]
 
 

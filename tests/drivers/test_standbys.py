@@ -96,8 +96,8 @@ def test_p7_19_status_warns_of_what_is_lost_and_says_what_that_means() -> None:
     assert told("") == []
     first, second = told("log writer, caretaker")
     assert first == (
-        "the log writer of n0 has ended, with its standby: nothing that it says is logged, until n0 has left and "
-        "booted again; next: muster node leave n0"
+        "the log writer of n0 has ended, with its standby; nothing that it says is logged; it is started again once "
+        "n0 has left and boots; next: muster node leave n0"
     )
     assert "the caretaker of n0" in second and "at its next boot only" in second
 

@@ -24,6 +24,7 @@ from muster.client.locks.terms import LocksLost, Mode
 from muster.drivers.image.deadman import adopt_orphans, boottime_us
 from muster.drivers.image.keeper import restore_default_signals
 from muster.drivers.image.process_tree import drain, end_everything_below, fork_into, only_wake, reap_all
+from muster.setup.harmless import one_line
 
 NOT_EXECUTED = 127
 SWEEP_US = 60_000_000  # for what hangs in the kernel
@@ -150,8 +151,13 @@ def _forward_signals(loop: asyncio.AbstractEventLoop, pid: int) -> None:
 
 
 def _begin(keeper: KeeperHandle, variables: dict[str, str]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it was killed: its end is seen at once
-        os.write(keeper.begin, json.dumps(variables).encode() + b"\n")
+    _tell(keeper.begin, json.dumps(variables).encode() + b"\n")
+
+
+def _tell(pipe: int, text: bytes) -> None:
+    """Tell the other process; where it was killed, its end is seen at once."""
+    with contextlib.suppress(BrokenPipeError), open(pipe, "wb", buffering=0, closefd=False) as file:
+        file.write(text)
 
 
 async def _ended(keeper: KeeperHandle) -> None:
@@ -242,8 +248,7 @@ def _reap(running: list[int], status: int) -> bool:
             return False
         if pid in running:
             running.clear()
-            with contextlib.suppress(BrokenPipeError):
-                os.write(status, b"S%d" % found)
+            _tell(status, b"S%d" % found)
     return reap_all()
 
 
@@ -253,5 +258,5 @@ def _execute(command: tuple[str, ...], variables: dict[str, str]) -> NoReturn:
     try:
         os.execvpe(command[0], command, {**os.environ, **variables})
     except OSError as error:
-        os.write(2, f"muster: cannot run {command[0]}: {error.strerror}\n".encode(errors="replace"))
+        _tell(2, f"muster: cannot run {one_line(command[0])}: {error.strerror}\n".encode(errors="replace"))
     os._exit(NOT_EXECUTED)
