@@ -701,6 +701,13 @@ def test_p4_5_who_was_asked_by_an_earlier_master_and_answers_late_has_objected_t
     assert not result.violations
 
 
+def test_p7_26_what_was_turned_off_after_it_had_booted_is_turned_on_again() -> None:
+    """Seeds 919902 and 920200: the next boot proves the end while `off` is under way, and that turns the boot off."""
+    for seed in (919_902, 920_200):
+        result, _ = campaign.run_seed(seed)
+        assert not result.violations
+
+
 def test_a_level_that_saw_neither_begin_nor_end_of_a_join_is_told_of_no_end_though_a_lower_level_is() -> None:
     """Seed 920145: entries come late, and level 20 catches up past a join that level 10 was told of (P3.14)."""
     result, _ = campaign.run_seed(920_145)

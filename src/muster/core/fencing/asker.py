@@ -64,6 +64,8 @@ def is_asked_of(record: Fencing, me: ThisNode) -> bool:
 
 def why_not(record: Fencing, observer: Observer) -> str:
     """Why no agent may be called for this request now, by the newest read of the strip; empty where one may (P7.23)."""
+    if record.phase is FencePhase.ON:
+        return ""  # an `off` may have come after that boot (P7.26)
     lease = observer.strip.lease(record.node)
     newer = lease is not None and lease.stamp.incarnation > record.incarnation
     return "a later incarnation of the node runs" if newer else ""

@@ -57,8 +57,6 @@ def _advance(draft: Draft, facts: Facts, node: int) -> None:
             begin(draft, facts, node, member.eviction.cause)
         case FencePhase.OFF if not is_it:
             _proven_otherwise(draft, facts, record)
-        case FencePhase.ON if member.incarnation != record.incarnation or is_newer(facts, record):
-            _end(draft, record, FenceOutcome.NOT_NEEDED, "it has booted")
         case FencePhase.OFF | FencePhase.ON:
             _pursue(draft, facts, record)
         case _:
@@ -185,7 +183,7 @@ def _proven(draft: Draft, facts: Facts, record: Fencing, answer: FenceAnswer) ->
 def _proven_otherwise(draft: Draft, facts: Facts, record: Fencing) -> None:
     """Its end was proven by something else. An agent may have turned it off meanwhile, and nobody knows (P7.26)."""
     over = _with_past(draft, record, FenceOutcome.NOT_NEEDED, "its end is proven otherwise")
-    if draft.member(record.node).incarnation != record.incarnation or is_newer(facts, record):
+    if record.asker == NO_NODE and not record.attempt:  # no agent has been called
         draft.put(_idle(over))
     else:
         _then_on(draft, facts, over)
@@ -205,6 +203,9 @@ def _again(draft: Draft, facts: Facts, record: Fencing, detail: str) -> None:
     failed = _with_past(draft, record, FenceOutcome.FAILED, detail)
     failed = replace(failed, attempt=record.attempt + 1)
     if record.phase is FencePhase.ON:
+        if draft.member(record.node).incarnation != record.incarnation or is_newer(facts, record):
+            _end(draft, record, FenceOutcome.NOT_NEEDED, "it has booted")
+            return
         if failed.attempt >= TRIES_ON:
             draft.put(_idle(failed), f"{draft.name(record.node)}: could not be turned on again")
             return
