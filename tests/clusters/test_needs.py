@@ -20,6 +20,7 @@ import pytest
 
 from broken_way import broken_way
 from dev_cluster import PATIENT, SOURCE, DevCluster
+from fence_board import PASSWORD, Board
 from lab.sandbox import missing
 from muster.core.needs.need import KINDS
 from muster.dev.development_cluster import STORE_FILE, create
@@ -29,6 +30,7 @@ from muster.drivers.image.processes import CARETAKER
 from muster.drivers.store.disk.file import open_header
 from muster.drivers.store.disk.geometry import COPIES
 from muster.records.registers import RegisterKind
+from muster.setup.fencing import keep_secret
 from needs_instruments import EVENTS, Instruments
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +82,8 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 class Walk:
     """A cluster and what a walk does to it. `at`: the instruments of a node."""
+
+    board: Board  # of a walk that fences: it cuts the power of nodes, and boots them again
 
     def __init__(self, cluster: DevCluster, folder: Path, stack: contextlib.ExitStack) -> None:
         self.cluster, self.folder, self.stack = cluster, folder, stack
@@ -390,15 +394,95 @@ STORE_ROWS = (  # n1 has said for twice the lease that it cannot write before it
         "muster node evict n0 --confirmed-dead", _boot_it_again, _mend_the_way, without=("event",)),
 )  # fmt: skip
 
+# ---- fencing: a device without an answer, a node that nothing fences, one fenced in vain, one fenced too often -------
+
+
+def _begin_fencing(walk: Walk) -> None:
+    """Scope `shared`; n1 on a machine of its own, and a board that both nodes have the password of."""
+    create(walk.cluster.directory, 2, PROFILE, scope="shared")
+    walk.board = Board(walk.cluster.directory, walk.folder, lambda node: _boot_on_another_machine(walk, node))
+    walk.stack.callback(walk.board.close)
+    for node in ("n0", "n1"):
+        walk.instruments(node)
+        keep_secret(walk.home(node), "pdu", "passwd", PASSWORD)
+    walk.at["n0"].boot()
+    _boot_on_another_machine(walk, "n1")
+    walk.joined("n1")
+    walk.apply(EVENTS.format(nodes='["n0"]'))
+    walk.at["n0"].nothing()
+
+
+def _add_a_device_without_its_agent(walk: Walk) -> None:
+    missing_agent = str(walk.folder / "fence_nothing")
+    walk.do("fence", "add", "pdu", "--agent", missing_agent, "--unchecked", "--from", "n0")
+
+
+def _give_it_its_agent(walk: Walk) -> None:
+    walk.do("fence", "add", "pdu", "--agent", walk.board.agent("fence_board"), "--secret", "passwd")
+
+
+def _cut_the_power_behind_the_board(walk: Walk) -> None:
+    walk.board.wrong = "refuse"
+    assert not kill_all(walk.home("n1"), 10, with_bystanders=True)
+
+
+def _have_it_fenced(walk: Walk, fence: Callable[[Walk], None]) -> None:
+    """Have n1 fenced, and wait until it is a member again in its next life."""
+    life = walk.cluster.status("n0")["nodes"]["n1"]["incarnation"]
+
+    def is_back(status: Any) -> bool:
+        node = status["nodes"]["n1"]
+        return bool(node["incarnation"] > life and node["state"] == "joined")
+
+    fence(walk)
+    walk.cluster.wait_for("n1 to be turned off, and to join again", is_back, 240, node="n0")
+
+
+def _mend_the_board(walk: Walk) -> None:
+    def mend(walk: Walk) -> None:
+        walk.board.wrong = ""
+
+    _have_it_fenced(walk, mend)
+
+
+def _fence_to_the_limit(walk: Walk) -> None:
+    """It was fenced once; at the fourth time within the hour it stays off."""
+    for _ in range(2):
+        _have_it_fenced(walk, _does("fence now n1 --yes"))
+    walk.do("fence", "now", "n1", "--yes")
+    walk.cluster.wait_for("its end", lambda seen: seen["nodes"]["n1"]["state"] == "inactive", 120, node="n0")
+
+
+def _release_n1(walk: Walk) -> None:
+    switched = [told["action"] for told in walk.board.told if told["action"] in ("off", "on")]
+    assert switched[-1] == "off", "a node in quarantine is not turned on"
+    walk.do("fence", "release", "n1")
+    _boot_on_another_machine(walk, "n1")
+    walk.joined("n1")
+
+
+FENCING_ROWS = (
+    Row("fence device", "node/n0", "n0 cannot use fence device pdu", "muster fence test pdu",
+        _add_a_device_without_its_agent, _give_it_its_agent),
+    Row("not fenced", "node/n0", "nothing says how n0 is fenced", "muster fence method n0 --help",
+        _does("fence method n1 power --device pdu:plug=n1"), _does("fence method n0 power --device pdu:plug=n0")),
+    Row("fencing fails", "node/n1", "n1 could not be fenced yet", "muster fence history n1",
+        _cut_the_power_behind_the_board, _mend_the_board),
+    Row("quarantine", "node/n1", "n1 is in quarantine: it was fenced 4 times", "muster fence release n1",
+        _fence_to_the_limit, _release_n1),
+)  # fmt: skip
+
 WALKS: dict[str, tuple[Callable[[Walk], None], tuple[Row, ...]]] = {
     "services": (_begin_services, SERVICE_ROWS),
     "losses": (_begin_losses, LOSS_ROWS),
     "store": (_begin_store, STORE_ROWS),
+    "fencing": (_begin_fencing, FENCING_ROWS),
 }
-LACKS = {"store": missing(), "losses": "" if os.geteuid() == 0 else "needs root, for a mount of its own"}
+NO_MOUNT = "" if os.geteuid() == 0 else "needs root, for a mount of its own"
+LACKS = {"store": missing(), "losses": NO_MOUNT, "fencing": NO_MOUNT}
 
 
-LONG = {"losses": pytest.mark.long, "store": pytest.mark.long}  # leases run out there, one after the other
+LONG = dict.fromkeys(("losses", "store", "fencing"), pytest.mark.long)  # leases run out, one after the other
 
 
 @pytest.fixture
