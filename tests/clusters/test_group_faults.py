@@ -3,7 +3,7 @@ lost, and children run only where and while their parent does (SPEC 6.5, 6.7, 7.
 
 The services keep their own record (`lab/exclusive_service.py`); it alone is judged.
 
-    MUSTER_GROUP_ROUNDS   how many random rounds, in all parts together [8; `.ci/run`: 20; `make soak`: 200]
+    MUSTER_GROUP_ROUNDS   how many random rounds, in all parts together [6; `.ci/run`: 20; `make soak`: 200]
     MUSTER_FAULT_SEED     an integer, to repeat the choices of a run; a failure prints it
 """
 
@@ -19,7 +19,7 @@ from dev_cluster import DevCluster
 from faulty_cluster import Fault, FaultyCluster, running_cluster
 from lab.exclusive_record import Judge, Line, Violation
 
-ROUNDS = int(os.environ.get("MUSTER_GROUP_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("MUSTER_GROUP_ROUNDS", "6"))
 PARTS = 2
 SEED = int(os.environ.get("MUSTER_FAULT_SEED") or int.from_bytes(os.urandom(4), "little"))
 PARENTS = {"database": "disk", "web": "database", "mail": "database", "backup": "disk"}

@@ -233,7 +233,7 @@ def test_a_stop_command_finds_the_program_running_and_the_ladder_ends_it(runner:
     assert runner.result(2, "start")["succeeded"]
     program = int(file.read_text())
     stop = shell(f"kill -0 {program} && touch {tmp_path}/alive")
-    result = runner.run(3, "stop", *stop, grace_ms=100)
+    result = runner.run(3, "stop", *stop, timeout_ms=500, grace_ms=100)
     assert (result["succeeded"], result["detail"]) == (True, "what was left ignored SIGTERM and was killed")
     assert (tmp_path / "alive").exists()
     command, killed = [packet for packet in runner.heard if packet["say"] == "ended" and packet["generation"] == 3]
