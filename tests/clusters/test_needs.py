@@ -390,7 +390,7 @@ STORE_ROWS = (  # n1 has said for twice the lease that it cannot write before it
     Row("cannot lead", "node/n1", "n1 cannot lead the cluster: its view register cannot be written", "muster why n1",
         _goes_on),
     Row("no master", "cluster", "no node leads the cluster", "muster links", _lose_the_master, at="n1"),
-    Row("former life", "node/n0", "n0 runs again, but the cluster still holds a former life",
+    Row("former life", "node/n0", "n0 runs again, but the cluster still counts a former life",
         "muster node evict n0 --confirmed-dead", _boot_it_again, _mend_the_way, without=("event",)),
 )  # fmt: skip
 
