@@ -95,7 +95,7 @@ def test_p7_22_a_machine_that_loses_its_power_or_hangs_is_proven_dead_and_boots_
         assert last_proof(cluster)["kind"] == "fence agent"
         assert [node for node, _ in board.kills] == ["n2"], "off was said once"
         cluster.wait_for("n2 is back", lambda seen: seen["nodes"]["n2"]["state"] == "joined", TURN_S)
-        cluster.wait_for("both are recorded", lambda _seen: outcomes(cluster)[-1:] and outcomes(cluster)[-1][0] == "on")
+        cluster.wait_for("both are recorded", lambda _seen: [each[0] for each in outcomes(cluster)[-1:]] == ["on"])
         off, on = outcomes(cluster)[-2:]
         assert off == ("off", "power", "off")
         assert on[:2] == ("on", "power")
