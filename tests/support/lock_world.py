@@ -684,7 +684,7 @@ class World:
                 raise Broken(f"node {host.node} has left, and has {tables.clients} and {tables.resources}")
         for host in hosts.values():
             tables = host.manager.tables
-            if host.manager._held or host.manager._finds or tables.frozen:
+            if host.manager._locking.held or host.manager._locking.finds or tables.frozen:
                 raise Broken(f"node {host.node} still holds something back")
             for key, resource in tables.resources.items():
                 if masters.setdefault(key, host.node) != host.node:
