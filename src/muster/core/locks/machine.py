@@ -60,9 +60,9 @@ from muster.core.locks.names import (
     name_problem,
     space_problem,
 )
+from muster.core.locks.recovering import Rounds
 from muster.core.locks.recovery import Phase, Recovery
 from muster.core.locks.resource import Lock
-from muster.core.locks.rounds import Rounds
 from muster.core.locks.wires import Wires
 
 __all__ = ["LockManager", "LockRefused"]
