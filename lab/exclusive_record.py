@@ -29,6 +29,7 @@ class Line(NamedTuple):
     action: str  # start, stop or recovery
     pid: int  # as the process itself sees it
     event: str  # begins, runs, overlaps
+    token: int = 0  # of its owner; 0: it has none
 
     @property
     def holder(self) -> tuple[str, int]:
@@ -42,9 +43,11 @@ class Violation(AssertionError):
 
 def parse_line(data: bytes) -> Line:
     """A line from its bytes. Raises `ValueError`."""
-    time_us, service, instance, node, incarnation, generation, epoch, action, pid, event = data.decode().split()
-    numbers = (int(incarnation), int(generation), int(epoch))
-    return Line(int(time_us), service, instance, node, *numbers, action, int(pid), event)
+    time_us, service, instance, token, node, *numbers, action, pid, event = data.decode().split()
+    incarnation, generation, epoch = (int(number) for number in numbers)
+    return Line(
+        int(time_us), service, instance, node, incarnation, generation, epoch, action, int(pid), event, int(token)
+    )
 
 
 class _Instance:
@@ -125,6 +128,8 @@ class Judge:
             raise Violation(f"{line.service} has no newer generation: after\n  {newest}\ncame\n  {line}")
         if newest is not None and line.epoch < newest.epoch:
             raise Violation(f"{line.service} has an older epoch: after\n  {newest}\ncame\n  {line}")
+        if newest is not None and line.action != "stop" and newest.token and line.token <= newest.token:
+            raise Violation(f"{line.service} has a new owner without a higher token: after\n  {newest}\ncame\n  {line}")
         history.newest = line
         history.instances[line.instance] = _Instance(line)
         if line.action == "start":

@@ -70,7 +70,8 @@ class Recorder:
 def begin(record_path: str, locks: str) -> Recorder:
     """Take part in the record under the identity that the environment gives, and take the lock."""
     given = [os.environ[f"MUSTER_{key}"] for key in ("NODE", "INCARNATION", "GENERATION", "EPOCH", "ACTION")]
-    identity = [os.environ["MUSTER_SERVICE"], os.urandom(4).hex(), *given]
+    token = os.environ.get("MUSTER_TOKEN", "").partition("-")[0] or "0"
+    identity = [os.environ["MUSTER_SERVICE"], os.urandom(4).hex(), str(int(token)), *given]
     record = os.open(record_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     recorder = Recorder(record, identity)
     recorder.say("begins")

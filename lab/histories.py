@@ -249,7 +249,8 @@ class HistoryReader:
     def _begun(self, instance: _Instance, followed: list[_Instance]) -> list[Observation]:
         line, node = instance.first, self._nodes[instance.first.node]
         taken = CommandTaken(
-            line.time_us, node, line.incarnation, line.service, line.generation, line.action, line.epoch
+            line.time_us, node, line.incarnation, line.service, line.generation, line.action, line.epoch,
+            line.token,
         )  # fmt: skip
         if line.action == "stop":
             return [taken]  # it runs beside what it ends

@@ -49,6 +49,14 @@ def test_a_stop_runs_beside_its_instance_but_on_no_other_node() -> None:
         Judge().take([line(1, "a", action="stop"), line(2, "b", "n1", generation=2), line(3, "a")])
 
 
+def test_p6_41_each_owner_has_a_higher_token_and_a_stop_that_of_what_it_stops() -> None:
+    first, stop = line(1, "a")._replace(token=1024), line(2, "b", generation=2, action="stop")._replace(token=1024)
+    next_line = line(3, "c", generation=3)
+    Judge().take([first, stop, next_line._replace(token=3072)])
+    with pytest.raises(Violation, match="without a higher token"):
+        Judge().take([first, stop, next_line._replace(token=1024)])
+
+
 def test_generations_and_epochs_never_go_back() -> None:
     with pytest.raises(Violation, match="generation"):
         Judge().take([line(1, "a", generation=2), line(2, "b", generation=2)])

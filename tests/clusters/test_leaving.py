@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from dev_cluster import PATIENT, DevCluster
+from muster.client.locks.terms import Token
 from muster.core.effects import Reply, RunCommand
 from muster.core.services.commands import last_stop
 from muster.daemon.main import main
@@ -24,7 +25,7 @@ from muster.drivers.runner_client import RunnerClient
 from muster.records.database import Database
 from muster.records.members import LeaveNode
 from muster.records.nodes import Cluster, NodeConfig
-from muster.records.services import CommandState, Definition, Service, ServiceState
+from muster.records.services import CommandState, Definition, Service, ServiceState, token_of
 from real_node import wait_for
 from real_runner import RealRunner, shell
 
@@ -399,6 +400,13 @@ def test_p4_12_a_last_stop_is_told_what_every_command_is_told_and_nothing_of_the
         "MUSTER_REASON": "its node ends: no master answers",
     }  # fmt: skip
     assert last_stop("gone", 12, database, 0, 5).command == ()  # defined no more: what runs of it is ended
+
+
+def test_p6_41_a_last_stop_has_the_token_of_what_it_stops_and_never_that_of_another_owner() -> None:
+    database = database_of(Definition("db", stop_command=("stop",)))
+    database.services["db"] = replace(database.services["db"], incarnation=5, token=token_of(40))
+    tokens = [last_stop("db", 12, database, node, life).environment["MUSTER_TOKEN"] for node, life in ((0, 5), (0, 4))]
+    assert tokens == [str(Token(token_of(40), 0)), ""]
 
 
 # The daemon of this node hears no master while it leaves, and has less patience.

@@ -355,13 +355,13 @@ def test_p6_34_a_cleanup_is_kept_as_it_was_and_void_after_a_stop_that_succeeded(
         await cleanups.prepare(command_of(8, "start"), given.append)
         (kept,) = all_kept(str(tmp_path))
         assert (kept.command, kept.uid, kept.generation, kept.incarnation) == (("clear",), 3, 8, 5)
-        assert "MUSTER_EPOCH" not in kept.environment
+        assert "MUSTER_EPOCH" not in kept.environment and "MUSTER_TOKEN" not in kept.environment
         changed = command_of(9, "stop", command=("another",), clears=True)
         await cleanups.prepare(changed, given.append)
         assert given[1].command == ("clear",)  # that of the start, whatever is defined by now
         assert given[1].environment["MUSTER_GENERATION"] == "8"
         assert given[1].environment["MUSTER_ACTION"] == "cleanup"
-        assert "MUSTER_EPOCH" not in given[1].environment
+        assert "MUSTER_EPOCH" not in given[1].environment and "MUSTER_TOKEN" not in given[1].environment
         cleanups.ended((CommandState("vip", 8, "stop", True, True), CommandState("vip", 9, "stop", True, False)))
         await cleanups.prepare(changed, given.append)  # its thread has done what was asked before
         assert len(all_kept(str(tmp_path))) == 1

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from core_cluster import LOCKS, CoreCluster, Envelope, joined_cluster
+from muster.client.locks.terms import Token
 from muster.core.draft import Draft, Facts
 from muster.core.effects import RunCommand
 from muster.core.launching.ledger import is_newer
@@ -24,13 +25,16 @@ from muster.records.services import (
     CommandState,
     Definition,
     DeregisterService,
+    RestartService,
     Service,
     ServiceState,
     TransferService,
+    token_of,
 )
 from muster.records.terms import NO_NODE, Term
 from muster.records.timing import FAST
 from muster.records.transitions import Transition
+from muster.records.versions import HIGHEST, TOKENS
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
 START, STOP, RECOVERY = ("/bin/start",), ("/bin/stop",), ("/bin/recover",)
@@ -57,7 +61,7 @@ def changed(
     """
     everyone = {node: replace(UP, node=node) for node in range(3)} | (members or {})
     nodes = {node: NodeConfig(node, f"n{node}", (), "") for node in range(3)}
-    database = Database(Cluster("test", "0" * 32, "fast", ""), INDEX, nodes=nodes, members=everyone)
+    database = Database(Cluster("test", "0" * 32, "fast", "", active_version=HIGHEST), INDEX, nodes=nodes, members=everyone)
     database.services["web"] = service
     database.transitions.update({each.identity: each for each in transitions})
     reports = {node: Report(Term(1, 0), INDEX, 5, "", ()) for node in range(3) if node not in silent}
@@ -511,6 +515,48 @@ def test_p6_31_what_a_check_wrote_keeps_no_command_from_being_run() -> None:
     database.services["web"] = replace(STOPS, reason="its check failed: a\0b")
     (command,) = Executor(0, 5, ()).due(database)
     assert command.environment["MUSTER_REASON"] == "its check failed: a?b"
+
+
+# ---- P6.41 tokens ----------------------------------------------------------------------------------------------------
+
+
+def test_p6_41_each_owner_has_a_higher_token_though_nobody_comes_or_goes() -> None:
+    cluster = serving_cluster()
+    for number, target in enumerate(("n2", "n1", "n2")):  # there and back
+        cluster.do(0, TransferService("web", target))
+        cluster.until("web has moved", lambda at=2 - number % 2: state_of(cluster.service()) == (REGISTERED, at))
+    cluster.do(0, RestartService("web"))  # another owner, though it is the same incarnation
+    cluster.until("web has stopped", lambda: cluster.service().state is not REGISTERED)
+    cluster.until("web is there again", lambda: state_of(cluster.service()) == (REGISTERED, 2))
+    commands = [item.effect for item in cluster.history if isinstance(item.effect, RunCommand)]
+    told = [(each.action, each.environment["MUSTER_TOKEN"]) for each in commands]
+    starts, stops = ([token for action, token in told if action == wanted] for wanted in ("start", "stop"))
+    assert len({each.environment["MUSTER_EPOCH"] for each in commands}) == 1
+    assert len(starts) == 5 and starts == sorted(set(starts))
+    assert stops == starts[:-1]
+    assert cluster.service().token == token_of(cluster.service().generation)
+    assert starts[-1] == str(Token(cluster.service().token, 0))
+
+
+def test_p6_41_who_recovers_is_an_owner_and_who_then_starts_is_the_next() -> None:
+    recovering = changed(replace(ON_N0, token=5), members=LOST)
+    assert (recovering.state, recovering.token) == (RECOVERING, token_of(INDEX + 1))
+    idle = changed(replace(recovering, generation=8), result=True, members=LOST)
+    assert (idle.state, idle.token) == (DEREGISTERED, recovering.token)
+    plain = replace(IDLE, definition=replace(FULL, start_command=()))
+    assert changed(plain).token == token_of(INDEX + 1)
+    assert changed(replace(STOPS, token=5), result=True).token == 5
+
+
+def test_p6_41_there_are_no_tokens_before_version_6() -> None:
+    cluster = CoreCluster(1, active_version=TOKENS - 1)
+    cluster.boot(0)
+    cluster.until_joined(0)
+    cluster.do(0, ApplyServices((FULL,)))
+    cluster.until("web runs", lambda: cluster.service().state is REGISTERED)
+    assert cluster.service().token == 0
+    (start,) = [item.effect for item in cluster.history if isinstance(item.effect, RunCommand)]
+    assert start.environment["MUSTER_TOKEN"] == ""
 
 
 # ---- P6.20 generations -----------------------------------------------------------------------------------------------

@@ -572,7 +572,36 @@ BROKEN: dict[str, tuple[str, History]] = {
         ],
     ),
     "a success of what never ran": ("OneAnswer", [CommandAnswered(0, 0, 1, "web", 4, "start", True)]),
-    "a fencing token falls": (
+    "an owner without a token of its own": (
+        "OwnTokens",
+        [
+            _applied(3, *JOINED, replace(STARTING, token=3072)),
+            _applied(4, *JOINED, replace(STARTING, generation=4, node=0, token=3072)),
+        ],
+    ),
+    "a token that falls": (
+        "OwnTokens",
+        [
+            _applied(3, *JOINED, replace(STARTING, token=3072)),
+            _applied(5, *JOINED, replace(STARTING, state=ServiceState.REGISTERED, token=2048)),
+        ],
+    ),
+    "a token that grows under its owner": (
+        "OwnTokens",
+        [
+            _applied(3, *JOINED, replace(STARTING, token=3072)),
+            _applied(4, *JOINED, replace(STARTING, state=ServiceState.STOPPING, generation=4, token=4096)),
+        ],
+    ),
+    "two starts with one token": (
+        "OwnTokens",
+        [CommandTaken(0, 0, 1, "web", 3, "start", 9, 3072), CommandTaken(0, 1, 1, "web", 5, "start", 9, 3072)],
+    ),
+    "a stop with another's token": (
+        "OwnTokens",
+        [CommandTaken(0, 0, 1, "web", 3, "start", 9, 3072), CommandTaken(0, 0, 1, "web", 4, "stop", 9, 4096)],
+    ),
+    "an epoch falls": (
         "NewerCommandsOnly",
         [CommandTaken(0, 0, 1, "web", 3, "start", 9), CommandTaken(0, 1, 1, "web", 4, "start", 8)],
     ),

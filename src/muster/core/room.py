@@ -44,7 +44,7 @@ LEVELS_BYTES = 600  # of one node: what its registered levels take, whatever the
 # The rest of a node: its member record, its transition, its standby and its maintenance, with their texts.
 NODE_BYTES = 2000
 MISSING_BYTES = 80  # of a required level beside its name: its number, and another program's name (P3.17)
-STATE_BYTES = 310  # of a service: everything that has a fixed size, and the names of its template
+STATE_BYTES = 320  # of a service: everything that has a fixed size, and the names of its template
 TEXTS = ("reason", "cause", "broken")
 TEXT_HEAD_BYTES = 3
 INDEX_BYTES = 9

@@ -8,7 +8,11 @@ from msgspec import Struct
 from muster.records.numbers import NO_STATUS, Count, CountOrNone, ExitStatus
 from muster.records.registers import identity_of
 from muster.records.terms import NO_NODE
+from muster.records.transitions import ENTRIES_TOGETHER
 from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS
+
+
+_DIGITS = 16  # of each half of a token as text, as the client has them (`client/locks/terms.py`)
 
 
 class ServiceState(IntEnum):
@@ -200,6 +204,7 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     rounds: int = 0  # how often in a row its start has failed on every node
     ended: Ended = Ended.FAILED
     as_started: Definition | None = None  # what runs was defined so, and has been defined otherwise since (P6.39)
+    token: int = 0  # of its present or last owner (P6.41); 0: it has had none since version 6 is active
 
     @property
     def name(self) -> str:
@@ -220,6 +225,16 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
     def identity(self) -> int:
         """What stands for it in a register (P6.33)."""
         return identity_of(self.uid, self.definition.name)
+
+
+def token_of(entry: int) -> int:
+    """The token of whom entry `entry` makes the owner of a service: it stands where the epoch of a grant does (P6.41)."""
+    return entry * ENTRIES_TOGETHER
+
+
+def token_text(token: int) -> str:
+    """As texts of grants' tokens are, and compared with them as texts; empty where there is none (P12.6)."""
+    return f"{token:0{_DIGITS}d}-{0:0{_DIGITS}d}" if token else ""
 
 
 class Maintenance(Struct, frozen=True, array_like=True, tag="maintenance"):

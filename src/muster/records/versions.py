@@ -13,16 +13,18 @@ is no new version: older releases pass over it. A new kind of record, message or
     4   services behave as their owners expect: more keys of a service (`services.ADDED_BY_VERSION`), an operator's word
         that one has stopped
     5   a silent node is proven dead without a person: fence devices, methods, requests to fence
+    6   each owner of a service has a token of its own
 """
 
 from msgspec import Struct
 
-LOWEST, HIGHEST = 1, 5
+LOWEST, HIGHEST = 1, 6
 VERSIONS = (LOWEST, HIGHEST)
 KEEPS_HISTORY = 2  # records `Audit` and `Revision`, operations that name a version, restarts of daemons
 KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field is gated together with them
 OWNERS_KEYS = 4  # keys of services, and operations on them, that were added together
 FENCING = 5  # fence agents (P7.22)
+TOKENS = 6  # tokens of services (P6.41)
 
 
 class Software(Struct, frozen=True, array_like=True):

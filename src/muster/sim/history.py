@@ -217,7 +217,8 @@ class CommandTaken(Struct, frozen=True):
     service: str
     generation: int
     action: str
-    epoch: int  # the fencing token that it was given
+    epoch: int  # the cluster's epoch that it was given
+    token: int = 0  # the token of its service that it was given; 0: none
 
 
 class CommandEnded(Struct, frozen=True):

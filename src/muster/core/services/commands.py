@@ -13,7 +13,7 @@ from muster.core.launching import ledger
 from muster.core.services.placement import choosing_of, is_allowable
 from muster.records.database import Database
 from muster.records.levels import NodeState
-from muster.records.services import CommandState, Definition, Service, ServiceState
+from muster.records.services import CommandState, Definition, Service, ServiceState, token_text
 from muster.records.terms import NO_NODE
 
 ACTIONS = {ServiceState.STARTING: "start", ServiceState.STOPPING: "stop", ServiceState.RECOVERING: "recovery"}
@@ -117,7 +117,9 @@ def _given(definition: Definition) -> dict[str, str]:
 
 
 def _said(service: Service, database: Database, node: int, incarnation: int, action: str, other: int) -> dict[str, str]:
-    """What Muster tells a command."""
+    """What Muster tells a command. Its token only where the record is of the owner that is spoken of (P6.41)."""
+    is_owner = (service.node, service.incarnation) == (node, incarnation)
+    token = service.token if is_owner or action == "notify" else 0
     return {
         "MUSTER_CLUSTER": database.cluster.name,
         "MUSTER_SERVICE": service.name,
@@ -128,6 +130,7 @@ def _said(service: Service, database: Database, node: int, incarnation: int, act
         "MUSTER_REASON": service.reason.replace("\0", "?"),  # it may hold what a check wrote
         "MUSTER_GENERATION": str(service.generation),
         "MUSTER_EPOCH": str(database.epoch),
+        "MUSTER_TOKEN": token_text(token),
         "MUSTER_OTHER_NODE": database.name_of(other) if other >= 0 else "",
     }
 

@@ -47,9 +47,11 @@ from muster.records.services import (
     ServiceState,
     Takeover,
     Unclean,
+    token_of,
 )
 from muster.records.terms import NO_NODE
 from muster.records.units import US_PER_MS
+from muster.records.versions import TOKENS
 
 DEREGISTERED, STARTING, REGISTERED, STOPPING, RECOVERING = ServiceState
 
@@ -645,10 +647,14 @@ def _cannot_start(service: Service, round_: Round) -> None:
 
 
 def _assigned(service: Service, round_: Round, state: ServiceState, node: int, reason: str) -> Service:
-    """The record with a command of a new generation for `node` (SPEC 7.7)."""
+    """The record with a command of a new generation for `node` (SPEC 7.7); who is not to stop is a new owner (P6.41)."""
     incarnation = round_.draft.member(node).incarnation
-    generation = round_.draft.index
-    return replace(service, state=state, node=node, incarnation=incarnation, generation=generation, reason=reason)
+    generation, token = round_.draft.index, service.token
+    if state is not STOPPING and round_.draft.cluster.active_version >= TOKENS:
+        token = token_of(generation)
+    return replace(
+        service, state=state, node=node, incarnation=incarnation, generation=generation, reason=reason, token=token
+    )
 
 
 def _released(service: Service, **fields: object) -> Service:

@@ -116,6 +116,7 @@ class Why:
                 "state": str(service.state),
                 "node": database.name_of(service.node) if active else None,
                 "wanted": service.wanted,
+                "token": (service.token or None) if active else None,
                 "cause": service.cause,
             },
             "answered_by": speaker,

@@ -21,6 +21,7 @@ from muster.records.services import CommandState
 DISK_S = 20.0  # for the home's disk to take a cleanup, and for an earlier one to end
 _HELD_S = 10.0
 _SERVICES_OWN = ("MUSTER_CLUSTER", "MUSTER_SERVICE", "MUSTER_UID", "MUSTER_NODE", "MUSTER_INCARNATION")
+_OF_OWNERS = ("MUSTER_EPOCH", "MUSTER_TOKEN")  # a cleanup runs while others may own the service
 
 
 class Cleanups:
@@ -75,8 +76,8 @@ class Cleanups:
         return command
 
     def _find(self, command: RunCommand) -> RunCommand:
-        """The stop as the cleanup that was kept for the newest start: it has no epoch (P6.32). Raises `OSError`."""
-        said = {name: value for name, value in command.environment.items() if name != "MUSTER_EPOCH"}
+        """The stop as the cleanup that was kept for the newest start: it has no epoch and no token (P6.32). Raises `OSError`."""
+        said = {name: value for name, value in command.environment.items() if name not in _OF_OWNERS}
         said |= {"MUSTER_ACTION": "cleanup"}
         found = [kept for kept in all_kept(self._home) if (kept.uid, kept.service) == (command.uid, command.service)]
         found = [kept for kept in found if not kept.problem]

@@ -327,6 +327,7 @@ def _service(database: Database, view: NodeView, service: Service) -> Document:
         "node": _name(database, service.node) if active else None,
         "nodes": {name: states.get(node) for name, node in _by_name(database)},
         "wanted": service.wanted,
+        "token": service.token or None,
         "cause": service.cause or _why_held(database, view, service),
         "held": maintenance_words(database, service),
         "down": down.words if down is not None else "",

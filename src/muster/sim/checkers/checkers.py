@@ -34,6 +34,7 @@ from muster.sim.checkers.service_checkers import (
     NoFlapping,
     NotifyElsewhere,
     OneAnswer,
+    OwnTokens,
     RecoveryBeforeRestart,
     expected_state,
     notify_missing,
@@ -359,7 +360,7 @@ class MarkAfterCommit(Checker):
 class NewerCommandsOnly(Checker):
     """SPEC 7.7: a node runs no command whose generation is not newer than all it has seen of that service.
 
-    The fencing token never falls from one command of a service to the next.
+    The epoch never falls from one command of a service to the next.
     """
 
     def __init__(self) -> None:
@@ -744,6 +745,7 @@ CHECKERS: tuple[type[Checker], ...] = (
     ProofFirst,
     OneNodeAtATime,
     NewerCommandsOnly,
+    OwnTokens,
     OneAnswer,
     MarkAfterCommit,
     OnlyTheSilent,

@@ -18,6 +18,7 @@ from muster.sim.history import (
 )
 
 Findings = Iterator[str]
+OWNED = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.RECOVERING)
 AT_WORK = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
 
 
@@ -81,6 +82,50 @@ class NotifyElsewhere(Checker):
                 yield f"n{seen.node} is notified of {seen.service}, which is registered there"
             elif not _allows(eldest, self._names.get(seen.node, "")):
                 yield f"n{seen.node} is notified of {seen.service}, which it may not run"
+
+
+class OwnTokens(Checker):
+    """SPEC 7.7: each owner of a service has a token above all before it, also where the membership stays (P6.41)."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._highest: dict[str, int] = {}  # by the service's name: it may be defined again
+        self._uids: dict[str, int] = {}
+        self._of: dict[tuple[int, int, str], int] = {}  # (node, incarnation, service) -> of what was begun there last
+        self._begun: dict[str, tuple[int, int]] = {}  # service -> generation and token of its newest owner
+
+    def see(self, seen: Observation) -> Findings:
+        """Compare each new state with all before it, and what commands are told with their owners (SPEC 7.7)."""
+        if isinstance(seen, Applied) and seen.index > self._index:
+            whole = seen.index == self._index + 1
+            for service in seen.state.services.values():
+                yield from self._recorded(service, seen.index, whole=whole)
+            self._index = seen.index
+        elif isinstance(seen, CommandTaken):
+            yield from self._told(seen)
+
+    def _recorded(self, service: Service, index: int, *, whole: bool) -> Findings:
+        before = self._highest.get(service.name, 0)
+        is_new = service.state in OWNED and service.node != NO_NODE and service.generation == index
+        if is_new and service.token <= before:
+            yield f"{service.name} has a new owner on n{service.node} with token {service.token}, after {before}"
+        elif service.token < before and service.uid == self._uids[service.name]:
+            yield f"the token of {service.name} is {service.token}, after {before}"
+        elif whole and not is_new and service.token > before:
+            yield f"the token of {service.name} is {service.token} now, and its owner is no new one"
+        self._highest[service.name], self._uids[service.name] = max(before, service.token), service.uid
+
+    def _told(self, seen: CommandTaken) -> Findings:
+        place = (seen.node, seen.incarnation, seen.service)
+        what = f"{seen.action} {seen.generation} of {seen.service} on n{seen.node} has token {seen.token}"
+        if seen.action in ("start", "recovery"):
+            generation, token = self._begun.get(seen.service, (0, 0))
+            if seen.generation > generation and seen.token <= token:
+                yield f"{what}, after {token}"
+            self._begun[seen.service] = max((generation, token), (seen.generation, seen.token))
+            self._of[place] = seen.token
+        elif seen.action == "stop" and seen.token and seen.token != self._of.get(place, seen.token):
+            yield f"{what}, and what it stops has {self._of[place]}"
 
 
 class OneAnswer(Checker):

@@ -108,6 +108,7 @@ class Runner:
             CommandTaken(
                 self.loop.now_us, self.node, self.incarnation, command.service, command.generation, command.action,
                 int(command.environment["MUSTER_EPOCH"]),
+                int(command.environment.get("MUSTER_TOKEN", "").partition("-")[0] or 0),
             )
         )  # fmt: skip
         if command.action == "recovery":

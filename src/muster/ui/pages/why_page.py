@@ -27,6 +27,8 @@ def present_page(answer: Document, *, whole: bool) -> Group:
         parts += [Text(), Text(title), _nodes(answer["nodes"])]
     if whole and (failed := failures_words(answer["service"].get("failures"))):
         parts += [Text(), _plain(f"It {failed}.")]
+    if whole and (token := answer["service"].get("token")):  # a node of an earlier release does not say
+        parts += [Text(), Text(f"Its owner's token is {token}: no owner before had one as high.", style="dim")]
     if answer["rules"] and whole:
         parts += [Text(), _rules(answer["rules"])]
     if answer["next_step"]:
