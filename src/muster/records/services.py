@@ -11,7 +11,6 @@ from muster.records.terms import NO_NODE
 from muster.records.transitions import ENTRIES_TOGETHER
 from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS
 
-
 _DIGITS = 16  # of each half of a token as text, as the client has them (`client/locks/terms.py`)
 
 
@@ -228,7 +227,7 @@ class Service(Struct, frozen=True, array_like=True, tag="service"):
 
 
 def token_of(entry: int) -> int:
-    """The token of whom entry `entry` makes the owner of a service: it stands where the epoch of a grant does (P6.41)."""
+    """The token of whom entry `entry` makes the owner of a service: where the epoch of a grant is (P6.41)."""
     return entry * ENTRIES_TOGETHER
 
 

@@ -647,7 +647,7 @@ def _cannot_start(service: Service, round_: Round) -> None:
 
 
 def _assigned(service: Service, round_: Round, state: ServiceState, node: int, reason: str) -> Service:
-    """The record with a command of a new generation for `node` (SPEC 7.7); who is not to stop is a new owner (P6.41)."""
+    """The record with a command of a new generation for `node` (SPEC 7.7); but for a stop, of a new owner (P6.41)."""
     incarnation = round_.draft.member(node).incarnation
     generation, token = round_.draft.index, service.token
     if state is not STOPPING and round_.draft.cluster.active_version >= TOKENS:

@@ -76,7 +76,7 @@ class Cleanups:
         return command
 
     def _find(self, command: RunCommand) -> RunCommand:
-        """The stop as the cleanup that was kept for the newest start: it has no epoch and no token (P6.32). Raises `OSError`."""
+        """The stop as the kept cleanup of the newest start: without epoch and token (P6.32). Raises `OSError`."""
         said = {name: value for name, value in command.environment.items() if name not in _OF_OWNERS}
         said |= {"MUSTER_ACTION": "cleanup"}
         found = [kept for kept in all_kept(self._home) if (kept.uid, kept.service) == (command.uid, command.service)]
