@@ -90,7 +90,7 @@ class OwnTokens(Checker):
     def __init__(self) -> None:
         self._index = -1
         self._highest: dict[str, int] = {}  # by the service's name: it may be defined again
-        self._uids: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # by name: its uid, and its token
         self._of: dict[tuple[int, int, str], int] = {}  # (node, incarnation, service) -> of what was begun there last
         self._begun: dict[str, tuple[int, int]] = {}  # service -> generation and token of its newest owner
 
@@ -109,11 +109,12 @@ class OwnTokens(Checker):
         is_new = service.state in OWNED and service.node != NO_NODE and service.generation == index
         if is_new and service.token <= before:
             yield f"{service.name} has a new owner on n{service.node} with token {service.token}, after {before}"
-        elif service.token < before and service.uid == self._uids[service.name]:
+        elif (service.uid, service.token) < self._last.get(service.name, (0, 0)):
             yield f"the token of {service.name} is {service.token}, after {before}"
         elif whole and not is_new and service.token > before:
             yield f"the token of {service.name} is {service.token} now, and its owner is no new one"
-        self._highest[service.name], self._uids[service.name] = max(before, service.token), service.uid
+        self._highest[service.name] = max(before, service.token)
+        self._last[service.name] = (service.uid, service.token)
 
     def _told(self, seen: CommandTaken) -> Findings:
         place = (seen.node, seen.incarnation, seen.service)
