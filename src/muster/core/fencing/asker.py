@@ -120,6 +120,8 @@ class Asker:
     @property
     def due_us(self) -> int:
         """When something is due without any other input."""
+        if not self._jobs and not self._health:
+            return NEVER_US  # asked after each step of a node, and most clusters fence nobody
         jobs = [job.late_us for job in self._jobs.values()]
         health = [min(each.late_us, NEVER_US if each.call else each.due_us) for each in self._health.values()]
         return min([*jobs, *health], default=NEVER_US)

@@ -72,6 +72,11 @@ class Needs:
         self._said: dict[tuple[str, str], Need] = {}  # what was told last
         self.beyond = 0  # needs that are not in the list
 
+    @property
+    def suspects(self) -> bool:
+        """Whether the last look found anything that may become a need."""
+        return bool(self._since_us)
+
     def look(self, database: Database, seen: Seen, now_us: int) -> tuple[Need, ...]:
         """What needs a person now, trouble first."""
         before, self._since_us = self._since_us, {}

@@ -158,7 +158,6 @@ class Daemon:
         self.lacking = ""  # processes of the node that have ended for good
         self.happenings = Happenings(self.events.kept(home / HAPPENINGS))
         self.needs: Callable[[], Told] = lambda: NOTHING  # what needs a person (P10.12)
-        self.on_replica: Callable[[], None] = lambda: None  # after each change of the replica
         self._told_to_end = False
         self._took_over = took_over
         self._last_stops: LastStops | None = None  # of a node that ends without a master
@@ -466,7 +465,6 @@ class Daemon:
         self.subsystems.replica_advanced()
         self.locks.follow()
         self.events.replica_advanced()
-        self.on_replica()
         self.tell_of_change()
 
     def tell_of_change(self) -> None:

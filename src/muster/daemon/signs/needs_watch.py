@@ -1,11 +1,11 @@
 """Looks what needs a person, and tells those who do not ask: the log, events, the service manager (P10.12).
 
-Queries and metrics ask for the same list. It has no timer of its own: the daemon calls `look` after each of its ticks
-and when its replica has changed.
+Queries and metrics ask for the same list. It has no timer of its own: the daemon calls `look` after each of its ticks.
+It does not look at every entry: with a transition under way that would be most of what a daemon does.
 """
 
-import asyncio
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from msgspec.structs import replace
@@ -15,11 +15,14 @@ from muster.core.needs.need import Need, Path, Seen, Straggler
 from muster.core.node import insight
 from muster.daemon.shell.daemon import Daemon, boottime_us
 from muster.daemon.signs.evidence import conditions
-from muster.daemon.trust.certificate_ends import certificates_that_end
+from muster.daemon.trust.certificate_ends import Advice, certificates_that_end
 from muster.records.database import Database
+from muster.records.nodes import Cluster, NodeConfig
 from muster.records.terms import NO_NODE
 
-PAUSE_US = 250_000  # between two looks while the replica stays the same
+PAUSE_US = 250_000  # between two looks
+CALM_PAUSE_US = 500_000  # the same while the replica stays as it was, and nothing is even suspected
+CERTIFICATES_US = 2_000_000  # between two looks at certificates and keys: they are on a disk, and last for days
 FRESH_US = 20_000  # what is so old is good enough for whoever asks
 US_PER_S = 1_000_000
 NEEDED, OVER = "needs you", "need over"  # in the log
@@ -33,9 +36,8 @@ class NeedsWatch:
         self._told = Told()
         self._looked_us, self._index = 0, -1
         self._known: dict[tuple[str, str], Need] = {}
-        self._is_scheduled = False
+        self._certificates = _Certificates(daemon)
         daemon.needs = self.now
-        daemon.on_replica = self.schedule
 
     def now(self) -> Told:
         """What needs a person now."""
@@ -47,22 +49,13 @@ class NeedsWatch:
 
     def look(self) -> None:
         """Look, unless that was done a moment ago."""
-        if boottime_us() - self._looked_us >= PAUSE_US:
+        is_calm = self._daemon.node.database.index == self._index and not self._machine.suspects
+        if boottime_us() - self._looked_us >= (CALM_PAUSE_US if is_calm else PAUSE_US):
             self.now()
-
-    def schedule(self) -> None:
-        """The replica has changed: look at it once, after all that comes with it."""
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._scheduled)
-
-    def _scheduled(self) -> None:
-        self._is_scheduled = False
-        self.now()
 
     def _look(self, now_us: int) -> None:
         node = self._daemon.node
-        seen = seen_by(self._daemon)
+        seen = seen_by(self._daemon, self._certificates.ending(now_us))
         found = self._machine.look(node.database, seen, now_us)
         offset_s = time.time() - now_us / US_PER_S
         needs = tuple(self._dated(need, offset_s) for need in found)
@@ -90,7 +83,28 @@ class NeedsWatch:
         self._daemon.tell_of_change()
 
 
-def seen_by(daemon: Daemon) -> Seen:
+class _Certificates:
+    """What is the matter with certificates and keys, looked at as rarely as that changes."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._looked_us: int | None = None
+        self._of: tuple[Cluster, Mapping[int, NodeConfig]] | None = None
+        self._found: tuple[Advice, ...] = ()
+
+    def ending(self, now_us: int) -> tuple[Advice, ...]:
+        """Sentences and next steps."""
+        database = self._daemon.node.database
+        of = database.cluster, database.nodes
+        is_same = self._of is not None and all(a is b for a, b in zip(of, self._of, strict=True))
+        if self._looked_us is None or not is_same or now_us - self._looked_us >= CERTIFICATES_US:
+            self._looked_us, self._of = now_us, of
+            holds_key = self._daemon.keys.holds_all(database.cluster)
+            self._found = tuple(certificates_that_end(database, time.time(), self._daemon.node.me, holds_key=holds_key))
+        return self._found
+
+
+def seen_by(daemon: Daemon, certificates: tuple[Advice, ...]) -> Seen:
     """What the daemon's node sees beside its replica."""
     node, database = daemon.node, daemon.node.database
     master = insight.master(node)
@@ -111,9 +125,7 @@ def seen_by(daemon: Daemon) -> Seen:
         fullness=insight.fullness(node),
         paths=_paths(daemon, database),
         stragglers=_stragglers(daemon, database),
-        certificates=tuple(
-            certificates_that_end(database, time.time(), node.me, holds_key=daemon.keys.holds_all(database.cluster))
-        ),
+        certificates=certificates,
         age_ms=partial(insight.age_ms, node),
         explain=insight.explainer(node),
         boots=node.setup.boots,
