@@ -12,7 +12,7 @@ SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install run test test-long dist dist-test check mutants soak lab bench bench-quick lock clean
+.PHONY: help docs install run test test-long dist dist-test check mutants soak lab machines machines-quick bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -77,6 +77,12 @@ soak: $(INSTALLED) ## the long campaigns: simulator seeds, the exhaustive search
 
 lab: $(INSTALLED) ## real daemons in network namespaces under random faults, as root: make lab MINUTES=30 SEED=1
 	$(BIN)/python lab random --minutes $(MINUTES) --seed $(SEED) $(ARGUMENTS)
+
+machines: dist ## three Debian systems under systemd-nspawn that lose power, links and storage, as root: make machines MINUTES=20 SEED=1
+	$(BIN)/python machines --minutes $(MINUTES) --seed $(SEED) $(ARGUMENTS)
+
+machines-quick: dist ## the same with one boot, one power cut and one storage stall, for `.ci/run`
+	$(BIN)/python machines --short --seed $(SEED) $(ARGUMENTS)
 
 bench: $(INSTALLED) ## measure on real daemons, every figure at least five times; about an hour
 	@mkdir -p build && $(BIN)/python bench --scale whole --json build/bench.json $(ARGUMENTS)

@@ -19,22 +19,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
+from lab.examination import REST_S, Examination
 from lab.exclusive_record import Violation
 from lab.faults import CHANGES, KINDS, Fault, Faults, draw
 from lab.histories import HistoryIncomplete, HistoryReader
 from lab.judgement import Finding, Judgement
 from lab.machines import LabCluster, make_cluster
-from lab.patient import Patient, now_us
+from lab.patient import Patient, definitions, now_us
 from lab.programs import Programs
 from lab.sandbox import scratch
 from muster.client.errors import ClientError
 from muster.daemon.history.observations import DIRECTORY
 from muster.setup.errors import Mistaken
 
-REST_S = 240.0  # far beyond what it takes: others may share the machine
-WHOLE_US = 500_000  # before that long ago, all that was recorded has reached its file
 LOOK_S = 0.05
 SHOWN_FINDINGS = 5  # the others are in verdict.json
 SHOWN_CHARACTERS = 240
@@ -60,10 +57,11 @@ class Campaign:
         self.faults = Faults(cluster, self.choices)
         locks = directory / "locks"
         locks.mkdir()
-        self.patient = Patient(cluster, self.faults, directory / "record", locks)
-        numbers = {name: number for number, name in enumerate(cluster.names)}
-        self._reader = HistoryReader(directory / "observations", directory / "record", numbers)
-        self.judgement = Judgement()
+        record = directory / "record"
+        services = definitions(cluster.names, cluster.service_program, record, locks)
+        self.patient = Patient(cluster, self.faults, record, services)
+        self.examination = Examination(cluster, self.patient, directory / "observations", record)
+        self.judgement = self.examination.judgement
         self.done: dict[str, int] = {}  # faults that met something, by kind
         self.rounds = 0
         self.began_s = time.monotonic()
@@ -82,32 +80,7 @@ class Campaign:
     def settle(self, deadline_s: float = REST_S) -> bool:
         """Heal, wait for rest, judge; False where something is wrong."""
         self.faults.heal()
-        try:
-            views = self.patient.rest(deadline_s)
-        except Violation as violation:
-            self.judgement.add("OneNodeAtATime", str(violation), now_us())
-            views = {}
-        if views is None:
-            self.judgement.add("Soundness", f"not at rest {deadline_s:g} s after the last fault", now_us())
-        self._judge(views or {})
-        if self.judgement.findings:
-            (self.directory / "state").write_text(self.patient.describe())
-        return not self.judgement.findings
-
-    def _judge(self, views: dict[str, dict[str, object]]) -> None:
-        until_us = now_us() - WHOLE_US
-        numbers = {name: number for number, name in enumerate(self.cluster.names)}
-        living = {(numbers[name], int(self.cluster.guard_record(name).get("incarnation", 0))) for name in views}
-        if not views:  # nobody can say; the newest life that a guard has recorded may run
-            living = {
-                (number, int(self.cluster.guard_record(name).get("incarnation", 0))) for name, number in numbers.items()
-            }
-        try:
-            self.judgement.take(self._reader.batch(until_us, living))
-        except (HistoryIncomplete, msgspec.DecodeError, ValueError) as error:
-            self.judgement.add("history", f"cannot be read: {error}", until_us)
-        for line in self.patient.defects():
-            self.judgement.add("Soundness", line, until_us)
+        return self.examination.settle(deadline_s, self.directory / "state")
 
     def run_round(self, plan: Plan) -> bool:
         """Carry a plan out, heal, and judge; False where something is wrong. Raises where the lab itself fails."""
@@ -116,7 +89,7 @@ class Campaign:
         try:
             self._carry_out(plan, began_s)
         except Violation as violation:
-            self.judgement.add("OneNodeAtATime", str(violation), now_us())
+            self.examination.broken(violation)
         healed_s = time.monotonic()
         fine = self.settle()
         listed = "; ".join(str(fault) for _at_s, fault in plan)
@@ -258,7 +231,7 @@ def report(running: Campaign) -> bool:
     for what in patient.mended:
         print(f"an operator had to {what}")
     for finding in judgement.findings[:SHOWN_FINDINGS]:
-        _show(finding)
+        show_finding(finding)
     observed = sum(judgement.counts.values())
     print(
         f"\n{running.total} faults of {kinds} kinds in {running.rounds} rounds, {seconds:.0f} s; {patient.boots} boots;"
@@ -292,13 +265,14 @@ def judge_again(directory: Path) -> bool:
     except (OSError, ValueError, KeyError, HistoryIncomplete) as error:
         raise Mistaken(f"no history can be read: {error}", str(directory), "name a folder of build/lab") from error
     for finding in judgement.findings[:SHOWN_FINDINGS]:
-        _show(finding)
+        show_finding(finding)
     verdict = "no violation" if not judgement.findings else f"{len(judgement.findings)} findings"
     print(f"{sum(judgement.counts.values())} observations judged: {verdict} ({directory})")
     return not judgement.findings
 
 
-def _show(finding: Finding) -> None:
+def show_finding(finding: Finding) -> None:
+    """What was found, and the observations before it."""
     print(f"\nVIOLATION of {finding.rule} at {finding.at_us / 1e6:.6f} s: {finding.message}")
     for line in finding.context:
         print(f"    {textwrap.shorten(line, SHOWN_CHARACTERS)}")

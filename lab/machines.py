@@ -91,6 +91,19 @@ class LabCluster(DevelopmentCluster):
         self.kill(name)
         self.network.join(name)
 
+    @property
+    def service_program(self) -> list[str]:
+        """The words that run `exclusive_service.py` on a node."""
+        return [sys.executable, "-I", "-S", "-B", str(SERVICE_PROGRAM)]
+
+    def runs(self, name: str) -> bool:
+        """Whether the node runs anything."""
+        return node_processes.is_running(self.home(name))
+
+    def describe(self, name: str) -> str:
+        """What it runs, in words."""
+        return ", ".join(f"{role} {process.pid} {process.state}" for process, role in self.processes(name).items())
+
     def processes(self, name: str) -> dict[NodeProcess, str]:
         """Everything that a node runs, and what it is, one of `ROLES` or `other`."""
         return {process: role_of(process.pid) for process in node_processes.processes_of(self.home(name))}

@@ -11,11 +11,9 @@
 
 import subprocess
 
-BRIDGE = "lab0"
 PREFIX = "muster-lab-"
 PORT = 7700
 _FRAME_BITS = 4000
-_TABLE = "bridge muster_lab"
 
 
 def run(*words: str, input_text: str | None = None) -> None:
@@ -26,10 +24,15 @@ def run(*words: str, input_text: str | None = None) -> None:
 
 
 class Network:
-    """The nodes' network. All of it is in the sandbox, and ends with it."""
+    """The nodes' network. All of it is in the sandbox, and ends with it.
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    `number` tells several of them apart: each has a bridge, a subnet, and a device of that number in every node.
+    """
+
+    def __init__(self, names: list[str], number: int = 0, subnet: str = "10.77.0") -> None:
+        self.names, self.number, self.subnet = names, number, subnet
+        self.device, self._bridge = f"eth{number}", f"lab{number}"
+        self._table = f"bridge muster_lab{number}"
         self._cut: set[str] = set()
         self._mute: set[str] = set()
         self._deaf: set[str] = set()
@@ -39,17 +42,18 @@ class Network:
         self.delays_by = "tbf"
 
     def make(self) -> None:
-        """Bridge, namespaces, pairs. Raises `OSError`."""
-        run("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "stp_state", "0")
-        run("ip", "link", "set", BRIDGE, "up")
+        """Bridge and pairs; the nodes' namespaces with the first network. Raises `OSError`."""
+        run("ip", "link", "add", self._bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0")
+        run("ip", "link", "set", self._bridge, "up")
         for name in self.names:
             space, port = namespace(name), self._port(name)
-            run("ip", "netns", "add", space)
-            run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space)
-            run("ip", "link", "set", port, "master", BRIDGE, "up")
-            run("ip", "-n", space, "addr", "add", f"{self._host(name)}/24", "dev", "eth0")
-            run("ip", "-n", space, "link", "set", "eth0", "up")
-            run("ip", "-n", space, "link", "set", "lo", "up")
+            if not self.number:
+                run("ip", "netns", "add", space)
+                run("ip", "-n", space, "link", "set", "lo", "up")
+            run("ip", "link", "add", port, "type", "veth", "peer", "name", self.device, "netns", space)
+            run("ip", "link", "set", port, "master", self._bridge, "up")
+            run("ip", "-n", space, "addr", "add", f"{self.host(name)}/24", "dev", self.device)
+            run("ip", "-n", space, "link", "set", self.device, "up")
         self.delays_by = "netem" if self._has_netem() else "tbf"
 
     def remove(self) -> None:
@@ -57,7 +61,7 @@ class Network:
         for name in self.names:
             run("ip", "link", "del", self._port(name))
             run("ip", "netns", "del", namespace(name))
-        run("ip", "link", "del", BRIDGE)
+        run("ip", "link", "del", self._bridge)
 
     def _has_netem(self) -> bool:
         port = self._port(self.names[0])
@@ -70,13 +74,14 @@ class Network:
 
     def address(self, name: str) -> str:
         """Where a node listens."""
-        return f"{self._host(name)}:{PORT}"
+        return f"{self.host(name)}:{PORT}"
 
-    def _host(self, name: str) -> str:
-        return f"10.77.0.{self.names.index(name) + 1}"
+    def host(self, name: str) -> str:
+        """A node's address without its port."""
+        return f"{self.subnet}.{self.names.index(name) + 1}"
 
     def _port(self, name: str) -> str:
-        return f"port{self.names.index(name)}"
+        return f"port{self.number}-{self.names.index(name)}"
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ class Network:
     def slow(self, name: str, delay_ms: int) -> None:
         """Frames take so much longer in each direction; 0: no longer."""
         in_node = ("ip", "netns", "exec", namespace(name))
-        for where, device in (((), self._port(name)), (in_node, "eth0")):
+        for where, device in (((), self._port(name)), (in_node, self.device)):
             if not delay_ms:
                 if name in self._slow:
                     run(*where, "tc", "qdisc", "del", "dev", device, "root")
@@ -135,18 +140,19 @@ class Network:
 
     def _write_rules(self) -> None:
         """All rules at once: nft carries a file out as one change."""
-        rules = [f"iifname {self._port(name)} drop" for name in sorted(self._mute)]
-        rules += [f"oifname {self._port(name)} drop" for name in sorted(self._deaf)]
+        rules = [f'iifname "{self._port(name)}" drop' for name in sorted(self._mute)]
+        rules += [f'oifname "{self._port(name)}" drop' for name in sorted(self._deaf)]
         for pair in self._apart:
             one, other = (self._port(name) for name in sorted(pair))
-            rules += [f"iifname {one} oifname {other} drop", f"iifname {other} oifname {one} drop"]
+            rules += [f'iifname "{one}" oifname "{other}" drop', f'iifname "{other}" oifname "{one}" drop']
         for name, percent in self._lossy.items():
             if percent:
                 port = self._port(name)
-                rules += [f"{end} {port} numgen random mod 100 < {percent} drop" for end in ("iifname", "oifname")]
+                rules += [f'{end} "{port}" numgen random mod 100 < {percent} drop' for end in ("iifname", "oifname")]
         listed = "\n".join(f"    {rule}" for rule in rules)
         chain = f"  chain forward {{\n    type filter hook forward priority 0;\n{listed}\n  }}"
-        text = f"table {_TABLE}\ndelete table {_TABLE}\ntable {_TABLE} {{\n{chain}\n}}\n"
+        table = self._table
+        text = f"table {table}\ndelete table {table}\ntable {table} {{\n{chain}\n}}\n"
         run("nft", "-f", "-", input_text=text)
 
 

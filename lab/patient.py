@@ -5,18 +5,16 @@ has ended is started again, and a service that says that it is stuck is register
 """
 
 import contextlib
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lab.exclusive_record import RecordReader
-from lab.faults import Faults
-from lab.machines import SERVICE_PROGRAM, LabCluster
 from lab.programs import LEVELS
 from muster.client.control import ControlClient
 from muster.client.errors import ClientError
-from muster.dev import node_processes
+from muster.setup.nodes import Connection
 
 ANSWER_S = 0.5
 PAUSE_S = 0.05
@@ -33,13 +31,57 @@ def now_us() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
+class Studied(Protocol):
+    """What a cluster under study is asked: processes in namespaces, or whole machines."""
+
+    names: list[str]
+
+    @property
+    def service_program(self) -> Sequence[str]:
+        """The words that run `exclusive_service.py` on a node."""
+
+    def connection(self, timeout_s: float = ...) -> Connection:
+        """A connection to whichever node answers."""
+
+    def states(self) -> dict[str, str]:
+        """The state of each node, as any of them tells it."""
+
+    def socket(self, name: str) -> Path:
+        """A node's control socket."""
+
+    def log(self, name: str) -> Path:
+        """A node's log."""
+
+    def log_tail(self, name: str, lines: int = ...) -> str:
+        """The end of it."""
+
+    def ended(self, name: str) -> int | None:
+        """The status with which its guard has ended; None while it is on its way out."""
+
+    def runs(self, name: str) -> bool:
+        """Whether the node runs anything, or somebody else starts it."""
+
+    def start(self, name: str) -> None:
+        """Boot a node that runs nothing."""
+
+    def describe(self, name: str) -> str:
+        """What it runs, in words."""
+
+
+class Doing(Protocol):
+    """What a patient knows of the faults that strike it."""
+
+    services: list[str]  # those that may be moved
+    hurt: bool  # a fault may have ended a service, or failed a command
+
+
 class Patient:
     """The cluster, its services, and their record."""
 
-    def __init__(self, cluster: LabCluster, faults: Faults, record: Path, locks: Path) -> None:
+    def __init__(self, cluster: Studied, faults: Doing, record: Path, definitions: list[Document]) -> None:
         self.cluster, self.faults = cluster, faults
         self.record = RecordReader(record)
-        self.definitions = _definitions(cluster.names, record, locks)
+        self.definitions = definitions
         self.services = [str(definition["name"]) for definition in self.definitions]
         faults.services = [name for name in self.services if not name.startswith("witness")]
         self.boots = 0
@@ -69,7 +111,7 @@ class Patient:
                 continue
             if name in self._booted_s and self.cluster.ended(name) is None:
                 continue  # its guard may be on its way out, when it shows nothing any more
-            if not node_processes.is_running(self.cluster.home(name)):
+            if not self.cluster.runs(name):
                 self.cluster.start(name)
                 self._booted_s[name] = now_s
                 self.boots += 1
@@ -104,14 +146,11 @@ class Patient:
         """Everything that helps to find the cause of what is wrong."""
         parts = []
         for name in self.cluster.names:
-            running = [
-                f"{role} {process.pid} {process.state}" for process, role in self.cluster.processes(name).items()
-            ]
             try:
                 seen: object = ControlClient(self.cluster.socket(name), 2.0).query("status")
             except ClientError as error:
                 seen = error
-            parts += [f"--- {name}: {', '.join(running)}", str(seen), self.cluster.log_tail(name, 40)]
+            parts += [f"--- {name}: {self.cluster.describe(name)}", str(seen), self.cluster.log_tail(name, 40)]
         newest = {service: self.record.judge.newest(service) for service in self.services}
         return "\n".join([*parts, f"--- record: {newest}", f"now {now_us()}"])
 
@@ -200,29 +239,25 @@ def _outline(view: Document) -> Document:
     return same | {"nodes": nodes, "services": told}
 
 
-def _definitions(names: list[str], record: Path, locks: Path) -> list[Document]:
-    """Services of all forms that may run anywhere, and on each node a witness that only it may run."""
+def definitions(names: list[str], program: Sequence[str], record: Path, locks: Path) -> list[Document]:
+    """Services of all forms that may run anywhere, and on each node a witness that only it may run.
+
+    `program` runs `exclusive_service.py` on a node; the paths are those that the node sees.
+    """
 
     def command(*words: str) -> list[str]:
-        program = [sys.executable, "-I", "-S", "-B", str(SERVICE_PROGRAM), words[0]]
-        return [
-            "/usr/bin/env",
-            f"EXCLUSIVE_PERIOD_MS={SERVICE_PERIOD_MS}",
-            *program,
-            str(record),
-            str(locks),
-            *words[1:],
-        ]
+        period = f"EXCLUSIVE_PERIOD_MS={SERVICE_PERIOD_MS}"
+        return ["/usr/bin/env", period, *program, words[0], str(record), str(locks), *words[1:]]
 
-    definitions: list[Document] = [
+    found: list[Document] = [
         {"name": "plain", "start_command": command("plain"), "stop_command": command("act", "100")}
     ]
-    definitions += [
+    found += [
         {"name": "daemon", "start_command": command("daemon"), "stop_command": command("act", "20"), "grace_ms": 200},
         {"name": "parent", "start_command": command("parent"), "recovery_command": command("act", "50")},
         {"name": "slow", "start_command": command("slow", "250")},
     ]
-    definitions += [
+    found += [
         {"name": f"witness-{name}", "start_command": command("plain"), "allowable_nodes": [name]} for name in names
     ]
-    return definitions
+    return found

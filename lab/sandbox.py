@@ -110,11 +110,14 @@ def _be_init(lab: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory of this run, removed afterwards; those of runs that were killed are removed first."""
-    for stale in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A directory of this run, removed afterwards; those of runs that were killed are removed first.
+
+    It is below `parent`, or where temporary files are.
+    """
+    for stale in (parent or Path(tempfile.gettempdir())).glob(f"{SCRATCH_PREFIX}*"):
         _remove_unless_in_use(stale)
-    directory = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    directory = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:

@@ -255,6 +255,7 @@ def test_p10_12_a_manager_that_was_busy_is_told_what_is_true_later(
 ) -> None:
     monkeypatch.setattr(readiness, "AGAIN_S", 0.01)
     monkeypatch.setattr(readiness, "status_line", lambda node, _told: node)
+    monkeypatch.setattr(readiness, "is_ready", lambda node: node == "well")
     while service_manager.notify("STATUS=old"):
         pass  # until it takes nothing more
 
@@ -317,7 +318,9 @@ def test_a_real_node_is_ready_says_what_it_does_is_petted_and_stops(
     assert "WATCHDOG_USEC" not in kept.read_text()
     dev_cluster.succeed("dev", "leave", "n0")
     until("its last word", lambda: "STATUS=has left the cluster" in "".join(heard))
-    assert any(message.startswith("READY=1\nSTATUS=") for message in heard)
+    ready = [message for message in heard if "READY=1" in message]  # P10.15
+    assert len(ready) == 1 and ready[0].startswith("READY=1\nSTATUS=joined; ")
+    assert not any("STATUS=joined" in message for message in heard[: heard.index(ready[0])])
     assert any("STATUS=joined; master n0; 1 of 1 nodes joined; 1 services here" in message for message in heard)
     assert heard.count("WATCHDOG=1") >= 2
     assert any(message.startswith("STOPPING=1") for message in heard)

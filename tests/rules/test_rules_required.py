@@ -11,7 +11,7 @@ from muster.core.membership import membership
 from muster.core.node import insight
 from muster.core.room import Room
 from muster.core.transitions import narration as history
-from muster.daemon.shell.readiness import status_line
+from muster.daemon.shell.readiness import is_ready, status_line
 from muster.records.access import Author, Role
 from muster.records.configuration import ConfigureCluster, RollBack
 from muster.records.levels import EVENT_MANAGER_LEVEL, Level, Missing, NodeState, Required, TransitionKind
@@ -65,6 +65,17 @@ def test_p3_17_a_join_is_not_opened_before_the_required_levels_are_registered() 
     assert cluster.levels_of(1, JOINING) == [10, 15, 30, 40]
     member = cluster.database.member(1)
     assert (member.waits, member.required) == (None, (15, 30))
+
+
+def test_p10_15_a_start_is_over_with_the_join_or_when_a_program_is_waited_for_that_begins_after_it() -> None:
+    cluster = requiring()
+    cluster.boot(1)
+    assert is_ready(cluster.core(0)) and not is_ready(cluster.core(1)), "it has not joined, and knows of no wait"
+    cluster.until("it knows that it waits", lambda: insight.required_levels(cluster.core(1)))
+    assert is_ready(cluster.core(1)), "the unit of that program is ordered after the node's"
+    cluster.register(1, STORAGE)
+    cluster.until_joined(1)
+    assert is_ready(cluster.core(1))
 
 
 def test_p3_17_a_program_of_another_name_does_not_count_and_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from enum import IntEnum
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -32,6 +33,13 @@ def fingerprint(pem: str) -> str:
     return hashlib.sha256(pem.encode()).hexdigest()[:32]
 
 
+class Unasked(NamedTuple):
+    """A life that the restored store gives a node in place of all that it had before (P11.8)."""
+
+    node: NodeNumber
+    incarnation: Count
+
+
 class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     """What the whole cluster shares (SPEC 1.3 a)."""
 
@@ -49,6 +57,7 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     required_levels: tuple[Required, ...] = ()  # that a node must have before it joins; of version 3 (P3.17)
     required_within_ms: Count = DEFAULT_REQUIRED_WITHIN_MS  # after so long without them an alarm is raised
     lockspaces: tuple[str, ...] = ()  # locks are switched on while there is one (P12.15)
+    unasked: tuple["Unasked", ...] = ()  # lives that may run anything, since a restore did not ask them (P11.8)
 
 
 class Enrolment(Struct, frozen=True, array_like=True):

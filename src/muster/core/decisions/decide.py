@@ -31,6 +31,7 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     registration.follow_reports(draft, facts)
     upgrade.follow_reports(draft, facts)
     membership.force_out_the_dead(draft, facts)
+    membership.forget_who_was_asked(draft)
     membership.condemn_the_unfit(draft, facts)
     membership.condemn_the_silent(draft, facts)
     fencing.advance(draft, facts)

@@ -102,6 +102,8 @@ def has_stopped_here(lease: Lease, here: Here) -> bool:
 
     The lock on the home is held by now. The home must be the machine's own: what it records is taken for what ran here.
     """
+    if not any(lease.boot_id):  # a life that a restore has given it, which ran nowhere (P11.8)
+        return True
     if lease.deadman is Deadman.NONE:
         return False
     if lease.life is not None:  # nothing is inferred from silence on the kernel that it ran under (P7.6)

@@ -11,6 +11,7 @@ is condemned too: nobody waits for it from then on, but what it held stays as it
 from msgspec.structs import replace
 
 from muster.core.draft import Draft, Facts, counts, takes_part
+from muster.core.freezing import unasked_node
 from muster.core.room import NODE_BYTES
 from muster.core.transitions.required import forget_who_waits_no_more, required_of, waits_of
 from muster.core.transitions.transition import (
@@ -24,6 +25,7 @@ from muster.records.levels import NodeState
 from muster.records.members import Eviction, Member, Proof, Waits
 from muster.records.messages import Report
 from muster.records.required_levels import words_of
+from muster.records.terms import NO_NODE
 from muster.records.versions import KERNELS_WORD
 
 SILENCE = "its lease has run out, and nothing proves that it has stopped"
@@ -40,6 +42,12 @@ def force_out_the_dead(draft: Draft, facts: Facts) -> None:
         evidence = proof_of_death(member, facts)
         if evidence is not None:
             open_forced_leave(draft, member.node, evidence)
+
+
+def forget_who_was_asked(draft: Draft) -> None:
+    """The list of a restore goes with the last of its lives (P11.8)."""
+    if draft.cluster.unasked and unasked_node(draft) == NO_NODE and not draft.is_full:
+        draft.put(replace(draft.cluster, unasked=()), "every node is known to have stopped since the restore")
 
 
 def proof_of_death(member: Member, facts: Facts) -> Proof | None:

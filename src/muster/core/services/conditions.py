@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from muster.core.freezing import is_frozen, silent_node_of
+from muster.core.freezing import is_frozen, silent_node_of, unasked_node
 from muster.core.services.placement import is_allowable, rank
 from muster.core.services.round import Round
 from muster.records.durations import duration_text
@@ -65,6 +65,11 @@ def why_frozen(service: Service, round_: Round) -> str:
     if node == NO_NODE:
         return ""
     name, whose = round_.name(node), "it" if service.node == node else "its group"
+    if node == unasked_node(round_.draft):
+        return (
+            f"the store was restored, and {name} may still run what it ran before; nothing is started before {name} "
+            f"has booted, or is known to have stopped: muster node evict {name} --confirmed-dead"
+        )
     return (
         f"{whose} was on {name}, which is silent and may still run it; nothing is done before {name} is known to have "
         f"stopped; once you are sure that it has: muster node evict {name} --confirmed-dead"

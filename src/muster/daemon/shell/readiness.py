@@ -14,7 +14,7 @@ AGAIN_S = 1.0  # until what the service manager did not take is said again, as i
 
 
 async def keep_service_manager_informed(daemon: Daemon) -> None:
-    """Say READY now, since the control socket serves; and STATUS in words whenever that has changed.
+    """Say READY once the start is over, and STATUS in words whenever that has changed (P10.15).
 
     A manager that is busy takes nothing for a moment: it is told later, so it never shows for long what was (P10.12).
     """
@@ -25,12 +25,20 @@ async def keep_service_manager_informed(daemon: Daemon) -> None:
         while True:
             changed.clear()
             now = status_line(daemon.node, daemon.needs())
-            lines = (f"STATUS={now}",) if said else ("READY=1", f"STATUS={now}")
-            if now == told or notify(*lines):
-                told, said = now, True
+            ready = said or is_ready(daemon.node)
+            lines = ("READY=1", f"STATUS={now}") if ready and not said else (f"STATUS={now}",)
+            if (now, ready) == (told, said) or notify(*lines):
+                told, said = now, ready
                 await changed.wait()
             else:
                 await asyncio.sleep(AGAIN_S)
+
+
+def is_ready(node: Node) -> bool:
+    """Whether its start is over: this life has joined, or waits for a program that begins only after it (P10.15)."""
+    own = node.database.member(node.me)
+    joined = own.incarnation == node.incarnation and own.state is NodeState.JOINED
+    return joined or any(each.node == node.me for each in insight.required_levels(node))
 
 
 def status_line(node: Node, told: Told = NOTHING) -> str:
@@ -40,6 +48,7 @@ def status_line(node: Node, told: Told = NOTHING) -> str:
     state = str(own.state if own.incarnation == node.incarnation else NodeState.INACTIVE)
     waits = next((each for each in insight.required_levels(node) if each.node == node.me), None)
     state += f", waits for {words_of(waits.missing)}" if waits is not None else ""
+    state += f", not let in: {own.refusal}" if own.refusal else ""
     master = insight.master(node)
     who = "no master" if master is None else f"master {database.name_of(master)}"
     joined = sum(1 for number in database.nodes if database.member(number).state is NodeState.JOINED)

@@ -1,6 +1,7 @@
 """Commands about the configuration as versions: history, show, diff, rollback, set (SPEC 9.3)."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,6 +76,39 @@ def show(version: int | None, as_json: bool) -> None:
             for key, value in document.items():
                 if key != "name" and value not in ([], "", None):
                     click.echo(f"  {key}: {_text(value)}")
+
+
+@config.command()
+@click.argument("version", type=_version_type, required=False)
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there [standard output].")
+@json_option
+@connection_options
+@reporting
+def export(version: int | None, output: Path | None, as_json: bool) -> None:
+    """Services and event groups as a file that `muster apply` takes: of VERSION, or of now.
+
+    What no such file can hold is in it as comments: the commands for settings and fence devices. Secrets are in no
+    export. A node is added with `muster node add`.
+
+    \b
+    Example:
+      muster config export --output prod.toml
+      muster apply prod.toml --dry-run
+    """
+    from muster.setup.exporting import export_of
+
+    connection = settings().connection()
+    answer = connection.query("config_show", version="" if version is None else str(version))
+    found = export_of(answer, connection.query("fencing") if version is None else {})
+    if output is not None:
+        output.write_text(found.whole)
+    if as_json:
+        file = None if output is None else str(output)
+        print_json({"version": answer["version"], "file": file, "text": found.text, "commands": list(found.commands)})
+    elif output is None:
+        click.echo(found.whole, nl=False)
+    else:
+        click.echo(f"version {answer['version']} is in {output}; take it with: muster apply {output}")
 
 
 @config.command()

@@ -217,6 +217,82 @@ def adopt(path: Path, homes: tuple[Path, ...], above: int, yes: bool, as_json: b
     click.echo(f"next: {'start the nodes on it' if yes else 'the same with --yes, when every node is stopped'}")
 
 
+@store.command()
+@_path_argument
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Write the backup there."
+)
+@json_option
+@reporting
+def backup(path: Path, output: Path, as_json: bool) -> None:
+    """Back up what people have decided: nodes, settings, services, events, fence devices. Nodes may be running.
+
+    Keep it with the nodes' homes: these hold the keys, and the backup does not. It holds no leases, claims, marks or
+    tombstones, so nothing that a node runs is in it.
+
+    \b
+    Example:
+      muster store backup /dev/disk/by-id/wwn-0x5000 --output /srv/backup/prod.muster
+    """
+    from muster.setup.backups import back_up
+
+    made = back_up(path, output.absolute())
+    if as_json:
+        about = {"cluster": made.cluster, "identity": made.identity, "index": made.index, "version": made.version}
+        print_json({"path": str(path), "file": str(output), **about, "digest": made.digest})
+        return
+    click.echo(f"{output} holds cluster {made.cluster} ({made.identity}) at index {made.index}, version {made.version}")
+    click.echo("the nodes' keys are in their homes, and not in it")
+
+
+@store.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@_path_argument
+@click.option(
+    "--home", "homes", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="A node's home, or a copy of it; what it remembers counts. May be given more than once.",
+)  # fmt: skip
+@click.option(
+    "--stopped",
+    multiple=True,
+    metavar="NODE",
+    help="You are sure that this node runs nothing. May be given more often.",
+)
+@click.option("--force", is_flag=True, help="Overwrite what is at PATH.")
+@click.option("--yes", is_flag=True, help="Do it; without, what would be done is shown and nothing is written.")
+@json_option
+@reporting
+def restore(
+    file: Path, path: Path, homes: tuple[Path, ...], stopped: tuple[str, ...], force: bool, yes: bool, as_json: bool
+) -> None:
+    """Make a new store at PATH of the backup in FILE, where the old store is lost.
+
+    It begins a new generation, above all that the backup and the given homes know. So nodes that still run on the
+    old store refuse the new one. No service starts before each node has booted on it, was fenced, or is known to have
+    stopped. Name with --stopped those of which you are sure. What was changed since the backup is lost.
+
+    \b
+    Examples:
+      muster store restore prod.muster /dev/disk/by-id/wwn-0x6000 --home /var/lib/muster
+      muster store restore prod.muster /dev/disk/by-id/wwn-0x6000 --home /var/lib/muster --stopped n2 --yes
+    """
+    from muster.setup.backups import restore as make
+
+    done = make(file, path, homes, stopped, really=yes, force=force)
+    begun, made = done.begun, done.backup
+    if as_json:
+        about = {"cluster": made.cluster, "identity": made.identity, "backup_index": made.index, "homes": done.asked}
+        new = {"store_id": done.store_id, "index": begun.newest, "term": begun.term.number}
+        print_json({"path": str(path), "done": yes, **about, **new, "unproven": list(done.unproven)})
+        return
+    click.echo(f"{file}: cluster {made.cluster} ({made.identity}), index {made.index}, {done.services} services")
+    click.echo(f"  {done.asked} of {len(homes)} homes remember this cluster")
+    click.echo(f"  {'now' if yes else 'would become'}: store {done.store_id}, index and epoch {begun.newest}")
+    if done.unproven:
+        click.secho(f"  may still run: {', '.join(done.unproven)}; no service starts before each is known", fg="yellow")
+    click.echo(f"next: {'start the nodes on it' if yes else 'the same with --yes'}")
+
+
 def _for_people(found: T) -> T:
     """What was read from a store, without what would steer a terminal or forge a line (P10.8)."""
     import msgspec

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -401,10 +401,19 @@ def room_at(path: str) -> int:
     return free.f_bavail * free.f_frsize
 
 
-def create_store(path: str, header: Header, database: bytes, *, overwrite: bool = False) -> None:
+def create_store(
+    path: str,
+    header: Header,
+    database: bytes,
+    *,
+    overwrite: bool = False,
+    mark: Mark = INITIAL_MARK,
+    raised: Iterable[Lease | Claim] = (),
+) -> None:
     """Create a store at `path` with `database` (an encoded `records.database.Database`) as its first checkpoint.
 
     The header is written first as incomplete and last as complete, so that an interrupted creation is recognised.
+    `mark`: of that checkpoint; `raised`: registers that do not begin as blank ones (P11.8).
     A file that this call created is removed if it fails. Without `overwrite` anything but a missing, empty or blank
     target is refused. Raises `StoreUnusable`, `JournalFull` (the database does not fit), `StoreFailed`.
     """
@@ -415,7 +424,7 @@ def create_store(path: str, header: Header, database: bytes, *, overwrite: bool 
             created = True
         _reserve(path, header, overwrite=overwrite)
         with open_device(path, os.O_RDWR, header.sector_bytes, LARGE_BUFFER_BYTES) as file:
-            _fill(file, header, database)
+            _fill(file, header, database, mark, tuple(raised))
         _flush_folder(path)
     except OSError as error:
         if created:
@@ -499,11 +508,15 @@ def _zero(descriptor: int, start: int, end: int) -> None:
         offset += os.pwrite(descriptor, zeros[: end - offset], offset)
 
 
-def _fill(file: DiskFile, header: Header, database: bytes) -> None:
+def _fill(file: DiskFile, header: Header, database: bytes, mark: Mark, raised: tuple[Lease | Claim, ...]) -> None:
     if header.scope is Scope.SHARED:
         prove_direct_io(file, header.probe_offset(0), header.sector_bytes)
     file.write(STRIP_OFFSET, _initial_strip(header))
-    OwnJournal(file, header, INITIAL_MARK.term.node).write_checkpoint(INITIAL_MARK, 0, database)
+    OwnJournal(file, header, mark.term.node).write_checkpoint(mark, 0, database)
+    for register in raised:
+        kind = RegisterKind.LEASE if isinstance(register, Lease) else RegisterKind.CLAIM
+        OwnRegister(file, header, kind, register.stamp.owner).write(register)
+    os.fsync(file.fileno())
     for copy in range(COPIES):
         file.write(copy * BLOCK_BYTES, encode_header(header._replace(complete=True, sequence=1), copy))
 
