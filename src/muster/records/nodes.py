@@ -57,7 +57,7 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     required_levels: tuple[Required, ...] = ()  # that a node must have before it joins; of version 3 (P3.17)
     required_within_ms: Count = DEFAULT_REQUIRED_WITHIN_MS  # after so long without them an alarm is raised
     lockspaces: tuple[str, ...] = ()  # locks are switched on while there is one (P12.15)
-    unasked: tuple["Unasked", ...] = ()  # lives that may run anything, since a restore did not ask them (P11.8)
+    unasked: tuple["Unasked", ...] = ()  # lives that may run anything, since a restore did not ask them; of version 6
 
 
 class Enrolment(Struct, frozen=True, array_like=True):

@@ -13,7 +13,7 @@ is no new version: older releases pass over it. A new kind of record, message or
     4   services behave as their owners expect: more keys of a service (`services.ADDED_BY_VERSION`), an operator's word
         that one has stopped
     5   a silent node is proven dead without a person: fence devices, methods, requests to fence
-    6   each owner of a service has a token of its own
+    6   each owner of a service has a token of its own; a restored store says which lives nobody asked
 """
 
 from msgspec import Struct
@@ -25,6 +25,7 @@ KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field 
 OWNERS_KEYS = 4  # keys of services, and operations on them, that were added together
 FENCING = 5  # fence agents (P7.22)
 TOKENS = 6  # tokens of services (P6.41)
+RESTORED = 6  # what a restored store says of lives that nobody asked (P11.8)
 
 
 class Software(Struct, frozen=True, array_like=True):

@@ -26,6 +26,7 @@ from muster.records.nodes import Unasked
 from muster.records.registers import Claim, ClaimFlag, Deadman, Lease, LeaseState, Mark
 from muster.records.services import Service
 from muster.records.terms import NO_NODE, NO_TERM, Stamp, Term
+from muster.records.versions import RESTORED
 
 INDEX_SHIFT, TERM_SHIFT, BOOT_SHIFT = 36, 24, 12  # a generation's worth; also times 2^10 an index has 53 bits
 CAUSE = "the store was restored from a backup, and it was not asked"
@@ -72,7 +73,7 @@ def restored(kept: Database, begun: Begun, stopped: frozenset[int]) -> Database:
     members = {node: _member(node, begun, node in stopped) for node in kept.nodes}
     unasked = tuple(Unasked(node, begun.incarnation) for node in sorted(kept.nodes) if node not in stopped)
     return Database(
-        cluster=replace(kept.cluster, unasked=unasked),
+        cluster=replace(kept.cluster, unasked=unasked, active_version=max(kept.cluster.active_version, RESTORED)),
         index=begun.newest,
         term=begun.term,
         epoch=begun.newest,
