@@ -12,7 +12,7 @@ SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install run test test-long dist dist-test check mutants soak lab machines machines-quick bench bench-quick lock clean
+.PHONY: help docs install run test test-long dist dist-test check mutants soak lab machines machines-quick vms vms-random bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -83,6 +83,12 @@ machines: dist ## three Debian systems under systemd-nspawn that lose power, lin
 
 machines-quick: dist ## the same with one boot, one power cut and one storage stall, for `.ci/run`
 	$(BIN)/python machines --short --seed $(SEED) $(ARGUMENTS)
+
+vms: dist ## three virtual machines with the package: a boot, a power cut, a stall; as root, with QEMU
+	$(BIN)/python -m lab.vms $(ARGUMENTS) short
+
+vms-random: dist ## a random campaign on virtual machines: make vms-random MINUTES=20 SEED=1
+	$(BIN)/python -m lab.vms $(ARGUMENTS) random --minutes $(MINUTES) --seed $(SEED)
 
 bench: $(INSTALLED) ## measure on real daemons, every figure at least five times; about an hour
 	@mkdir -p build && $(BIN)/python bench --scale whole --json build/bench.json $(ARGUMENTS)
