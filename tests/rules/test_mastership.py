@@ -530,6 +530,10 @@ def leading_on_a_lease_that_has_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mastership, "observe", lambda state, strip, **_given: original["observe"](state, strip))
 
 
+def acting_on_as_soon_as_the_beats_go_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(mastership_model, "lapse_of", lambda _process: 0)
+
+
 MUTANTS: list[tuple[Patch, Mode, str]] = [
     (ignoring_dead_writers, Mode.ALWAYS_OUT, "had adopted|had decided"),
     (lowering_the_term_on_withdrawal, Mode.SILENCE, "gets lower"),
@@ -550,6 +554,7 @@ MUTANTS: list[tuple[Patch, Mode, str]] = [
     (overlooking_a_clone, Mode.CLONE, "did not write"),
     (waiting_for_proof_of_death, Mode.SILENCE, "lead for good"),
     (leading_on_a_lease_that_has_run_out, Mode.SILENCE, "leads on"),
+    (acting_on_as_soon_as_the_beats_go_on, Mode.SILENCE, "acts as master"),
 ]
 
 
@@ -557,7 +562,9 @@ MUTANTS: list[tuple[Patch, Mode, str]] = [
 def test_the_search_rejects_a_machine(mutant: Patch, mode: Mode, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     result: MastershipResult | None = None
-    silent = mutant in (waiting_for_proof_of_death, leading_on_a_lease_that_has_run_out)
+    silent = mutant in (
+        waiting_for_proof_of_death, leading_on_a_lease_that_has_run_out, acting_on_as_soon_as_the_beats_go_on,
+    )  # fmt: skip
     for bounds in [SILENT] if silent else exhaustive.suite(2, mode) if mode is Mode.CLONE else BUSY:
         result = run(2, bounds, mode, check_progress=mode is Mode.SILENCE)
         if result.violations:

@@ -257,8 +257,8 @@ def test_p7_23_a_read_that_took_longer_than_the_gap_and_one_without_an_own_beat_
         desk.own = frozen - 1
         desk.now_us += 100 * MS
         desk.read()
-    assert not desk.observer.may_lead
-    assert not desk.read() or desk.observer.may_lead
+    assert not desk.observer.may_lead(desk.now_us)
+    assert not desk.read() or desk.observer.may_lead(desk.now_us)
 
 
 def test_p7_23_a_later_incarnation_ends_the_request_here() -> None:

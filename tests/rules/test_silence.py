@@ -335,7 +335,7 @@ def facts_of(me: int, ran_out: set[int] = frozenset(), reporting: tuple[int, ...
     reports = {node: Report(NO_TERM, 10, 5, "", (), (), ()) for node in reporting}
     return Facts(
         0, me, reports, lambda _n, _i: None, lambda _n: True, {}, {}, True,
-        ran_out=lambda node, _incarnation: node in ran_out,
+        silent=lambda node, _incarnation: node in ran_out,
     )  # fmt: skip
 
 

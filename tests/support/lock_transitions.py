@@ -105,7 +105,7 @@ class Master:
             return (node, incarnation) in self.silent
 
         reports = dict(self.reports)
-        return Facts(0, -1, reports, evidence, lambda _node: True, {}, {}, services_open=True, ran_out=ran_out)
+        return Facts(0, -1, reports, evidence, lambda _node: True, {}, {}, services_open=True, silent=ran_out)
 
 
 class Seat:

@@ -77,7 +77,10 @@ class Facts(msgspec.Struct):
     services_open: bool  # every member of the term's first hour has reported or is gone (SPEC 7.7)
     age_us: Callable[[int], int] = lambda _index: 0  # how long ago an entry was committed (`core/replica/ages.py`)
     slots: dict[int, int] = msgspec.field(default_factory=dict)  # of the store: slot -> last incarnation that ran in it
-    ran_out: Callable[[int, int], bool] = lambda _node, _incarnation: False  # whether the lease of it has run out
+    silent: Callable[[int, int], bool] = lambda _node, _incarnation: False
+    """(node, incarnation) -> nobody waits for it any more: its lease has run out, or it is suspected (P4.7, P4.13)."""
+    ran_out: Callable[[int, int], bool] = lambda _node, _incarnation: True  # for words: its lease has run out
+    graced: Callable[[int], bool] = lambda _node: False  # node -> it may be booting: not to be fenced yet (P4.14)
     unclean: Callable[[int, int, int], str] = lambda _node, _incarnation, _service: ""
     """(node, incarnation, `identity_of` a service) -> why that machine is not known to be clean of it (P6.33)."""
     owed: Callable[[int, int], Owed | None] = lambda _node, _incarnation: None
@@ -341,7 +344,7 @@ def counts(member: Member) -> bool:
 
 
 def is_silent(member: Member) -> bool:
-    """Whether it is condemned because its lease has run out, and not proven dead: it holds all that it held (P4.7)."""
+    """Whether it is condemned because it has fallen silent, and not proven dead: it holds all that it held (P4.7)."""
     return member.eviction is not None and member.eviction.silent and counts(member)
 
 

@@ -117,7 +117,7 @@ def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
     """Scope `shared`, a power cut: what happens when, in ms after the start of the dead node's last renewal."""
     deadman_ms = profile.lease_ms - profile.panic_bound_ms
     proof_ms = with_drift_ms(profile.lease_ms)
-    return (
+    moments = (
         Moment(0, profile.renew_ms, "last lease renewal; the power goes before the next one would begin"),
         Moment(0, profile.link_loss_ms(nodes), "its links fall silent and are named lost"),
         Moment(deadman_ms, deadman_ms, "deadman: a node that still ran would be stopped now"),
@@ -129,6 +129,32 @@ def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
             "takeover of the mastership, if it was the master",
         ),
     )
+    return _with_short_leases(profile, moments)
+
+
+def suspicion_ms(profile: Profile) -> int:
+    """Scope `shared`: longest time from a node's sudden death until it is condemned, and an agent asked (P4.13)."""
+    return with_drift_ms(profile.suspicion_ms) + 2 * profile.read_ms
+
+
+def claim_ms(profile: Profile) -> int:
+    """Scope `shared`: longest time from a master's sudden death to its successor's claim (P2.15)."""
+    return with_drift_ms(profile.leadership_ms) + profile.read_ms + takeover_ms(profile)
+
+
+def _with_short_leases(profile: Profile, moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
+    """With suspicion and takeover where they come, if they do not wait for the lease (P4.13, P2.15)."""
+    *others, takeover = moments
+    short = []
+    if profile.mastership_ms:
+        words = f"{takeover.what}: its mastership has a lease of its own"
+        short.append(Moment(with_drift_ms(profile.leadership_ms), claim_ms(profile), words))
+    else:
+        others.append(takeover)
+    if profile.suspect_ms:
+        words = "suspected, its links being silent, too: condemned, and a fence agent called where there is one"
+        short.append(Moment(with_drift_ms(profile.suspicion_ms), suspicion_ms(profile), words))
+    return (*others[:2], *sorted(short), *others[2:])
 
 
 def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
@@ -152,7 +178,8 @@ def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
         ),
         Outage("node crash", stopped_ms, "panic: everything is stopped, and the tombstone read"),
         Outage("power cut", p.proof_ms(), "lease with drift, and two reads: no tombstone comes"),
-        Outage("power cut, master", p.proof_ms() + takeover_ms(p), "the same, and the takeover"),
+        Outage("power cut, master", *_of_a_master(p)),
+        *_by_agent(p),
         Outage("pause of a node", p.proof_ms(), "as a power cut: its deadman has stopped it before the lease is over"),
         Outage("store lost, one node", p.proof_ms(), "it stops itself before its deadman; it cannot write a tombstone"),
         Outage(
@@ -164,3 +191,18 @@ def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
             f"cut link, {nodes} nodes", cut_ms, "loss seen by both ends, in newer views; mark, panic, tombstone read"
         ),
     )
+
+
+def _of_a_master(profile: Profile) -> tuple[int, str]:
+    if not profile.mastership_ms:
+        return profile.proof_ms() + takeover_ms(profile), "the same, and the takeover"
+    return max(profile.proof_ms(), claim_ms(profile)), "the same: another leads long before that"
+
+
+def _by_agent(profile: Profile) -> tuple[Outage, ...]:
+    """Where suspicion does not wait for the lease, an agent need not either (P4.13)."""
+    if not profile.suspect_ms:
+        return ()
+    agent = "silent for so long, and two reads; the agent's own time comes on top"
+    bound_ms = max(suspicion_ms(profile), claim_ms(profile) if profile.mastership_ms else 0)
+    return (Outage("power cut, fenced", bound_ms, agent),)

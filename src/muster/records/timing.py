@@ -36,6 +36,10 @@ class Profile(NamedTuple):
     claim_stagger_ms: int  # a candidate of rank n waits n times this long before it claims
     connect_ms: int  # interconnect: time to connect and shake hands; also the longest pause between attempts
     store_stall_ms: int = 7000  # scope host: so much longer is the lease; a store that hangs for less ends no node
+    # Scope shared, where a lease is longer than anybody wants to wait: 0 is as long as the lease (P4.13, P2.15, P4.14).
+    suspect_ms: int = 0  # a node whose beats and links have all been silent for so long is condemned
+    mastership_ms: int = 0  # a master that has not renewed for so long decides nothing more, and others claim
+    boot_grace_ms: int = 0  # a node that nobody has seen since the own boot is fenced no sooner
 
     def heartbeat_interval_ms(self, nodes: int) -> int:
         """Time between heartbeats on one link, in a cluster of `nodes` nodes: traffic per node stays bounded."""
@@ -53,6 +57,21 @@ class Profile(NamedTuple):
     def leased(self, *, one_machine: bool) -> "Profile":
         """This profile with the `lease_ms` of a node's record, where all daemons share one kernel or not (P7.12)."""
         return self._replace(lease_ms=self.lease_ms + self.store_stall_ms) if one_machine else self
+
+    @property
+    def suspicion_ms(self) -> int:
+        """For how long beats and links must be silent, in scope `shared` (P4.13)."""
+        return min(self.suspect_ms or self.lease_ms, self.lease_ms)
+
+    @property
+    def leadership_ms(self) -> int:
+        """The lease of a mastership, in scope `shared` (P2.15)."""
+        return min(self.mastership_ms or self.lease_ms, self.lease_ms)
+
+    def shown(self) -> dict[str, int]:
+        """Every timer by its name, as it is at work: what is as long as the lease says how long that is."""
+        timers = {key: value for key, value in self._asdict().items() if key != "name"}
+        return timers | {"suspect_ms": self.suspicion_ms, "mastership_ms": self.leadership_ms}
 
     def proof_ms(self) -> int:
         """Longest time from a node's sudden death to its proof by an expired lease."""
@@ -90,9 +109,32 @@ def check(profile: Profile) -> Profile:
         ("2 <= link_loss_beats", p.link_loss_beats >= 2),
         ("view_ms <= lease_ms", p.view_ms <= p.lease_ms),
         ("2 * read_ms <= claim_stagger_ms", 2 * p.read_ms <= p.claim_stagger_ms),
+        *(_of_suspicion(p) if p.suspect_ms else ()),
+        *(_of_mastership(p) if p.mastership_ms else ()),
     )
     for text, holds in relations:
         if not holds:
             numbers = re.sub(r"[a-z]\w+", lambda timer: str(getattr(p, timer[0])), text)
             raise InconsistentProfile(f"profile {p.name}: it must hold that {text}; here that is {numbers}")
     return profile
+
+
+Relations = tuple[tuple[str, bool], ...]
+
+
+def _of_suspicion(p: Profile) -> Relations:
+    """No single beat, frame, view or read that is late makes anybody suspect a node (P4.13)."""
+    return (
+        ("3 * renew_ms <= suspect_ms", 3 * p.renew_ms <= p.suspect_ms),
+        ("2 * gap_ms <= suspect_ms", 2 * p.gap_ms <= p.suspect_ms),
+        ("view_ms + read_ms <= suspect_ms", p.view_ms + p.read_ms <= p.suspect_ms),
+        ("link_loss_beats * heartbeat_ms <= suspect_ms", p.link_loss_beats * p.heartbeat_ms <= p.suspect_ms),
+    )
+
+
+def _of_mastership(p: Profile) -> Relations:
+    """A master that renews and reads as it should keeps its mastership though one of either is late (P2.15)."""
+    return (
+        ("2 * renew_ms + 2 * read_ms <= mastership_ms", 2 * p.renew_ms + 2 * p.read_ms <= p.mastership_ms),
+        ("2 * gap_ms <= mastership_ms", 2 * p.gap_ms <= p.mastership_ms),
+    )

@@ -52,12 +52,27 @@ class LifeEnded(Struct, frozen=True):
 
 
 class Renewed(Struct, frozen=True):
-    """A guard has renewed its lease, which runs out at `ends_us` if this is the last time."""
+    """A guard has renewed its lease, which runs out at `ends_us` if this is the last time; the renewal began then."""
 
     at_us: int
     node: int
     incarnation: int
     ends_us: int
+    began_us: int
+
+
+class Suspected(Struct, frozen=True):
+    """A master is about to commit that nobody waits for `about` any more (P4.7, P4.13).
+
+    `heard_us`: when the last frame of it came there; `bound_us`: for how long it must have been silent, by its profile.
+    """
+
+    at_us: int
+    node: int
+    about: int
+    about_incarnation: int
+    heard_us: int
+    bound_us: int
 
 
 class DaemonStarted(Struct, frozen=True):
@@ -381,6 +396,7 @@ Observation = (
     LifeBegan
     | LifeEnded
     | Renewed
+    | Suspected
     | DaemonStarted
     | ClaimWritten
     | MarksWritten

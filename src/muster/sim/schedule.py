@@ -117,6 +117,13 @@ class Blind(Struct, frozen=True, tag="blind"):
     node: int = HERE
 
 
+class HoldStore(Struct, frozen=True, tag="hold store"):
+    """The storage of a node, or of all, stalls: what is asked of it from now on ends after `for_us`, and ends well."""
+
+    for_us: int
+    node: int = EVERYWHERE
+
+
 class Weather(Struct, frozen=True, tag="weather"):
     """The store is slow (a factor), fails a share of requests, or a share of reads miss one register."""
 
@@ -244,6 +251,7 @@ Deed = (
     | Cut
     | Isolate
     | Blind
+    | HoldStore
     | Weather
     | Spoil
     | Lossy

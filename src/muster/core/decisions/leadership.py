@@ -92,11 +92,11 @@ class Leadership:
         observer, tenure = beside.observer, self._tenure
         match answer:
             case StripRead(strip=strip):
-                tenure.read(strip, observer.is_out, now_us, may_lead=observer.may_lead)
+                tenure.read(strip, observer.is_out, now_us, may_lead=observer.may_lead(now_us))
             case StripUnread():
                 tenure.unread(now_us)
             case StoreDone(claims=claims):
-                tenure.done(now_us, claims, observer.is_out, may_lead=observer.may_lead)
+                tenure.done(now_us, claims, observer.is_out, may_lead=observer.may_lead(now_us))
             case StoreRefused():
                 tenure.refused(answer, now_us)
             case JournalRead():
@@ -105,7 +105,7 @@ class Leadership:
 
     def look(self, read: StripRead, observer: Observer, now_us: int) -> Told:
         """A periodic read: whether it ends the mastership (P2.3, P2.13), and whom to answer after it (P9.4)."""
-        may_lead = observer.may_lead
+        may_lead = observer.may_lead(now_us)
         if self._tenure.observe(read.strip, now_us, may_lead=may_lead):
             self._end_term_if_over()
             self._out.trace("superseded", "a higher term was claimed" if may_lead else "its own lease has run out")
@@ -114,6 +114,17 @@ class Leadership:
         if observer.highest_term() > self.term.term:
             return []
         return self.term.claims_read(read.started_us)
+
+    def lapse_if_due(self, observer: Observer, now_us: int) -> None:
+        """A master that has not seen its own lease advance for that of a mastership stops by its own clock (P2.15).
+
+        What is in flight is decided by the read that it waits for, or not at all.
+        """
+        if self.term is None or not self._tenure.is_free or observer.may_lead(now_us):
+            return
+        self._tenure.abdicate(now_us)
+        self._end_term_if_over()
+        self._out.trace("superseded", "its own lease has not advanced for that of a mastership")
 
     def watch_links(self, beside: Beside, now_us: int) -> None:
         """As master: find who is outside the surviving set; give way if this node is (P4.4, SPEC 7.4)."""
@@ -182,7 +193,7 @@ class Leadership:
     def decide(self, beside: Beside, own: Report, waiting: Waiting, now_us: int) -> Round:
         """One round of rules on one draft; what they change is proposed as one entry (SPEC 2.7)."""
         assert self.term is not None
-        facts = self.term.facts(beside.replica, beside.observer, own, waiting, self.room, now_us)
+        facts = self.term.facts(beside.replica, beside.observer, beside.links, own, waiting, self.room, now_us)
         result = self.term.decide(beside.replica.database, facts)
         if result.frame:
             self._tenure.propose(result.frame, now_us)

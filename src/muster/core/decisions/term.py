@@ -186,7 +186,14 @@ class MasterTerm:
     # ---- decisions ----------------------------------------------------------------------------------------------
 
     def facts(
-        self, replica: Replica, observer: Observer, own: Report, waiting: Waiting, room: Room, now_us: int
+        self,
+        replica: Replica,
+        observer: Observer,
+        links: Links,
+        own: Report,
+        waiting: Waiting,
+        room: Room,
+        now_us: int,
     ) -> Facts:
         """What the rules work with; names every subsystem whose deadline is over, once (P3.10)."""
         reports = self.reports(own)
@@ -194,7 +201,8 @@ class MasterTerm:
             now_us, self._me, reports, observer.evidence, observer.is_live, self.unreachable,
             self._find_hung(replica.database, waiting, reports, now_us), self.services_open,
             lambda index: replica.ages.counted_us(index, now_us),
-            observer.slots(), observer.ran_out, observer.unclean, observer.owed, observer.foreign,
+            observer.slots(), partial(observer.is_suspect, links=links, now_us=now_us), observer.ran_out,
+            partial(observer.is_graced, now_us=now_us), observer.unclean, observer.owed, observer.foreign,
             room=room, entry_bytes=room.entry_bytes, sheds=self._sheds, after=self._next_service,
             aged_index=replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, now_us),
             shut=observer.shut_slots(), fences=not observer.one_machine,

@@ -193,7 +193,7 @@ class Asker:
             if not self._is_fresh(job, observer, now_us):
                 self._next_read_wanted = True
                 continue
-            if not observer.may_lead:
+            if not observer.may_lead(now_us):
                 continue  # its own lease does not advance: the guard stops this node, or it goes on
             if refusal := why_not(job.record, observer):
                 del self._jobs[key]

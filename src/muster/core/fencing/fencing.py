@@ -52,7 +52,9 @@ def _advance(draft: Draft, facts: Facts, node: int) -> None:
     record, member = draft.fencing.get(node) or Fencing(node), draft.member(node)
     is_it = counts(member) and member.incarnation == record.incarnation
     match record.phase:
-        case FencePhase.IDLE if node in draft.fence_plans and is_silent(member) and not _is_left_alone(draft, node):
+        case FencePhase.IDLE if (
+            node in draft.fence_plans and is_silent(member) and not _is_left_alone(draft, facts, node)
+        ):
             assert member.eviction is not None
             begin(draft, facts, node, member.eviction.cause)
         case FencePhase.OFF if not is_it:
@@ -63,8 +65,12 @@ def _advance(draft: Draft, facts: Facts, node: int) -> None:
             pass
 
 
-def _is_left_alone(draft: Draft, node: int) -> bool:
-    """Whether a person works on it: maintenance keeps Muster from turning it off of its own accord (P6.30)."""
+def _is_left_alone(draft: Draft, facts: Facts, node: int) -> bool:
+    """Whether a person works on it: maintenance keeps Muster from turning it off of its own accord (P6.30); or whether
+    it may just be booting, as this node was a moment ago (P4.14).
+    """
+    if facts.graced(node):
+        return True
     return "cluster/" in draft.maintenance or f"node/{draft.name(node)}" in draft.maintenance
 
 

@@ -39,10 +39,13 @@ class LeaseWatch:
 
     __slots__ = (
         "_advanced_us",
+        "_before_us",
+        "_blind_us",
         "_first_seen_us",
         "_gap_us",
         "_last_finished_us",
         "_last_started_us",
+        "_seen_us",
         "_timers_prove",
         "lease",
     )
@@ -58,6 +61,9 @@ class LeaseWatch:
         self._first_seen_us = 0  # end of the read that first showed the present beat, in the present chain
         self._last_started_us = 0
         self._last_finished_us: int | None = None
+        self._seen_us: int | None = None  # the same, also across a gap
+        self._before_us: int | None = None  # start of the last read that still showed the beat before the present one
+        self._blind_us = 0  # how long the gap was before the present chain, until that has shown the beat advance
 
     def observe(self, lease: Lease | None, started_us: int, finished_us: int) -> None:
         """Take one read of the register into account. `None` (unknown) breaks the chain."""
@@ -67,12 +73,19 @@ class LeaseWatch:
         broken = self._last_finished_us is None or started_us - self._last_finished_us > self._gap_us
         slow = finished_us - started_us > self._gap_us
         changed = self.lease is None or lease.stamp != self.lease.stamp
+        if broken or slow:
+            gap_us = finished_us - self._seen_us if self._seen_us is not None else 0
+            self._blind_us = max(self._blind_us, gap_us)
+        elif changed:
+            self._blind_us = 0
         if broken or slow or changed:
             self._first_seen_us = finished_us
         if self.lease is not None and changed:
             self._advanced_us = finished_us
+            self._before_us = self._last_started_us if self._seen_us is not None else None
         self.lease = lease
         self._last_started_us, self._last_finished_us = started_us, finished_us
+        self._seen_us = finished_us
 
     def silent_us(self) -> int:
         """For how long the chain of reads has shown the same beat."""
@@ -98,6 +111,36 @@ class LeaseWatch:
         if lease.stamp.incarnation > incarnation or lease.state is not LeaseState.LIVE:
             return True
         return self.silent_us() >= with_drift_ms(lease.lease_ms) * US_PER_MS
+
+    def is_silent(self, incarnation: int, bound_ms: int) -> bool:
+        """Whether `incarnation` is the newest, and the chain of reads shows the same beat of it for longer than
+        `bound_ms` on any clock.
+        """
+        lease = self.lease
+        if lease is None or lease.state is not LeaseState.LIVE or lease.stamp.incarnation != incarnation:
+            return False
+        return self.silent_us() >= with_drift_ms(bound_ms) * US_PER_MS
+
+    def is_suspect(self, incarnation: int, bound_ms: int) -> bool:
+        """Whether the beats of `incarnation` have been silent for longer than `bound_ms`, in a chain of reads that has
+        seen them advance (P4.13).
+
+        After a gap in the reads that takes as long again as the gap was, until a beat is seen: what this node could not
+        reach for a while, others may get back later. Who was never seen to beat waits for its lease.
+        """
+        if self._advanced_us is None or not self.is_silent(incarnation, bound_ms):
+            return False
+        return self.silent_us() >= with_drift_ms(bound_ms) * US_PER_MS + self._blind_us
+
+    def has_moved(self) -> bool:
+        """Whether these reads have ever shown the beat advance."""
+        return self._advanced_us is not None
+
+    def held_until_us(self, bound_ms: int) -> int:
+        """Until when nobody can have seen the present beat for `bound_ms`: the read that still showed the one before it
+        began before the present one was durable (P2.15).
+        """
+        return self._before_us + bound_ms * US_PER_MS if self._before_us is not None else 0
 
     def ran_out_us(self) -> int:
         """When the lease of the newest incarnation ran out, as the present chain of reads tells (P4.6)."""

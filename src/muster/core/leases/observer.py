@@ -54,7 +54,9 @@ class Observer:
         one_machine: bool,
         kernel: KernelIdentity = NO_KERNEL,
         started_us: int = 0,
+        is_first: bool = False,
     ) -> None:
+        """`is_first`: no daemon of this incarnation has been a member before, so it has just booted (P4.14)."""
         self._me, self._incarnation = me, incarnation
         self._kernel, self._one_machine = kernel, one_machine
         self._asked_us: dict[tuple[int, int], int] = {}  # when the guard was last asked about an incarnation
@@ -74,6 +76,7 @@ class Observer:
         self.heard_late: frozenset[int] = frozenset()  # by this node itself (P4.6)
         self.hears: frozenset[int] = frozenset()  # this node itself, whenever that was
         self._profile = profile
+        self._graced_until_us = started_us + profile.boot_grace_ms * US_PER_MS if is_first else 0
 
     def see(self, read: StripRead) -> None:
         """Take a read in. Whom this node hears late by it is to be noted before it is judged (P4.6)."""
@@ -282,18 +285,69 @@ class Observer:
         return self._watch(node).ran_out(incarnation)
 
     def is_out(self, node: int, incarnation: int) -> bool:
-        """Whether nobody waits for a claim of this incarnation: it is proven dead, or its lease has run out (P2.2)."""
-        return self.is_dead(node, incarnation) or self.ran_out(node, incarnation)
+        """Whether nobody waits for a claim of this incarnation: it is proven dead, or its lease has run out (P2.2), or
+        that of a mastership of it has (P2.15).
+        """
+        if self.is_dead(node, incarnation) or self.ran_out(node, incarnation):
+            return True
+        bound_ms = self._leadership_ms
+        return bound_ms > 0 and self._watch(node).is_silent(incarnation, bound_ms)
+
+    def may_claim_soon(self, node: int) -> bool:
+        """Whether a node is live, and a claim of it would be waited for: who claims first does not wait for others
+        (P2.10, P2.15).
+        """
+        lease = self._watch(node).lease
+        if node == self._me or lease is None:
+            return self.is_live(node)
+        return self.is_live(node) and not self.is_out(node, lease.stamp.incarnation)
+
+    def is_suspect(self, node: int, incarnation: int, links: Links, now_us: int) -> bool:
+        """Whether nobody waits for this incarnation any more, though nothing may prove it dead: its lease has run out
+        (P4.7), or its beats and all links have been silent for long enough (P4.13).
+        """
+        if self.ran_out(node, incarnation):
+            return True
+        bound_ms = 0 if self._one_machine or not self._profile.suspect_ms else self._profile.suspicion_ms
+        if not bound_ms or not self._watch(node).is_suspect(incarnation, bound_ms):
+            return False
+        return not self._is_heard(node, links, bound_ms * US_PER_MS, now_us)
+
+    def _is_heard(self, node: int, links: Links, bound_us: int, now_us: int) -> bool:
+        """Whether a frame of a node has arrived here of late, or a view that was written of late says so elsewhere."""
+        if links.frame_age_us(node, now_us) < bound_us:
+            return True
+        return any(
+            view is not None and node in view.heard and links.view_age_us(other, now_us) < bound_us
+            for other, view in enumerate(self.strip.views)
+            if other not in (self._me, node)
+        )
+
+    def is_graced(self, node: int, now_us: int) -> bool:
+        """Whether nobody is to fence a silent node yet: this one has just booted, and has not seen it beat since, so it
+        may be booting as well (P4.14).
+        """
+        return now_us < self._graced_until_us and not self._watch(node).has_moved()
+
+    @property
+    def _leadership_ms(self) -> int:
+        """The lease that masterships have of their own; 0 if none: where the kernel is asked nobody needs it."""
+        return 0 if self._one_machine or not self._profile.mastership_ms else self._profile.leadership_ms
 
     @property
     def one_machine(self) -> bool:
         """Whether all nodes run under one kernel, which is asked (P7.13): else only from outside is an end proven."""
         return self._one_machine
 
-    @property
-    def may_lead(self) -> bool:
-        """Whether this node's own lease advances in its own reads: else it neither claims nor leads (P2.13)."""
-        return self._watches[self._me].advances(self._incarnation)
+    def may_lead(self, now_us: int) -> bool:
+        """Whether this node's own lease advances in its own reads: else it neither claims nor leads (P2.13). Where a
+        mastership has a lease of its own, by the own clock, too: nobody else can count that one over yet (P2.15).
+        """
+        watch = self._watches[self._me]
+        if not watch.advances(self._incarnation):
+            return False
+        bound_ms = self._leadership_ms
+        return not bound_ms or now_us < watch.held_until_us(bound_ms)
 
     def silent_us(self, node: int) -> int:
         """For how long the chain of reads has shown the same beat of the node's lease."""
@@ -369,5 +423,5 @@ class Observer:
         def order(node: int) -> tuple[bool, int, int]:
             return (node in unable, PREFERENCE.index(database.member(node).state), node)
 
-        live = sorted((node for node in database.nodes if self.is_live(node)), key=order)
+        live = sorted((node for node in database.nodes if self.may_claim_soon(node)), key=order)
         return live.index(self._me) if self._me in live else len(live)

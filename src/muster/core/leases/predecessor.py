@@ -83,14 +83,18 @@ def to_ask(lease: Lease) -> Life | None:
     return lease.life if lease.state is LeaseState.LIVE else None
 
 
-def settled(lease: Lease, watch: LeaseWatch, here: Here, *, vouched: bool, asked: bool) -> Verdict:
+def settled(lease: Lease, watch: LeaseWatch, here: Here, *, vouched: bool, asked: bool, suspect_ms: int = 0) -> Verdict:
     """Whether the predecessor is gone, where the kernel has not said so (P7.6).
 
-    `vouched`: an operator says that it has stopped. `asked`: the kernel can be asked, and something runs.
+    `vouched`: an operator says that it has stopped. `asked`: the kernel can be asked, and something runs. `suspect_ms`:
+    of the profile, if that names one: an earlier boot of this very machine is over, and no long lease is waited for.
     """
     if lease.state is LeaseState.NEVER or watch.evidence(lease.stamp.incarnation) is not None:
         return Verdict.GONE
-    if watch.silent_us() < with_drift_ms(lease.lease_ms) * US_PER_MS:
+    bound_ms = lease.lease_ms
+    if suspect_ms and lease.life is not None and has_stopped_here(lease, here):
+        bound_ms = min(bound_ms, suspect_ms)
+    if watch.silent_us() < with_drift_ms(bound_ms) * US_PER_MS:
         return Verdict.WAIT
     if vouched or has_stopped_here(lease, here):
         return Verdict.GONE

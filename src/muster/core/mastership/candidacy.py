@@ -54,7 +54,7 @@ class Candidacy:
         if not tenure.is_idle or now_us < self._not_before_us or not tenure.may_judge(observer.read_started_us):
             return False
         free = mastership.may_claim(observer.strip, self._me.node, observer.is_out)
-        if not free or not observer.may_lead:
+        if not free or not observer.may_lead(now_us):
             self._free_since_us = None
             return False
         if self._free_since_us is None:
@@ -62,7 +62,7 @@ class Candidacy:
         waited_us = now_us - self._free_since_us
         if waited_us < observer.rank(database, unable) * self._me.profile.claim_stagger_ms * US_PER_MS:
             return False
-        candidates = links.candidates(database, observer.strip, observer.is_live, now_us)
+        candidates = links.candidates(database, observer.strip, observer.may_claim_soon, now_us)
         return self._me.node not in candidates or self._me.node in surviving_set(candidates)
 
     def claimed(self) -> None:

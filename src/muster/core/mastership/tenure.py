@@ -46,8 +46,9 @@ class Patience(Struct, frozen=True):
 
 def patience_of(profile: Profile) -> Patience:
     """The bounds of a profile: longer than a store's stalls, which a lease must outlive, too."""
-    silent_ms = max(4 * profile.lease_ms, profile.lease_ms + LONGEST_STALL_MS)
-    return Patience(2 * profile.lease_ms * US_PER_MS, silent_ms * US_PER_MS)
+    own_ms = profile.leadership_ms
+    silent_ms = max(4 * own_ms, own_ms + LONGEST_STALL_MS, profile.lease_ms)
+    return Patience(2 * own_ms * US_PER_MS, silent_ms * US_PER_MS)
 
 
 Claims = tuple[Claim | None, ...]

@@ -4,8 +4,9 @@ Theory of operation. A running node that is not a member says `join` in its repo
 every earlier incarnation of that node is inactive (P4.1). A member whose incarnation is proven to have stopped is
 forced out; nothing else opens a forced leave (P4.2). A member that still runs but must go (the surviving set goes on
 without it, or an operator says so) is first condemned: that decision is committed, then its mark is published, its
-guard obeys and stops the node, and the proof of that opens the forced leave (P4.3). A member whose lease has run out
-is condemned too: nobody waits for it from then on, but what it held stays as it is until that proof (P4.7 to P4.9).
+guard obeys and stops the node, and the proof of that opens the forced leave (P4.3). A member whose lease has run out,
+or of which nothing is seen nor heard, is condemned too: nobody waits for it from then on, but what it held stays as it
+is until that proof (P4.7 to P4.9, P4.13).
 """
 
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from muster.records.terms import NO_NODE
 from muster.records.versions import KERNELS_WORD
 
 SILENCE = "its lease has run out, and nothing proves that it has stopped"
+SUSPICION = "nothing is seen or heard of it, and nothing proves that it has stopped"  # its lease may run still (P4.13)
 SEE_OR = "; see its log, or: "  # in a refusal: before the command that ends it
 
 
@@ -75,17 +77,20 @@ def condemn(draft: Draft, member: Member, cause: str, *, silent: bool = False) -
 
 
 def condemn_the_silent(draft: Draft, facts: Facts) -> None:
-    """Commit that nobody waits any more for a member whose lease has run out, though nothing proves it dead (P4.7).
+    """Commit that nobody waits any more for a member whose lease has run out, or of which nothing is seen nor heard
+    (P4.13), though nothing proves it dead (P4.7).
 
-    Its guard stops it before anything else if it ever wakes (P7.4), so nothing is lost by it.
+    Its guard stops it if it ever wakes: for its lease, before anything else (P7.4), or by its mark, which it reads
+    before it renews (P4.3).
     """
     if draft.cluster.active_version < KERNELS_WORD:
         return
     for member in list(draft.members.values()):
         if draft.is_full:
             return
-        if takes_part(member) and member.node != facts.me and facts.ran_out(member.node, member.incarnation):
-            cause = member.eviction.cause if member.eviction is not None else SILENCE
+        if takes_part(member) and member.node != facts.me and facts.silent(member.node, member.incarnation):
+            silence = SILENCE if facts.ran_out(member.node, member.incarnation) else SUSPICION
+            cause = member.eviction.cause if member.eviction is not None else silence
             condemn(draft, member, cause, silent=True)
 
 

@@ -103,5 +103,5 @@ def _why_it_must_end(own: Member) -> str:
     if own.state is NodeState.FORCED_LEAVING:
         return "the others have forced this node out"
     if is_silent(own):
-        return "its lease has run out, and the others have gone on without it"  # P4.7
+        return "it had fallen silent, and the others have gone on without it"  # P4.7, P4.13
     return ""

@@ -13,7 +13,7 @@ from muster.core.leases.diagnosis import (
     SILENT,
     STORE_LOST,
 )
-from muster.core.membership.membership import SEE_OR, SILENCE
+from muster.core.membership.membership import SEE_OR, SILENCE, SUSPICION
 from muster.core.needs.need import HOLDS_US, NOTICE, TROUBLE, Need, Seen, Suspicion, certain
 from muster.records.database import Database
 from muster.records.levels import NodeState
@@ -125,7 +125,7 @@ def named(names: tuple[str, ...]) -> str:
 def _unproven(database: Database, member: Member) -> Need:
     name, held = database.name_of(member.node), held_by(database, member.node)
     cause = member.eviction.cause if member.eviction is not None else SILENCE
-    said = f" ({cause})" if cause != SILENCE else ""  # the sentence says that itself
+    said = f" ({cause})" if cause not in (SILENCE, SUSPICION) else ""  # the sentence says that itself
     state = "is silent" if member.eviction is None or is_silent(member) else "is to be forced out"
     words = f"{name} {state}{said}, and nothing proves that it has stopped"
     words += f"; {named(held)} {'stays as it is' if len(held) == 1 else 'stay as they are'}" if held else ""

@@ -82,6 +82,7 @@ class Node:
         self.observer = Observer(
             self.me, me.incarnation, me.profile, strip,
             one_machine=setup.one_machine, kernel=setup.kernel, started_us=now_us,
+            is_first=database.member(self.me).incarnation != me.incarnation,
         )  # fmt: skip
         self.executor = Executor(self.me, me.incarnation, commands)
         self.subsystems = Subsystems(self.me, me.incarnation, setup.residents)
@@ -147,6 +148,8 @@ class Node:
         if self._out.has_ended:
             return []
         self.now_us = max(self.now_us, now_us)
+        if not isinstance(happened, StoreAnswer):  # which may renew it
+            self.leadership.lapse_if_due(self.observer, self.now_us)
         may_decide = self._take(happened)  # 1: the input reaches its machine; what the store has decided is taken over
         if self.replica.take_advance():
             self._follow()  # 2: what the records ask of this node
@@ -301,6 +304,7 @@ class Node:
         """What time has made due; whether a round of decisions is."""
         counts = self.account.count_is_due(self.now_us)
         self.leadership.retry(self.now_us)
+        self.leadership.lapse_if_due(self.observer, self.now_us)
         self._settle()
         self.leadership.end_if_hopeless(self.observer, self.now_us)
         early_us = self.store.begin_read_if_due(self.now_us, at_once=self.account.asker.take_wish())

@@ -521,7 +521,8 @@ class Guard:
 
     def _is_settled(self, lease: Lease, watch: LeaseWatch, where: str, *, asked: bool) -> bool:
         vouched = self._options.predecessor_stopped
-        verdict = settled(lease, watch, self._as_remembered(), vouched=vouched, asked=asked)
+        suspect_ms = self._profile.suspect_ms
+        verdict = settled(lease, watch, self._as_remembered(), vouched=vouched, asked=asked, suspect_ms=suspect_ms)
         if verdict is Verdict.STILL_RUNS and lease.life is not None:
             life = lease.life
             what = f"its init is process {life.init_pid}" if life.init_pid else f"in control group {life.group}"

@@ -65,6 +65,7 @@ from muster.sim.history import (
     ReplicaState,
     ServiceBegan,
     ServiceEnded,
+    Suspected,
     Told,
 )
 
@@ -242,10 +243,14 @@ def _is_silent(member: Member) -> bool:
 
 
 class OnlyTheSilent(Checker):
-    """SPEC 2.3, 2.6: who is condemned as silent has let its lease run out; who leads has not, for long."""
+    """SPEC 2.3, 2.6: who is condemned as silent has let its lease run out, or was neither seen nor heard for the time
+    that its profile names (P4.13); who leads has not, for long.
+    """
 
     def __init__(self) -> None:
         self._ends_us: dict[tuple[int, int], int] = {}
+        self._began_us: dict[tuple[int, int], int] = {}  # its last renewal
+        self._suspected: set[tuple[int, int]] = set()  # rightly so, though a lease of it may run still
         self._lives: dict[int, int] = {}
         self._known: set[tuple[int, int]] = set()
 
@@ -253,18 +258,32 @@ class OnlyTheSilent(Checker):
         """Keep when each lease runs out; find whom that has not befallen, and who leads long after it (SPEC 2.6)."""
         if isinstance(seen, Renewed):
             self._ends_us[seen.node, seen.incarnation] = seen.ends_us
+            self._began_us[seen.node, seen.incarnation] = seen.began_us
             self._lives[seen.node] = seen.incarnation
         elif isinstance(seen, Elected | Told):
             ended_us = self._ends_us.get((seen.node, self._lives.get(seen.node, 0)), seen.at_us)
             if seen.at_us - ended_us > LATE_US:
                 yield f"n{seen.node} leads {(seen.at_us - ended_us) // 1000} ms after its own lease ran out"
+        elif isinstance(seen, Suspected):
+            yield from self._judge(seen)
         elif isinstance(seen, Applied):
             for member in seen.state.members.values():
                 life = (member.node, member.incarnation)
                 if _is_silent(member) and life not in self._known:
                     self._known.add(life)
-                    if seen.at_us < self._ends_us.get(life, 0):
+                    if seen.at_us < self._ends_us.get(life, 0) and life not in self._suspected:
                         yield f"n{member.node} counts as silent while its lease has not run out"
+
+    def _judge(self, seen: Suspected) -> Findings:
+        """P4.13: it has renewed nothing, and nothing of it has come to the master, for all but the drift of X."""
+        life = (seen.about, seen.about_incarnation)
+        if seen.at_us >= self._ends_us.get(life, 0):
+            return
+        self._suspected.add(life)
+        least_us = seen.bound_us * 98 // 100
+        for what, since_us in (("seen", self._began_us.get(life, 0)), ("heard", seen.heard_us)):
+            if seen.at_us - since_us < least_us:
+                yield f"n{seen.node} suspects n{seen.about}, {what} {(seen.at_us - since_us) // 1000} ms ago"
 
 
 LATE_US = 4_000_000  # far beyond any read, pause or hold-up of a daemon that has not noticed yet

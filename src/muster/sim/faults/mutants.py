@@ -320,7 +320,7 @@ def _mark_who_leaves(original: Marks) -> Marks:
 
 def _prove_by_silence(original: Callable[..., Proof | None]) -> Callable[..., Proof | None]:
     def proof_of_death(member: Member, facts: Facts) -> Proof | None:
-        if facts.ran_out(member.node, member.incarnation):
+        if facts.silent(member.node, member.incarnation):
             return Proof(ProofKind.LEASE_EXPIRED, member.node, member.incarnation, "its lease has run out")
         return original(member, facts)
 
@@ -370,6 +370,14 @@ MUTANTS: dict[str, Mutant] = {
     "ask-whatever-is-asked": Mutant(
         "what follows from a failure is put to those who may object (against P4.5)",
         ("ObjectionsHold",), veto, "may_be_vetoed", lambda _original: lambda _request, _version: True,
+    ),
+    "suspect-the-heard": Mutant(
+        "a member is suspected though a frame of it has just come (against P4.13)",
+        ("OnlyTheSilent",), observer.Observer, "_is_heard", lambda _original: lambda *_: False,
+    ),
+    "suspect-the-seen": Mutant(
+        "a member is suspected though its lease has just been renewed (against P4.13)",
+        ("OnlyTheSilent",), lease.LeaseWatch, "is_suspect", lambda _original: lambda *_: True,
     ),
     "recover-on-silence": Mutant(
         "a member whose lease has run out counts as stopped, wherever it runs (against SPEC 7.1)",

@@ -22,7 +22,7 @@ from muster.records.services import (
     SetStandby,
     TransferService,
 )
-from muster.records.timing import FAST
+from muster.records.timing import FAST, check
 from muster.records.units import US_PER_MS
 from muster.sim import schedule
 from muster.sim.faults import random_services
@@ -37,6 +37,17 @@ RARE = ("claim", "mark", "withdrawal", "checkpoint", "marks", "elected")  # poin
 CLAIM = ("claim", "mark", "withdrawal")  # what is written into a claim register
 STAGES = ("begun", "half written", "written", "written")
 REACHED = ("elected", "elected", "commit", "notify", "acknowledge", "command")
+LONG_LEASES = check(
+    FAST._replace(
+        name="long leases",
+        lease_ms=6000,
+        panic_bound_ms=1200,
+        heartbeat_ms=150,
+        suspect_ms=900,
+        mastership_ms=800,
+        boot_grace_ms=4000,
+    )
+)  # as machines have them that share a disk, with everything else as fast as runs are short
 Choice = TypeVar("Choice")
 
 
@@ -103,7 +114,7 @@ class _Planner:
         )  # fmt: skip
         if shared:
             self._stalls()
-            settings = self._fenced(settings)
+            settings = self._with_long_leases(self._fenced(settings))
         settings = self._objections(settings)
         self._boot()
         if self.failing:
@@ -393,6 +404,32 @@ class _Planner:
             when = schedule.When("fence", "begun", 1 + int(random.random() * 4), schedule.Kill("daemon"))
             self._step(int(random.random() * 2 * US_PER_S), when)
         return settings._replace(fenced=devices)
+
+    def _with_long_leases(self, settings: Settings) -> Settings:
+        """In half of the runs with fence devices: leases longer than suspicion and masterships, and what they are for:
+        storage that stalls, for one node or for all, with links that fail beside it (P2.15, P4.13, P4.14).
+        """
+        random = Random(f"long leases {self.calm_us} {len(self.services)}")
+        if not settings.fenced or random.random() < 0.4:
+            return settings
+        for _ in range(1 + int(random.random() * 4)):
+            at_us = int((1 + random.random() * (self.calm_us / US_PER_S - 1)) * US_PER_S)
+            node = schedule.EVERYWHERE if random.random() < 0.3 else int(random.random() * self.nodes)
+            for_us = int(random.choice((0.7, 2, 4, 7)) * random.random() * US_PER_S) + 1
+            self._step(at_us, schedule.HoldStore(for_us, node))
+            beside = random.random()
+            if beside < 0.3 and node >= 0:
+                self._step(at_us + int(random.random() * for_us), schedule.Isolate(for_us, node))
+            elif beside < 0.5:
+                cut = int(random.random() * self.nodes)
+                self._step(at_us + int(random.random() * for_us), schedule.PowerCut(cut))
+        if random.random() < 0.2:  # the whole site
+            at_us = int((2 + random.random() * 3) * US_PER_S)
+            for node in range(self.nodes):
+                self._step(at_us, schedule.PowerCut(node))
+                if random.random() < 0.8:
+                    self._step(at_us + int((0.1 + random.random() * 3) * US_PER_S), schedule.Boot(node))
+        return settings._replace(profile=LONG_LEASES)
 
     def _under_one_kernel(self, settings: Settings) -> Settings:
         """What a kernel that is asked has to answer for (P7.9-P7.17); drawn apart, so that the rest stays as it is."""

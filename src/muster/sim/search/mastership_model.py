@@ -17,10 +17,14 @@ store, the processes and the scheduler, each as hostile as its contract allows (
 Modes. With *silence* a node counts as out once its incarnation has ended or its guard hangs, so that its lease runs
 out: its daemon may go on, notice it at once, later, or never; at any step the guard may wake, and stops the node. In
 the mode *always out* every node always counts as out: what merely waits for the end of a lease is a slower run of the
-same steps, so this one predicate covers every claim without proof, right or wrong, at any time. In the mode *clone* a
-second process runs under the name of node 0, on the same register and journal, and every node counts as out. The
-engine's comparison with the last own write is made in the same step as the write (`ForeignWrite`); what a clone can do
-that is stopped between the two, only the lease prevents.
+same steps, so this one predicate covers every claim without proof, right or wrong, at any time. A guard that hangs may
+also beat again while its node lives on, for a mastership's lease is shorter than the node's: then a process that was at
+work has *lapsed* by its own clock. It acts as master no more until a read of all claims that began afterwards has shown
+it that its own lease advances and nobody is above it; a master that waits for no read withdraws (P2.15).
+
+In the mode *clone* a second process runs under the name of node 0, on the same register and journal, and every node
+counts as out. The engine's comparison with the last own write is made in the same step as the write (`ForeignWrite`);
+what a clone can do that is stopped between the two, only the lease prevents.
 
 What is checked is in docs/PROTOCOL.md, section "Mastership and the commit rule". A node's step changes only its own
 slot (register, journal, processes), so slots are interned and a state is one number: the ids of the slots, of the
@@ -63,7 +67,7 @@ class Bounds(NamedTuple):
     compactions: int = 1
     withdrawals: int = 1  # without need: abdications, failed loads and checkpoints, claims given up
     stale_claims: int = 1  # by a read of the claims that is as old as the store
-    hangs: int = 0  # guards that hang, so that their leases run out; each may wake later, and stops its node
+    hangs: int = 0  # guards that hang, so that leases run out; each may wake later and stop its node, or beat again
     states: int = 100_000_000  # the search gives up beyond this many
 
 
@@ -81,6 +85,7 @@ class _Process(NamedTuple):
     seen: tuple[Claim | None, ...]  # registers read so far, in order of node id
     known: Claim  # own register as this process last wrote or found it
     database: bytes  # what it has adopted and decided since: each frame ends with `;`
+    lapsed: int = 0  # _FRESH_READ: acts only after a read that begins from now on; _NEXT_READ: after the one under way
 
 
 class _Slot(NamedTuple):
@@ -96,6 +101,7 @@ class _Slot(NamedTuple):
 
 
 _BEATS, _HANGS, _FROZEN = 0, 1, 2
+_FRESH_READ, _NEXT_READ = 1, 2
 
 
 class _Move(NamedTuple):
@@ -298,7 +304,10 @@ class MastershipModel:
             self._journal_views.append(self._views.number((slot.node, slot.halves, under_way))[0])
             self._lives.append(slot.incarnation << 1 | is_out_of(slot))
             running = [process.machine for process in slot.processes if process.machine is not None]
-            self._masters.append(slot.guard == _BEATS and any(machine.is_master for machine in running))
+            acting = [
+                process.machine for process in slot.processes if process.machine is not None and not process.lapsed
+            ]
+            self._masters.append(slot.guard == _BEATS and any(machine.is_master for machine in acting))
             self._terms.append(max(claim.stamp.term for claim in _visible_claims(slot)))
             self.reached.update(machine.phase.name for machine in running)
         problem = _problem_of(slot)
@@ -360,7 +369,9 @@ class MastershipModel:
             yield self.intern(ended, f"n{slot.node}: the node crashes, and is proven dead", _CRASH)
 
     def _guard_steps(self, slot: _Slot, position: int, process: _Process) -> Iterator[_Move]:
-        """A guard hangs, or wakes: its lease has run out, so it stops the node before anything else (P7.4)."""
+        """A guard hangs, wakes after its node's lease has run out and stops the node before anything else (P7.4), or
+        beats again before that: only the lease of a mastership has run out meanwhile (P2.15).
+        """
         if slot.gone or self.mode is not Mode.SILENCE:
             return
         if slot.guard == _BEATS:
@@ -368,6 +379,9 @@ class MastershipModel:
         elif slot.guard == _HANGS:
             ended = _with_process(slot, position, _stopped(process))._replace(gone=True, guard=_BEATS)
             yield self.intern(ended, f"n{slot.node}: its guard wakes and stops the node")
+            going = process._replace(lapsed=lapse_of(process))
+            beats = _with_process(slot, position, going)._replace(guard=_BEATS)
+            yield self.intern(beats, f"n{slot.node}: its guard beats again, its node lives on")
 
     def _restarts(self, slot: _Slot, position: int, process: _Process) -> Iterator[_Move]:
         """A boot settles what the last life left under way, one way or the other, and finds its own register."""
@@ -442,13 +456,13 @@ class MastershipModel:
         """What a process does of its own accord, and reads of its own journal."""
         name = _name(slot, position)
         phase = machine.phase
-        if phase is Phase.MASTER and slot.guard == _HANGS:
+        if phase is Phase.MASTER and (slot.guard == _HANGS or process.lapsed):
             nothing_new = _strip(tuple(_blank(node) for node in range(self.nodes)))
             late = mastership.observe(machine, nothing_new, may_lead=False)
             yield self._gives_up(slot, position, process, late, f"{name}: notices that its own lease has run out")
         if phase is Phase.MASTER and machine.abdicating:
             yield self._follow(slot, position, process, mastership.withdraw(machine), f"{name}: abdicates as decided")
-        elif phase is Phase.MASTER:
+        elif phase is Phase.MASTER and not process.lapsed:
             # Unique: within a term frames are decided one after the other, and no two lives share a term.
             frame = f"{machine.term}/{process.database.count(b';')};".encode()
             words = f"{name}: proposes frame {frame.decode()}"
@@ -520,10 +534,14 @@ class MastershipModel:
                 continue
             strip, ready = _strip(seen), process._replace(seen=())
             if machine.phase is not Phase.IDLE:
-                if slot.guard == _HANGS:
+                if slot.guard == _HANGS or process.lapsed:
                     late = mastership.read(machine, strip, is_out, may_lead=False)
                     yield self._gives_up(slot, position, ready, late, f"{words}, and its own lease run out")
+                if process.lapsed == _NEXT_READ:
+                    continue  # it began before the beats went on: what it shows of them is too old
                 outcome = mastership.read(machine, strip, is_out)
+                if not isinstance(outcome[1], mastership.Read):
+                    ready = ready._replace(lapsed=0)
                 foreign = seen[slot.node] not in (machine.claim, None)
                 if foreign and not isinstance(outcome[1], mastership.Halt):
                     words += ": goes on although its own register holds what it did not write"
@@ -585,7 +603,10 @@ class MastershipModel:
                 pass
         if machine.phase in (Phase.SETTLING, Phase.IDLE):
             machine, database = _cleared(machine), b""
-        after = _Process(machine, awaits, process.seen if action is None else (), process.known, database)
+        lapsed = process.lapsed if machine.phase not in (Phase.SETTLING, Phase.IDLE) else 0
+        if lapsed and isinstance(awaits, mastership.Read):
+            lapsed = _FRESH_READ  # one that begins from here on
+        after = _Process(machine, awaits, process.seen if action is None else (), process.known, database, lapsed)
         return self.intern(_with_process(slot, position, after), words, cost, commit)
 
     def _gives_up(
@@ -657,6 +678,13 @@ def _problem_of_write(slot: _Slot, process: _Process, machine: Mastership) -> st
 def is_out_of(slot: _Slot) -> bool:
     """Whether the present incarnation counts as out where silence is enough: it has ended, or its lease has run out."""
     return slot.gone or slot.guard != _BEATS
+
+
+def lapse_of(process: _Process) -> int:
+    """What a process whose beats go on may do no more before which read has ended (P2.15)."""
+    if process.machine is None or process.machine.phase in (Phase.SETTLING, Phase.IDLE):
+        return 0
+    return _NEXT_READ if process.seen else _FRESH_READ
 
 
 def _blank(node: int) -> Claim:

@@ -14,14 +14,16 @@ from typing import Any, ClassVar
 from msgspec import structs
 
 from muster.core import effects, inputs
+from muster.core.draft import is_silent
 from muster.core.leases.observer import NO_KERNEL, KernelIdentity
 from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.node.node import Node
 from muster.core.node.setup import Setup
 from muster.core.services import commands as executor
 from muster.core.services.explanation import unexplained
-from muster.records.database import Database
+from muster.records.database import Database, decode_entry
 from muster.records.levels import Level
+from muster.records.members import Member
 from muster.records.messages import Append, Message
 from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
 from muster.records.services import CommandState
@@ -41,6 +43,7 @@ from muster.sim.history import (
     Raised,
     ReplicaState,
     Replied,
+    Suspected,
     Told,
 )
 from muster.sim.world.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
@@ -98,6 +101,7 @@ class Daemon:
         self._plugged = True  # what it was told last of its own interfaces
         self._read_began_us = 0  # of the read that the node was given last, in world time
         self._store = StoreQueue(self)
+        self._heard_us: dict[int, int] = {}  # peer -> when its last frame came
 
     def now_us(self) -> int:
         """This machine's clock."""
@@ -259,6 +263,7 @@ class Daemon:
             self.world.loop.deliver(self.process, self.step, word)
 
     def _received(self, sender: int, message: Message) -> None:
+        self._heard_us[sender] = self.world.loop.now_us
         self.step(inputs.MessageReceived(sender, message))
 
     def step(self, item: inputs.Input) -> None:
@@ -472,7 +477,26 @@ class Daemon:
         self.record(Logged(self.world.loop.now_us, self.machine.node, f"{effect.event}: {effect.detail}"))
 
     def _to_store(self, effect: Any) -> None:
+        if isinstance(effect, effects.AppendFrame) and self.world.settings.shared:
+            self._note_suspects(effect.frame)
         self._store.submit(effect)
+
+    def _note_suspects(self, frame: bytes) -> None:
+        """What this master is about to commit may say that nobody waits for a member any more."""
+        assert self.node is not None
+        for change in decode_entry(frame).changes:
+            if (
+                not isinstance(change, Member)
+                or not is_silent(change)
+                or is_silent(self.node.database.member(change.node))
+            ):
+                continue
+            self.record(
+                Suspected(
+                    self.world.loop.now_us, self.machine.node, change.node, change.incarnation,
+                    self._heard_us.get(change.node, 0), self.world.profile.suspicion_ms * US_PER_MS,
+                )
+            )  # fmt: skip
 
     def _watch_life(self, effect: effects.WatchLife) -> None:
         self._tell_guard(effect)

@@ -330,6 +330,7 @@ class StoreAccess:
         self.node = node
         self.weather = StoreWeather()
         self.isolated = False  # this node has lost the store altogether
+        self.held_until_us = 0  # its storage stalls: no request ends before
         self.busy_until_us = 0  # a write of this node may land until then
         self.observe: Callable[[str, str], None] | None = None  # (what is written, stage), while triggers are armed
         self._spoiled: frozenset[str] = frozenset()  # what cannot be written: a bad block of the node's own area
@@ -343,7 +344,8 @@ class StoreAccess:
         base_us = 150 + int(random() * 600)
         if random() < 0.01:
             base_us += int(random() * 8 * US_PER_MS)
-        return min(base_us * slowness, 900 * US_PER_MS)
+        stalls_us = max(0, self.held_until_us - self.store.loop.now_us)
+        return stalls_us + min(base_us * slowness, 900 * US_PER_MS)
 
     def fails(self) -> bool:
         """Whether the next request fails."""

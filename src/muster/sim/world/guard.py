@@ -133,6 +133,9 @@ class Guard:
             return Verdict.GONE
         incarnation = lease.stamp.incarnation
         ran_here = incarnation if incarnation in self.machine.ran_here else 0
+        apart = self.world.settings.shared and self.world.profile.suspect_ms
+        if apart and ran_here and not any(life.incarnation == incarnation for life in self.machine.lives):
+            return Verdict.GONE  # by the word of the machine's own kernel, or it is a later boot of it (P7.13)
         here = Here(kernel.boot_id if self.world.settings.kernel else b"", MACHINE_ID, ran_here)
         # Of a process tree that names nobody to ask about an operator has to say so: who looks well here.
         vouched = lease.deadman is Deadman.PROCESS_TREE and lease.life is None
@@ -303,7 +306,10 @@ class Guard:
             self.panic(verdict.cause)
             return
         ends_us = self.clock.world_us(started_us + self._profile.lease_ms * US_PER_MS)
-        self.world.history.append(Renewed(self.world.loop.now_us, self.machine.node, self.life.incarnation, ends_us))
+        began_us = self.clock.world_us(started_us)
+        self.world.history.append(
+            Renewed(self.world.loop.now_us, self.machine.node, self.life.incarnation, ends_us, began_us)
+        )
         assert self._keeper.deadline_us is not None
         self._vigil.lease_deadline_us = self._keeper.deadline_us
         self._turn()

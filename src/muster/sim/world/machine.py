@@ -53,7 +53,8 @@ class Machine(BareMachine):
         if self.guard is not None or self.node in self.world.outlets.off:
             return
         # The last run's caretaker is ended first, when a write of it has landed; its lease writer holds the home.
-        if self.leftovers.writing or self.access.waits_for_write("lease"):
+        stalls = self.access.held_until_us > self.world.loop.now_us
+        if stalls or self.leftovers.writing or self.access.waits_for_write("lease"):
             self.world.loop.after(5 * US_PER_MS, self.boot)
             return
         self.leftovers.end_caretaker()

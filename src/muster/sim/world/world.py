@@ -113,6 +113,7 @@ class World(VirtualSurroundings):
             schedule.Cut: self._cut,
             schedule.Isolate: self._isolate,
             schedule.Blind: self._blind,
+            schedule.HoldStore: self._hold_store,
             schedule.Weather: self._weather,
             schedule.Spoil: self._spoil,
             schedule.Lossy: self._lossy,
@@ -261,6 +262,11 @@ class World(VirtualSurroundings):
         if deed.for_us:
             self.loop.after(deed.for_us, setattr, access, "isolated", False)
 
+    def _hold_store(self, deed: schedule.HoldStore) -> None:
+        for machine in self.machines:
+            if deed.node in (machine.node, schedule.EVERYWHERE):
+                machine.access.held_until_us = self.loop.now_us + deed.for_us
+
     def _weather(self, deed: schedule.Weather) -> None:
         everyone = deed.node == schedule.EVERYWHERE
         weather = self.store.weather if everyone else self.machines[deed.node].access.weather
@@ -365,6 +371,7 @@ class World(VirtualSurroundings):
         self.outlets.calm()
         for machine in self.machines:
             machine.access.observe = None
+            machine.access.held_until_us = 0
             self._mend(machine.node)
             for level in list(machine.hung):
                 machine.unhang(level)

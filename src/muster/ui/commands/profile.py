@@ -108,7 +108,7 @@ def document(found: Profile, nodes: int, overrides: tuple[tuple[str, int], ...],
     return {
         "profile": found.name,
         "nodes": nodes,
-        "timers": {key: value for key, value in found._asdict().items() if key != "name"},
+        "timers": found.shown(),
         "overrides": dict(overrides),
         "scope": scope or None,
         "timeline": [moment._asdict() for moment in timeline_without_proof(timeline(found, nodes))],
@@ -164,6 +164,6 @@ def _print_scope(title: str, moments: tuple[Moment, ...], faults: tuple[Outage, 
 
 def _print_timers(found: Profile, overrides: tuple[tuple[str, int], ...]) -> None:
     changed = dict(overrides)
-    pairs = [f"{key}={value}{'*' if key in changed else ''}" for key, value in found._asdict().items() if key != "name"]
+    pairs = [f"{key}={value}{'*' if key in changed else ''}" for key, value in found.shown().items()]
     for start in range(0, len(pairs), 4):
         click.echo("  " + "  ".join(f"{pair:<26}" for pair in pairs[start : start + 4]).rstrip())
