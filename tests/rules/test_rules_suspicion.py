@@ -6,6 +6,7 @@ from core_cluster import CoreCluster
 from muster.core.inputs import PeerConnected, StripRead
 from muster.core.leases.lease import LeaseWatch
 from muster.core.leases.observer import Observer
+from muster.core.leases.predecessor import Here, Verdict, settled
 from muster.core.links.links import Links
 from muster.core.membership.membership import SILENCE, SUSPICION
 from muster.records.fencing import FenceMethod, FenceStep, SetFenceDevice, SetFenceMethods
@@ -15,6 +16,7 @@ from muster.records.registers import (
     Deadman,
     Lease,
     LeaseState,
+    Life,
     ProofKind,
     RegisterKind,
     Strip,
@@ -398,3 +400,30 @@ def test_p4_14_who_was_seen_since_is_turned_off_at_once_and_a_daemon_started_ane
     began_us = again.now_us
     again.until("it is turned off", lambda: turned_off(again) == {2})
     assert (again.now_us - began_us) / MS <= with_drift_ms(LONG.lease_ms) + SLACK_MS + LONG.gap_ms
+
+
+# ---- P7.6 ----------------------------------------------------------------------------------------------------------
+
+BOOT, LATER_BOOT, MACHINE = bytes(range(16)), bytes(range(1, 17)), bytes(range(2, 18))
+
+
+@pytest.mark.parametrize(
+    ("here", "verdict"),
+    [
+        (Here(LATER_BOOT, MACHINE, 0), Verdict.GONE),
+        (Here(BOOT, MACHINE, INCARNATION), Verdict.WAIT),  # the kernel that it ran under: nothing is inferred
+        (Here(LATER_BOOT, bytes(16), 0), Verdict.WAIT),  # another machine
+    ],
+)
+def test_p7_6_a_boot_does_not_wait_for_the_long_lease_of_an_earlier_boot_of_its_machine(
+    here: Here, verdict: Verdict
+) -> None:
+    lease = lease_of(1, 1)._replace(deadman=Deadman.PID_NAMESPACE, boot_id=BOOT, life=Life(MACHINE, 1, 1, 77, 1))
+    watch = LeaseWatch(LONG.gap_ms, timers_prove=False)
+    found = {}
+    for now_ms in range(0, LONG.lease_ms, LONG.read_ms):
+        watch.observe(lease, now_ms * MS, now_ms * MS)
+        found[now_ms] = settled(lease, watch, here, vouched=False, asked=False, suspect_ms=LONG.suspect_ms)
+    assert {found[each] for each in found if each < X_MS} == {Verdict.WAIT}
+    assert {found[each] for each in found if each >= X_MS} == {verdict}
+    assert settled(lease, watch, here, vouched=True, asked=False) is Verdict.WAIT  # without such a time: the lease

@@ -115,7 +115,7 @@ class Leadership:
             return []
         return self.term.claims_read(read.started_us)
 
-    def lapse_if_due(self, observer: Observer, now_us: int) -> None:
+    def _lapse_if_due(self, observer: Observer, now_us: int) -> None:
         """A master that has not seen its own lease advance for that of a mastership stops by its own clock (P2.15).
 
         What is in flight is decided by the read that it waits for, or not at all.
@@ -156,8 +156,9 @@ class Leadership:
             self._out.trace("gives way", "it cannot publish its marks")
             self._abdicate(now_us)
 
-    def retry(self, now_us: int) -> None:
-        """Do again what the store failed to do, if its time has come."""
+    def retry(self, observer: Observer, now_us: int) -> None:
+        """Do again what the store failed to do, if its time has come; a master whose time is over stops."""
+        self._lapse_if_due(observer, now_us)
         self._tenure.retry(now_us)
 
     def end_if_hopeless(self, observer: Observer, now_us: int) -> None:

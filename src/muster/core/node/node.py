@@ -9,7 +9,6 @@ told (P2.6).
 
 The rules are in the machines, each of which writes into one outbox and returns what has become of an input. Here is who
 is asked, in which order: `_take` gives an input to its machine, `step` has the phases (docs/ARCHITECTURE.md).
-
 Durations are microseconds inside; `now_us` comes from a clock that runs through suspend (SPEC 7.1).
 """
 
@@ -148,8 +147,6 @@ class Node:
         if self._out.has_ended:
             return []
         self.now_us = max(self.now_us, now_us)
-        if not isinstance(happened, StoreAnswer):  # which may renew it
-            self.leadership.lapse_if_due(self.observer, self.now_us)
         may_decide = self._take(happened)  # 1: the input reaches its machine; what the store has decided is taken over
         if self.replica.take_advance():
             self._follow()  # 2: what the records ask of this node
@@ -303,8 +300,7 @@ class Node:
     def _timers(self) -> bool:
         """What time has made due; whether a round of decisions is."""
         counts = self.account.count_is_due(self.now_us)
-        self.leadership.retry(self.now_us)
-        self.leadership.lapse_if_due(self.observer, self.now_us)
+        self.leadership.retry(self.observer, self.now_us)
         self._settle()
         self.leadership.end_if_hopeless(self.observer, self.now_us)
         early_us = self.store.begin_read_if_due(self.now_us, at_once=self.account.asker.take_wish())

@@ -37,6 +37,10 @@ class BareMachine:
         """The PID namespace in which this node's guard runs."""
         return OTHER_NAMESPACES + self.node if self.node in self.world.settings.elsewhere else SHARED_NAMESPACE
 
+    def runs(self, _incarnation: int) -> bool:
+        """Whether anything of this incarnation runs here still, by the word of its own kernel."""
+        return False
+
     def is_handed_by(self, other: "BareMachine") -> bool:
         """Whether that node's guard can hand this one's a descriptor: both are in one network namespace (P7.20)."""
         return not {self.node, other.node} & self.world.settings.apart

@@ -134,7 +134,7 @@ class Guard:
         incarnation = lease.stamp.incarnation
         ran_here = incarnation if incarnation in self.machine.ran_here else 0
         apart = self.world.settings.shared and self.world.profile.suspect_ms
-        if apart and ran_here and not any(life.incarnation == incarnation for life in self.machine.lives):
+        if apart and ran_here and not self.machine.runs(incarnation):
             return Verdict.GONE  # by the word of the machine's own kernel, or it is a later boot of it (P7.13)
         here = Here(kernel.boot_id if self.world.settings.kernel else b"", MACHINE_ID, ran_here)
         # Of a process tree that names nobody to ask about an operator has to say so: who looks well here.

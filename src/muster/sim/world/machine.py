@@ -48,6 +48,10 @@ class Machine(BareMachine):
         assert daemon is None or isinstance(daemon, Daemon)
         return daemon
 
+    def runs(self, incarnation: int) -> bool:
+        """Whether anything of this incarnation runs here still, by the word of its own kernel."""
+        return any(life.incarnation == incarnation for life in self.lives)
+
     def boot(self) -> None:
         """Start the guard, if none runs."""
         if self.guard is not None or self.node in self.world.outlets.off:
