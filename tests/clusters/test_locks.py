@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dev_cluster import FAST, SOURCE, DevCluster
+from lock_histories import Event, Fault, judge
 from muster.client import register
 from muster.client.control import ControlClient
 from muster.locks import (
@@ -41,7 +42,9 @@ from muster.locks import (
 DEADLINE_S = 60.0
 NODES = ("n0", "n1", "n2")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "LOCKS.md"
+LOCK_PROCESS, DAEMON = "muster.daemon.locks.run", "muster.daemon.run"
 WORKERS = Path(__file__).parents[1] / "support" / "lock_workers.py"
+HISTORIES = WORKERS.with_name("lock_histories.py")
 
 
 def wait(what: str, probe: Callable[[], Any]) -> Any:
@@ -91,8 +94,15 @@ class Cluster:
 
     def worker(self, *words: str) -> "subprocess.Popen[str]":
         """A program of lock_workers.py."""
+        return self._start(str(WORKERS), words[0], str(self.dev.directory), *words[1:])
+
+    def program(self, path: Path, *words: str) -> "subprocess.Popen[str]":
+        """Another program, which is told the cluster's directory first."""
+        return self._start(str(path), str(self.dev.directory), *words)
+
+    def _start(self, *words: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, str(WORKERS), words[0], str(self.dev.directory), *words[1:]],
+            [sys.executable, *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)},
         )  # fmt: skip
         self._stack.callback(process.wait)
@@ -179,6 +189,37 @@ def test_p12_15_locks_are_switched_on_and_off_while_the_cluster_runs(dev_cluster
         cluster.switch_on("orders")
 
 
+def test_p12_22_locks_that_are_switched_off_and_on_at_once_work_again(cluster: Cluster) -> None:
+    """Also where one node hears of both at once, and keeps its process: its peers are others than before."""
+    master = cluster.dev.status()["master"]
+    settings = ControlClient(cluster.dev.directory / "nodes" / master / "control.sock", DEADLINE_S)
+
+    def switch() -> None:
+        for spaces in ("none", "orders"):
+            settings.operate("configure", setting="lockspaces", value=spaces)
+
+    def all_lock() -> bool:
+        for node in NODES:
+            cluster.await_locks(node)
+        clients = [cluster.connect(node) for node in NODES]
+        tokens = [client.space("orders").acquire("42", PR, timeout_s=10.0).token for client in clients]
+        assert tokens == sorted(set(tokens))
+        for client in clients:
+            client.close()
+        return True
+
+    switch()
+    wait("locks on all nodes", all_lock)  # the last process of one may have answered still
+    daemon = _process(cluster, next(node for node in NODES if node != master), DAEMON)
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        switch()
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    wait("locks on all nodes", all_lock)
+    assert {each["state"] for each in cluster.dev.status()["nodes"].values()} == {"joined"}
+
+
 def _is_refused(locks: Locks, space: str, words: str) -> bool:
     try:
         locks.space(space).acquire("x", no_queue=True).unlock()
@@ -245,14 +286,14 @@ def test_p12_20_what_is_asked_wrongly_is_refused_in_words_and_harms_nobody(clust
     space.acquire("x", EX, timeout_s=DEADLINE_S).unlock()
 
 
-def _lock_process(cluster: Cluster, node: str) -> int:
+def _process(cluster: Cluster, node: str, module: str) -> int:
     home = str(cluster.dev.directory / "nodes" / node)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().split(b"\0")
-            if b"muster.daemon.locks.run" in words and home.encode() in words:
+            if module.encode() in words and home.encode() in words:
                 return int(path.parent.name)
-    raise AssertionError(f"{node} has no lock process")
+    raise AssertionError(f"{node} has no process of {module}")
 
 
 def test_p12_19_a_lock_is_its_processs_and_not_its_connections(cluster: Cluster) -> None:
@@ -406,7 +447,7 @@ def test_p12_16_the_daemon_may_come_and_go_and_the_lock_process_may_not(fast_clu
     grant.convert(PR)
     assert not grant.is_lost
     waiting = cluster.connect("n0").space("orders")
-    os.kill(_lock_process(cluster, "n1"), struck)
+    os.kill(_process(cluster, "n1", LOCK_PROCESS), struck)
     waiting.acquire("42", EX, timeout_s=DEADLINE_S)
     assert wait("the proof", lambda: cluster.dev.status("n0")["nodes"]["n1"]["state"] == "inactive")
     assert held.is_lost
@@ -529,6 +570,73 @@ def test_p12_6_a_counter_is_exact_over_many_kills_hangs_and_pauses(fast_cluster:
         rounds += 1
     assert rounds >= 3
     counting.end()
+
+
+@pytest.mark.long
+def test_p12_2_p12_4_p12_6_what_clients_of_real_nodes_see_can_have_been(fast_cluster: Cluster) -> None:
+    """Under kills and hangs of nodes, and pauses of those who lock: see `lock_histories.py`."""
+    cluster = fast_cluster
+    locking = Locking(cluster, ("a", "b/c", "d"))
+    for number in range(3):
+        locking.until(300)
+        locking.pause(number)
+        locking.strike("kill", "n1")
+        locking.until(300)
+        cluster.await_locks("n1")
+        locking.strike("hang", "n2")
+        locking.until(300)
+        cluster.await_locks("n2")
+    locking.end()
+    assert judge(locking.events(), locking.faults) > 2000
+
+
+class Locking:
+    """Clients of all nodes lock at random, and say what they see."""
+
+    def __init__(self, cluster: Cluster, names: tuple[str, ...]) -> None:
+        self.cluster = cluster
+        self.faults: list[Fault] = []
+        self._lines: list[str] = []
+        self.workers = [cluster.program(HISTORIES, node, str(number), *names) for number, node in enumerate(NODES)]
+        self._threads = [threading.Thread(target=self._read, args=(each,), daemon=True) for each in self.workers]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, worker: "subprocess.Popen[str]") -> None:
+        assert worker.stdout is not None
+        self._lines.extend(worker.stdout)
+
+    def until(self, more: int) -> None:
+        """Until so many more events are told."""
+        target = len(self._lines) + more
+        wait(f"{more} more events", lambda: len(self._lines) >= target)
+
+    def pause(self, number: int) -> None:
+        """Pause one of those who lock, until others have gone on."""
+        self.workers[number].send_signal(signal.SIGSTOP)
+        self.until(30)
+        self.workers[number].send_signal(signal.SIGCONT)
+
+    def strike(self, how: str, node: str) -> None:
+        """Kill or hang a node, and boot it again when others have gone on."""
+        self.faults.append(Fault(node, time.monotonic_ns()))
+        self.cluster.dev.succeed("dev", how, node)
+        self.until(100)
+        self.cluster.dev.succeed("dev", "boot", node)
+
+    def end(self) -> None:
+        """End all."""
+        for worker in self.workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+        for worker in self.workers:
+            assert worker.wait(DEADLINE_S) == 0
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+
+    def events(self) -> list[Event]:
+        """All that was told."""
+        return [json.loads(line) for line in self._lines]
 
 
 def _count_under_faults(cluster: Cluster, counting: Counting, rounds: int, each: int) -> None:

@@ -45,7 +45,7 @@ from muster.core.locks.modes import (
     meanwhile,
 )
 from muster.core.locks.names import BUCKETS, MAXIMUM_VALUE, Bounds, bucket_of, name_problem, space_problem
-from muster.core.locks.recovery import Phase
+from muster.core.locks.recovery import Phase, life_of
 from muster.core.locks.resource import Lock, News, Resource, What
 from muster.records.levels import EVENT_MANAGER_LEVEL, TransitionKind
 from muster.records.transitions import Acknowledgement
@@ -74,13 +74,13 @@ class Few:
 
     def join(self, node: int, incarnation: int = 1) -> None:
         """A node boots, and joins."""
-        manager = self.managers[node] = LockManager(node, incarnation, self.bounds)
+        manager = self.managers[node] = LockManager(node, life_of(incarnation, 0), self.bounds)
         manager.follow_spaces([SPACE])
         self.seats[node] = Seat(self.master_of_level, node, incarnation, (LOCKS, EVENT_MANAGER_LEVEL))
         for other, peer in self.managers.items():
             if other != node:
                 manager.connected(other, peer.incarnation)
-                peer.connected(node, incarnation)
+                peer.connected(node, manager.incarnation)
         self.pump()
 
     def leave(self, node: int) -> None:
@@ -90,8 +90,23 @@ class Few:
 
     def die(self, node: int) -> None:
         """A node dies, and that is proven at once."""
-        self.master_of_level.dead.add((node, self.managers.pop(node).incarnation))
+        del self.managers[node]
+        self.master_of_level.dead.add((node, self.seats[node].incarnation))
         del self.seats[node]
+        self.pump()
+
+    def restart(self, node: int) -> None:
+        """The lock process of a node ends by its own wish, and another one registers before anybody has noticed."""
+        seat = self.seats[node]
+        seat.end_locks()
+        manager = self.managers[node] = LockManager(node, seat.life, self.bounds)
+        manager.follow_spaces([SPACE])
+        seat.begin_locks()
+        for other, peer in self.managers.items():
+            if other != node:
+                peer.lost(node)
+                manager.connected(other, peer.incarnation)
+                peer.connected(node, manager.incarnation)
         self.pump()
 
     def is_at_work(self) -> bool:
@@ -481,7 +496,7 @@ def test_p12_10_what_a_client_makes_grow_is_bounded_and_others_are_unharmed() ->
     assert (
         len(manager.tables.resources) == 3
         and not manager.tables.clients
-        and not manager.tables.directory.masters.keys() - manager.tables.resources.keys()
+        and not set(manager.tables.directory.keys()) - manager.tables.resources.keys()
     )
 
 
@@ -587,7 +602,7 @@ def test_p12_7_nothing_of_an_incarnation_that_is_gone_is_honoured() -> None:
     few.die(1)
     before = dict(few.managers[0].tables.resources[KEY].locks) if KEY in few.managers[0].tables.resources else {}
     for frame in frames:
-        few.managers[0].received(1, 1, frame)
+        few.managers[0].received(1, life_of(1, 0), frame)
     few.pump()
     assert late not in few.managers[0].tables.resources[KEY].locks
     assert few.managers[0].tables.resources[KEY].locks == before and held in before
@@ -839,7 +854,7 @@ def test_p12_7_what_is_said_to_a_node_is_not_heard_by_its_next_incarnation() -> 
     """The next life connects before the last one is forced out."""
     few = Few(2)
     few.lock(1, EX)
-    few.managers[0].connected(1, 2)
+    few.managers[0].connected(1, life_of(2, 0))
     waits = few.managers[0].request(1, SPACE, NAME, EX)
     assert not [each for each in few.managers[0].take() if isinstance(each, Send)]
     few.die(1)
@@ -912,3 +927,48 @@ def test_p12_14_waits_of_different_moments_make_no_circle() -> None:
     other = Edge((1, 1), 3, 1, "s:b", (0, 1), 4, (1, 1, 5))
     assert victim_of([one, other]) == other and victim_of([one]) is None
     assert victim_of({one, other} & {one, other._replace(serial=2)}) is None
+
+
+# ---- lives -----------------------------------------------------------------------------------------------------------
+
+
+def test_p12_22_each_lock_process_has_a_name_above_all_of_its_node_before() -> None:
+    second_ns = 1_000_000_000
+    lives = [
+        life_of(3, 5 * second_ns),
+        life_of(3, 5 * second_ns + second_ns // 2),
+        life_of(4, 0),
+        life_of(4, second_ns),
+    ]
+    assert lives == sorted(set(lives))
+    assert life_of(3, 1 << 62) < life_of(4, 0), "whatever the clock says"
+
+
+def test_p12_22_a_lock_process_that_ends_and_comes_again_at_once_joins_and_has_nothing_of_the_last_one() -> None:
+    few = Few(3)
+    few.lock(1, EX)
+    waits = few.lock(0, EX)
+    kept = few.lock(2, EX, name="orders/43")
+    assert not few.grants(waits)
+    few.restart(1)
+    assert not few.is_at_work()
+    assert few.grants(waits), "the last process is over, with all that it held"
+    assert few.grants(kept) and not few.grant(waits).valid, "it may have been about to write"
+    again = few.lock(1, PR, name="orders/43")
+    few.unlock(2, kept)
+    assert few.grants(again)
+
+
+def test_p12_22_what_an_earlier_process_has_said_is_not_heard() -> None:
+    few = Few(2)
+    few.lock(0, NL)
+    last = few.managers[1]
+    late = last.request(1, SPACE, NAME, EX)
+    frames = [each.frame for each in last.take() if isinstance(each, Send)]
+    assert frames
+    few.restart(1)
+    for frame in frames:
+        few.managers[0].received(1, last.incarnation, frame)
+    few.pump()
+    assert late not in few.managers[0].tables.resources[KEY].locks
+    assert few.grants(few.lock(1, EX))

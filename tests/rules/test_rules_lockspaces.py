@@ -123,7 +123,7 @@ def test_p12_17_the_members_are_those_as_of_the_step_whatever_has_entered_since(
         },
     )  # fmt: skip
     assert members_at(database, 10, step) == {
-        0: (7, True), 1: (7, True), 2: (7, False), 3: (7, True), 6: (7, True), 7: (7, True),
+        0: (7, True, 0), 1: (7, True, 0), 2: (7, False, 0), 3: (7, True, 0), 6: (7, True, 0), 7: (7, True, 0),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from muster.core import entries
 from muster.core.draft import Draft, Facts
 from muster.core.effects import Notify
-from muster.core.locks.recovery import BARRIERS, Kind, Member, Step
+from muster.core.locks.recovery import BARRIERS, Kind, Step, life_of, step_of
 from muster.core.membership import membership
 from muster.core.transitions import registration, transition
 from muster.core.transitions.subsystems import Subsystems
@@ -32,6 +32,7 @@ BELOW = Level(5, "below")
 LOCKS = Level(10, "locks", Barriers(BARRIERS[Kind.JOINING], BARRIERS[Kind.LEAVING], BARRIERS[Kind.FORCED_LEAVING]))
 LEVELS = (BELOW, LOCKS, EVENT_MANAGER_LEVEL)
 TERM = Term(1, 0)
+BETWEEN_PROCESSES_NS = 500_000_000
 
 
 class Evidence(NamedTuple):
@@ -117,6 +118,7 @@ class Seat:
         self.database.members = dict(master.database.members)
         self.database.transitions = dict(master.database.transitions)
         self.subsystems = Subsystems(node, incarnation)
+        self.registration = 0  # of the lock process
         for level in levels:
             self.subsystems.register(level)
 
@@ -146,10 +148,25 @@ class Seat:
         """What the node tells the master now."""
         levels = tuple(self.subsystems.levels.values())
         acknowledged = self.subsystems.acknowledged(self.database)
-        return Report(TERM, self.database.index, self.incarnation, "join", levels, acknowledged)
+        departed = self.subsystems.departed(self.database)
+        return Report(TERM, self.database.index, self.incarnation, "join", levels, acknowledged, departed=departed)
+
+    @property
+    def life(self) -> int:
+        """What names the lock process that is registered, or is about to be."""
+        return life_of(self.incarnation, self.registration)
+
+    def end_locks(self) -> None:
+        """The lock process ends by its own wish; the next one has another name (P12.22)."""
+        self.subsystems.unregister(LOCKS.number, departed=True)
+        self.registration += BETWEEN_PROCESSES_NS
+
+    def begin_locks(self) -> None:
+        """Another one registers."""
+        self.subsystems.register(LOCKS._replace(registration=self.registration))
 
     @staticmethod
     def _step(told: Notify) -> Step:
-        roster = {node: Member(*known) for node, known in told.members.items()}
+        life = told.incarnation, told.registration
         kind = Kind[told.kind.name]
-        return Step(told.transition, kind, told.node, told.incarnation, told.barrier, told.entry, roster)
+        return step_of(told.transition, kind, told.node, life, told.barrier, told.entry, told.members, alone=told.alone)

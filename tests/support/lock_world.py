@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from lock_transitions import Master, Seat
+from lock_transitions import LOCKS, Master, Seat
 from muster.core.locks.machine import LockManager, LockRefused
 from muster.core.locks.messages import (
     Acknowledge,
@@ -34,12 +34,13 @@ from muster.core.locks.messages import (
 )
 from muster.core.locks.modes import COMPATIBLE, GIVES_UP, KNOWS, NONE, WRITES, Mode, meanwhile
 from muster.core.locks.names import Bounds
-from muster.core.locks.recovery import Phase
+from muster.core.locks.recovery import Phase, life_of
+from muster.core.transitions.transition import registration_of
 from muster.records.levels import NodeState, TransitionKind
 from muster.records.transitions import ENTRIES_TOGETHER, Acknowledgement, Transition
 
 SPACE = "s"
-Incarnation = tuple[int, int]  # node, incarnation
+Incarnation = tuple[int, int]  # node, life
 
 
 class Broken(AssertionError):
@@ -156,12 +157,13 @@ class Checker:
         """It runs no more, though nobody knows: what it holds counts on, what it waits for does not."""
         self.waits = {lock: other for lock, other in self.waits.items() if other != owner}
 
-    def proven_dead(self, owner: Incarnation, epoch: int, *, only_held: bool = False) -> None:
-        """What it held may be taken over from the round `epoch` on."""
-        if only_held and not any(held.owner == owner for held in self.held.values()):
+    def proven_dead(self, last: Incarnation, epoch: int, *, only_held: bool = False) -> None:
+        """What a node held in all its lives up to this one may be taken over from the round `epoch` on."""
+        over = {held.owner for held in self.held.values() if held.owner[0] == last[0] and held.owner <= last}
+        if only_held and not over:
             return
         for lock, held in list(self.held.items()):
-            if held.owner == owner:
+            if held.owner in over:
                 block = self.block(held.key)
                 if WRITES[held.mode]:
                     block.lost_epoch, block.lost_mode = epoch, held.mode
@@ -189,16 +191,18 @@ class Connection:
 
 
 class Host:
-    """One incarnation of a node."""
+    """One incarnation of a node, with one lock process."""
 
-    def __init__(self, node: int, incarnation: int, master: Master) -> None:
+    def __init__(self, node: int, incarnation: int, master: Master, seat: Seat | None = None) -> None:
+        """`seat`: of the node, where it has had another lock process before."""
         self.node, self.incarnation = node, incarnation
-        self.manager = LockManager(node, incarnation, Bounds(idle=3, piece=1))
+        self.seat = seat or Seat(master, node, incarnation)
+        self.life = self.seat.life
+        self.manager = LockManager(node, self.life, Bounds(idle=3, piece=1))
         self.manager.follow_spaces([SPACE])
         self.alive = True
         self.paused = False
         self.deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        self.seat = Seat(master, node, incarnation)
         self.works = False
         self.links: dict[int, Connection] = {}  # those that it knows of
         self.locks: dict[LockId, tuple[int, str]] = {}  # client and key
@@ -209,8 +213,13 @@ class Host:
 
     @property
     def identity(self) -> Incarnation:
-        """Node and incarnation."""
-        return self.node, self.incarnation
+        """Node, and the life of its lock process."""
+        return self.node, self.life
+
+
+def last_life(node: int, incarnation: int) -> Incarnation:
+    """The last that one incarnation of a node can have had."""
+    return node, life_of(incarnation + 1, 0) - 1
 
 
 class World:
@@ -229,14 +238,27 @@ class World:
         self.cut: set[frozenset[int]] = set()
         self.master = Master(self.nodes)
         self.master.on_entry = self.entered
-        open_ = self.master.database.transitions
-        self.checker = Checker(lambda: not any(each.kind is TransitionKind.FORCED_LEAVING for each in open_.values()))
+        self.ended: dict[int, tuple[int, int]] = {}  # nodes whose lock process has ended by its own wish -> which
+        self.checker = Checker(self.is_quiet)
         self.faults, self.actions = faults, actions
         self.keys = [f"orders/{number}" for number in range(names)]
         self.told: dict[str, int] = {}
         self.draining = False
         self.values = 0
         self.delay_us = self.random.choice([30, 300, 3000])
+
+    def is_quiet(self) -> bool:
+        """Whether nobody can be told what only the dead would hear."""
+        open_ = self.master.database.transitions.values()
+        lost = any(each.kind is TransitionKind.FORCED_LEAVING for each in open_)
+        return not lost and not any(map(self.is_ending, self.ended))
+
+    def is_ending(self, node: int) -> bool:
+        """Whether the record still has the node's last lock process, which has ended."""
+        member = self.master.member(node)
+        there = {each.identity for each in (*member.levels, *(gone.level for gone in member.gone))}
+        incarnation, registration = self.ended.get(node, (-1, 0))
+        return member.incarnation == incarnation and (LOCKS.number, registration) in there
 
     # time
 
@@ -292,7 +314,7 @@ class World:
     def connected(host: Host, peer: Host, connection: Connection) -> None:
         """A host learns of a connection."""
         host.links[peer.node] = connection
-        host.manager.connected(peer.node, peer.incarnation)
+        host.manager.connected(peer.node, peer.life)
 
     @staticmethod
     def lost(host: Host, peer: Host, connection: Connection) -> None:
@@ -325,7 +347,7 @@ class World:
     def arrive(self, connection: Connection, host: Host, peer: Host, frame: Frame) -> None:
         """A frame arrives, if its connection lasts."""
         if connection.up:
-            self.deliver(peer, peer.manager.received, host.node, host.incarnation, frame)
+            self.deliver(peer, peer.manager.received, host.node, host.life, frame)
 
     def kill(self, host: Host) -> None:
         """A node dies; that is proven later."""
@@ -338,12 +360,12 @@ class World:
 
     def prove(self, host: Host) -> None:
         """Its death is proven: only now may anything of it be taken over."""
-        self.master.dead.add(host.identity)
+        self.master.dead.add((host.node, host.incarnation))
         self.decide()
 
     def grow_silent(self, host: Host) -> None:
         """Its lease has run out: nobody waits for it any more, and nothing of it may be taken over."""
-        self.master.silent.add(host.identity)
+        self.master.silent.add((host.node, host.incarnation))
         self.decide()
 
     def report(self, host: Host) -> None:
@@ -359,11 +381,16 @@ class World:
             pass
         for node, incarnation in self.master.dead:
             member = self.master.member(node)
-            is_gone = member.incarnation > incarnation or member.state is NodeState.INACTIVE
+            has_passed = member.state is NodeState.FORCED_LEAVING and LOCKS.number not in member.inside
+            is_gone = member.incarnation > incarnation or member.state is NodeState.INACTIVE or has_passed
             if is_gone and member.incarnation >= incarnation:  # perhaps nobody was there to be told
-                self.checker.proven_dead(
-                    (node, incarnation), self.master.database.index * ENTRIES_TOGETHER, only_held=True
-                )
+                index = self.master.database.index
+                self.checker.proven_dead(last_life(node, incarnation), index * ENTRIES_TOGETHER, only_held=True)
+        index = self.master.database.index
+        for node, (incarnation, registration) in self.ended.items():
+            if not self.is_ending(node):
+                last = node, life_of(incarnation, registration)
+                self.checker.proven_dead(last, index * ENTRIES_TOGETHER, only_held=True)
         if self.master.database.index > before:
             for host in self.hosts.values():
                 if host.alive:
@@ -371,8 +398,12 @@ class World:
 
     def entered(self, transition: Transition) -> None:
         """A transition has come to the locks' level."""
+        node, incarnation = transition.node, transition.incarnation
         if transition.kind is TransitionKind.FORCED_LEAVING:
-            self.checker.proven_dead((transition.node, transition.incarnation), transition.entry)
+            self.checker.proven_dead(last_life(node, incarnation), transition.entry)
+        elif transition.kind is TransitionKind.LEAVING and transition.late:
+            registration = registration_of(self.master.member(node), LOCKS.number)
+            self.checker.proven_dead((node, life_of(incarnation, registration)), transition.entry)
 
     def apply(self, host: Host) -> None:
         """Some of the entries that are there; the others later."""
@@ -395,7 +426,13 @@ class World:
                 host.manager.told(step)  # a restarted daemon tells it again
         for other in others:
             delay = self.random.choice([1, self.delay_us, 20 * self.delay_us])
-            self.after(self.random.randrange(delay), self.deliver, host, self.acknowledge_elsewhere, host, other)
+            self.after(self.random.randrange(delay), self.elsewhere, host, other)
+
+    def elsewhere(self, host: Host, step: Acknowledgement) -> None:
+        """Another level of a node has done its part, whichever lock process runs there by now."""
+        now = self.hosts[host.node]
+        host = now if now.seat is host.seat else host
+        self.deliver(host, self.acknowledge_elsewhere, host, step)
 
     def acknowledge_elsewhere(self, host: Host, step: Acknowledgement) -> None:
         """Another level has done its part."""
@@ -579,7 +616,7 @@ class World:
     def fault(self) -> None:
         """One random fault, or a join or leave."""
         alive = [host for host in self.hosts.values() if host.alive]
-        what = self.random.choice(["kill", "kill", "pause", "cut", "cut", "join", "join", "leave", "leave"])
+        what = self.random.choice(["kill", "kill", "pause", "cut", "cut", "join", "join", "leave", "leave", "restart"])
         node = self.random.randrange(self.nodes)
         host = self.hosts.get(node)
         done = True
@@ -597,10 +634,39 @@ class World:
         elif what == "leave" and host is not None and host.alive and len(alive) > 2 and self.master.may_leave(node):
             self.master.leave(node)
             self.decide()
+        elif what == "restart" and host is not None and self.may_restart(host):
+            self.restart(host)
         else:
             done = False
         if done:
             self.told[what] = self.told.get(what, 0) + 1
+
+    def may_restart(self, host: Host) -> bool:
+        """Whether its lock process is in the level, and its node at rest."""
+        member = self.master.member(host.node)
+        settled = member.state is NodeState.JOINED and not member.gone and LOCKS.number in member.inside
+        return host.alive and not host.paused and settled and not self.is_ending(host.node)
+
+    def restart(self, host: Host) -> None:
+        """Locks are switched off and on again, before others notice: it is another process (P12.22)."""
+        self.ended[host.node] = host.incarnation, host.seat.registration
+        host.seat.end_locks()
+        host.alive = False
+        self.checker.died(host.identity)
+        new = self.hosts[host.node] = Host(host.node, host.incarnation, self.master, host.seat)
+        new.manager.is_paced = host.manager.is_paced
+        for other in self.hosts.values():
+            if other is not new:
+                self.after(self.random.randrange(1, 2000), self.connect, new, other)
+        self.after(self.random.randrange(1, 20 * self.delay_us), self.registers, new)
+        self.after(self.random.randrange(1, self.delay_us), self.report, new)
+        self.deliver(new, self.apply, new)
+
+    def registers(self, host: Host) -> None:
+        """A new lock process has begun."""
+        if host.alive:
+            host.seat.begin_locks()
+            self.deliver(host, self.apply, host)
 
     def pause(self, host: Host) -> None:
         """A short one goes on afterwards; a long one outlives the lease, and the node ends before it does anything."""
@@ -636,6 +702,8 @@ class World:
         for _ in range(self.faults):
             self.after(self.random.randrange(1000, length), self.fault)
         self.until(length)
+        while not self.told:
+            self.fault()
         self.settle()
         self.agree()
         self.drain()

@@ -59,6 +59,7 @@ class AsyncSubsystem:
         self.level: int = request["arguments"]["level"]
         self.node = ""
         self.incarnation = 0
+        self.registration = 0  # tells this one from others of its level on the same incarnation; grows
         self._token = ""
         self._converses = False  # whether the daemon hears operations on the subsystem's own connection
         self._unsaid: list[bytes] = []  # lines for it that leave together
@@ -82,6 +83,7 @@ class AsyncSubsystem:
             self._close_streams()
             raise
         self._token, self.node, self.incarnation = first["token"], first["node"], first["incarnation"]
+        self.registration = first.get("registration", 0)
         self._converses = bool(first.get("converses", False))
         self._pump = asyncio.create_task(self._run())
 

@@ -60,7 +60,9 @@ class Told:
     vector: Mapping[str, str]
     epoch: int
     entry: int = 0  # what the step is called at its level: the same on all nodes, in the order in which they entered it
-    members: Mapping[int, tuple[int, bool]] = field(default_factory=dict)  # as of that: incarnation, whether it stays
+    members: Mapping[int, tuple[int, bool, int]] = field(default_factory=dict)  # incarnation, whether it stays, program
+    registration: int = 0  # which of its programs at this level this is about; grows within one incarnation
+    alone: bool = False  # only this program comes or goes, and not its node
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def told_from(line: Document) -> Told:
     return Told(
         line["transition"], line["level"], line["barrier"], line["node"], line["incarnation"], Kind(line["kind"]),
         line["vector"], line["epoch"], line.get("entry", 0),  # a daemon of an earlier release does not say
-        {int(node): (known[0], known[1]) for node, known in line.get("members", {}).items()},
+        {int(node): (known[0], known[1], sum(known[2:])) for node, known in line.get("members", {}).items()},
+        line.get("registration", 0), line.get("alone", False),
     )  # fmt: skip
 
 

@@ -94,7 +94,8 @@ class Notify(Struct, frozen=True):
     """Notify the local subsystem of `level` (SPEC 3.4, 3.5); answered by `Acknowledged`, now or much later.
 
     `vector` is the state of every node; `epoch` the fencing token (SPEC 7.7). `entry` names the step at its level, and
-    `members` are those of the level as of that: incarnation, and whether it stays (P12.17).
+    `members` are those of the level as of that: incarnation, whether it stays, and registration (P12.17).
+    `registration` is that of the node's program at this level, and `alone` says that only that comes or goes.
     """
 
     level: int
@@ -106,7 +107,9 @@ class Notify(Struct, frozen=True):
     vector: dict[int, NodeState]
     epoch: int
     entry: int = 0
-    members: dict[int, tuple[int, bool]] = {}
+    members: dict[int, tuple[int, bool, int]] = {}
+    registration: int = 0
+    alone: bool = False
 
 
 class AskSubsystem(Struct, frozen=True):

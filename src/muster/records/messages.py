@@ -31,6 +31,7 @@ class Hello(Struct, frozen=True, array_like=True, tag=1):
     incarnation: Count
     lowest_version: Count
     highest_version: Count
+    process: Count = 0  # which process of that incarnation, where it is no daemon (P12.22); of a daemon always 0
 
 
 class PlaceAwaited(Struct, frozen=True, array_like=True):

@@ -1,10 +1,8 @@
 """Locks for asyncio programs."""
 
 import asyncio
-import base64
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii as quoted
@@ -12,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from muster.client.address import socket_path
-from muster.client.locks.exchange import Exchange, Told
-from muster.client.locks.terms import EX, MODES, SOCKET_FILE, LocksLost, Mode, Token
+from muster.client.locks.exchange import Exchange
+from muster.client.locks.grants import Granted, Knowledge, Space, Wish
+from muster.client.locks.terms import EX, SOCKET_FILE, LocksLost, Mode
 
 CONNECT_S = 10.0
 
@@ -21,26 +20,14 @@ Document = dict[str, Any]
 Blocking = Callable[["AsyncGrant", Mode], object]
 
 
-class AsyncGrant:
+class AsyncGrant(Granted):
     """A lock that this program has."""
 
-    __slots__ = ("_exchange", "_on_blocking", "is_lost", "lock", "mode", "name", "space", "token", "valid", "value")
+    __slots__ = ("_exchange", "_on_blocking")
 
-    def __init__(self, exchange: Exchange, space: str, name: str, on_blocking: Blocking | None) -> None:
-        self._exchange, self.space, self.name = exchange, space, name
-        self._on_blocking = on_blocking
-        self.lock = 0
-        self.mode: Mode = Mode.NL
-        self.token = Token(0, 0)
-        self.value = b""  # the value block, as it was granted
-        self.valid = True  # whether the block is what was written last: a writer may have been lost
-        self.is_lost = False
-
-    def take(self, told: Told) -> None:
-        """What the lock process has granted."""
-        _, _, self.lock, mode, epoch, counter, value, self.valid = told
-        self.mode, self.token = Mode(mode), Token(epoch, counter)
-        self.value = base64.b64decode(value) if value else b""
+    def __init__(self, exchange: Exchange, known: Knowledge, on_blocking: Blocking | None) -> None:
+        super().__init__(known)
+        self._exchange, self._on_blocking = exchange, on_blocking
 
     async def convert(
         self, mode: Mode, *, value: bytes | None = None, no_queue: bool = False, timeout_s: float = 0.0
@@ -49,18 +36,15 @@ class AsyncGrant:
 
         Raises `NotGranted`: the lock is what it was; `Refused`; `LocksLost`.
         """
-        asked = f"{self.lock},{_mode(mode):d},{_truth(no_queue)},{_wait_ms(timeout_s)},{_value(value)}"
-        self.take(await self._exchange.ask("convert", asked, self.where, self.take))
+        known = self.known
+        asked = known.conversion(mode, value, no_queue, timeout_s)
+        known.take(await self._exchange.ask("convert", asked, known.where, known.take))
 
     async def unlock(self, value: bytes | None = None) -> None:
         """Give it up; `value` is written to the block by a writer. Raises `Refused`, `LocksLost`."""
-        self._exchange.granted.pop(self.lock, None)
-        await self._exchange.ask("unlock", f"{self.lock},{_value(value)}", self.where)
-
-    @property
-    def where(self) -> str:
-        """What errors name as their place."""
-        return f"lock {self.space}:{self.name}"
+        known = self.known
+        self._exchange.granted.pop(known.lock, None)
+        await self._exchange.ask("unlock", known.unlocking(value), known.where)
 
     def somebody_waits(self, mode: int) -> None:
         """To have it in this mode."""
@@ -69,7 +53,7 @@ class AsyncGrant:
 
     def lose(self) -> None:
         """It is this program's no more."""
-        self.is_lost = True
+        self.known.is_lost = True
 
 
 class AsyncLocking:
@@ -78,19 +62,14 @@ class AsyncLocking:
     When the lock is lost, the task in the block is cancelled, and the block ends with `LocksLost`.
     """
 
-    def __init__(
-        self, space: "AsyncSpace", name: str, mode: Mode, no_queue: bool, timeout_s: float, on_blocking: Blocking | None
-    ) -> None:
-        self._space, self._name, self._mode, self._no_queue = space, name, mode, no_queue
-        self._timeout_s, self._on_blocking = timeout_s, on_blocking
+    def __init__(self, space: "AsyncSpace", wish: Wish, on_blocking: Blocking | None) -> None:
+        self._space, self._wish, self._on_blocking = space, wish, on_blocking
         self._grant: AsyncGrant | None = None
         self._task: asyncio.Task[Any] | None = None
         self._why: LocksLost | None = None
 
     async def __aenter__(self) -> AsyncGrant:
-        self._grant = await self._space.acquire(
-            self._name, self._mode, no_queue=self._no_queue, timeout_s=self._timeout_s, on_blocking=self._on_blocking
-        )
+        self._grant = await self._space.grant(self._wish, self._on_blocking)
         self._task = asyncio.current_task()
         self._space.exchange.blocks.add(self)
         return self._grant
@@ -116,24 +95,16 @@ class AsyncLocking:
             self._task.cancel()
 
 
-class AsyncSpace:
+class AsyncSpace(Space[AsyncLocking]):
     """A lockspace of the cluster."""
 
     def __init__(self, exchange: Exchange, name: str) -> None:
-        self.exchange, self.name = exchange, name
+        super().__init__(name)
+        self.exchange = exchange
         self._quoted = quoted(name)
 
-    def lock(
-        self,
-        name: str,
-        mode: Mode = EX,
-        *,
-        no_queue: bool = False,
-        timeout_s: float = 0.0,
-        on_blocking: Blocking | None = None,
-    ) -> AsyncLocking:
-        """A lock for the time of an `async with` block; the arguments are those of `acquire`."""
-        return AsyncLocking(self, name, mode, no_queue, timeout_s, on_blocking)
+    def _block(self, wish: Wish, on_blocking: Blocking | None) -> AsyncLocking:
+        return AsyncLocking(self, wish, on_blocking)
 
     async def acquire(
         self,
@@ -149,11 +120,14 @@ class AsyncSpace:
         `on_blocking(grant, mode)` is called when somebody waits to have it in `mode`. Raises `NotGranted`, `Refused`,
         `LocksLost`. A task that is cancelled while it waits takes its request back.
         """
-        exchange = self.exchange
-        grant = AsyncGrant(exchange, self.name, name, on_blocking)
-        asked = f"{self._quoted},{quoted(name)},{_mode(mode):d},{_truth(no_queue)},{_wait_ms(timeout_s)}"
-        grant.take(await exchange.ask("lock", asked, grant.where, exchange.give_back))
-        exchange.granted[grant.lock] = grant
+        return await self.grant(Wish(name, mode, no_queue, timeout_s), on_blocking)
+
+    async def grant(self, wish: Wish, on_blocking: Blocking | None) -> AsyncGrant:
+        """What was wished for; as `acquire`."""
+        exchange, known = self.exchange, Knowledge(self.name, wish.name)
+        asked = wish.words(self._quoted)
+        known.take(await exchange.ask("lock", asked, known.where, exchange.give_back))
+        grant = exchange.granted[known.lock] = AsyncGrant(exchange, known, on_blocking)
         return grant
 
 
@@ -197,26 +171,6 @@ class AsyncLocks:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _mode(mode: Mode) -> Mode:
-    if not isinstance(mode, Mode):
-        raise TypeError(f"mode is {mode!r}: pass one of muster.locks: {MODES}")
-    return mode
-
-
-def _truth(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _wait_ms(timeout_s: float) -> int:
-    if not 0 <= timeout_s < math.inf:
-        raise ValueError("timeout_s is 0 (for ever) or more seconds")
-    return math.ceil(timeout_s * 1000)
-
-
-def _value(value: bytes | None) -> str:
-    return "null" if value is None else f'"{base64.b64encode(value).decode()}"'
 
 
 async def connect_async(

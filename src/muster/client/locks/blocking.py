@@ -7,41 +7,21 @@ from typing import Any, Self
 
 from muster.client.blocking import LoopThread
 from muster.client.locks.asynchronous import CONNECT_S, AsyncGrant, AsyncLocks, connect_async
-from muster.client.locks.terms import EX, LocksLost, Mode, Token
+from muster.client.locks.grants import Granted, Wish
+from muster.client.locks.grants import Space as AnySpace
+from muster.client.locks.terms import EX, LocksLost, Mode
 
 Blocking = Callable[["Grant", Mode], object]
 
 
-class Grant:
+class Grant(Granted):
     """A lock that this program has."""
 
+    __slots__ = ("_inner", "_loop")
+
     def __init__(self, loop: LoopThread, inner: AsyncGrant) -> None:
+        super().__init__(inner.known)
         self._loop, self._inner = loop, inner
-
-    @property
-    def token(self) -> Token:
-        """Above that of every owner before."""
-        return self._inner.token
-
-    @property
-    def mode(self) -> Mode:
-        """What it has now."""
-        return self._inner.mode
-
-    @property
-    def value(self) -> bytes:
-        """The value block, as it was granted."""
-        return self._inner.value
-
-    @property
-    def valid(self) -> bool:
-        """Whether the block is what was written last: a writer may have been lost."""
-        return self._inner.valid
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it is this program's no more. What must not happen then must be guarded by the token all the same."""
-        return self._inner.is_lost
 
     def convert(
         self, mode: Mode, *, value: bytes | None = None, no_queue: bool = False, timeout_s: float = 0.0
@@ -77,26 +57,15 @@ class Locking:
             raise LocksLost(what, "muster.locks", "look whether the token has kept others' work safe")
 
 
-class Space:
+class Space(AnySpace[Locking]):
     """A lockspace of the cluster."""
 
     def __init__(self, client: "Locks", name: str) -> None:
-        self._client, self.name = client, name
+        super().__init__(name)
+        self._client = client
 
-    def lock(
-        self,
-        name: str,
-        mode: Mode = EX,
-        *,
-        no_queue: bool = False,
-        timeout_s: float = 0.0,
-        on_blocking: Blocking | None = None,
-    ) -> Locking:
-        """A lock for the time of a `with` block; the arguments are those of `acquire`."""
-        return Locking(
-            lambda: self.acquire(name, mode, no_queue=no_queue, timeout_s=timeout_s, on_blocking=on_blocking),
-            self._client,
-        )
+    def _block(self, wish: Wish, on_blocking: Blocking | None) -> Locking:
+        return Locking(lambda: self._grant(wish, on_blocking), self._client)
 
     def acquire(
         self,
@@ -108,11 +77,12 @@ class Space:
         on_blocking: Blocking | None = None,
     ) -> Grant:
         """A lock, when it is granted; as `AsyncSpace.acquire`. `on_blocking` is called in a thread of this package."""
+        return self._grant(Wish(name, mode, no_queue, timeout_s), on_blocking)
+
+    def _grant(self, wish: Wish, on_blocking: Blocking | None) -> Grant:
         loop, inner = self._client.parts
         blocked = None if on_blocking is None else lambda grant, wanted: on_blocking(Grant(loop, grant), wanted)
-        space = inner.space(self.name)
-        found = loop.call(space.acquire(name, mode, no_queue=no_queue, timeout_s=timeout_s, on_blocking=blocked))
-        return Grant(loop, found)
+        return Grant(loop, loop.call(inner.space(self.name).grant(wish, blocked)))
 
 
 class Locks:

@@ -16,12 +16,12 @@ from typing import Any, Protocol, cast
 from muster.client.address import reachable
 from muster.client.answers import unreachable
 from muster.client.errors import Refused
+from muster.client.locks.grants import Told
 from muster.client.locks.terms import LocksLost, NotGranted
 
 MAXIMUM_LINE_BYTES = 16 * 1024 * 1024  # of an answer
 MAXIMUM_NAME_CHARACTERS = 64
 
-Told = list[Any]  # one line, taken apart
 Late = Callable[[Told], None]
 
 

@@ -347,17 +347,17 @@ class Locking:
         if not self._recovery.stays(node):
             return  # it leaves, and waits for nothing any more: never does it become a master after it has stopped
         bucket = bucket_of(key)
-        master: int | None = self._node if key in self.tables.resources else directory.masters.get(key)
-        lost = master is not None and not self._recovery.stays(master)
+        master = self._node if key in self.tables.resources else directory.master(key)
+        lost = master != NOBODY and not self._recovery.stays(master)
         unsettled = lost or bucket in self._recovery.moving or key in self._recovery.unsettled
         if unsettled or self._recovery.places[bucket] != self._node:
             self.finds.append((node, message))
             return
         mark: Token = NO_TOKEN
-        if master is None:
+        if master == NOBODY:
             master = node
             if node != self._node:  # what it masters itself, it knows by its resources
-                directory.masters[key] = node
+                directory.note(key, node)
         if master == node:
             mark = directory.marks.get(bucket, NO_TOKEN)
         self._send(node, Found(key, message.turn, master, max(mark, (self._recovery.resumed, 0))))

@@ -22,7 +22,7 @@ from muster.core.locks.messages import (
 )
 from muster.core.locks.modes import NONE
 from muster.core.locks.names import Bounds, bucket_of
-from muster.core.locks.recovery import BARRIERS, MASK, Kind, Member, Phase, Recovery, Step, Work
+from muster.core.locks.recovery import AT_ONCE, BARRIERS, MASK, Kind, Member, Phase, Recovery, Step, Work
 from muster.core.locks.wires import Wires
 
 
@@ -51,7 +51,8 @@ class Rounds:
 
     def told(self, step: Step) -> None:
         """One barrier of one transition (P12.11). Told twice, it is the same one."""
-        recovery, is_own = self._recovery, step.node == self._node
+        recovery = self._recovery
+        is_own = (step.node, step.incarnation) == (self._node, self._incarnation)
         if self.is_out or not (recovery.roster or is_own):
             self._told_outside(step)
             return
@@ -89,7 +90,7 @@ class Rounds:
         recovery, tables = self._recovery, self._tables
         recovery.begin(step)
         self._search.give_up()
-        if step.kind is Kind.FORCED_LEAVING:
+        if step.kind in AT_ONCE:
             self._wires.bid_farewell(step.node, step.incarnation)
             self._may_hold_absent = True
             self._locking.finds = [(node, find) for node, find in self._locking.finds if node != step.node]
@@ -137,8 +138,9 @@ class Rounds:
         """As far as the round can go now."""
         recovery = self._recovery
         for work in list(recovery.work.values()):
-            if work.step.barrier == 2 and recovery.has_emptied(work.step.node):
-                self._see_off(work.step.node)
+            step = work.step
+            if step.kind is Kind.LEAVING and step.barrier == 2 and recovery.has_emptied(step.node):
+                self._see_off(step.node)
         if self._job is None:
             if recovery.all_have_stopped:
                 self._start(self._tell_all())
@@ -215,7 +217,7 @@ class Rounds:
         recovery, tables = self._recovery, self._tables
         recovery.resume()
         mine = {bucket for bucket, node in enumerate(recovery.places) if node == self._node}
-        tables.directory.prune(mine, {node for node, member in recovery.roster.items() if member.stays})
+        yield from tables.directory.prune(mine, {node for node, member in recovery.roster.items() if member.stays})
         for number, key in enumerate(list(tables.frozen)):
             if number % self._bounds.piece == 0:
                 yield
@@ -234,8 +236,11 @@ class Rounds:
         while self._locking.held:  # one after the other: what one frees may be granted to another, which is to end
             self._locking.go_on_with_held()
             yield
-        for key in [key for key, resource in tables.resources.items() if resource.is_empty]:
-            self._locking.rests(key)
+        for number, (key, resource) in enumerate(list(tables.resources.items())):
+            if number % self._bounds.piece == 0:
+                yield
+            if resource.is_empty and tables.resources.get(key) is resource:
+                self._locking.rests(key)
 
     # ---- its end
 

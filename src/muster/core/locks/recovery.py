@@ -14,7 +14,7 @@ were ready, so all agree on it); else it is told again to whom the newer layout 
 round it knows to have been resumed, so all judge alike, by the same messages.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
@@ -50,13 +50,26 @@ class Kind(IntEnum):
     JOINING = 1
     LEAVING = 2
     FORCED_LEAVING = 3
+    ENDED = 4  # a leave of which nothing more comes: the lock process has ended by its own wish, and its node has not
 
 
-BARRIERS = {Kind.JOINING: 2, Kind.LEAVING: 3, Kind.FORCED_LEAVING: 2}
+BARRIERS = {Kind.JOINING: 2, Kind.LEAVING: 3, Kind.FORCED_LEAVING: 2, Kind.ENDED: 3}
+AT_ONCE = frozenset({Kind.FORCED_LEAVING, Kind.ENDED})  # all that its node has had is over with the first barrier
+LIFE_BITS = 40  # of a registration, in units of about a millisecond
+_REGISTRATION_UNIT_BITS = 20
+
+
+def life_of(incarnation: int, registration: int) -> int:
+    """What names one lock process of a node: above all earlier ones, also of the same incarnation (P12.22).
+
+    `registration`: nanoseconds of the machine's clock, as registrations are numbered; two of them are far more than a
+    millisecond apart, for the runner pauses between two processes.
+    """
+    return incarnation << LIFE_BITS | registration >> _REGISTRATION_UNIT_BITS & (1 << LIFE_BITS) - 1
 
 
 class Member(NamedTuple):
-    """A node of the level; one that leaves takes part, and gets nothing more."""
+    """A node of the level; one that leaves takes part, and gets nothing more. `incarnation`: the life that it has."""
 
     incarnation: int
     stays: bool = True
@@ -77,6 +90,32 @@ class Step(NamedTuple):
     barrier: int
     entry: int
     roster: dict[int, Member]
+
+
+def step_of(
+    transition: int,
+    kind: Kind,
+    node: int,
+    life: tuple[int, int],
+    barrier: int,
+    entry: int,
+    members: Mapping[int, tuple[int, bool, int]],
+    *,
+    alone: bool,
+) -> Step:
+    """A step as the level is told of it (P12.17, P12.22).
+
+    `life`: incarnation and registration of what it is about; `members`: incarnation, whether it stays, and registration
+    of each; `alone`: only a lock process comes or goes, and not its node.
+    """
+    incarnation, registration = life
+    number = life_of(incarnation, registration)
+    if kind is Kind.FORCED_LEAVING and not alone:
+        number = life_of(incarnation + 1, 0) - 1  # all that this incarnation of the node has ever run
+    if kind is Kind.LEAVING and alone:
+        kind = Kind.ENDED
+    roster = {each: Member(life_of(known[0], known[2]), known[1]) for each, known in members.items()}
+    return Step(transition, kind, node, number, barrier, entry, roster)
 
 
 class Work:
@@ -145,7 +184,7 @@ class Recovery:
             self.roster = {
                 node: member for node, member in step.roster.items() if (node, member.incarnation) not in self.seen_off
             }
-        if step.kind is Kind.FORCED_LEAVING:
+        if step.kind in AT_ONCE:
             self.forget(step.node)
             for key, last in self._handed.items():
                 if last.writer == step.node:
@@ -341,14 +380,15 @@ class Recovery:
         node that was the master once and died before it could say so. They have been granted nothing.
         """
         for node, keys in self._entries:
-            tables.directory.masters.update(dict.fromkeys(keys, node))
+            for key in keys:
+                tables.directory.note(key, node)
         self._entries = []
         for key in {**self._copies, **self._kept}:
             copies, kept = self._copies.get(key, []), self._kept.get(key, [])
             if not copies:
                 tables.directory.raise_mark(bucket_of(key), highest([each.token for each in kept]))
                 continue
-            master = tables.directory.masters.get(key, NOBODY)
+            master = tables.directory.master(key)
             if key in tables.resources or (master != self.node and self.stays(master)):
                 assert all(copy.mode == NONE for copy in copies), f"{key} has two masters"
                 yield key, copies

@@ -11,7 +11,7 @@ from muster.core.effects import Notify, Trace
 from muster.core.transitions import narration as history
 from muster.core.transitions import registration
 from muster.core.transitions.resident import Resident
-from muster.core.transitions.transition import members_at, told_at_level
+from muster.core.transitions.transition import members_at, registration_of, told_at_level
 from muster.records.database import Database
 from muster.records.levels import Level, NodeState, TransitionKind
 from muster.records.members import Member
@@ -138,6 +138,7 @@ class Subsystems:
                 step.level, transition.identity, transition.node, transition.incarnation, transition.kind,
                 transition.barrier, vectors[step.level], database.epoch, transition.entry,
                 members_at(database, step.level, transition),
+                registration_of(database.member(transition.node), step.level), transition.late,
             )  # fmt: skip
             resident = self._resident_of(step.level)
             notifications += (notify,) if resident is None else resident.told(notify)

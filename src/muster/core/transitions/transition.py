@@ -164,22 +164,32 @@ def state_at_level(member: Member, transition: Transition | None, level: int) ->
     return NodeState.INACTIVE if passed or level not in transition.levels else NodeState.JOINED
 
 
-def members_at(database: Database, level: int, step: Transition) -> dict[int, tuple[int, bool]]:
-    """Who is in `level` as of the entry by which `step` entered it: each one's incarnation, and whether it stays there.
+def members_at(database: Database, level: int, step: Transition) -> dict[int, tuple[int, bool, int]]:
+    """Who is in `level` as of the entry by which `step` entered it: incarnation, whether it stays, and registration.
 
-    What has entered later does not count (P12.17), so it is the same whenever a node is told of the step.
+    What has entered later does not count (P12.17), so it is the same whenever a node is told of the step. One whose
+    program has gone is there no more.
     """
     at_level = {each.node: each for each in database.transitions.values() if each.level == level and not each.awaits}
-    found: dict[int, tuple[int, bool]] = {}
+    found: dict[int, tuple[int, bool, int]] = {}
     for member in database.members.values():
         own = at_level.get(member.node)
         has_begun = own is not None and own.entry <= step.entry
         if own is None or (not has_begun and own.kind is not TransitionKind.JOINING):
             if level in member.inside:
-                found[member.node] = (own.incarnation if own is not None else member.incarnation, True)
-        elif has_begun and own.kind is not TransitionKind.FORCED_LEAVING:
-            found[member.node] = (own.incarnation, own.kind is TransitionKind.JOINING)
+                incarnation = own.incarnation if own is not None else member.incarnation
+                found[member.node] = (incarnation, True, registration_of(member, level))
+        elif has_begun and own.kind is TransitionKind.JOINING:
+            found[member.node] = (own.incarnation, True, registration_of(member, level))
+        elif has_begun and own.kind is TransitionKind.LEAVING and not own.late:
+            found[member.node] = (own.incarnation, False, registration_of(member, level))
     return found
+
+
+def registration_of(member: Member, level: int) -> int:
+    """The number of the program that the record has at this level of a node, also of one that is going (P3.13)."""
+    there = (*member.levels, *(gone.level for gone in member.gone))
+    return next((each.registration for each in there if each.number == level), 0)
 
 
 def open_late_join(draft: Draft, node: int, level: int) -> None:

@@ -295,6 +295,8 @@ class Registrations:
                 "epoch": effect.epoch,
                 "entry": effect.entry,
                 "members": {str(node): known for node, known in effect.members.items()},
+                "registration": effect.registration,
+                "alone": effect.alone,
             }
         )
         if not offered:  # not within the core's step
@@ -363,6 +365,7 @@ class Registrations:
                 "node": node.database.name_of(node.me),
                 "incarnation": node.incarnation,
                 "level": registration.level.number,
+                "registration": registration.level.registration,
                 "converses": True,
             }
             yield [first]

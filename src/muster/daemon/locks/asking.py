@@ -1,7 +1,7 @@
 """What the lock process asks its daemon, on the control socket (P12.15, P12.18)."""
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,7 +10,7 @@ from muster.client.protocol import ask, connect, next_line
 Document = dict[str, Any]
 
 
-async def stream(control: str, name: str, **arguments: int) -> AsyncGenerator[Document]:
+async def stream(control: str, name: str, **arguments: Sequence[int]) -> AsyncGenerator[Document]:
     """What a query answers, line by line, until its daemon ends. Raises `OSError`, `ClientError`."""
     streams = await connect(control)
     try:

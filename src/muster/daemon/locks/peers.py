@@ -1,11 +1,17 @@
-"""The channels between the lock processes of the nodes: the interconnect's ways, for another purpose (P12.18)."""
+"""The channels between the lock processes of the nodes: the interconnect's ways, for another purpose (P12.18).
+
+A node's process listens at the host of each of its addresses, on a port that the system chooses, and connects to those
+of all others: so there are as many paths as links. What a process says takes one of them; where that changes, the
+machine sends again all that was not acknowledged, for what is under way on the one may be lost or come later.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from muster.core.locks.messages import Copies, Edges, Entries, Frame, Handed
+from muster.core.locks.recovery import life_of
 from muster.daemon.locks.codec import LOCKS, Answer, Question, Received, written
 from muster.drivers.interconnect.mesh import Interconnect, Trust, parse_address
 from muster.records.timing import Profile
@@ -20,10 +26,23 @@ SEEK_S = 0.25  # between two questions where those are who are not connected
 Settings = dict[str, Any]
 
 
-def host_of(addresses: list[str]) -> str:
-    """The host at which a node's lock process listens, of the node's addresses: that of the first."""
-    host = parse_address(addresses[0])[0]
-    return f"[{host}]" if ":" in host else host
+def hosts_of(addresses: list[str]) -> list[str]:
+    """The hosts at which a node's lock process listens, one for each of the node's addresses (P1.8)."""
+    hosts = [parse_address(address)[0] for address in addresses]
+    return [f"[{host}]" if ":" in host else host for host in hosts]
+
+
+class Taker(Protocol):
+    """Whom the channels tell what happens on them."""
+
+    def connected(self, node: int, incarnation: int) -> None:
+        """There is a connection, or another one: all that was not acknowledged is to be sent again."""
+
+    def lost(self, node: int) -> None:
+        """There is none any more."""
+
+    def received(self, node: int, incarnation: int, frames: list[Frame]) -> None:
+        """Frames of a node, in order."""
 
 
 def entries_of(frame: Frame) -> int:
@@ -35,26 +54,14 @@ def entries_of(frame: Frame) -> int:
 
 
 class Peers:
-    """This node's end of all of them.
+    """This node's end of all of them. `asked(node, question)` and `answered(node, answer)`: what people want to see."""
 
-    `connected(node, incarnation)`, `lost(node)` and `received(node, incarnation, frames)` are the host's; `asked(node,
-    question)` and `answered(node, answer)` are for what people want to see.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        connected: Callable[[int, int], None],
-        lost: Callable[[int], None],
-        received: Callable[[int, int, list[Frame]], None],
-        tell: Callable[[str], None],
-    ) -> None:
-        self.incarnations: dict[int, int] = {}  # of who is connected
+    def __init__(self, settings: Settings, *, tell: Callable[[str], None]) -> None:
+        self.incarnations: dict[int, int] = {}  # lives of who is connected
         self._settings = settings
-        self._ports: dict[int, int] = {}
+        self._ports: dict[int, tuple[int, ...]] = {}
         self._waiting: dict[int, deque[Frame]] = {}  # frames that the interconnect has not been given
-        self._connected, self._lost, self._received = connected, lost, received
+        self._taker: Taker | None = None  # until this process has registered, it has no name for others to know
         self.asked: Callable[[int, Question], None] = lambda _node, _question: None
         self.answered: Callable[[int, Answer], None] = lambda _node, _answer: None
         self._loop = asyncio.get_running_loop()
@@ -62,20 +69,29 @@ class Peers:
         self._interconnect = Interconnect(
             settings["node"], settings["cluster"], settings["incarnation"], Profile(**settings["profile"]),
             on_message=self._on_message, on_connected=self._on_connected, on_lost=self._on_lost, on_trouble=tell,
-            codec=LOCKS, purpose=PURPOSE,
+            codec=LOCKS, purpose=PURPOSE, in_order=True, life_of=life_of,
         )  # fmt: skip
 
-    async def start(self, key: str) -> int:
-        """Listen at this node's first host; the port. `key` is the path of its private key.
+    async def start(self, key: str) -> None:
+        """Listen at this node's hosts; nobody is let in yet. `key` is the path of its private key.
 
-        Raises `CertificateRefused`, `InterconnectRefused`.
+        An address that cannot be had yet is tried again (P11.6). Raises `CertificateRefused`.
         """
         own = self._settings
-        listen = f"{host_of(own['nodes'][str(own['node'])]['addresses'])}:0"
-        await self._interconnect.start(listen, own["certificate"], key, own["authorities"])
+        listen = tuple(f"{host}:0" for host in hosts_of(own["nodes"][str(own["node"])]["addresses"]))
+        await self._interconnect.start(listen, own["certificate"], key, own["authorities"], patient=True)
         self._trust()
+
+    @property
+    def ports(self) -> list[int]:
+        """Where this process listens, in the order of its node's addresses; 0 where it cannot yet."""
+        return list(self._interconnect.ports)
+
+    def begin(self, registration: int, taker: Taker) -> None:
+        """This process is registered, so it has a name (P12.22): others may come, and what they say is the taker's."""
+        self._taker = taker
+        self._interconnect.set_process(registration)
         self._place()
-        return parse_address(self._interconnect.addresses[0])[1]
 
     def follow(self, settings: Settings) -> None:
         """What the daemon knows has changed. Raises `CertificateRefused`."""
@@ -88,19 +104,30 @@ class Peers:
         keys = {int(node): each["key"] for node, each in own["nodes"].items()}
         self._interconnect.set_trust(Trust(own["authorities"], keys), own["certificate"])
 
-    def found(self, ports: dict[int, int]) -> None:
+    def found(self, ports: dict[int, tuple[int, ...]]) -> None:
         """Where lock processes listen, as their daemons say."""
         self._ports.update(ports)
         self._place()
 
     def _place(self) -> None:
-        nodes = {int(node): each["addresses"] for node, each in self._settings["nodes"].items()}
+        nodes = {int(node): hosts_of(each["addresses"]) for node, each in self._settings["nodes"].items()}
         self._interconnect.set_peers(
             {
-                node: (f"{host_of(addresses)}:{self._ports[node]}",) if node in self._ports else ()
-                for node, addresses in nodes.items()
+                node: tuple(
+                    f"{host}:{port}" if port else ""
+                    for host, port in zip(hosts, self._ports.get(node, ()), strict=False)
+                )
+                for node, hosts in nodes.items()
             }
         )  # who has no port yet may come by itself
+
+    def paths(self, node: int) -> list[str]:
+        """How each link to a node is: `up`, `silent` or `down`."""
+        return [str(path["state"]) for path in self._interconnect.paths(node)]
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._interconnect.close()
 
     # ---- sending
 
@@ -145,12 +172,17 @@ class Peers:
     def _on_connected(self, node: int, incarnation: int) -> None:
         self._waiting.pop(node, None)  # the machine sends all of it again
         self.incarnations[node] = incarnation
-        self._connected(node, incarnation)
+        self._known_taker.connected(node, incarnation)
 
     def _on_lost(self, node: int, _cause: str) -> None:
         self._waiting.pop(node, None)
         self.incarnations.pop(node, None)
-        self._lost(node)
+        self._known_taker.lost(node)
+
+    @property
+    def _known_taker(self) -> Taker:
+        assert self._taker is not None, "nobody connects before `begin`"
+        return self._taker
 
     def _on_message(self, node: int, message: object) -> None:
         try:
@@ -164,7 +196,7 @@ class Peers:
             case Received(frames):
                 incarnation = self.incarnations.get(node)
                 if incarnation is not None:
-                    self._received(node, incarnation, frames)
+                    self._known_taker.received(node, incarnation, frames)
             case Question():
                 self.asked(node, message)
             case Answer():

@@ -22,7 +22,7 @@ from muster.client.address import SOCKET_FILE as CONTROL_SOCKET
 from muster.client.asynchronous import AsyncNotification, AsyncSubsystem, register_async
 from muster.client.errors import ClientError
 from muster.core.locks.machine import LockManager
-from muster.core.locks.recovery import Kind, Member, Step
+from muster.core.locks.recovery import Kind, Step, life_of, step_of
 from muster.daemon.locks.asking import first, record_break, stream
 from muster.daemon.locks.door import SOCKET_FILE, Door
 from muster.daemon.locks.host import Host
@@ -45,11 +45,11 @@ KINDS = {"joining": Kind.JOINING, "leaving": Kind.LEAVING, "forced-leaving": Kin
 Settings = dict[str, Any]
 
 
-def step_of(told: AsyncNotification, node: int) -> Step:
+def step_told(told: AsyncNotification, node: int) -> Step:
     """A notification as the machine takes it; `node`: the number of the node that it is about."""
-    roster = {number: Member(incarnation, stays) for number, (incarnation, stays) in told.members.items()}
+    life = told.incarnation, told.registration
     kind = KINDS[str(told.kind)]
-    return Step(told.transition, kind, node, told.incarnation, told.barrier, told.entry, roster)
+    return step_of(told.transition, kind, node, life, told.barrier, told.entry, told.members, alone=told.alone)
 
 
 class Process:
@@ -59,7 +59,6 @@ class Process:
         self._home, self._name = home, name
         self._control = str(home / CONTROL_SOCKET)
         self._settings: Settings = {}
-        self._port = 0
         self._subsystem: AsyncSubsystem | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.host: Host | None = None
@@ -73,26 +72,25 @@ class Process:
         """Until the cluster has no lockspaces any more. Raises `ClientError` and others: then the node fails."""
         self._settings = await self._first_settings()
         own = self._settings
-        manager = LockManager(own["node"], own["incarnation"])
-        manager.follow_spaces(own["spaces"])
-        host = self.host = Host(manager, self._send, self._acknowledge, self.tell)
-        self._peers = peers = Peers(
-            own, connected=host.connected, lost=host.lost, received=host.received,
-            tell=self.tell,
-        )  # fmt: skip
-        self._showing = Showing(host, peers, own["node"], self._names, self.tell, self._record_break)
-        self._port = await peers.start(str(self._home / KEY_FILE))
-        gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
-        door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
-        gc.collect()
-        gc.freeze()
-        following = self._spawn(self._follow_settings())
-        seeking = self._spawn(self._seek())
+        self._peers = peers = Peers(own, tell=self.tell)
+        await peers.start(str(self._home / KEY_FILE))
         levels = LOCK_MANAGER_LEVEL
         self._subsystem = await register_async(
             levels.name, levels.number, barriers=Barriers(*levels.barriers), deadline_s=DEADLINE_S, on_loss="fail",
             socket=self._control, reconnect_s=PATIENCE_S,
         )  # fmt: skip
+        registration = self._subsystem.registration
+        manager = LockManager(own["node"], life_of(own["incarnation"], registration))
+        manager.follow_spaces(own["spaces"])
+        host = self.host = Host(manager, self._send, self._acknowledge, self.tell)
+        self._showing = Showing(host, peers, own["node"], self._names, self.tell, self._record_break)
+        gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
+        door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
+        gc.collect()
+        gc.freeze()
+        peers.begin(registration, host)
+        following = self._spawn(self._follow_settings())
+        seeking = self._spawn(self._seek())
         door.open()
         hearing = asyncio.ensure_future(self._hear(self._subsystem))
         stopping = asyncio.ensure_future(stopped.wait())
@@ -125,11 +123,23 @@ class Process:
     async def _follow_settings(self) -> None:
         """Hear of changes for as long as this process lives, over daemons that come and go."""
         while True:
-            with contextlib.suppress(OSError, ClientError):
-                async with contextlib.aclosing(stream(self._control, "lock_manager", port=self._port)) as settings:
-                    async for each in settings:
-                        self._take(each)
+            ports = self._peers.ports
+            hearing = self._spawn(self._hear_settings(ports))
+            while self._peers.ports == ports and not hearing.done():
+                await asyncio.wait({hearing}, timeout=SEEK_S)
+            hearing.cancel()  # where it listens at another port now, as an address could be had at last
+            await asyncio.wait({hearing})
+            self._tasks.discard(hearing)
+            error = None if hearing.cancelled() else hearing.exception()
+            if error is not None and not isinstance(error, OSError | ClientError):
+                raise error
             await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _hear_settings(self, ports: list[int]) -> None:
+        """Say where this process listens, and hear of changes while the daemon lives."""
+        async with contextlib.aclosing(stream(self._control, "lock_manager", ports=ports)) as settings:
+            async for each in settings:
+                self._take(each)
 
     def _take(self, settings: Settings) -> None:
         assert self.host is not None
@@ -152,7 +162,7 @@ class Process:
                 continue
             with contextlib.suppress(OSError, ClientError):
                 answer = await first(self._control, "lock_channels")
-                self._peers.found({int(each): port for each, port in answer["ports"].items()})
+                self._peers.found({int(each): tuple(ports) for each, ports in answer["ports"].items()})
 
     async def _hear(self, subsystem: AsyncSubsystem) -> None:
         """What this level is told, until its node has left."""
@@ -162,7 +172,7 @@ class Process:
             while told.node not in numbers:  # it was added just now, and the settings are on their way
                 await asyncio.sleep(LOOK_AGAIN_S)
                 numbers = {each["name"]: int(node) for node, each in self._settings["nodes"].items()}
-            self.host.told(step_of(told, numbers[told.node]))
+            self.host.told(step_told(told, numbers[told.node]))
 
     def _acknowledge(self, transition: int, barrier: int) -> None:
         if self._subsystem is not None:

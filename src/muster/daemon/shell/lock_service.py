@@ -2,7 +2,7 @@
 
 The process is a client of the daemon. It asks on the control socket, by `query lock_manager`, for a stream of settings:
 who the nodes are, whom to trust, which lockspaces there are; a line whenever that has changed. With its request it says
-at which port it listens, and daemons ask each other for that (`query lock_channels`).
+at which ports it listens, and daemons ask each other for them (`query lock_channels`).
 """
 
 import os
@@ -17,6 +17,7 @@ from muster.daemon.trust.trust import authorities_of, own_certificate, pin_of
 from muster.drivers.certificates.certificates import CertificateRefused
 from muster.drivers.runner_client import RunnerClient
 from muster.records.lockspaces import text_of
+from muster.records.names import MAXIMUM_LINKS
 from muster.records.refusal import ControlRefused
 
 MODULE = "muster.daemon.locks.run"
@@ -36,7 +37,7 @@ class LockService:
         self._node, self._home, self._note = node, home, note
         self._runner: RunnerClient | None = None
         self._spaces: tuple[str, ...] | None = None  # as last followed; none: an earlier daemon may have followed some
-        self._port = 0  # of the process that is connected
+        self._ports: list[int] = []  # of the process that is connected, in the order of this node's addresses
 
     def start(self, runner: RunnerClient) -> None:
         """Begin, with what the record says; what an earlier daemon has begun goes on."""
@@ -69,10 +70,10 @@ class LockService:
 
     async def settings(self, arguments: Document, changes: Changes) -> AsyncIterator[Document]:
         """What it needs to know, at once and again whenever that has changed. Raises `ControlRefused`."""
-        port = arguments.get("port", 0)
-        if arguments.keys() - {"port"} or type(port) is not int or not 0 <= port <= HIGHEST_PORT:
-            raise ControlRefused("`port` must be that of a TCP listener", "query lock_manager", "send it, or nothing")
-        self._port = port or self._port
+        ports = _ports_in(arguments)
+        if arguments.keys() - {"ports"} or ports is None:
+            raise ControlRefused("`ports` must be those of TCP listeners", "query lock_manager", "send them, or none")
+        self._ports = ports or self._ports
         told: tuple[object, ...] = ()
         with changes() as changed:
             while True:
@@ -111,20 +112,22 @@ class LockService:
 
     def known_here(self) -> Document:
         """What this node answers to other daemons."""
-        return {"port": self._port, "incarnation": self._node.incarnation}
+        return {"ports": self._ports, "incarnation": self._node.incarnation}
 
     async def channels(self, gathering: Gathering) -> Document:
         """The ports of all nodes that answer, by the node's number. No proof of anything (P12.18)."""
         answers, _unanswered = await gathering.ask(QUESTION, "")
         numbers = {config.name: config.node for config in self._node.database.nodes.values()}
-        found: dict[str, int] = {}
+        found: dict[str, list[int]] = {}
         for name, answer in answers.items():
-            port = _port_in(answer)
-            if port and name in numbers:
-                found[str(numbers[name])] = port
+            if (ports := _ports_in(answer)) and name in numbers:
+                found[str(numbers[name])] = ports
         return {"ports": found}
 
 
-def _port_in(answer: Mapping[str, object]) -> int:
-    port = answer.get("port")
-    return port if type(port) is int and 0 < port <= HIGHEST_PORT else 0
+def _ports_in(document: Mapping[str, object]) -> list[int] | None:
+    """The ports that somebody says, 0 for one that is not there yet; None for what cannot be ports."""
+    ports = document.get("ports", [])
+    if not isinstance(ports, list) or len(ports) > MAXIMUM_LINKS:
+        return None
+    return ports if all(type(port) is int and 0 <= port <= HIGHEST_PORT for port in ports) else None

@@ -241,9 +241,9 @@ class Channel(asyncio.Protocol):
         self.send(encode_message(hello))
         self._flush()
 
-    def open(self, hello: Hello) -> None:
-        """The owner accepts the other end."""
-        self.phase, self.incarnation = Phase.OPEN, hello.incarnation
+    def open(self, incarnation: int) -> None:
+        """The owner accepts the other end, which is this one of its node."""
+        self.phase, self.incarnation = Phase.OPEN, incarnation
         self.opened_s = self._owner.loop.time()
         self._disarm()
 

@@ -40,6 +40,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from muster.drivers.aside import aside
 from muster.drivers.certificates.certificates import (
     CertificateRefused,
@@ -214,6 +216,11 @@ class Peer:
             return freshest
         return before
 
+    @property
+    def used_before(self) -> Channel | None:
+        """The connection that the last message took, if it is open."""
+        return self._used if self._used in self.channels else None
+
 
 class Interconnect:
     """One node's end of the mesh (SPEC 1.6). Belongs to the event loop that runs `start`.
@@ -243,8 +250,15 @@ class Interconnect:
         versions: tuple[int, int] = WIRE_VERSIONS,
         codec: Codec = DAEMONS,
         purpose: str = "",
+        in_order: bool = False,
+        life_of: Callable[[int, int], int] = lambda incarnation, _process: incarnation,
     ) -> None:
-        """`codec`: of what is said after Hello; `purpose`: of other processes than daemons, told in Hello (P12.18)."""
+        """`codec`: of what is said after Hello; `purpose`: of other processes than daemons, told in Hello (P12.18).
+
+        `in_order`: for those who need to know when what they send takes another path, for then it may arrive before
+        what took the last one: `on_connected` is called again, as after a loss. `life_of`: incarnation and process of a
+        Hello as one number, which is what "incarnation" means here; it grows with both.
+        """
         self.node, self.handshake_ms, self.codec = node, profile.connect_ms, codec
         self._profile = profile
         self.loop = asyncio.get_running_loop()
@@ -261,7 +275,8 @@ class Interconnect:
         self._credentials: _Credentials | None = None
         self._keys: Mapping[int, str] | None = None
         self._on_distrust, self._on_unreachable, self._on_visitor = on_distrust, on_unreachable, on_visitor
-        self._closing = False
+        self._closing, self._in_order = False, in_order
+        self._life_of = life_of
         self._dials_until_s = 0.0  # attempts that have had their turn fill the rate up to this moment
         self.active_version = 0  # of the cluster, once known: who cannot understand it is refused (P10.1)
         self.barred: dict[int, str] = {}  # configured nodes that were refused, or that refuse this one, and why
@@ -302,7 +317,8 @@ class Interconnect:
             raise
         for peer in self._peers.values():
             for each in peer.paths:
-                self._dial_always(peer, each)
+                if each.address:
+                    self._dial_always(peer, each)
 
     def set_trust(self, trust: Trust, certificate_pem: str) -> None:
         """Go by this record from now on (P1.1), and show this certificate. May be called at any time once started.
@@ -339,6 +355,21 @@ class Interconnect:
         return tuple(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names)
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        """Where this node listens, one port for each of the addresses given; 0 for one that cannot be had yet."""
+        servers = [each.server for each in self._listeners]
+        return tuple(0 if server is None else server.sockets[0].getsockname()[1] for server in servers)
+
+    def set_process(self, process: int) -> None:
+        """Say this number in Hello from now on; only before there are peers, which know each other by it (P12.22)."""
+        assert not self._peers, "peers have been told another one"
+        self._hello = replace(self._hello, process=process)
+
+    def life(self, hello: Hello) -> int:
+        """Who has said Hello, among all that its node has ever been."""
+        return self._life_of(hello.incarnation, hello.process)
+
+    @property
     def connected(self) -> dict[int, int]:
         """Incarnation of every node that a connection is open with."""
         return {node: peer.channels[-1].incarnation for node, peer in self._peers.items() if peer.channels}
@@ -371,7 +402,10 @@ class Interconnect:
         return sum(channel.queued_bytes for channel in peer.channels) if peer else 0
 
     def set_peers(self, peers: Mapping[int, tuple[str, ...]]) -> None:
-        """The configured nodes and their addresses; this node itself may be among them. May be called at any time."""
+        """The configured nodes and their addresses; this node itself may be among them. May be called at any time.
+
+        An empty address is one that is not known yet: that path is the other end's to open.
+        """
         for node in [node for node in self._peers if node not in peers]:
             peer = self._peers.pop(node)
             self.barred.pop(node, None)
@@ -436,13 +470,13 @@ class Interconnect:
             return
         old = {(path.number, path.address): path for path in peer.paths}
         peer.paths = [old.pop(key) if key in old else Path(*key) for key in enumerate(addresses)]
-        moved = {path.number for path in old.values()}
+        moved = {path.number for path in old.values() if path.address}
         self._give_up(old.values())
         for path in peer.paths:
             path.moves = path.moves or path.number in moved
             if peer.on_path(path.number):
                 path.vacant.clear()
-            if path.dialler is None and self._credentials is not None:
+            if path.dialler is None and path.address and self._credentials is not None:
                 self._dial_always(peer, path)
         if self._credentials is not None:
             self._leave_gone_paths(peer)
@@ -457,7 +491,10 @@ class Interconnect:
         peer = self._peers.get(node)
         if peer is None or not peer.channels or 0 < self.active_version < version_of(message):
             return False
+        before = peer.used_before
         channel = peer.used(self._stale_s())
+        if self._in_order and before is not None and channel is not before:
+            self.loop.call_soon(self._on_connected, node, channel.incarnation)
         payload = self._payload_of(message, node)
         if payload is None:
             return False
@@ -623,30 +660,30 @@ class Interconnect:
             return Cause("own name", f"it is node {self.node}, and so is this one; stop one of the two")
         if peer is None:
             return Cause("not configured", f"node {hello.node} is not configured; add it to the cluster first")
-        if hello.incarnation < peer.incarnation:
-            text = f"incarnation {hello.incarnation} of node {hello.node}, and {peer.incarnation} has been here"
+        if self.life(hello) < peer.incarnation:
+            text = f"incarnation {self.life(hello)} of node {hello.node}, and {peer.incarnation} has been here"
             return Cause("old incarnation", f"{text}; a clone or a leftover of the node is running, stop it")
         return None
 
     def _open(self, channel: Channel, hello: Hello) -> None:
-        peer = self._peers[hello.node]
+        peer, life = self._peers[hello.node], self.life(hello)
         self._half_open.pop(channel, None)
-        channel.open(hello)
+        channel.open(life)
         if (path := _moving(peer, channel)) is not None:
             path.moves = False
         older: list[Channel] = []  # replaced by this one, whatever the ids
         rivals: list[Channel] = []  # made by the other end at the same time
         others: list[Channel] = []  # on other paths
         for other in peer.channels:
-            if other.incarnation < hello.incarnation or (other.path, other.outgoing) == (
+            if other.incarnation < life or (other.path, other.outgoing) == (
                 channel.path,
                 channel.outgoing,
             ):
                 older.append(other)
             else:
                 (rivals if other.path == channel.path else others).append(other)
-        previous = peer.incarnation if peer.channels else hello.incarnation
-        peer.incarnation = hello.incarnation
+        previous = peer.incarnation if peer.channels else life
+        peer.incarnation = life
         peer.channels = [*others, *rivals, channel]
         for path in peer.paths:
             (path.vacant.clear if peer.on_path(path.number) else path.vacant.set)()
@@ -657,9 +694,9 @@ class Interconnect:
                 self.loop.call_later(LINGER_MS / _MS_PER_S, self._retire, peer, other)
         self._acquaintances.forget(f"node {peer.node}")
         self.barred.pop(peer.node, None)
-        if previous < hello.incarnation:
-            self._on_lost(peer.node, f"incarnation {hello.incarnation} has replaced incarnation {previous}")
-        self._on_connected(peer.node, hello.incarnation)
+        if previous < life:
+            self._on_lost(peer.node, f"incarnation {life} has replaced incarnation {previous}")
+        self._on_connected(peer.node, life)
         self._leave_gone_paths(peer)
         self._let_go()
 
@@ -672,7 +709,7 @@ class Interconnect:
         peer = self._peers.get(node)
         if peer is None or channel not in peer.channels:
             return
-        used = channel is peer.used(self._stale_s())
+        used = channel is peer.used_before or channel is peer.used(self._stale_s())
         peer.channels.remove(channel)
         for path in peer.paths:
             if path.number == channel.path and not peer.on_path(path.number):
