@@ -155,7 +155,7 @@ class Client:
         self._values = 0
 
     def say(self, what: str, name: str, **more: object) -> None:
-        """One event."""
+        """Write one event, with its moment, for the judge."""
         event = {
             "what": what, "name": name, "node": self._node, "client": f"{self._node}/{name}/{self._life}",
             "at_ns": time.monotonic_ns(), **more,

@@ -68,7 +68,7 @@ class Granted:
 
     @property
     def space(self) -> str:
-        """Its lockspace."""
+        """The lockspace that it is in."""
         return self.known.space
 
     @property
