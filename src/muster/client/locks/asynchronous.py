@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 from muster.client.address import socket_path
 from muster.client.locks.exchange import Exchange
-from muster.client.locks.grants import Granted, Knowledge, Space, Wish
+from muster.client.locks.grants import AnySpace, Granted, Knowledge, Wish
 from muster.client.locks.terms import EX, SOCKET_FILE, LocksLost, Mode
 
 CONNECT_S = 10.0
@@ -95,7 +95,7 @@ class AsyncLocking:
             self._task.cancel()
 
 
-class AsyncSpace(Space[AsyncLocking]):
+class AsyncSpace(AnySpace[AsyncLocking]):
     """A lockspace of the cluster."""
 
     def __init__(self, exchange: Exchange, name: str) -> None:

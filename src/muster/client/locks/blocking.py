@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from muster.client.blocking import LoopThread
 from muster.client.locks.asynchronous import CONNECT_S, AsyncGrant, AsyncLocks, connect_async
-from muster.client.locks.grants import Granted, Wish
-from muster.client.locks.grants import Space as AnySpace
+from muster.client.locks.grants import AnySpace, Granted, Wish
 from muster.client.locks.terms import EX, LocksLost, Mode
 
 Blocking = Callable[["Grant", Mode], object]

@@ -107,7 +107,7 @@ class Granted:
         return self.known.is_lost
 
 
-class Space(Generic[G]):
+class AnySpace(Generic[G]):
     """A lockspace, by its name; `G` is what a block under one of its locks is."""
 
     def __init__(self, name: str) -> None:
