@@ -21,7 +21,7 @@ from muster.records.nodes import Cluster, NodeConfig
 from muster.records.terms import NO_NODE
 
 PAUSE_US = 250_000  # between two looks
-CALM_PAUSE_US = 500_000  # the same while the replica stays as it was, and nothing is even suspected
+CALM_PAUSE_US = 1_000_000  # the same while the replica stays as it was, and nothing is even suspected
 CERTIFICATES_US = 2_000_000  # between two looks at certificates and keys: they are on a disk, and last for days
 FRESH_US = 20_000  # what is so old is good enough for whoever asks
 US_PER_S = 1_000_000

@@ -31,6 +31,7 @@ class AuthorityKeys:
     ) -> None:
         self._folder = home / FOLDER
         self._send, self._note, self._arrived = send, note, arrived
+        self.kept = 0  # how many keys have been kept since this daemon began
         self._wanted: dict[str, str] = {}  # fingerprint -> certificate, of keys that this node has asked for
         self._fresh: set[str] = set()  # fingerprints of authorities that this node has made and is about to propose
 
@@ -62,6 +63,7 @@ class AuthorityKeys:
             with contextlib.suppress(FileNotFoundError):
                 draft.unlink()
         self._wanted.pop(fingerprint(authority), None)
+        self.kept += 1
 
     def keep_fresh(self, authority: str, key_pem: str) -> None:
         """Keep the key of an authority that no record names yet. Raises as `keep`."""

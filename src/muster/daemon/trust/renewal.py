@@ -25,6 +25,7 @@ RENEWAL_SHARE = 3  # a certificate is renewed when one part in so many of its li
 BATCH = 16  # certificates in one entry
 OPERATION_S = 20.0
 LONGEST_PAUSE_S = 3600.0
+LOOK_AGAIN_S = 60.0  # people may take a key away, or lay one there, and no entry tells of it
 KEY_PAUSE_S = 2.0  # between two rounds of asking for the authority's key
 SETTLE_S = 0.2  # what follows closely is looked at together
 _FAILURE_SHARE = 20  # a failed renewal is tried again after one part in so many of the lifetime
@@ -50,14 +51,26 @@ class Certification:
         self._failed = ""
 
     async def run(self) -> None:
-        """Until cancelled: look at every commit, and when something is due."""
+        """Until cancelled: look at every commit that concerns it, and when something is due."""
+        concern, due_s = None, 0.0
         with self._changes() as changed:
             while True:
                 changed.clear()
-                pause_s = await self._work()
+                if (found := self._concern()) != concern or time.monotonic() >= due_s:
+                    concern = found
+                    due_s = time.monotonic() + min(LOOK_AGAIN_S, await self._work())
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), pause_s)
+                    await asyncio.wait_for(changed.wait(), max(0.0, due_s - time.monotonic()))
                 await asyncio.sleep(SETTLE_S)
+
+    def _concern(self) -> tuple[object, ...]:
+        """What of the replica the work follows from. Most entries leave it as it was; a look reads the home's disk."""
+        node, database = self._node, self._node.database
+        is_certifying = database.cluster.rotation is Rotation.CERTIFYING
+        index = database.index if is_certifying else 0  # every certificate that has come is a reason to go on
+        is_member = database.member(node.me).incarnation == node.incarnation
+        mine = database.nodes.get(node.me)
+        return database.cluster, mine, is_member, insight.master(node), node.is_master, self._keys.kept, index
 
     async def rotate(self, identity: str, *, restart: bool, timeout_s: float, author: Author) -> Reply | None:
         """Make an authority and begin to replace the present one by it (P1.7). Raises `CertificateRefused`, `OSError`.
