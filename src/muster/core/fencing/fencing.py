@@ -101,14 +101,19 @@ def methods_of(draft: Draft, node: int) -> tuple[FenceMethod, ...]:
     return plan.methods if plan is not None else ()
 
 
-def _ask(draft: Draft, facts: Facts, record: Fencing) -> None:
-    """Put the request that `record` is about, to an asker if there is one (P7.25)."""
+def _ask(draft: Draft, facts: Facts, record: Fencing, *, goes_on: bool = False) -> None:
+    """Put the request that `record` is about, to an asker if there is one (P7.25).
+
+    `goes_on`: to the one that was asked last, if it can be: only that one knows when what it has called has ended (P7.26).
+    """
     methods = methods_of(draft, record.node)
     if not methods or record.method >= len(methods):
         _end(draft, record, FenceOutcome.FAILED, "nothing says any more how it is fenced")
         return
     askers = _askers(draft, facts, record.node, methods[record.method])
     asker = askers[record.attempt % len(askers)] if askers else NO_NODE
+    if goes_on and record.asker in askers:
+        asker = record.asker
     incarnation = draft.member(asker).incarnation if asker != NO_NODE else 0
     before = draft.fencing.get(record.node)
     if asker == NO_NODE and before is not None and before.asker == NO_NODE and before.phase is record.phase:
@@ -201,7 +206,7 @@ def _then_on(draft: Draft, facts: Facts, record: Fencing) -> None:
     if stays_off:
         draft.put(_idle(record), f"{draft.name(record.node)}: stays off")
     else:
-        _ask(draft, facts, replace(record, phase=FencePhase.ON, attempt=0))
+        _ask(draft, facts, replace(record, phase=FencePhase.ON, attempt=0), goes_on=True)
 
 
 def _again(draft: Draft, facts: Facts, record: Fencing, detail: str) -> None:

@@ -6,7 +6,7 @@ from muster.records.fencing import FencePhase, Fencing
 from muster.records.registers import ProofKind
 from muster.records.terms import NO_NODE
 from muster.sim.checkers.rule import Checker
-from muster.sim.history import Applied, FenceCalled, FenceStatus, LifeBegan, Observation
+from muster.sim.history import Applied, FenceCalled, FenceStatus, Observation, Renewed
 
 FRESH_US = 500_000  # a call may go by a read that is so old, and no older
 
@@ -16,12 +16,13 @@ class FencedByRequest(Checker):
 
     def __init__(self) -> None:
         self._requests: dict[tuple[int, int], Fencing] = {}  # by node and number, as it was asked
-        self._began: dict[int, tuple[int, int]] = {}  # node -> newest incarnation, since when it runs
+        self._began: dict[int, tuple[int, int]] = {}  # node -> newest incarnation, since when the store shows it
 
     def see(self, seen: Observation) -> Iterator[str]:
         """Keep what was committed and who has booted; judge each call of an agent by that (P7.22, P7.23)."""
-        if isinstance(seen, LifeBegan):
-            self._began[seen.node] = (seen.incarnation, seen.at_us)
+        if isinstance(seen, Renewed):  # from the first one on a look at the store can show it
+            if self._began.get(seen.node, (0, 0))[0] != seen.incarnation:
+                self._began[seen.node] = (seen.incarnation, seen.at_us)
         elif isinstance(seen, Applied):
             for each in seen.state.fencing.values():
                 if each.asker != NO_NODE:
