@@ -104,7 +104,7 @@ def methods_of(draft: Draft, node: int) -> tuple[FenceMethod, ...]:
 def _ask(draft: Draft, facts: Facts, record: Fencing, *, goes_on: bool = False) -> None:
     """Put the request that `record` is about, to an asker if there is one (P7.25).
 
-    `goes_on`: to the one that was asked last, if it can be: only that one knows when what it has called has ended (P7.26).
+    `goes_on`: to the one that was asked last, if it can be: only that one knows when what it called has ended (P7.26).
     """
     methods = methods_of(draft, record.node)
     if not methods or record.method >= len(methods):
