@@ -13,6 +13,7 @@ from muster.core.refusal import Refused
 from muster.records.database import Database
 from muster.records.nodes import AddNode, Cluster, NodeConfig
 from muster.records.registers import (
+    Armed,
     BANK_ENDS,
     MAXIMUM_SLOTS,
     Deadman,
@@ -24,10 +25,11 @@ from muster.records.registers import (
     blank_register,
 )
 from muster.records.terms import NO_TERM, Stamp, Term
-from muster.records.timing import FAST, STANDARD
+from muster.records.timing import FAST, STANDARD, WatchdogTimes
 
 VERIFIER = "ab" * 32
 MS = 1000
+LEASE_MS = 2600
 
 
 def strip(shown: int, slots: int = MAXIMUM_SLOTS, incarnation: int = 7) -> Strip:
@@ -39,7 +41,8 @@ def strip(shown: int, slots: int = MAXIMUM_SLOTS, incarnation: int = 7) -> Strip
 
 def lease(node: int, incarnation: int = 7, beat: int = 1) -> Lease:
     stamp = Stamp(node, incarnation, NO_TERM, beat)
-    return Lease(stamp, LeaseState.LIVE, Deadman.WATCHDOG, FAST.lease_ms, FAST.panic_bound_ms, bytes(16), "")
+    armed = Armed("a watchdog", WatchdogTimes(1000, 1000, 0, late_excluded=True), proves=True)
+    return Lease(stamp, LeaseState.LIVE, Deadman.WATCHDOG, LEASE_MS, 2000, bytes(16), "", armed=armed)
 
 
 def observer_of(node: int, seen: Strip) -> Observer:
@@ -73,8 +76,8 @@ def test_p11_7_a_node_is_watched_from_the_first_read_that_shows_its_bank() -> No
     see(observer, strip(32), 200)
     assert observer.is_live(20) and list(observer.shut_slots()) == list(range(32, 256))
     still_ms = 200
-    while still_ms < 200 + 2 * FAST.lease_ms:  # its first beat is counted from that read on, never from an earlier one
-        assert observer.evidence(20, 7) is None or still_ms >= 200 + FAST.lease_ms
+    while still_ms < 200 + 2 * LEASE_MS:  # its first beat is counted from that read on, never from an earlier one
+        assert observer.evidence(20, 7) is None or still_ms >= 200 + LEASE_MS
         still_ms += 100
         see(observer, strip(32), still_ms)
     assert observer.evidence(20, 7) is not None

@@ -16,17 +16,20 @@ from muster.core.leases.lease import (
     Renewal,
     Shown,
     Stop,
+    expiry_proves,
     next_incarnation,
     replacement,
 )
-from muster.records.registers import Deadman, Lease, LeaseState, Marks, ProofKind, RegisterKind, blank_register
+from muster.records.registers import Armed, Deadman, Lease, LeaseState, Marks, ProofKind, RegisterKind, blank_register
 from muster.records.terms import NO_TERM, Stamp
 from muster.records.timing import (
     FAST,
     PROFILES,
+    SHORT,
     STANDARD,
     InconsistentProfile,
     Profile,
+    WatchdogTimes,
     check,
     with_drift_ms,
 )
@@ -42,7 +45,7 @@ def blank() -> Lease:
 
 
 def keeper_of(predecessor: Lease | None = None) -> LeaseKeeper:
-    return LeaseKeeper(NODE, INCARNATION, predecessor or blank(), FAST, Deadman.WATCHDOG, bytes(16))
+    return LeaseKeeper(NODE, INCARNATION, predecessor or blank(), FAST, Deadman.PID_NAMESPACE, bytes(16))
 
 
 def renew(keeper: LeaseKeeper, own: Lease, started_us: int, durable_us: int) -> Lease:
@@ -62,6 +65,13 @@ def lease_at(
 ) -> Lease:
     stamp = Stamp(NODE, incarnation, NO_TERM, beat)
     return Lease(stamp, state, deadman, FAST.lease_ms, FAST.panic_bound_ms, bytes(16), "")
+
+
+def armed(lease: Lease, **given: bool) -> Lease:
+    """With a watchdog behind it whose times fit."""
+    times = WatchdogTimes(1000, 1000, 100, late_excluded=given.pop("late_excluded", True))
+    behind = Armed("a watchdog", times, proves=given.pop("proves", True))
+    return lease._replace(deadman=Deadman.WATCHDOG, lease_ms=2700, panic_bound_ms=2100, armed=behind)
 
 
 # ---- P7.1 renewal ----------------------------------------------------------------------------------------------------
@@ -162,11 +172,43 @@ def test_p7_3_the_same_beat_for_the_lease_and_the_drift_is_proof_and_a_moment_le
 @pytest.mark.parametrize("deadman", [Deadman.PID_NAMESPACE, Deadman.PROCESS_TREE, Deadman.WATCHDOG])
 def test_p7_3_on_another_machine_only_a_watchdog_makes_silence_a_proof(deadman: Deadman) -> None:
     watch = LeaseWatch(FAST.gap_ms, timers_prove=False)
-    for lease, started_ms, finished_ms in chain(lease_at(5)._replace(deadman=deadman), 20 * FAST.lease_ms):
+    silent = armed(lease_at(5)) if deadman is Deadman.WATCHDOG else lease_at(5)._replace(deadman=deadman)
+    for lease, started_ms, finished_ms in chain(silent, 20 * FAST.lease_ms):
         assert lease is not None
         watch.observe(lease, started_ms * MS, finished_ms * MS)
     assert (watch.evidence(INCARNATION) is not None) == (deadman is Deadman.WATCHDOG)
     assert not watch.is_live()  # nor is it taken for a candidate
+
+
+def test_p7_30_only_a_record_whose_own_times_fit_proves_anything() -> None:
+    good = armed(lease_at(5))
+    assert expiry_proves(good)
+    times = WatchdogTimes(1000, 1000, 100, late_excluded=True)
+    assert not expiry_proves(armed(good, proves=False))
+    assert not expiry_proves(good._replace(armed=None))
+    assert not expiry_proves(good._replace(deadman=Deadman.PID_NAMESPACE))
+    assert not expiry_proves(good._replace(panic_bound_ms=times.bound_ms - 1))
+    assert not expiry_proves(armed(good, late_excluded=False))  # 2T + g + r
+    assert not expiry_proves(good._replace(lease_ms=good.panic_bound_ms))
+    for wrong in (times._replace(timeout_ms=0), times._replace(granularity_ms=999)):
+        assert not expiry_proves(good._replace(armed=Armed("a watchdog", wrong, proves=True)))
+
+
+def test_p7_33_a_keeper_records_its_watchdog_in_live_records_only() -> None:
+    behind = armed(lease_at(1)).armed
+    keeper = keeper_of()
+    keeper.retime(FAST, FAST.loop_ms, behind)
+    live, buried = keeper.begin(0, blank(), no_marks()), keeper.tombstone(clean=True, cause="")
+    assert isinstance(live, Renewal) and live.lease.armed == behind and live.lease.deadman is Deadman.WATCHDOG
+    assert buried.armed is None
+
+
+def test_p7_35_a_keeper_moves_its_deadline_by_the_span_that_it_is_told() -> None:
+    keeper = keeper_of()
+    own = renew(keeper, blank(), 0, 1)
+    keeper.retime(SHORT, 300, None)
+    own = renew(keeper, own, 100 * MS, 101 * MS)
+    assert (keeper.deadline_us, own.lease_ms, own.panic_bound_ms) == (400 * MS, SHORT.lease_ms, SHORT.panic_bound_ms)
 
 
 def test_p7_3_a_beat_that_advances_begins_the_count_anew() -> None:

@@ -13,6 +13,7 @@ from muster.drivers.store import identity
 from muster.drivers.store.disk import geometry, sectors
 from muster.records import database, messages, operations, registers
 from muster.records.terms import Stamp, Term
+from muster.records.timing import WatchdogTimes
 
 CLUSTER_ID = bytes(range(16))
 _SECTOR_BYTES = 512
@@ -121,6 +122,7 @@ def samples() -> dict[str, Any]:
         bytes(range(16)),
         "a cause",
         registers.Life(bytes(range(16, 32)), 4026531836, 4026531834, 4711, 123456, "/muster/n1", 77, 1),
+        armed=registers.Armed("a watchdog", WatchdogTimes(5000, 1000, 800, late_excluded=True), proves=True),
     )
     mark = registers.Mark(Term(2, 1), 1, 4)
     found["register-claim"] = registers.Claim(stamp, registers.ClaimFlag.MASTER, mark)

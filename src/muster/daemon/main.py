@@ -34,6 +34,7 @@ from muster.drivers.image.systemd import notify
 from muster.drivers.interconnect.mesh import AddressInUse, InterconnectRefused, check_address, parse_address
 from muster.drivers.store.engine import newest_record
 from muster.drivers.store.failures import StoreFailed
+from muster.drivers.store.identity import Scope
 from muster.drivers.store.lease_store import lease_store_of
 from muster.drivers.store.record import StoreRecord
 from muster.drivers.store.remembered_file import remembered_of
@@ -42,7 +43,8 @@ from muster.records.durations import duration_of
 from muster.records.nodes import NodeConfig
 from muster.records.profiles import profile_with
 from muster.records.timing import PROFILES, InconsistentProfile
-from muster.records.versions import HIGHEST, LOWEST
+from muster.records.versions import HIGHEST, LOWEST, WATCHDOGS
+from muster.records.watchdogs import NONE as NO_WATCHDOG
 
 EXIT_REFUSED = 3
 MEMORY_LOOKS, MEMORY_PAUSE_S = 4, 0.1
@@ -213,13 +215,23 @@ def prepare(store: str, name: str, home: str) -> list[str]:
         profile = profile_with(PROFILES[database.cluster.profile], database.cluster.timers)
     except (KeyError, InconsistentProfile) as error:
         raise BootRefused(f"store {store}: its latency profile cannot be used: {error}; upgrade Muster") from error
+    watchdog = _watchdog_of(config, database, record.header.scope)
     paths = ["--store", os.path.realpath(store), "--home", str(directory.resolve())]
     daemon = [sys.executable, "-m", "muster.daemon.run", *paths, "--node", name]
     return [
         sys.executable, "-m", "muster.drivers.guard", *paths, "--node-id", str(config.node), "--name", name,
         "--profile", msgspec.json.encode(profile._asdict()).decode(),
-        "--version", str(database.cluster.active_version), "--daemon", *daemon,
+        "--version", str(database.cluster.active_version), *(["--watchdog", watchdog] if watchdog else []),
+        "--daemon", *daemon,
     ]  # fmt: skip
+
+
+def _watchdog_of(config: NodeConfig, database: Database, scope: Scope) -> str:
+    """Which watchdog the node is to have; none where one kernel is asked (P7.34)."""
+    if scope is Scope.HOST or database.cluster.active_version < WATCHDOGS:
+        return ""
+    text = database.cluster.watchdog if config.watchdog is None else config.watchdog
+    return "" if text == NO_WATCHDOG else text
 
 
 def _check_memory(record: StoreRecord, node: int, store: str, home: Path) -> None:

@@ -58,6 +58,7 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     required_within_ms: Count = DEFAULT_REQUIRED_WITHIN_MS  # after so long without them an alarm is raised
     lockspaces: tuple[str, ...] = ()  # locks are switched on while there is one (P12.15)
     unasked: tuple["Unasked", ...] = ()  # lives that may run anything, since a restore did not ask them; of version 6
+    watchdog: str = ""  # which device stands behind each node's lease (`watchdogs.parse`); of version 6 (P7.34)
 
 
 class Enrolment(Struct, frozen=True, array_like=True):
@@ -82,6 +83,7 @@ class NodeConfig(Struct, frozen=True, array_like=True, tag="node"):
     enrolment: Enrolment | None = None
     issuer: str = ""  # fingerprint of the authority that issued the certificate; empty: the one of `muster init`
     required_levels: tuple[Required, ...] | None = None  # in place of the cluster's; None: those of the cluster (P3.17)
+    watchdog: str | None = None  # likewise (P7.34)
 
 
 class AddNode(Struct, frozen=True, array_like=True, tag="add_node"):

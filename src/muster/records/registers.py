@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from muster.records.terms import NO_TERM, Stamp, Term
+from muster.records.timing import WatchdogTimes
 
 
 class RegisterKind(IntEnum):
@@ -120,6 +121,14 @@ class Owed(NamedTuple):
         return not (self.failed or self.waiting or self.more)
 
 
+class Armed(NamedTuple):
+    """The watchdog that stands behind a lease, armed before the record says so (P7.30, P7.33). Of version 6."""
+
+    identity: str  # as the device names itself, at most 32 bytes
+    times: WatchdogTimes
+    proves: bool  # false: its clock may stop with the machine's, and no operator has said otherwise (P7.36)
+
+
 class Lease(NamedTuple):
     """The node's lease; the stamp's sequence is its beat. Durations in milliseconds.
 
@@ -135,6 +144,7 @@ class Lease(NamedTuple):
     cause: str  # why it ended, for tombstones
     life: Life | None = None
     owed: Owed | None = None  # nothing said: what the incarnation has left is not known
+    armed: Armed | None = None  # in a live record only
 
 
 class ClaimFlag(IntEnum):
@@ -182,6 +192,7 @@ class Marks(NamedTuple):
 
 Register = Lease | Claim | View | Marks
 
+WATCHDOG_SINCE = 6  # version from which a lease may name a watchdog: `versions.WATCHDOGS`, likewise
 LIFE_SINCE = 3  # version from which a lease may have one: `versions.KERNELS_WORD`, which the image cannot import
 BANK_ENDS = (16, 32, 64, 128, 256)  # the slots of a store in banks: bank 0 has 0 to 15, bank 1 16 to 31, ... (P11.7)
 MAXIMUM_SLOTS = BANK_ENDS[-1]
@@ -202,6 +213,9 @@ _OWED = struct.Struct("<QBB?")  # then the services of both kinds, and at the ve
 _OWED_END = struct.Struct("<H4s")
 _OWED_SIGN = b"\xffOW\xfe"  # of no text: no record without a statement ends with it
 _IDENTITY = struct.Struct("<Q")
+_ARMED = struct.Struct("<IIIBB")  # T, g, r, late feeding is excluded, it proves; then the identity, and an end
+_ARMED_SIGN = b"\xffWD\xfe"
+_IDENTITY_BYTES = 32
 _LEASE_BYTES = 512 - 88  # of a small sector, without its header
 MAXIMUM_OWED = 24
 
@@ -224,7 +238,7 @@ def encode_register(register: Register) -> bytes:
                 len(cause),
             )
             life = b"" if register.life is None else encode_life(register.life)
-            return _with_owed(head + cause + life, register.owed)
+            return _with_owed(head + cause + life + _armed(register.armed), register.owed)
         case Claim():
             mark = register.mark
             return _CLAIM.pack(register.flag, mark.term.number, mark.term.node, mark.half, mark.generation)
@@ -244,12 +258,13 @@ def decode_register(kind: RegisterKind, stamp: Stamp, payload: bytes) -> Registe
     try:
         if kind is RegisterKind.LEASE:
             payload, owed = _without_owed(payload)
+            payload, armed = _without_armed(payload)
             state, deadman, lease_ms, panic_bound_ms, boot_id, length = _LEASE.unpack_from(payload)
             cause = payload[_LEASE.size : _LEASE.size + length].decode(errors="replace")
             rest = payload[_LEASE.size + length :]
             life = decode_life(rest) if rest else None
             return Lease(
-                stamp, LeaseState(state), Deadman(deadman), lease_ms, panic_bound_ms, boot_id, cause, life, owed
+                stamp, LeaseState(state), Deadman(deadman), lease_ms, panic_bound_ms, boot_id, cause, life, owed, armed
             )  # fmt: skip
         if kind is RegisterKind.CLAIM:
             flag, number, node, half, generation = _CLAIM.unpack(payload)
@@ -287,6 +302,29 @@ def _without_owed(payload: bytes) -> tuple[bytes, Owed | None]:
     if len(services) != failed + waiting:
         raise ValueError(f"{len(services)} services are owed a cleanup, {failed} and {waiting} are announced")
     return payload[: end - length], Owed(since, services[:failed], services[failed:], more)
+
+
+def _armed(armed: Armed | None) -> bytes:
+    """What a lease says of its watchdog; nothing where it has none."""
+    if armed is None:
+        return b""
+    times = armed.times
+    said = _ARMED.pack(times.timeout_ms, times.granularity_ms, times.reset_ms, times.late_excluded, armed.proves)
+    said += armed.identity.encode()[:_IDENTITY_BYTES]
+    return said + _OWED_END.pack(len(said), _ARMED_SIGN)
+
+
+def _without_armed(payload: bytes) -> tuple[bytes, Armed | None]:
+    """Inverse of `_armed`, behind all that comes before it. Raises `struct.error`."""
+    if not payload.endswith(_ARMED_SIGN):
+        return payload, None
+    length, _sign = _OWED_END.unpack(payload[-_OWED_END.size :])
+    end = len(payload) - _OWED_END.size
+    said = payload[end - length : end]
+    timeout_ms, granularity_ms, reset_ms, late_excluded, proves = _ARMED.unpack_from(said)
+    times = WatchdogTimes(timeout_ms, granularity_ms, reset_ms, bool(late_excluded))
+    identity = said[_ARMED.size :].decode(errors="replace")
+    return payload[: end - length], Armed(identity, times, bool(proves))
 
 
 def _bits(nodes: frozenset[int]) -> int:

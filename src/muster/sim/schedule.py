@@ -73,6 +73,13 @@ class Stall(Struct, frozen=True, tag="stall"):
     beside: tuple[str, ...] = ()
 
 
+class Retime(Struct, frozen=True, tag="retime"):
+    """The cluster has another profile: its guards are told of other times for deadline and watchdog (P7.35)."""
+
+    deadline_ms: int
+    watchdog_ms: int
+
+
 class Reboot(Struct, frozen=True, tag="reboot"):
     """The one machine of all nodes loses its power, and comes up with another boot id."""
 
@@ -245,6 +252,7 @@ Deed = (
     | Pause
     | Resume
     | Stall
+    | Retime
     | Reboot
     | CopyStore
     | ReplaceStore
@@ -268,7 +276,7 @@ Deed = (
 )
 
 
-Here = PowerCut | Kill | Pause | Isolate | Blind | Hang | Spoil
+Here = PowerCut | Kill | Pause | Stall | Isolate | Blind | Hang | Spoil
 
 
 class When(Struct, frozen=True, tag="when"):

@@ -13,7 +13,7 @@ where its durations come from is P7.8.
 
 from typing import NamedTuple
 
-from muster.records.registers import Deadman, Lease, LeaseState, Life, Marks, Owed, ProofKind
+from muster.records.registers import Armed, Deadman, Lease, LeaseState, Life, Marks, Owed, ProofKind
 from muster.records.terms import NO_TERM, Stamp
 from muster.records.timing import Profile, with_drift_ms
 from muster.records.units import US_PER_MS
@@ -176,7 +176,7 @@ class LeaseWatch:
         if self._timers_prove:
             # What could end a process tree may be stopped itself, whatever the clock says (P7.11).
             return lease.life is None and lease.deadman not in {Deadman.NONE, Deadman.PROCESS_TREE}
-        return lease.deadman is Deadman.WATCHDOG
+        return expiry_proves(lease)
 
     def _expiry(self, lease: Lease) -> Evidence | None:
         if lease.state is not LeaseState.LIVE or not self._expiry_proves(lease):
@@ -187,6 +187,17 @@ class LeaseWatch:
         armed = lease.deadman.name.lower().replace("_", " ")
         detail = f"no beat for {self.silent_us() // US_PER_MS} ms; lease {lease.lease_ms} ms, deadman: {armed}"
         return Evidence(ProofKind.LEASE_EXPIRED, lease.stamp.incarnation, detail)
+
+
+def expiry_proves(lease: Lease) -> bool:
+    """Whether the expiry of this very record is proof between machines: a watchdog has reset the machine by then.
+
+    The record itself must say so of times that fit (P7.30, P7.31).
+    """
+    armed = lease.armed
+    if lease.deadman is not Deadman.WATCHDOG or armed is None or not armed.proves:
+        return False
+    return armed.times.fits(lease.lease_ms, lease.panic_bound_ms)
 
 
 class Renewal(NamedTuple):
@@ -229,8 +240,8 @@ class LeaseKeeper:
     """The guard's own side: when it may renew, and when it must stop the node (P7.1, P7.2, P7.4)."""
 
     __slots__ = (
-        "_attempted", "_deadman", "_last_written", "_profile", "boot_id", "deadline_us", "incarnation", "life", "node",
-        "owed",
+        "_attempted", "_deadman", "_last_written", "_profile", "_span_ms", "armed", "boot_id", "deadline_us",
+        "incarnation", "life", "node", "owed",
     )  # fmt: skip
 
     def __init__(
@@ -238,6 +249,8 @@ class LeaseKeeper:
     ) -> None:
         self.node, self.incarnation, self.boot_id = node, incarnation, boot_id
         self._profile, self._deadman = profile, deadman
+        self._span_ms = profile.loop_ms  # from the start of an accepted renewal to the deadline
+        self.armed: Armed | None = None  # the watchdog, once it is armed (P7.33)
         self._last_written = predecessor  # what our register must still hold before the next write ...
         self._attempted = predecessor.stamp.sequence  # ... or a later record of ours whose write only seemed to fail
         self.deadline_us: int | None = None  # when the deadman fires; none before the first renewal
@@ -264,7 +277,7 @@ class LeaseKeeper:
         if self.deadline_us is not None and now_us >= self.deadline_us:
             return Stop("its renewal ended after its lease had run out")
         self._last_written = lease
-        self.deadline_us = started_us + (self._profile.lease_ms - self._profile.panic_bound_ms) * US_PER_MS
+        self.deadline_us = started_us + self._span_ms * US_PER_MS
         if now_us >= self.deadline_us:
             return Stop("its renewal took longer than its lease")
         return None
@@ -285,6 +298,10 @@ class LeaseKeeper:
         self._attempted = max(self._attempted, own.stamp.sequence)
         return True
 
+    def retime(self, profile: Profile, span_ms: int, armed: Armed | None) -> None:
+        """Records say this from now on, and each renewal moves the deadline by `span_ms` (P7.35)."""
+        self._profile, self._span_ms, self.armed = profile, span_ms, armed
+
     def tombstone(self, clean: bool, cause: str) -> Lease:
         """The last record of this incarnation; written only after everything it ran has ended (P7.5, SPEC 7.1)."""
         return self._record(LeaseState.CLEAN if clean else LeaseState.PANICKED, cause)
@@ -296,9 +313,11 @@ class LeaseKeeper:
         stamp = Stamp(self.node, self.incarnation, NO_TERM, self._attempted)
         profile = self._profile
         live = state is LeaseState.LIVE
+        armed = self.armed if live else None
+        deadman = Deadman.WATCHDOG if armed is not None and armed.proves else self._deadman
         return Lease(
-            stamp, state, self._deadman, profile.lease_ms, profile.panic_bound_ms, self.boot_id, cause,
-            self.life if live else None, self.owed if live else None,
+            stamp, state, deadman, profile.lease_ms, profile.panic_bound_ms, self.boot_id, cause,
+            self.life if live else None, self.owed if live else None, armed,
         )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class Vigil:
     """What one guard waits for, from its lease to the end of its node."""
 
     __slots__ = (
-        "_daemon_up", "_due_us", "_loop_us", "_profile", "_turned_us", "deadline_us", "emptied_by_us",
+        "_daemon_up", "_due_us", "_loop_us", "_moved_for_us", "_profile", "_turned_us", "deadline_us", "emptied_by_us",
         "lease_deadline_us", "leaving", "stands_apart",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class Vigil:
         self.lease_deadline_us = 0  # moved by renewals
         self.deadline_us = 0  # of the deadman: that of the lease, or that of the loop, whichever is first
         self._loop_us, self._turned_us = profile.loop_ms * US_PER_MS, 0
+        self._moved_for_us = 0  # the lease's deadline that the deadman was last moved for
         self._due_us: dict[str, int] = {}  # when the sign of life of each process is overdue
         self._daemon_up = False  # the present daemon has given one
         self.leaving = False
@@ -88,10 +89,19 @@ class Vigil:
         """The loop turns: where the deadman is to be moved, no further than the lease lets it (P7.12)."""
         self._turned_us = now_us
         deadline_us = min(self.lease_deadline_us, now_us + self._loop_us)
-        if deadline_us - self.deadline_us < self._loop_us // 8:  # less is not worth the system calls
+        gained_us = deadline_us - self.deadline_us
+        by_renewal = deadline_us == self.lease_deadline_us != self._moved_for_us  # all of it counts (P7.31)
+        if gained_us <= 0 or (gained_us < self._loop_us // 8 and not by_renewal):  # less is not worth the system calls
             return None
+        self._moved_for_us = self.lease_deadline_us
         self.deadline_us = deadline_us
         return deadline_us
+
+    def retime(self, profile: Profile, span_ms: int, lease_deadline_us: int) -> None:
+        """Other times count from now on; the deadman may have to be moved to an earlier moment (P7.35)."""
+        self._profile, self._loop_us = profile, span_ms * US_PER_MS
+        self.lease_deadline_us = lease_deadline_us
+        self.deadline_us = min(self.deadline_us, lease_deadline_us)
 
     def give_up_us(self) -> int:
         """When a panic that can still write its tombstone must begin, if the lease has not been renewed by then."""

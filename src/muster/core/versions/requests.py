@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from muster.core.draft import Draft
 from muster.core.refusal import Refused, configured
 from muster.core.versions import revisions, upgrade
-from muster.records import lockspaces, required_levels
+from muster.records import lockspaces, required_levels, watchdogs
 from muster.records.access import MAXIMUM_GROUP_CHARACTERS, Groups
 from muster.records.configuration import BreakLock, ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.durations import duration_of, duration_text
@@ -21,14 +21,18 @@ from muster.records.members import RestartDaemon
 from muster.records.names import shown
 from muster.records.nodes import DEFAULT_REQUIRED_WITHIN_MS
 from muster.records.operations import OperationRequest
+from muster.records.profiles import profile_with
 from muster.records.services import ApplyServices
+from muster.records.timing import PROFILES, InconsistentProfile, Profile
 
 GROUPS = {
     "observer_group": "observer",
     "operator_group": "operator",
     "administrator_group": "administrator",
 }
-SETTINGS = (*GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN, revisions.LOCKSPACES)
+SETTINGS = (
+    *GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN, revisions.LOCKSPACES, revisions.PROFILE, revisions.WATCHDOG
+)  # fmt: skip
 AS_THE_CLUSTER = "cluster"  # of a node's own setting: it has none
 LONGEST_WITHIN_MS = 24 * 60 * 60 * 1000
 _GROUP = re.compile(rf"[a-z_][a-z0-9_.-]{{0,{MAXIMUM_GROUP_CHARACTERS - 1}}}")
@@ -109,10 +113,14 @@ def _configure(operation: ConfigureCluster, draft: Draft) -> str:
         raise Refused(f"there is no setting {operation.setting!r}; there are {', '.join(SETTINGS)}")
     if operation.setting == revisions.REQUIRED:
         return _require(operation, draft)
+    if operation.setting == revisions.WATCHDOG:
+        return _set_watchdog(operation, draft)
     if operation.node:
         raise Refused(f"{operation.setting} is a setting of the whole cluster: name no node")
     if operation.setting == revisions.REQUIRED_WITHIN:
         return _require_within(operation.value, draft)
+    if operation.setting == revisions.PROFILE:
+        return _set_profile(operation.value, draft)
     if operation.setting == revisions.LOCKSPACES:
         return _name_lockspaces(operation.value, draft)
     return _give(operation, draft)
@@ -140,6 +148,74 @@ def _require_within(value: str, draft: Draft) -> str:
         raise Refused(f"{revisions.REQUIRED_WITHIN} cannot be {value!r}: write a duration, as 90s or 5m, at most 24h")
     draft.put(replace(draft.cluster, required_within_ms=within_ms), f"{revisions.REQUIRED_WITHIN} set")
     return f"{revisions.REQUIRED_WITHIN} is {duration_text(within_ms)}"
+
+
+def _set_watchdog(operation: ConfigureCluster, draft: Draft) -> str:
+    """Say which device stands behind a node's lease (P7.34)."""
+    clears = bool(operation.node) and operation.value == AS_THE_CLUSTER
+    try:
+        setting = None if clears else watchdogs.parse(operation.value)
+    except ValueError as error:
+        raise Refused(f"watchdog cannot be {operation.value[:60]!r}: {error}") from error
+    profile = PROFILES.get(draft.cluster.profile)
+    timers = dict(draft.cluster.timers)
+    if setting is not None and not timers.get("watchdog_ms", profile.watchdog_ms if profile is not None else 0):
+        raise Refused(
+            f"profile {draft.cluster.profile} has no room for a watchdog: first `muster config set profile shared`; "
+            "see `muster profile show shared`"
+        )
+    text = watchdogs.text_of(setting)
+    if not operation.node:
+        draft.put(replace(draft.cluster, watchdog="" if setting is None else text), "watchdog set")
+        return f"watchdog is {text}; it binds the next boot of each node"
+    config = configured(draft, operation.node)
+    draft.put(replace(config, watchdog=None if clears else text), f"{config.name}: watchdog set")
+    return f"watchdog of {config.name} is {'that of the cluster' if clears else text}; it binds its next boot"
+
+
+def _set_profile(value: str, draft: Draft) -> str:
+    """Another profile, while the cluster runs (P7.35)."""
+    name, *words = value.replace(",", " ").split() or [""]
+    try:
+        base = PROFILES.get(name)
+        if base is None:
+            raise InconsistentProfile(f"there is no profile {shown(name)}; there are {', '.join(PROFILES)}")
+        timers = tuple((key, int(number)) for key, _equals, number in (word.partition("=") for word in words))
+        new = profile_with(base, timers)
+        old = profile_with(PROFILES[draft.cluster.profile], draft.cluster.timers)
+    except (InconsistentProfile, ValueError, KeyError) as error:
+        raise Refused(f"profile cannot be {shown(value)}: {error}; see `muster profile show`") from error
+    if (name, timers) == (draft.cluster.profile, draft.cluster.timers):
+        return f"profile is {value} already"
+    _refuse_false_alarms(old, new)
+    common = draft.cluster.watchdog
+    set_for = [each.name for each in draft.nodes.values() if (each.watchdog or common) not in ("", watchdogs.NONE)]
+    if set_for and not new.watchdog_ms:
+        raise Refused(
+            f"profile {name} has no room for the watchdogs that are set ({', '.join(set_for)}): first "
+            "`muster config set watchdog none`, and boot the nodes"
+        )
+    draft.put(replace(draft.cluster, profile=name, timers=timers), "profile set")
+    return (
+        f"profile is {value}: leases, deadmen and watchdogs between machines go over to it now; for all other timers: "
+        "muster node restart-daemon --all"
+    )
+
+
+def _refuse_false_alarms(old: Profile, new: Profile) -> None:
+    """Until the last daemon is restarted, some go by the old profile: none may take another for silent for that."""
+    for slow, quick in ((old, new), (new, old)):
+        if 2 * slow.heartbeat_ms > quick.link_loss_beats * quick.heartbeat_ms:
+            raise Refused(
+                f"profiles {old.name} and {new.name} are too far apart to change while the cluster runs (heartbeat_ms "
+                f"{slow.heartbeat_ms}; a link counts as lost after {quick.link_loss_beats * quick.heartbeat_ms} ms); "
+                "go by one in between, or stop all nodes"
+            )
+        if 2 * slow.pulse_ms > quick.pulse_loss_ms:
+            raise Refused(
+                f"profiles {old.name} and {new.name} are too far apart to change while the cluster runs (pulse_ms "
+                f"{slow.pulse_ms}); go by one in between, or stop all nodes"
+            )
 
 
 def _name_lockspaces(value: str, draft: Draft) -> str:

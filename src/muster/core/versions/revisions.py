@@ -42,6 +42,7 @@ _CLUSTER_SETTINGS = ("name", "profile", "timers", "active_version", "groups")
 
 REQUIRED, REQUIRED_WITHIN = "required_levels", "required_levels_within"
 LOCKSPACES = "lockspaces"
+PROFILE, WATCHDOG = "profile", "watchdog"
 _RESTORED = frozenset({"groups", REQUIRED, REQUIRED_WITHIN, LOCKSPACES})  # of the cluster's settings, by a rollback
 
 Key = tuple[str, str]  # kind and key of a record of the configuration
@@ -84,13 +85,15 @@ def _named(value: Any) -> Any:
 
 def _of_node(config: NodeConfig) -> Document:
     own = {} if config.required_levels is None else {REQUIRED: text_of(config.required_levels)}
-    return {"name": config.name, "addresses": list(config.addresses), **own}
+    watchdog = {} if config.watchdog is None else {WATCHDOG: config.watchdog}
+    return {"name": config.name, "addresses": list(config.addresses), **own, **watchdog}
 
 
 def _of_cluster(cluster: Cluster) -> Document:
     found = {setting: getattr(cluster, setting) for setting in _CLUSTER_SETTINGS}
     spaces = {LOCKSPACES: lockspaces.text_of(cluster.lockspaces)} if cluster.lockspaces else {}
-    return {**found, "groups": cluster.groups._asdict(), **_required(cluster), **spaces}
+    watchdog = {WATCHDOG: cluster.watchdog} if cluster.watchdog else {}
+    return {**found, "groups": cluster.groups._asdict(), **_required(cluster), **spaces, **watchdog}
 
 
 _DOCUMENTS: dict[type, Callable[[Any], Document | None]] = {  # what is shown and kept of each kind

@@ -18,7 +18,7 @@ from muster.records.members import Member
 from muster.records.nodes import NodeConfig
 from muster.records.operations import OperationRequest, kind_of
 from muster.records.services import ApplyServices, FailService, version_of_definition
-from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, OWNERS_KEYS, Software
+from muster.records.versions import HIGHEST, KEEPS_HISTORY, KERNELS_WORD, LOWEST, OWNERS_KEYS, WATCHDOGS, Software
 
 
 def follow_reports(draft: Draft, facts: Facts) -> None:
@@ -97,6 +97,8 @@ def since(operation: OperationRequest) -> int:
         needed = max(needed, KERNELS_WORD)
     if isinstance(operation, ConfigureCluster) and operation.setting == revisions.LOCKSPACES:
         needed = max(needed, OWNERS_KEYS)
+    if isinstance(operation, ConfigureCluster) and operation.setting in (revisions.PROFILE, revisions.WATCHDOG):
+        needed = max(needed, WATCHDOGS)
     if isinstance(operation, FailService) and operation.has_own_action:  # an older master would restart or move it
         needed = max(needed, OWNERS_KEYS)
     if isinstance(operation, ApplyServices):

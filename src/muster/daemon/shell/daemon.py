@@ -94,9 +94,13 @@ from muster.drivers.store.failures import ForeignWrite, JournalFull, JournalImag
 from muster.records.access import ITSELF, NOBODY, Author
 from muster.records.levels import NodeState
 from muster.records.messages import Message
+from muster.records.nodes import Cluster
 from muster.records.operations import OperationRequest
+from muster.records.profiles import profile_with
 from muster.records.registers import Strip
 from muster.records.services import CommandState
+from muster.records.timing import PROFILES, InconsistentProfile
+from muster.records.versions import WATCHDOGS
 
 US_PER_S = 1_000_000
 MEASUREMENT_S = 5.0  # between two measurements of how busy this machine is
@@ -141,6 +145,7 @@ class Daemon:
         self.cleanups = Cleanups(home, node.incarnation, read_boot_id(), self.on_finished, self.note)
         self.fence_calls = FenceCalls(home, boottime_us, self.feed)
         self._store, self._guard = store, guard
+        self._told_profile: tuple[str, tuple[tuple[str, int], ...]] | None = None
         self.home, self.store_path, self.started_us = home, str(getattr(store, "path", "")), boottime_us()
         self._interconnect: Interconnect | None = None
         self._runner: RunnerClient | None = None
@@ -461,11 +466,20 @@ class Daemon:
         if self._interconnect.active_version != active:
             self._guard.version(active)
         self._interconnect.active_version = active
+        self._tell_profile(self.node.database.cluster)
         self.credentials.follow(self.node.database, self._interconnect)
         self.subsystems.replica_advanced()
         self.locks.follow()
         self.events.replica_advanced()
         self.tell_of_change()
+
+    def _tell_profile(self, cluster: Cluster) -> None:
+        """The guard goes over to another profile's lease and watchdog at once (P7.35)."""
+        chosen = cluster.profile, cluster.timers
+        if chosen != self._told_profile and cluster.active_version >= WATCHDOGS:
+            self._told_profile = chosen
+            with contextlib.suppress(KeyError, InconsistentProfile):  # of a later release: its times stay as they are
+                self._guard.profile(profile_with(PROFILES[cluster.profile], cluster.timers))
 
     def tell_of_change(self) -> None:
         """Wake all who look at what `changes` gave them."""

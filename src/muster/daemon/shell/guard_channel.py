@@ -5,10 +5,12 @@ A panic is told init and runner too, which end the node even where the guard han
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Callable
 
 from muster.records.registers import Life, encode_life
+from muster.records.timing import Profile
 
 MAXIMUM_CAUSE_BYTES = 400
 MAXIMUM_WORD_BYTES = 1024
@@ -68,6 +70,10 @@ class GuardChannel:
     def version(self, active: int) -> None:
         """Say which version is active: what the guard may write (P10.1). An older guard passes over it."""
         self._send(f"version {active}".encode())
+
+    def profile(self, profile: Profile) -> None:
+        """Say which profile the cluster has: a guard goes over to its lease and watchdog (P7.35)."""
+        self._send(b"profile " + json.dumps(profile._asdict()).encode())
 
     def close(self) -> None:
         """Stop listening to the guard."""

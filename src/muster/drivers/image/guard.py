@@ -10,6 +10,9 @@ the store: the lease writer (its child) does each cycle and answers with the new
 guard panics the node when a rule of `core/leases/lease.py` or `core/leases/vigil.py` says so, and when a child has
 ended. It decides nothing of that itself.
 
+Where a watchdog is set, it is armed before the first record of the lease, which says so, and closed only when the
+tombstone is durable (`watchdog.py`, P7.33). Each time that the deadman is moved the feeder may go on until then, too.
+
 Init begins only when a lease record that names it is durable, so that whoever comes later can ask the kernel about it.
 The guard also asks the kernel about other nodes, for its daemon, which lives in a namespace and cannot: it polls the
 pidfds of their inits, and tells at once (P7.15).
@@ -53,6 +56,7 @@ from muster.core.leases.predecessor import (
     to_ask,
 )
 from muster.core.leases.vigil import LEAVE_US, Vigil, Why
+from muster.core.leases.watchdog import Order, Retiming, Watch, times_of
 from muster.drivers.image.caretaker import Duty, start_caretaker
 from muster.drivers.image.control_group import ControlGroup, group_at, make_group
 from muster.drivers.image.deadman import (
@@ -73,7 +77,7 @@ from muster.drivers.image.init_process import NODE_HOME, InitSetup, run_init
 from muster.drivers.image.kept_cleanups import all_kept, drop, last_run, lock_folder, record_run
 from muster.drivers.image.kernels_word import CannotAsk, Place, Witness, Witnesses, life_of, read_place
 from muster.drivers.image.lease_account import LeaseAccount
-from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, renew, run_lease_writer
+from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, renew, run_lease_writer, times_packet
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.log_writer import NOTHING_YET, REMOVE, LogWriter, start_log_writer
 from muster.drivers.image.process_tree import (
@@ -95,10 +99,23 @@ from muster.drivers.image.process_tree import (
 )
 from muster.drivers.image.processes import CARETAKER, FORKED, GUARD, LOG_WRITER
 from muster.drivers.image.systemd import notify, watchdog_pause_us
+from muster.drivers.image.watchdog import Asked, WatchdogEnd, close_watchdog, start_watchdog, wait_until_armed
+from muster.drivers.image.watchdog_device import WatchdogRefused, is_virtual
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.lease_store import LeaseStore, lease_store_of
-from muster.records.registers import LIFE_SINCE, Deadman, Lease, Life, Owed, decode_life, encode_life
-from muster.records.timing import InconsistentProfile, Profile, check
+from muster.records import watchdogs
+from muster.records.registers import (
+    LIFE_SINCE,
+    WATCHDOG_SINCE,
+    Armed,
+    Deadman,
+    Lease,
+    Life,
+    Owed,
+    decode_life,
+    encode_life,
+)
+from muster.records.timing import InconsistentProfile, Profile, WatchdogTimes, check
 from muster.records.units import US_PER_MS
 
 EXIT_CLEAN, EXIT_USAGE, EXIT_REFUSED, EXIT_PANIC, EXIT_NOT_NOW = 0, 2, 3, 70, 75
@@ -111,6 +128,8 @@ _STOP_AT_ONCE = (signal.SIGINT, signal.SIGQUIT)
 _STATE_BYTES = 4096
 _LOG_BOUND_MS = 500  # what the last lines of the log may keep the guard from ending
 _LEAST_MARGIN_MS = 20  # before the deadman fires, for the guard's own last words
+_ARMED_WITHIN_MS = 15_000  # a management board may be slow, and so may one that is asked for its device
+_WITH_VALUES = ("--store", "--node-id", "--name", "--home", "--profile", "--deadman", "--version", "--watchdog")
 _DEADMEN = {"auto": None, "pid-namespace": Deadman.PID_NAMESPACE, "process-tree": Deadman.PROCESS_TREE}
 
 
@@ -138,6 +157,7 @@ class Options(NamedTuple):
     deadman: str = "auto"  # auto, pid-namespace or process-tree
     predecessor_stopped: bool = False  # the operator vouches for it
     version: int = LIFE_SINCE  # that is active, as far as is known at the start: what may be written (P10.1)
+    watchdog: str = ""  # as it is set for this node (`records/watchdogs.py`)
 
 
 def guard_command(options: Options) -> list[str]:
@@ -146,6 +166,7 @@ def guard_command(options: Options) -> list[str]:
         *(sys.executable, "-m", "muster.drivers.guard", "--store", options.store, "--node-id", str(options.node)),
         *("--name", options.name, "--home", options.home, "--profile", json.dumps(options.profile._asdict())),
         *("--deadman", options.deadman, "--version", str(options.version)),
+        *(["--watchdog", options.watchdog] if options.watchdog else []),
         *(["--predecessor-stopped"] if options.predecessor_stopped else []),
         *("--daemon", *options.daemon),
     ]
@@ -169,7 +190,7 @@ def parse_options(words: list[str]) -> Options:
             daemon, rest = tuple(rest), []
         elif word == "--predecessor-stopped":
             given[word] = "yes"
-        elif word in ("--store", "--node-id", "--name", "--home", "--profile", "--deadman", "--version") and rest:
+        elif word in _WITH_VALUES and rest:
             given[word] = rest.pop(0)
         else:
             raise ValueError(f"option {word!r} is unknown or has no value")
@@ -181,8 +202,9 @@ def parse_options(words: list[str]) -> Options:
     try:
         profile = check(Profile(**json.loads(given["--profile"])))
         node, version = int(given["--node-id"]), int(given.get("--version", 1))
+        watchdogs.parse(given.get("--watchdog", ""))
     except (TypeError, ValueError, InconsistentProfile) as error:
-        raise ValueError(f"--profile, --node-id or --version: {error}") from error
+        raise ValueError(f"--profile, --node-id, --version or --watchdog: {error}") from error
     return Options(
         given["--store"],
         node,
@@ -193,6 +215,7 @@ def parse_options(words: list[str]) -> Options:
         given.get("--deadman", "auto"),
         "--predecessor-stopped" in given,
         version,
+        given.get("--watchdog", ""),
     )
 
 
@@ -346,6 +369,7 @@ class Guard:
     ) -> None:
         """`lock` is the descriptor that holds the lock on the node's home. Raises `StoreFailed`."""
         self._options, self._profile = options, options.profile
+        self._chosen = options.profile  # as the cluster has it, without what this node's watchdog makes of it
         self._open_store = functools.partial(open_lease_store, options.store, options.node)
         self._store = self._open_store()  # closed here once the lease writer has it
         self._log_writer, self._lock = log_writer, lock
@@ -379,6 +403,9 @@ class Guard:
         self._witnesses = Witnesses(self._poll, self._here)
         self._version = options.version
         self._one_kernel = False
+        self._device = Watch()  # of the machine's watchdog (P7.33)
+        self._watchdog: WatchdogEnd | None = None
+        self._retiming: Retiming | None = None
         self._offer: Offer | None = None
         self._life = b""  # what the lease record is to say of init, once it is forked
         self._named = self._released = False  # the writer has been told of it; init has been let go on
@@ -412,7 +439,42 @@ class Guard:
             read_boot_id(),
         )
         self._keeper.owed = self._take_up_cleanups(predecessor)
+        self._arm_watchdog()
         self._take_lease()
+
+    def _arm_watchdog(self) -> None:
+        """Arm the watchdog that is set for this node; its lease says so from the first record on (P7.33).
+
+        Raises `StartRefused`: a node that is to have one does not run without.
+        """
+        setting = watchdogs.parse(self._options.watchdog)
+        if setting is None or self._one_kernel or self._version < WATCHDOG_SINCE:
+            return
+        profile = self._options.profile
+        if not profile.watchdog_ms:
+            raise StartRefused(
+                f"a watchdog is set ({self._options.watchdog}), and profile {profile.name} has no room for one; on a "
+                "running node: muster config set profile shared, or muster config set watchdog none"
+            )
+        self._watchdog = start_watchdog(Asked(self._options.name, setting, profile))
+        try:
+            armed = wait_until_armed(self._watchdog, _ARMED_WITHIN_MS)
+        except (WatchdogRefused, OSError) as error:
+            self._watchdog.channel.close()
+            raise StartRefused(f"{error}; it is set for this node, which would prove nothing without it") from error
+        armed = armed._replace(proves=setting.vouched or not is_virtual())
+        self._device.is_armed(armed)
+        self._profile = profile.with_watchdog(armed.times)
+        self._vigil = Vigil(self._profile)
+        self._keeper.retime(self._profile, self._profile.loop_ms, self._device.recorded())
+        times = armed.times
+        detail = (
+            f"{armed.identity}: it resets this machine at most {times.bound_ms} ms after the deadline; the lease is "
+            f"{self._profile.lease_ms} ms"
+        )
+        if not armed.proves:
+            detail += "; this is a virtual machine, whose clock may stop: its expired lease is no proof (vouched)"
+        self._log.tell("info", "watchdog", detail)
 
     def _take_up_cleanups(self, predecessor: Lease) -> Owed | None:
         """What this machine still owes of earlier runs (P6.33); nothing said where the home cannot be asked."""
@@ -564,6 +626,8 @@ class Guard:
                     raise StartRefused(f"cannot take {where}: {outcome.cause}")
                 patience.is_over(boottime_us(), failed=False)
                 before_us, self._vigil.lease_deadline_us = self._vigil.lease_deadline_us, outcome
+                if self._watchdog is not None:
+                    self._watchdog.pace.extend(outcome)  # from the first record on nothing is fed without a deadline
                 if before_us:
                     self._next_cycle_us = asked_us + self._profile.renew_ms * US_PER_MS
                     return
@@ -580,6 +644,7 @@ class Guard:
             self._start_caretaker()
             self._fork_init()
             self._show_caretaker()
+            self._watch_watchdog()
             self._loop()
         except _Left:
             return self._end(clean=True, cause="")
@@ -588,6 +653,12 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the guard, the node must not go on
             self._say(describe(error))
             return self._end(clean=False, cause=f"its guard cannot go on: {error!r}"[:MAXIMUM_CAUSE_CHARACTERS])
+
+    def _watch_watchdog(self) -> None:
+        """From now on the feeder owes signs of life."""
+        if self._watchdog is not None:
+            self._add_channel("watchdog", self._watchdog.channel)
+            self._vigil.begun("watchdog", boottime_us())
 
     def _fork_writer(self, store: Callable[[], LeaseStore]) -> None:
         gc.collect()
@@ -691,7 +762,7 @@ class Guard:
     def _add_channel(self, name: str, channel: socket.socket) -> None:
         """Only what must be heard at once wakes the loop; pulses of init and runner wait for the writer's answer."""
         self._channels[name] = channel
-        if name in ("writer", "daemon", "caretaker"):
+        if name in ("writer", "daemon", "caretaker", "watchdog"):
             self._waking[channel.fileno()] = name
             self._poll.register(channel, select.POLLIN)
 
@@ -699,8 +770,14 @@ class Guard:
         """This loop turns: move the deadman, no further than the lease lets it (P7.12)."""
         deadline_us = self._vigil.turned(now_us)
         if deadline_us is not None:
-            self._timer.arm(deadline_us)
-            self._leash.extend(deadline_us)
+            self._publish(deadline_us)
+
+    def _publish(self, deadline_us: int) -> None:
+        """The kernel's deadman first, then all that go by it, the feeder last (P7.32)."""
+        self._timer.arm(deadline_us)
+        self._leash.extend(deadline_us)
+        if self._watchdog is not None:
+            self._watchdog.pace.extend(deadline_us)
 
     # --- the loop ---
 
@@ -727,6 +804,7 @@ class Guard:
                 names = list(self._channels)
             for name in names:
                 self._hear(name)
+            self._hear_feeder(now_us)
             self._take_signals()
             if woken:
                 self._reap()  # a child's end wakes the loop
@@ -736,6 +814,12 @@ class Guard:
                 self._offer.answer()
             self._move_deadline(now_us)
             self._pet_service_manager(now_us)
+
+    def _hear_feeder(self, now_us: int) -> None:
+        """Its sign of life, and how far other times have come (P7.35)."""
+        if self._watchdog is not None:
+            self._vigil.pulsed("watchdog", self._watchdog.pace.looked_us)
+        self._go_on_retiming(now_us)
 
     def _pause_ms(self) -> int:
         wake_us = self._vigil.wake_us()
@@ -787,8 +871,10 @@ class Guard:
             except OSError:
                 data, ancillary = b"", []
             if not data:  # its only other holders have ended, which `_reap` judges
-                if name in ("writer", "daemon", "caretaker"):
+                if name in ("writer", "daemon", "caretaker", "watchdog"):
                     self._poll.unregister(channel)
+                if name == "watchdog":
+                    raise _Panicked("the holder of its watchdog has ended: the machine is about to be reset")
                 if name == "caretaker":
                     self._say("its caretaker has ended: what services leave is cleared at the next boot only")
                     self._lacks("caretaker")
@@ -802,6 +888,8 @@ class Guard:
                 self._channels["writer"].send(data, socket.MSG_DONTWAIT)
             elif name == "daemon":
                 self._hear_daemon(word, rest, sender)
+            elif name == "watchdog":
+                raise _Panicked(rest)
             else:
                 self._hear_init_or_runner(name, word, rest, sender)
 
@@ -811,6 +899,8 @@ class Guard:
             self._failure = ""
             self._account.renewed(self._vigil.lease_deadline_us - boottime_us())
             self._vigil.lease_deadline_us = int(rest)
+            if self._retiming is not None and self._retiming.order is Order.RECORD:
+                self._extend_times(self._retiming)
             if self._named:  # the writer was told of init before it was asked for this renewal
                 self._release_init()
         elif word == "failed":
@@ -818,6 +908,90 @@ class Guard:
             self._account.failed()
         else:
             raise _Panicked(rest)
+
+    # --- other times (P7.35) ---
+
+    def _take_profile(self, text: str) -> None:
+        """The cluster has another profile: go over to its lease, deadman and watchdog, in the order of P7.35."""
+        try:
+            profile = check(Profile(**json.loads(text)))
+        except (TypeError, ValueError, InconsistentProfile) as error:
+            self._say(f"the cluster's profile cannot be used here: {error}")
+            return
+        if profile == self._chosen or self._one_kernel:
+            return
+        self._chosen = profile
+        armed = self._device.recorded()
+        if armed is not None and not profile.watchdog_ms:
+            self._say(f"profile {profile.name} has no room for this node's watchdog: its times stay as they are")
+        elif armed is None:
+            self._retiming = Retiming(self._profile, profile)
+        else:
+            self._retiming = Retiming(self._profile, profile.with_watchdog(self._times_with(armed, profile)))
+
+    def _times_with(self, armed: Armed, profile: Profile) -> WatchdogTimes:
+        setting = watchdogs.parse(self._options.watchdog)
+        stages = setting.stages if setting is not None else 0
+        return times_of(
+            armed.identity, profile.watchdog_ms, profile, held=armed.times.late_excluded, stages=stages
+        )  # fmt: skip
+
+    def _go_on_retiming(self, now_us: int) -> None:
+        """The next thing that is due; nothing while a renewal is under way."""
+        retiming = self._retiming
+        if retiming is None or self._busy:
+            return
+        if retiming.order is Order.LESSEN:
+            deadline_us = retiming.lessened(self._vigil.lease_deadline_us, now_us)
+            if deadline_us is None:
+                return
+            self._tell_times(retiming)
+            self._vigil.retime(self._profile, retiming.span_ms, deadline_us)
+            self._publish(self._vigil.deadline_us)
+            if self._watchdog is not None:
+                self._watchdog.pace.want(retiming.timeout_ms)
+        if retiming.order is Order.READ_BACK:
+            self._read_back(retiming)
+
+    def _read_back(self, retiming: Retiming) -> None:
+        set_ms = self._watchdog.pace.set_ms if self._watchdog is not None else 0
+        if self._watchdog is not None and set_ms not in (-1, retiming.timeout_ms):
+            return  # the feeder has not come to it
+        if retiming.read_back(set_ms):
+            self._tell_times(retiming)
+            self._next_cycle_us = 0  # at once
+            return
+        self._retiming = None
+        self._say("its watchdog cannot be set to the timeout of the new profile: its times stay as they are")
+        self._return_to(self._profile)
+
+    def _return_to(self, profile: Profile) -> None:
+        self._vigil.retime(profile, profile.loop_ms, self._vigil.lease_deadline_us)
+        if self._watchdog is not None:
+            self._watchdog.pace.want(profile.watchdog_ms)
+        packet = times_packet(profile, profile.loop_ms, self._device.recorded())
+        self._channels["writer"].send(packet, socket.MSG_DONTWAIT)
+
+    def _extend_times(self, retiming: Retiming) -> None:
+        """The record with the new times is durable: deadman and watchdog may go by them."""
+        retiming.recorded()
+        self._profile = retiming.in_record
+        armed = self._device.recorded()
+        if armed is not None:
+            self._device.is_armed(armed._replace(times=self._times_with(armed, self._profile)))
+        self._vigil.retime(self._profile, retiming.span_ms, self._vigil.lease_deadline_us)
+        if self._watchdog is not None:
+            self._watchdog.pace.want(retiming.timeout_ms)
+        self._tell_times(retiming)
+        retiming.extended()
+        self._retiming = None
+        self._log.tell("info", "times", f"profile {self._profile.name}: lease {self._profile.lease_ms} ms")
+
+    def _tell_times(self, retiming: Retiming) -> None:
+        profile, armed = retiming.in_record, self._device.recorded()
+        if armed is not None:
+            armed = armed._replace(times=self._times_with(armed, profile))
+        self._channels["writer"].send(times_packet(profile, retiming.span_ms, armed), socket.MSG_DONTWAIT)
 
     def _hear_init_or_runner(self, name: str, word: str, rest: str, sender: int) -> None:
         if word != "pulse":
@@ -851,6 +1025,8 @@ class Guard:
         elif word == "version":
             self._version = int(rest)
             self._name_init()
+        elif word == "profile":
+            self._take_profile(rest)
 
     def _watch(self, asked: str) -> None:
         """The daemon asks whether an incarnation still runs: now, and to be told when it does not (P7.15)."""
@@ -952,7 +1128,7 @@ class Guard:
                 os.kill(pid, signal.SIGKILL)
         if not clean:
             self._say(f"panic: {cause}; everything that this node runs is stopped")
-        give_up_us = self._vigil.deadline_us - max(_LEAST_MARGIN_MS, self._profile.panic_bound_ms // 8) * US_PER_MS
+        give_up_us = self._vigil.deadline_us - self._margin_ms() * US_PER_MS
         if is_tree:
             self._leash.extend(0)  # each of them ends what is below it
             stopped = self._group is None or self._group.end(give_up_us, boottime_us)
@@ -964,7 +1140,7 @@ class Guard:
             stopped = self._wait_for({self._init} - {0}, give_up_us)
         if stopped:
             self._tell_caretaker(cause)
-            self._bury(give_up_us, clean=clean, cause=cause)
+            self._disarm(give_up_us, buried=self._bury(give_up_us, clean=clean, cause=cause))
         else:
             self._say("no tombstone is written, because not everything that it ran has ended: something hangs")
         self._log_writer.tell_state(REMOVE)
@@ -988,8 +1164,26 @@ class Guard:
                 return not children
             select.select((self._wake_read,), (), (), left_us / 1e6)
 
-    def _bury(self, give_up_us: int, *, clean: bool, cause: str) -> None:
-        """Have the tombstone written: by the lease writer, or where that has ended by another one.
+    def _margin_ms(self) -> int:
+        """Before the deadman fires, for this process's own last words; a watchdog's bound is no measure of them."""
+        return max(_LEAST_MARGIN_MS, min(self._profile.panic_bound_ms // 8, self._profile.renew_ms // 4))
+
+    def _disarm(self, give_up_us: int, *, buried: bool) -> None:
+        """Nothing of the node runs: stop the watchdog, if the tombstone that says so is durable (P7.33)."""
+        if self._watchdog is None:
+            return
+        if not self._device.may_close(empty=True, buried=buried):
+            self._say("its watchdog is left armed, since no tombstone is durable: it will reset this machine")
+            return
+        said = close_watchdog(self._watchdog, give_up_us - boottime_us())
+        self._device.closed()
+        if said == "kept":
+            self._log.tell("info", "watchdog", "it cannot be stopped: a small feeder keeps it until the next start")
+        elif said != "closed":
+            self._say(f"its watchdog could not be stopped, and will reset this machine: {said.removeprefix('open ')}")
+
+    def _bury(self, give_up_us: int, *, clean: bool, cause: str) -> bool:
+        """Have the tombstone written, and say whether it is: by the lease writer, or where that has ended by another.
 
         Where the namespace of this process's children has ended with init, none can be forked any more: the caretaker,
         which has been told the cause, writes the last record then (P6.33).
@@ -1000,7 +1194,7 @@ class Guard:
                 self._fork_writer(self._open_store)
             except OSError as error:
                 self._say(f"its lease writer has ended, and there is no other: its caretaker writes the end ({error})")
-                return
+                return False
         channel = self._channels["writer"]
         problem = "the store does not answer"
         try:
@@ -1016,6 +1210,7 @@ class Guard:
             self._say(f"no tombstone could be written, so the others wait for proof that it has stopped: {problem}")
         channel.close()
         self._wait_for({self._writer}, give_up_us)  # it holds the lock on the node's home
+        return not problem
 
     def _say(self, text: str) -> None:
         self._log.tell("warning", "guard", f"musterd {self._options.name}: {text}")

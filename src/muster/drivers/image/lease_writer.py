@@ -9,7 +9,8 @@ successor starts.
 Channel, SOCK_SEQPACKET: `renew` -> `renewed DEADLINE_US` | `stop CAUSE` | `failed TEXT`; `bury clean` or
 `bury panic CAUSE`, asked only when nothing of the node runs any more -> `buried` | `unburied TEXT`; `owed JSON`, what
 the next renewals say is owed to this machine (P6.33), without an
-answer; `life BYTES`, the same: what the record says from now on of where the kernel can be asked about this
+answer; `times JSON`, the same: what the next renewals say of times, and how far they move the deadline (P7.35);
+`life BYTES`, the same: what the record says from now on of where the kernel can be asked about this
 incarnation (P7.14).
 """
 
@@ -25,12 +26,14 @@ from muster.drivers.image.deadman import boottime_us, die_with_parent, hold_memo
 from muster.drivers.image.processes import LEASE_WRITER
 from muster.drivers.store.failures import StoreFailed
 from muster.drivers.store.lease_store import LeaseStore
-from muster.records.registers import Owed, decode_life
+from muster.records.registers import Armed, Owed, decode_life
+from muster.records.timing import Profile, WatchdogTimes
 
 MAXIMUM_PACKET_BYTES = 4096
 OWED = b"owed "
 _MAXIMUM_TEXT_CHARACTERS = 800
 _LIFE = b"life "
+_TIMES = b"times "
 
 
 class CycleFailed(Exception):
@@ -109,6 +112,9 @@ def run_lease_writer(
         if packet.startswith(OWED):
             keeper.owed = read_owed(packet[len(OWED) :])
             continue
+        if packet.startswith(_TIMES):
+            keeper.retime(*read_times(packet[len(_TIMES) :]))
+            continue
         if packet.startswith(_LIFE):
             keeper.life = decode_life(packet[len(_LIFE) :])
             continue
@@ -131,6 +137,19 @@ def read_owed(data: bytes) -> Owed:
     """What a caretaker has said (see `caretaker.py`)."""
     since, failed, waiting, more = json.loads(data)
     return Owed(since, tuple(failed), tuple(waiting), more)
+
+
+def times_packet(profile: Profile, span_ms: int, armed: Armed | None) -> bytes:
+    """Other times for a lease writer (`LeaseKeeper.retime`)."""
+    watchdog = None if armed is None else (armed.identity, tuple(armed.times), armed.proves)
+    return _TIMES + json.dumps((profile._asdict(), span_ms, watchdog)).encode()
+
+
+def read_times(data: bytes) -> tuple[Profile, int, Armed | None]:
+    """Inverse of `times_packet`, without its first word."""
+    profile, span_ms, watchdog = json.loads(data)
+    armed = None if watchdog is None else Armed(watchdog[0], WatchdogTimes(*watchdog[1]), watchdog[2])
+    return Profile(**profile), span_ms, armed
 
 
 def _answer(store: LeaseStore, keeper: LeaseKeeper) -> str:

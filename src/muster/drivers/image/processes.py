@@ -19,6 +19,8 @@ GUARD = "muster-guard"
 LOG_WRITER = "muster-log"
 CARETAKER = "muster-cleanup"
 LEASE_WRITER = "muster-lease"
+WATCHDOG_HOLDER = "muster-holder"
+FEEDER = "muster-feeder"
 INIT = "muster-init"
 RUNNER = "muster-runner"
 KEEPER = "muster-keeper"
@@ -31,6 +33,8 @@ PROCESSES = (
     Process(LOG_WRITER, GUARD, "all writes of the log and of HOME/guard.json; outlives the guard"),
     Process(CARETAKER, GUARD, "clears what services leave in this machine; outlives the guard"),
     Process(LEASE_WRITER, GUARD, "all reads and writes of the store: renewals, marks"),
+    Process(WATCHDOG_HOLDER, GUARD, "keeps the machine's watchdog open, where one is set; feeds nothing; outlives all"),
+    Process(FEEDER, WATCHDOG_HOLDER, "feeds it before the deadline, and never after"),
     Process(INIT, GUARD, "process 1 of the node's namespace: dies with the guard, reaps, restarts the daemon"),
     Process(RUNNER, INIT, "parent of all service commands; outlives the daemon"),
     Process(KEEPER, RUNNER, "one a command: subreaper of all that the command leaves running"),
@@ -39,4 +43,4 @@ PROCESSES = (
     Process(DAEMON, INIT, "the shell around the core; exits and is restarted without an outage"),
 )
 FORKED = (INIT, RUNNER, WATCHER, KEEPER)  # of the image, and below the guard: a boot looks for what is left of them
-BYSTANDERS = (CARETAKER, LOG_WRITER)  # outlive their node, with all below them: they belong to no life of it
+BYSTANDERS = (CARETAKER, LOG_WRITER, WATCHDOG_HOLDER)  # outlive their node, with all below them: of no life of it

@@ -25,6 +25,7 @@ from muster.sim.checkers.event_checkers import (
     Watches,
     watches_missing,
 )
+from muster.sim.checkers.expiry_checker import NothingAfterExpiry
 from muster.sim.checkers.fence_checkers import FencedByRequest, ProvenByStatus
 from muster.sim.checkers.loss_checker import NothingLost
 from muster.sim.checkers.rule import Checker
@@ -782,6 +783,7 @@ CHECKERS: tuple[type[Checker], ...] = (
     LevelsInOrder,
     RequiredLevels,
     ToldFromTheStart,
+    NothingAfterExpiry,
     FencedByRequest,
     ProvenByStatus,
     Soundness,

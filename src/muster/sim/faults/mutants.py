@@ -17,7 +17,7 @@ from muster.core.effects import RunCommand, WatchLife
 from muster.core.events import manager as events
 from muster.core.fencing import asker
 from muster.core.launching import ledger
-from muster.core.leases import lease, observer
+from muster.core.leases import lease, observer, watchdog
 from muster.core.mastership import machine as mastership
 from muster.core.mastership.machine import Action, Decided, IsOut, Mastership, Phase
 from muster.core.membership import membership
@@ -38,11 +38,12 @@ from muster.core.services import (
 from muster.core.services.round import Round
 from muster.core.transitions import objections as veto
 from muster.core.transitions import subsystems, transition
+from muster.records import timing
 from muster.records.fencing import FencePhase
 from muster.records.levels import Level, NodeState
 from muster.records.members import Member, Proof
 from muster.records.messages import Verdict
-from muster.records.registers import NO_MARK, Claim, ClaimFlag, Lease, Mark, Owed, ProofKind, Strip
+from muster.records.registers import NO_MARK, Armed, Claim, ClaimFlag, Lease, Mark, Owed, ProofKind, Strip
 from muster.records.registers import Life as Named
 from muster.records.services import Definition, FailService, Service, ServiceState, Unclean
 from muster.records.terms import NO_TERM, Stamp, Term
@@ -350,7 +351,47 @@ def _asked_of_anybody(_original: Callable[..., bool]) -> Callable[..., bool]:
     return lambda record, _me: record.phase is not FencePhase.IDLE
 
 
+def _feeds_on(original: Callable[..., Any]) -> Callable[..., Any]:
+    def turn(feeding: watchdog.Feeding, now_us: int, _deadline_us: int) -> watchdog.Turn:
+        found: watchdog.Turn = original(feeding, now_us, 1 << 60)
+        return found
+
+    return turn
+
+
+def _shortened_last(retiming: watchdog.Retiming) -> int:
+    old, new = retiming._old, retiming._new  # noqa: SLF001
+    return new.watchdog_ms if retiming.order in (watchdog.Order.EXTEND, watchdog.Order.DONE) else old.watchdog_ms
+
+
+def _named_before_armed(_original: Callable[..., Armed | None]) -> Callable[..., Armed | None]:
+    return lambda watch: watch._armed  # noqa: SLF001
+
+
 MUTANTS: dict[str, Mutant] = {
+    "feed-after-the-deadline": Mutant(
+        "a watchdog is fed whatever its deadline is (against P7.32)",
+        ("NothingAfterExpiry", "ProofFirst"), watchdog.Feeding, "turn", _feeds_on,
+    ),
+    "shorten-after-the-record": Mutant(
+        "the watchdog gets its smaller timeout after the record that promises it (against P7.35)",
+        ("NothingAfterExpiry", "ProofFirst"), watchdog.Retiming, "timeout_ms",
+        lambda _original: property(_shortened_last),
+    ),
+    "lease-without-granularity": Mutant(
+        "the lease is over as soon as the watchdog's timeout is, whatever its timer and its reset take (against P7.31)",
+        ("NothingAfterExpiry", "ProofFirst"), timing.WatchdogTimes, "bound_ms",
+        lambda _original: property(lambda times: times.timeout_ms),
+    ),
+    "no-late-feeding": Mutant(
+        "no feeding is taken for late, though a management board may land one (against P7.31)",
+        ("NothingAfterExpiry", "ProofFirst"), timing.WatchdogTimes, "bound_ms",
+        lambda _original: property(lambda times: times.timeout_ms + times.granularity_ms + times.reset_ms),
+    ),
+    "record-before-armed": Mutant(
+        "the lease names a watchdog that is not armed yet (against P7.33)",
+        ("NothingAfterExpiry", "ProofFirst"), watchdog.Watch, "recorded", _named_before_armed,
+    ),
     "recover-before-the-status": Mutant(
         "a node counts as off once its agent has done what it was asked (against P7.24)",
         ("ProvenByStatus",), asker, "calls_of", _without_status,

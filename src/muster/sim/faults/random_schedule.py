@@ -29,6 +29,7 @@ from muster.sim.faults import random_services
 from muster.sim.schedule import Deed, Step, When
 from muster.sim.world.surroundings import Settings
 from muster.sim.world.time import US_PER_S
+from muster.sim.world.watchdog import WATCHED
 
 LEVELS = ((10, "lock manager"), (20, "virtual disks"), (30, "file system"))
 PROGRAMS = ((15, "volume cache"), (50, "application"))
@@ -114,7 +115,7 @@ class _Planner:
         )  # fmt: skip
         if shared:
             self._stalls()
-            settings = self._with_long_leases(self._fenced(settings))
+            settings = self._watched(self._with_long_leases(self._fenced(settings)))
         settings = self._objections(settings)
         self._boot()
         if self.failing:
@@ -343,6 +344,26 @@ class _Planner:
             node = int(random.random() * self.nodes)
             beside = random.choice(((), ("init",), ("init", "runner"), ("init", "runner")))
             self._step(at_us, schedule.Stall(for_us, node, beside))
+
+    def _watched(self, settings: Settings) -> Settings:
+        """In half of the runs between machines each has a watchdog, and the profile changes now and then (P7.30)."""
+        if self.calm_us % 8 != 4 or settings.profile is not FAST:
+            return settings
+        random = Random(f"watchdogs {self.calm_us} {len(self.services)}")
+        last_us = self.calm_us - 3 * US_PER_S
+        for _ in range(1 + int(random.random() * 3)):  # for longer than any lease
+            stall = schedule.Stall(self.calm_us, int(random.random() * self.nodes), ("init", "runner"))
+            self._step(int(2 * US_PER_S + random.random() * (last_us - 2 * US_PER_S)), stall)
+        timeout_ms = 1000
+        for _ in range(int(random.random() * 6)):
+            at_us, timeout_ms = int((1 + random.random() * 6) * US_PER_S), 4000 - timeout_ms
+            self._step(at_us, schedule.Retime(random.choice((600, 600, 900, 1500)), timeout_ms))
+            if random.random() < 0.7:  # just as a record is written, or a little later
+                node, count = int(random.random() * self.nodes), 1 + int(random.random() * 6)
+                stall = schedule.Stall(self.calm_us, node, ("init", "runner"))
+                delay_us = int(random.random() * 3000) if random.random() < 0.3 else 0
+                self._step(at_us, When("lease", "written", count, stall, node, delay_us))
+        return settings._replace(profile=WATCHED, watchdogs=random.choice(("well", "late", "late", "board")))
 
     def _connections_drop(self) -> None:
         """Programs that live lose their connections, and come back in time or not; drawn apart (P3.16)."""

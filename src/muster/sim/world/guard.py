@@ -14,7 +14,9 @@ from muster.core import effects, inputs
 from muster.core.leases.lease import LeaseKeeper, Shown, Stop, next_incarnation, replacement
 from muster.core.leases.predecessor import Here, OtherKernels, Others, Predecessor, Verdict, settled, to_ask
 from muster.core.leases.vigil import DAEMON, Vigil, Why
-from muster.records.registers import Deadman, Lease, Owed, RegisterKind, Strip
+from muster.core.leases.watchdog import Order, Retiming, Stage, Watch
+from muster.records.registers import Armed, Deadman, Lease, Owed, RegisterKind, Strip
+from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 from muster.sim.history import Logged, Renewed
 from muster.sim.world.bare_machine import BareMachine
@@ -22,6 +24,7 @@ from muster.sim.world.disk import RegisterTarget, TwoCopyWrite
 from muster.sim.world.kernel import MACHINE_ID, counts_in, is_of
 from muster.sim.world.life import ToGuard, VirtualLife
 from muster.sim.world.time import US_PER_S, Clock, Process
+from muster.sim.world.watchdog import VirtualWatchdog
 
 TOMBSTONE_TRIES = 3
 FIRST_PAUSE_US, LONGEST_PAUSE_US = 500_000, 4_000_000  # between two requests to be handed a descriptor
@@ -48,6 +51,7 @@ class Guard:
         begin: Callable[[Guard, int], VirtualLife],
         ended: Callable[[Guard], None],
         hand_over: Callable[[effects.WatchLife], bool],
+        watchdog: VirtualWatchdog | None = None,
     ) -> None:
         """Not booted yet.
 
@@ -75,6 +79,9 @@ class Guard:
         self._stalled = False  # it waits in the kernel, where no signal ends it
         self._dying = ""  # SIGKILL waits for it
         self._busy = False  # a cycle is under way
+        self._watchdog, self._watch = watchdog, Watch()
+        self._chosen = profile  # as the cluster has it, without what the watchdog makes of it
+        self._retiming: Retiming | None = None
 
     def now_us(self) -> int:
         """This machine's clock."""
@@ -202,8 +209,77 @@ class Guard:
         deadman = Deadman.PROCESS_TREE if machine.node in world.settings.trees else Deadman.PID_NAMESPACE
         self._keeper = LeaseKeeper(machine.node, incarnation, predecessor, self._profile, deadman, boot_id)
         self.machine.ran_here.add(incarnation)
+        if self._watchdog is None:
+            self.life = self._begin(self, incarnation)
+            self._cycle()
+            return
+        armed = self._watchdog.armed(self._chosen)
+        self._watch.asked(armed)
+        self._watchdog.arm(self.process, self.clock, armed, self._armed)
+        self._begin_armed(incarnation)
+
+    def _armed(self, armed: Armed | None) -> None:
+        """The device is armed, or it is not to be had: then the node does not start (P7.34)."""
+        if armed is not None:
+            self._watch.is_armed(armed)
+        elif self.life is None:
+            self._log("boot refused: its watchdog cannot be had")
+            self._ended(self)
+
+    def _begin_armed(self, incarnation: int) -> None:
+        """Armed, then recorded (P7.33)."""
+        assert self._keeper is not None
+        armed = self._watch.recorded()
+        if armed is None:
+            self.world.loop.deliver_after(5 * US_PER_MS, self.process, self._begin_armed, incarnation)
+            return
+        self._profile = self._chosen.with_watchdog(armed.times)
+        self._vigil = Vigil(self._profile)
+        self._keeper.retime(self._profile, self._profile.loop_ms, armed)
         self.life = self._begin(self, incarnation)
         self._cycle()
+
+    # ---- other times (P7.35) ---------------------------------------------------------------------------------------
+
+    def take_profile(self, profile: Profile) -> None:
+        """Its daemon tells it of another profile of the cluster."""
+        armed = self._watch.recorded()
+        if armed is None or self._watchdog is None or self.life is None or profile == self._chosen:
+            return
+        self._chosen = profile
+        self._retiming = Retiming(self._profile, profile.with_watchdog(self._watchdog.armed(profile).times))
+
+    def _go_on_retiming(self) -> None:
+        retiming = self._retiming
+        if retiming is None or self._busy or self._deadman_us is None or self._watchdog is None:
+            return
+        if retiming.order is Order.LESSEN:
+            deadline_us = retiming.lessened(self._vigil.lease_deadline_us, self.now_us())
+            if deadline_us is None:
+                return
+            self._tell_times(retiming)
+            self._vigil.retime(self._profile, retiming.span_ms, deadline_us)
+            self._publish(self._vigil.deadline_us)
+            self._watchdog.want(retiming.timeout_ms)
+        if retiming.order is Order.READ_BACK and self._watchdog.set_ms == retiming.timeout_ms:
+            assert retiming.read_back(self._watchdog.set_ms)
+            self._tell_times(retiming)
+
+    def _tell_times(self, retiming: Retiming) -> None:
+        assert self._keeper is not None
+        assert self._watchdog is not None
+        self._keeper.retime(retiming.in_record, retiming.span_ms, self._watchdog.armed(retiming.in_record))
+
+    def _extend_times(self, retiming: Retiming) -> None:
+        """The record with the new times is durable: deadman and watchdog may go by them."""
+        assert self._watchdog is not None
+        retiming.recorded()
+        self._profile = retiming.in_record
+        self._vigil.retime(self._profile, retiming.span_ms, self._vigil.lease_deadline_us)
+        self._watchdog.want(retiming.timeout_ms)
+        self._tell_times(retiming)
+        retiming.extended()
+        self._retiming = None
 
     def owes(self, owed: Owed) -> None:
         """What the caretaker says of earlier runs: the next renewal says it too (P6.33)."""
@@ -222,6 +298,7 @@ class Guard:
             self.panic(cause)
             return
         self._turn()
+        self._go_on_retiming()
         if not self._busy:
             self._busy = True
             self._read(self._judge)
@@ -312,6 +389,8 @@ class Guard:
         )
         assert self._keeper.deadline_us is not None
         self._vigil.lease_deadline_us = self._keeper.deadline_us
+        if self._retiming is not None and self._retiming.order is Order.RECORD:
+            self._extend_times(self._retiming)
         self._turn()
         if first and self.world.settings.kernel:  # nothing is let go before a record that names it is durable (P7.14)
             group = f"/n{self.machine.node}" if self.life.is_tree else ""
@@ -325,12 +404,17 @@ class Guard:
     def _turn(self) -> None:
         """The loop turns: the deadman is moved as far as the vigil says (P7.12)."""
         deadline_us = self._vigil.turned(self.now_us())
-        if deadline_us is None:
-            return
-        unarmed = self._deadman_us is None
+        if deadline_us is not None:
+            self._publish(deadline_us)
+
+    def _publish(self, deadline_us: int) -> None:
+        """The kernel's deadman first, then the feeder may go on until then (P7.32)."""
+        unarmed, former_us = self._deadman_us is None, self._deadman_us
         self._deadman_us = self.clock.world_us(deadline_us)
-        if unarmed:
+        if unarmed or (former_us is not None and self._deadman_us < former_us):
             self.world.loop.at(self._deadman_us, self._deadman)
+        if self._watchdog is not None:
+            self._watchdog.extend(deadline_us)
 
     def _deadman(self) -> None:
         """The kernel's timer, and init's own look at the same deadline: no other process takes part in it."""
@@ -386,6 +470,8 @@ class Guard:
         self._ended(self)
 
     def _end_process(self) -> None:
+        if self._watchdog is not None and self._watch.stage is Stage.ARMED:
+            self._watchdog.guard_ends()
         self.process.kill()
         self.writer.kill()  # a write of it that is under way lands all the same
 
@@ -451,6 +537,9 @@ class Guard:
 
     def _buried(self, cause: str, clean: bool, tries: int, succeeded: bool) -> None:
         if succeeded:
+            assert self.life is not None
+            if self._watchdog is not None and self._watch.may_close(empty=self.life.ended, buried=succeeded):
+                self._watchdog.close()
             self._end_process()
             self._ended(self)
             return

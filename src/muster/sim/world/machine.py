@@ -14,6 +14,7 @@ from muster.sim.world.leftovers import Leftovers
 from muster.sim.world.life import ToGuard, VirtualLife
 from muster.sim.world.surroundings import VirtualSurroundings
 from muster.sim.world.time import Process
+from muster.sim.world.watchdog import VirtualWatchdog
 
 HandOver = Callable[[BareMachine, effects.WatchLife], bool]  # whether the guard asked about hands a descriptor to it
 
@@ -30,6 +31,8 @@ class Machine(BareMachine):
         self.guard: Guard | None = None
         self.leftovers = Leftovers(self)
         self.lives: list[VirtualLife] = []  # those that have not ended; an earlier one may still be dying
+        kind = world.settings.watchdogs
+        self.watchdog = VirtualWatchdog(world, node, kind, self._reset_by_watchdog) if kind else None
 
     @property
     def is_on(self) -> bool:
@@ -65,7 +68,7 @@ class Machine(BareMachine):
         self.access.store = self.world.store
         self.guard = Guard(
             self, self.boot_clock(), sweep=self._sweep, begin=self._begin, ended=self._guard_ended,
-            hand_over=lambda asked: self._hand_over(self, asked),
+            hand_over=lambda asked: self._hand_over(self, asked), watchdog=self.watchdog,
         )  # fmt: skip
         self.guard.boot()
 
@@ -132,8 +135,17 @@ class Machine(BareMachine):
         if self.guard is not None:
             self.guard.wake()
 
+    def _reset_by_watchdog(self) -> None:
+        """Everything ends, and the machine comes up again."""
+        had_guard = self.guard is not None
+        self.power_cut()
+        if not had_guard:
+            self._stopped(self)
+
     def power_cut(self) -> None:
         """Everything ends now."""
+        if self.watchdog is not None:
+            self.watchdog.power_cut()
         for life in self.lives:
             life.power_cut()
         if self.guard is not None:

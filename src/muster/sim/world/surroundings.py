@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     objecting: float = 0.0  # share of planned changes to which subsystems that may object do so
     required: tuple[Level, ...] = ()  # that nodes must have before they join; each node's init starts the programs
     fenced: tuple[str, ...] = ()  # the methods by which each node is fenced, one device each (P7.22); in scope shared
+    watchdogs: str = ""  # of each machine, in scope shared: `well`, `late` (as late as may be) or `board` (it waits)
     bank_ends: tuple[int, ...] = ()  # where each bank of the store's slots ends but the last one (P11.7)
     drift: float = 1.0  # share of the drift that clocks may have; 0: they run alike, for people who read times
 

@@ -23,7 +23,7 @@ from muster.records.units import US_PER_MS
 from muster.records.versions import HIGHEST
 from muster.sim import schedule
 from muster.sim.history import Asked, Disturbed, Healed
-from muster.sim.world import fence_unit
+from muster.sim.world import fence_unit, watchdog
 from muster.sim.world.bare_machine import BareMachine
 from muster.sim.world.disk import CheckpointTarget, RegisterTarget, VirtualStore
 from muster.sim.world.machine import Machine
@@ -107,6 +107,7 @@ class World(VirtualSurroundings):
             schedule.Pause: self._pause,
             schedule.Resume: self._resume,
             schedule.Stall: self._stall,
+            schedule.Retime: self._retime,
             schedule.Reboot: self._reboot,
             schedule.CopyStore: self._copy_store,
             schedule.ReplaceStore: self._replace_store,
@@ -206,6 +207,14 @@ class World(VirtualSurroundings):
         if deed.for_us:
             self.loop.after(deed.for_us, life.release)
             self.loop.after(deed.for_us, guard.wake)
+
+    def _retime(self, deed: schedule.Retime) -> None:
+        """Each guard hears of it from its daemon, sooner or later; a later boot begins with it."""
+        self.profile = watchdog.retimed(self.profile, deed.deadline_ms, deed.watchdog_ms)
+        for machine in self.machines:
+            if machine.guard is not None:
+                delay_us = int(self.random.random() * 300 * US_PER_MS)
+                self.loop.deliver_after(delay_us, machine.guard.process, machine.guard.take_profile, self.profile)
 
     def _reboot(self, _deed: schedule.Reboot) -> None:
         for machine in self.machines:
