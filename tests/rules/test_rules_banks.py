@@ -13,9 +13,9 @@ from muster.core.refusal import Refused
 from muster.records.database import Database
 from muster.records.nodes import AddNode, Cluster, NodeConfig
 from muster.records.registers import (
-    Armed,
     BANK_ENDS,
     MAXIMUM_SLOTS,
+    Armed,
     Deadman,
     Lease,
     LeaseState,

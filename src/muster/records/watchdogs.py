@@ -4,7 +4,7 @@ none                         no watchdog: an expired lease proves nothing betwee
 auto                         the first one of the machine that is no software watchdog
 softdog                      the kernel's software watchdog, which only its name chooses
 /dev/watchdog1               this one
-auto,vouched                 an operator says that clock and watchdog of this virtual machine never stop (P7.36)
+auto,trusted                 an operator says that clock and watchdog of this virtual machine never stop (P7.36)
 auto,stages=2                it resets on its second expiry only
 auto,kept                    it cannot be stopped (nowayout): a small feeder lives on after the node has left
 """
@@ -16,14 +16,14 @@ NONE, AUTO, SOFTDOG = "none", "auto", "softdog"
 MAXIMUM_STAGES = 4
 MAXIMUM_CHARACTERS = 120
 _PATH = re.compile(r"/dev/[A-Za-z0-9_./-]{1,64}")
-_FORM = "write none, auto, softdog or a path below /dev; then, with commas, vouched, kept or stages=N"
+_FORM = "write none, auto, softdog or a path below /dev; then, with commas, trusted, kept or stages=N"
 
 
 class WatchdogSetting(NamedTuple):
     """What `parse` has read. `stages`: 0 is what is known of the kind of device."""
 
     device: str
-    vouched: bool = False
+    trusted: bool = False
     kept: bool = False
     stages: int = 0
 
@@ -46,8 +46,8 @@ def parse(text: str) -> WatchdogSetting | None:
 
 def _with(setting: WatchdogSetting, option: str) -> WatchdogSetting:
     name, _equals, number = option.partition("=")
-    if option == "vouched":
-        return setting._replace(vouched=True)
+    if option == "trusted":
+        return setting._replace(trusted=True)
     if option == "kept":
         return setting._replace(kept=True)
     if name == "stages" and number.isascii() and number.isdecimal() and 1 <= int(number[:3]) <= MAXIMUM_STAGES:
@@ -59,6 +59,6 @@ def text_of(setting: WatchdogSetting | None) -> str:
     """As `parse` reads it."""
     if setting is None:
         return NONE
-    options = [word for word, said in (("vouched", setting.vouched), ("kept", setting.kept)) if said]
+    options = [word for word, said in (("trusted", setting.trusted), ("kept", setting.kept)) if said]
     stages = [f"stages={setting.stages}"] if setting.stages else []
     return ",".join((setting.device, *options, *stages))

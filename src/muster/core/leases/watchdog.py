@@ -4,8 +4,8 @@ Theory of operation. A watchdog resets its machine unless it is fed. It is fed b
 the deadline that the last accepted renewal has given: so some time after that deadline nothing of the machine runs any
 more, whatever hangs. The lease is so long that this time is over when it runs out. Then its expiry is proof.
 
-Three small machines, which the real processes and the simulator's run alike: `Feeding` of the feeder, `Watch` of the
-guard, and `Retiming`, for a profile that changes while the node runs. The guard's image takes them: the standard
+Three small machines, which the real processes and the simulator's run alike: `Feeding` of the feeder, `WatchdogState`
+of the guard, and `Retiming`, for a profile that changes while the node runs. The guard's image takes them: the standard
 library only.
 """
 
@@ -101,7 +101,7 @@ class Stage(Enum):
     CLOSED = auto()  # or given up before anything ran
 
 
-class Watch:
+class WatchdogState:
     """The watchdog of a node as its guard knows it: armed, then recorded; buried, then closed (P7.33)."""
 
     __slots__ = ("_armed", "stage")
@@ -127,7 +127,7 @@ class Watch:
         return self.stage is Stage.ARMED and empty and buried
 
     def closed(self) -> None:
-        """It is."""
+        """It was told to stop, or is to reset the machine: nothing more is done with it."""
         self.stage, self._armed = Stage.CLOSED, None
 
 

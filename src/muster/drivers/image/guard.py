@@ -56,7 +56,7 @@ from muster.core.leases.predecessor import (
     to_ask,
 )
 from muster.core.leases.vigil import LEAVE_US, Vigil, Why
-from muster.core.leases.watchdog import Order, Retiming, Watch, times_of
+from muster.core.leases.watchdog import Order, Retiming, WatchdogState, times_of
 from muster.drivers.image.caretaker import Duty, start_caretaker
 from muster.drivers.image.control_group import ControlGroup, group_at, make_group
 from muster.drivers.image.deadman import (
@@ -403,7 +403,7 @@ class Guard:
         self._witnesses = Witnesses(self._poll, self._here)
         self._version = options.version
         self._one_kernel = False
-        self._device = Watch()  # of the machine's watchdog (P7.33)
+        self._device = WatchdogState()  # of the machine's watchdog (P7.33)
         self._watchdog: WatchdogEnd | None = None
         self._retiming: Retiming | None = None
         self._offer: Offer | None = None
@@ -462,7 +462,7 @@ class Guard:
         except (WatchdogRefused, OSError) as error:
             self._watchdog.channel.close()
             raise StartRefused(f"{error}; it is set for this node, which would prove nothing without it") from error
-        armed = armed._replace(proves=setting.vouched or not is_virtual())
+        armed = armed._replace(proves=setting.trusted or not is_virtual())
         self._device.is_armed(armed)
         self._profile = profile.with_watchdog(armed.times)
         self._vigil = Vigil(self._profile)
@@ -473,7 +473,7 @@ class Guard:
             f"{self._profile.lease_ms} ms"
         )
         if not armed.proves:
-            detail += "; this is a virtual machine, whose clock may stop: its expired lease is no proof (vouched)"
+            detail += "; this is a virtual machine, whose clock may stop: its expired lease is no proof (trusted)"
         self._log.tell("info", "watchdog", detail)
 
     def _take_up_cleanups(self, predecessor: Lease) -> Owed | None:

@@ -51,6 +51,7 @@ _DEADLINE, _LOOKED, _WANTED, _SET = 0, 8, 16, 24  # offsets in the page: four wo
 _WORD = struct.Struct("=q")
 _OWN_GROUP = "muster-watchdog"  # beside all units
 _TAKE_OVER_S = 2.0
+_LAST_BREATH_S = 0.1
 _MAXIMUM_TEXT = 800
 
 
@@ -118,6 +119,7 @@ class Asked(NamedTuple):
 class WatchdogEnd(NamedTuple):
     """The guard's end of it."""
 
+    name: str  # of the node
     channel: socket.socket
     pace: Pace
 
@@ -138,7 +140,7 @@ def start_watchdog(asked: Asked, open_it: Open = open_device) -> WatchdogEnd:
     child = fork_into(between)
     theirs.close()
     os.waitpid(child, 0)
-    return WatchdogEnd(ours, pace)
+    return WatchdogEnd(asked.name, ours, pace)
 
 
 def chosen(setting: WatchdogSetting, found: list[Found]) -> Found:
@@ -384,7 +386,7 @@ def step_aside(name: str) -> bool:
     mount = mount_of_groups()
     if not mount:
         return False
-    folder = f"{mount}/{_OWN_GROUP}-{name}"
+    folder = own_folder(name)
     try:
         os.makedirs(folder, exist_ok=True)
         with open(f"{folder}/cgroup.procs", "wb", buffering=0) as file:
@@ -392,6 +394,11 @@ def step_aside(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def own_folder(name: str) -> str:
+    """The control group of the holder of node `name`."""
+    return f"{mount_of_groups()}/{_OWN_GROUP}-{name}"
 
 
 def spare_from_oom() -> None:
@@ -416,8 +423,17 @@ def close_watchdog(end: WatchdogEnd, within_us: int) -> str:
         end.channel.send(b"close", socket.MSG_DONTWAIT)
         while select.select((end.channel,), (), (), max(0, within_us) / 1e6)[0]:
             packet = end.channel.recv(MAXIMUM_PACKET_BYTES).decode(errors="replace")
+            if packet == "closed":
+                _wait_for_the_end(end)
             if not packet.startswith("lost "):
                 return packet
     except OSError as error:
         return f"open {error.strerror}"
     return "open it does not answer"
+
+
+def _wait_for_the_end(end: WatchdogEnd) -> None:
+    """The holder ends right after its last word; then its control group goes."""
+    select.select((end.channel,), (), (), _LAST_BREATH_S)
+    with contextlib.suppress(OSError):
+        os.rmdir(own_folder(end.name))

@@ -390,7 +390,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "record-before-armed": Mutant(
         "the lease names a watchdog that is not armed yet (against P7.33)",
-        ("NothingAfterExpiry", "ProofFirst"), watchdog.Watch, "recorded", _named_before_armed,
+        ("NothingAfterExpiry", "ProofFirst"), watchdog.WatchdogState, "recorded", _named_before_armed,
     ),
     "recover-before-the-status": Mutant(
         "a node counts as off once its agent has done what it was asked (against P7.24)",

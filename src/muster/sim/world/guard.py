@@ -14,7 +14,7 @@ from muster.core import effects, inputs
 from muster.core.leases.lease import LeaseKeeper, Shown, Stop, next_incarnation, replacement
 from muster.core.leases.predecessor import Here, OtherKernels, Others, Predecessor, Verdict, settled, to_ask
 from muster.core.leases.vigil import DAEMON, Vigil, Why
-from muster.core.leases.watchdog import Order, Retiming, Stage, Watch
+from muster.core.leases.watchdog import Order, Retiming, Stage, WatchdogState
 from muster.records.registers import Armed, Deadman, Lease, Owed, RegisterKind, Strip
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
@@ -79,7 +79,7 @@ class Guard:
         self._stalled = False  # it waits in the kernel, where no signal ends it
         self._dying = ""  # SIGKILL waits for it
         self._busy = False  # a cycle is under way
-        self._watchdog, self._watch = watchdog, Watch()
+        self._watchdog, self._watch = watchdog, WatchdogState()
         self._chosen = profile  # as the cluster has it, without what the watchdog makes of it
         self._retiming: Retiming | None = None
 
