@@ -154,7 +154,7 @@ def _with_short_leases(profile: Profile, moments: tuple[Moment, ...]) -> tuple[M
     if profile.suspect_ms:
         words = "suspected, its links being silent, too: condemned, and a fence agent called where there is one"
         short.append(Moment(with_drift_ms(profile.suspicion_ms), suspicion_ms(profile), words))
-    return (*others[:2], *sorted(short), *others[2:])
+    return (*others[:2], *sorted([*short, *others[2:]], key=lambda moment: (moment.to_ms, moment.from_ms)))
 
 
 def outages(profile: Profile, nodes: int) -> tuple[Outage, ...]:
