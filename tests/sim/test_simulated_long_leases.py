@@ -8,7 +8,7 @@ import pytest
 from judged_world import newest_state, run, settle
 from muster.records.levels import Level
 from muster.records.services import Definition, TransferService
-from muster.records.timing import Profile, check
+from muster.records.timing import SHARED, Profile
 from muster.sim import schedule
 from muster.sim.faults.random_schedule import LONG_LEASES
 from muster.sim.history import Elected, FenceCalled, LifeEnded, ServiceBegan, ServiceEnded
@@ -16,12 +16,6 @@ from muster.sim.world.surroundings import Settings
 from muster.sim.world.time import US_PER_S
 from muster.sim.world.world import World
 
-MACHINES = check(
-    Profile(
-        "machines", 600, 28_000, 7000, 300, 1000, 1400, 700, 20, 3, 700, 3500, 8000, 700, 3000,
-        suspect_ms=3000, mastership_ms=2000, boot_grace_ms=60_000,
-    )
-)  # fmt: skip
 Kind = TypeVar("Kind", Elected, LifeEnded, ServiceBegan, ServiceEnded)
 SERVICES = tuple(
     Definition(f"s{node}", ordered=(f"n{node}", "*"), start_command=("start",), stop_command=("stop",))
@@ -29,7 +23,7 @@ SERVICES = tuple(
 )
 
 
-def _cluster(profile: Profile = MACHINES, reboots: float = 1.0) -> World:
+def _cluster(profile: Profile = SHARED, reboots: float = 1.0) -> World:
     settings = Settings(
         3, profile, (Level(10, "lock manager"),), services=SERVICES, shared=True, fenced=("board",), reboots=reboots
     )

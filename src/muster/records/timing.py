@@ -136,12 +136,12 @@ STANDARD = Profile("standard", 600, 2400, 480, 350, 1000, 1400, 700, 20, 3, 700,
 VIRTUALISED = Profile("virtualised", 1000, 10_000, 2000, 800, 4000, 3000, 1000, 20, 6, 2000, 10_000, 20_000, 2000, 5000)
 SHARED = Profile(
     "shared", 400, 28_000, 6800, 300, 1000, 1400, 700, 20, 3, 700, 3500, 8000, 700, 3000,
-    suspect_ms=3000, mastership_ms=3000, boot_grace_ms=60_000,
+    suspect_ms=3000, mastership_ms=2000, boot_grace_ms=60_000,
     stall_ms=20_000, write_ms=400, watchdog_ms=5000, reset_ms=800,
 )  # fmt: skip
 SHORT = Profile(
     "short", 250, 8500, 6350, 150, 500, 700, 360, 30, 3, 360, 1800, 4000, 300, 1000,
-    suspect_ms=3000, mastership_ms=3000, boot_grace_ms=60_000,
+    suspect_ms=3000, mastership_ms=2000, boot_grace_ms=60_000,
     stall_ms=1500, write_ms=150, watchdog_ms=5000, reset_ms=350,
 )  # fmt: skip
 PROFILES = {profile.name: profile for profile in (FAST, STANDARD, VIRTUALISED, SHARED, SHORT)}
