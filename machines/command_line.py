@@ -65,7 +65,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     listed = tuple(part for part in parts if part)
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    following = next_package(output) if "upgrade" in listed else package
+    following = next_package(package, output) if "upgrade" in listed else package
     return Settings(options.seed, options.minutes, listed, package.resolve(), following, output, budget_s)
 
 
@@ -85,6 +85,9 @@ def _newest_package() -> Path:
     found = sorted((ROOT / "build/dist").glob("*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise LabRefused("there is no package: make dist")
+    newest = max(path.stat().st_mtime for path in (ROOT / "src").rglob("*.py"))
+    if newest > found[-1].stat().st_mtime:
+        raise LabRefused(f"{found[-1]} is older than the source, which the checkers are of: make dist")
     return found[-1]
 
 
