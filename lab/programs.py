@@ -34,7 +34,9 @@ class Programs:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; returns when the thread has."""
+        """End; returns when the thread has. Harmless when done before."""
+        if self._loop.is_closed():
+            return
 
         def cancel() -> None:
             assert self._all is not None

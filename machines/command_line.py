@@ -57,8 +57,10 @@ def _settings(options: argparse.Namespace) -> Settings:
     """Raises `LabRefused` where it cannot run here."""
     if reason := missing() or _missing():
         raise LabRefused(reason)
-    parts = tuple(options.parts.split(",")) if options.parts is not None else SHORT if options.short else (*PARTS, LAST)
-    if unknown := set(parts) - {*PARTS, LAST, ""}:
+    parts = (
+        tuple(options.parts.split(",")) if options.parts is not None else SHORT if options.short else (*PARTS, *LAST)
+    )
+    if unknown := set(parts) - {*PARTS, *LAST, ""}:
         raise LabRefused(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     package = options.package or _newest_package()
     budget_s = BUDGETS_S[options.short] + options.minutes * S_PER_MINUTE
@@ -96,7 +98,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=0.0, metavar="M", help="random faults for so long [0]")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="names the choices and the history [1]")
     parser.add_argument("--short", action="store_true", help=f"only the parts {' and '.join(SHORT)} of the script")
-    parser.add_argument("--parts", metavar="PART,...", help=f"parts of the script, or none [{','.join(PARTS)},{LAST}]")
+    parser.add_argument(
+        "--parts", metavar="PART,...", help=f"parts of the script, or none [{','.join((*PARTS, *LAST))}]"
+    )
     parser.add_argument("--package", type=Path, metavar="FILE", help="the Debian package [the newest of build/dist]")
     output = ROOT / "build" / "machines"
     parser.add_argument("--output", type=Path, default=output, metavar="DIR", help="keep all there [build/machines]")

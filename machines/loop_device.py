@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 _GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
+_FLUSH_BUFFERS = 0x1261  # BLKFLSBUF
 _AUTOCLEAR, _DIRECT_IO = 4, 16
 _CONFIG = struct.Struct("=II40x12xI64x64x32x16x64x")  # linux/loop.h, struct loop_config
 _SECTOR_BYTES = 512
@@ -23,6 +24,10 @@ class LoopDevice:
     def __init__(self, file: Path) -> None:
         """Raises `OSError`."""
         self.path, self._device = _attach(file)
+
+    def forget(self) -> None:
+        """The file has been changed from behind: what was cached of it is not believed any more."""
+        fcntl.ioctl(self._device, _FLUSH_BUFFERS)
 
     def close(self) -> None:
         """Let go of it; it ends with its last user."""

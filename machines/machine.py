@@ -25,6 +25,7 @@ SHARED = "/lab"  # the lab's folder, in each machine
 EMPTY_S = 60.0
 PAUSE_S = 0.02
 _INSIDE = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+_BOOTS_AGAIN = 133
 _FAILS = "errors 100"  # a machine without power reaches no disk
 
 
@@ -98,7 +99,9 @@ class Machine:
                 f"--machine={self.name}", f"--directory={self.root}", f"--bind={self._shared}:{SHARED}",
                 f"--bind={self._disk.path}:{DISK}", f"--network-namespace-path=/run/netns/{namespace(self.name)}",
             ]  # fmt: skip
-            into = f'echo $$ >{self._group}/cgroup.procs && exec "$@"'
+            # systemd-nspawn ends with this status where the machine boots again: its power stays on
+            again = f'while :; do "$@"; [ $? = {_BOOTS_AGAIN} ] || exit; done'
+            into = f"echo $$ >{self._group}/cgroup.procs && {again}"
             environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_SECCOMP": "0"}
             with self.console.open("ab") as console:
                 self._started = subprocess.Popen(
@@ -154,6 +157,11 @@ class Machine:
             self._store_mode = mode
             if self.is_on():
                 self.store.set(mode)
+
+    def forget_disk(self) -> None:
+        """Another disk is in the place of the one before."""
+        if self._disk is not None:
+            self._disk.forget()
 
     def set_cable(self, number: int, *, cut: bool) -> None:
         """Pull the cable of a network, or put it in again."""

@@ -15,7 +15,7 @@ from machines.base_root import base_root
 from machines.campaign import Campaign, Plan, Settings
 from machines.faults import KINDS, draw
 from machines.machine import MachineFailed, enter_groups, remove_stale_groups
-from machines.script import LAST, PARTS, removal, set_up
+from machines.script import LAST, PARTS, set_up
 from machines.systems import Systems
 from muster.client.errors import ClientError
 
@@ -58,7 +58,7 @@ def _carry_out(run: Campaign, ending: contextlib.ExitStack) -> None:
     programs.start()
     ending.callback(programs.stop)
     run.begin_services()
-    for part in (each for each in run.settings.scripted if each != LAST):
+    for part in (each for each in run.settings.scripted if each in PARTS):
         if wrong := PARTS[part](run):
             run.judgement.add(part, wrong, 0)
         if run.judgement.findings:
@@ -68,8 +68,10 @@ def _carry_out(run: Campaign, ending: contextlib.ExitStack) -> None:
         plan = draw_plan(random.Random(f"{run.settings.seed} {run.rounds + 1}"), run.systems.names)
         if not run.run_round(plan):
             return
-    if LAST in run.settings.scripted and (wrong := removal(run)):
-        run.judgement.add(LAST, wrong, 0)
+    for part in (each for each in run.settings.scripted if each in LAST):
+        if wrong := LAST[part](run):
+            run.judgement.add(part, wrong, 0)
+            return
 
 
 def draw_plan(choices: random.Random, names: list[str]) -> Plan:

@@ -17,7 +17,7 @@ from muster.client.errors import ClientError
 
 SHORT_STALL_S, LONG_STALL_S = 0.8, 8.0
 FIRST_SERVICE = "plain"
-UPGRADE = "7"  # the heading in the document
+UPGRADE, LOST_DISK = "7", "8"  # the headings in the document
 
 
 def power_cut(run: Campaign) -> str:
@@ -109,6 +109,19 @@ def upgrade(run: Campaign) -> str:
     return "" if shown.count(next_version()) >= len(run.systems.names) else f"not all run the new release: {shown}"
 
 
+def lost_disk(run: Campaign) -> str:
+    """The disk is lost, and made anew of the backup: nothing starts before every node has booted on it (P11.8)."""
+    stop, *rest = [block for block in blocks() if block.heading[0] == LOST_DISK]
+    run.carry_out([stop])
+    run.systems.empty_disk()
+    run.carry_out(rest)
+    run.systems.wait("the service of the backup runs", lambda: _holder(run, "clock") != "", ELSEWHERE_S)
+    seen = run.systems.connection(ANSWER_S).query("status")
+    run.say(f"restored: clock is on {_holder(run, 'clock')}, index {seen['index']}")
+    more = set(seen["services"]) - {"clock"}
+    return f"there are services that are not in the backup: {more}" if more else ""
+
+
 def removal(run: Campaign) -> str:
     """Muster is taken away from the last machine: what it ran is elsewhere, and it leaves its home only."""
     name = run.systems.names[-1]
@@ -132,7 +145,10 @@ PARTS: dict[str, Callable[[Campaign], str]] = {
     "cold": cold_boot,
     "upgrade": upgrade,
 }
-LAST = "removal"  # after the random faults
+LAST: dict[str, Callable[[Campaign], str]] = {  # after the random faults; the checkers see nothing of it
+    "lost": lost_disk,
+    "removal": removal,
+}
 SHORT = ("cut", "stall")
 
 
@@ -144,10 +160,10 @@ def set_up(run: Campaign) -> None:
     )
 
 
-def _holder(run: Campaign) -> str:
+def _holder(run: Campaign, name: str = FIRST_SERVICE) -> str:
     """Where the service is registered; empty where nobody says so."""
     try:
-        found = run.systems.connection(ANSWER_S).query("status")["services"][FIRST_SERVICE]
+        found = run.systems.connection(ANSWER_S).query("status")["services"][name]
     except (ClientError, KeyError):
         return ""
     return str(found["node"] or "") if found["state"] == "registered" else ""

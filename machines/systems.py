@@ -19,6 +19,7 @@ from muster.setup.nodes import SOCKET_FILE, Connection
 NAMES = ["n0", "n1", "n2"]
 SUBNETS = ("10.0.0", "10.1.0")
 STORE_BYTES = 256 << 20
+BACKING = Path("/run/store")
 HOME = "var/lib/muster"
 ANSWER_S = 2.0
 PAUSE_S = 0.05
@@ -45,15 +46,20 @@ class Systems:
         shutil.copy(SERVICE_PROGRAM, self.shared)
         for network in self.networks:
             network.make()
-        backing = Path("/run/store")
-        with backing.open("wb") as file:
-            file.truncate(STORE_BYTES)
+        self.empty_disk()
         for machine in self.machines.values():
-            machine.make(backing)
+            machine.make(BACKING)
             install_agent(machine.root)
             shutil.copy(package, machine.root / "root")
             self._watch(machine)
         self.boards = Boards(self.machines, self.shared)
+
+    def empty_disk(self) -> None:
+        """The disk that all of them see holds nothing."""
+        with BACKING.open("wb") as file:
+            file.truncate(STORE_BYTES)
+        for machine in self.machines.values():
+            machine.forget_disk()
 
     def _watch(self, machine: Machine) -> None:
         """What a developer adds to the unit: the daemon tells what it does, its log is kept outside."""
