@@ -269,7 +269,8 @@ def restore(
 
     It begins a new generation, above all that the backup and the given homes know. So nodes that still run on the
     old store refuse the new one. No service starts before each node has booted on it, was fenced, or is known to have
-    stopped. Name with --stopped those of which you are sure. What was changed since the backup is lost.
+    stopped. Name with --stopped those of which you are sure; the first node that starts fences the
+    others, where it can. What was changed since the backup is lost.
 
     \b
     Examples:
