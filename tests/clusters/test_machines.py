@@ -62,13 +62,13 @@ def test_a_board_says_off_only_when_nothing_of_its_machine_runs(tmp_path: Path) 
         told = {"ip": FIRST_ADDRESS, "password": PASSWORD}
         assert boards.answer({**told, "action": "status"}) == ("Status: ON", 0)
         assert boards.answer({**told, "action": "off"}) == ("Success: Powered OFF", 0)
-        assert not switch.power
+        assert not switch.is_on()
         assert boards.answer({**told, "action": "status"}) == ("Status: OFF", 2)
-        assert boards.answer({**told, "action": "on"})[1] == 0 and switch.power
+        assert boards.answer({**told, "action": "on"})[1] == 0 and switch.is_on()
         assert boards.answer({**told, "action": "melt"})[1] == 1
         assert boards.answer({**told, "password": "another", "action": "off"})[1] == 1
         assert boards.answer({**told, "ip": "192.0.2.99", "action": "off"})[1] == 1
-        assert switch.power
+        assert switch.is_on()
     finally:
         boards.close()
 
