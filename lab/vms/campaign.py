@@ -68,7 +68,7 @@ class Campaign:
         lab.wait_members(*lab.guests, within_s=2 * MEMBERS_S)
         since_s = time.monotonic()
         if lab.witness.wait_served(SERVICE, since_s=since_s, within_s=_SERVED_S) is None:
-            raise Failed(f"nobody serves {SERVICE}\n{lab.account()}")
+            raise Failed(f"nobody serves {SERVICE}")
 
     # ---- faults ------------------------------------------------------------------------------------------------------
 

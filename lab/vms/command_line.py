@@ -2,15 +2,18 @@
 
 python -m lab.vms                            a short run: a boot, a power cut, a stall
 python -m lab.vms random --minutes M         a random campaign
+python -m lab.vms kernel-locks               GFS2 on the kernel's locks, a power cut, a rejoin
 python -m lab.vms images                     only make the base, for later
 """
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 from lab.sandbox import LabRefused
-from lab.vms import short_run
+from lab.vms import kernel_locks_run, short_run
 from lab.vms.campaign import Campaign
 from lab.vms.images import make_base
 from lab.vms.laboratory import BUILD, Laboratory, Settings, laboratory, missing
@@ -50,14 +53,28 @@ def _carry_out(options: argparse.Namespace, tell: Progress) -> None:
             raise LabRefused(reason)
         make_base(BUILD, tell)
         return
-    settings = Settings(profile=options.profile, accelerator=options.accelerator)
-    with laboratory(settings, tell) as lab:
+    disks = (kernel_locks_run.DISK,) if options.what == "kernel-locks" else ()
+    settings = Settings(profile=options.profile, accelerator=options.accelerator, disks=disks)
+    with laboratory(settings, tell) as lab, _accounted(lab):
         if options.what == "random":
             _random(lab, options, tell)
+        elif options.what == "kernel-locks":
+            kernel_locks_run.run(lab)
+            tell("all went well")
         else:
             print(f"a short run; its budget is {BUDGET_S / 60:.0f} minutes", flush=True)
             short_run.run(lab)
             tell("all went well")
+
+
+@contextlib.contextmanager
+def _accounted(lab: Laboratory) -> Iterator[None]:
+    """Where something fails, what each node says of itself is told before it goes."""
+    try:
+        yield
+    except (OSError, RuntimeError):
+        print(lab.account(), flush=True)
+        raise
 
 
 def _random(lab: Laboratory, options: argparse.Namespace, tell: Progress) -> None:
@@ -83,6 +100,7 @@ def _parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="what")
     commands.add_parser("short", help="a boot, a power cut, a stall [this]")
+    commands.add_parser("kernel-locks", help="GFS2 on the kernel's lock manager, a power cut, a rejoin")
     commands.add_parser("images", help="only make the base, for later")
     random = commands.add_parser("random", help="a random campaign")
     random.add_argument("--minutes", type=float, default=20.0, metavar="M", help="how long [20]")

@@ -165,11 +165,11 @@ class Laboratory:
         )
 
     def wait(self, what: str, is_so: Callable[[], bool], within_s: float) -> float:
-        """Wait for something; how long that took, in s. Raises `Failed` with what each node says of itself."""
+        """Wait for something; how long that took, in s. Raises `Failed`."""
         began_s = time.monotonic()
         while not is_so():
             if time.monotonic() - began_s > within_s:
-                raise Failed(f"not within {within_s:.0f} s: {what}\n{self.account()}")
+                raise Failed(f"not within {within_s:.0f} s: {what}")
             time.sleep(_LOOK_S)
         return time.monotonic() - began_s
 

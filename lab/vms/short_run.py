@@ -34,11 +34,11 @@ def cut(lab: Laboratory) -> None:
     victim.power_cut()
     taken = lab.witness.wait_served(SERVICE, not_by=victim.name, since_s=cut_s, within_s=_SERVED_S)
     if taken is None:
-        raise Failed(f"nobody has taken {SERVICE} over within {_SERVED_S:.0f} s\n{lab.account()}")
+        raise Failed(f"nobody has taken {SERVICE} over within {_SERVED_S:.0f} s")
     asked = [each for each in lab.board.asked if each.at_s > cut_s and each.plug == victim.name]
     off = next((each for each in asked if each.action == "off"), None)
     if off is None or off.at_s > taken.first_s:
-        raise Failed(f"{SERVICE} was taken over before the board was asked\n{lab.account()}")
+        raise Failed(f"{SERVICE} was taken over before the board was asked")
     lab.tell(
         f"{taken.node} serves, {taken.first_s - cut_s:.1f} s after the cut; "
         f"the board was asked after {off.at_s - cut_s:.1f} s"
@@ -67,7 +67,7 @@ def stall(lab: Laboratory) -> None:
     lab.wait_members(*lab.guests)
     after = lab.witness.serving(SERVICE)
     if after is None or after.identity != serving.identity:
-        raise Failed(f"a stall of {STALL_S:.0f} s moved {SERVICE}\n{lab.account()}")
+        raise Failed(f"a stall of {STALL_S:.0f} s moved {SERVICE}")
     lab.tell("no node was lost, and the service has not moved")
 
 

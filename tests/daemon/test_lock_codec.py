@@ -6,13 +6,14 @@ import msgspec
 import pytest
 
 from muster.core.locks import messages
-from muster.core.locks.messages import Copies, Copy, Edge, Edges, Frame, Handed, Kept, Marks, Reason
+from muster.core.locks.messages import Copies, Copy, Edge, Edges, Frame, Handed, Kept, KernelFact, Marks, Reason
 from muster.daemon.locks.codec import KINDS, LOCKS, Answer, Question, Received, written
 from muster.drivers.interconnect.channel import MalformedFrame
 
 _SAMPLES: dict[object, object] = {
     str: "orders:42", int: 3, bool: True, bytes: b"value", bytes | None: None, Reason: Reason.DEADLOCK,
     messages.Token: (7, 9), tuple[int, ...]: (1, 2), tuple[str, ...]: ("a", "b"), tuple[int, int]: (1, 2),
+    tuple[tuple[int, int], ...]: ((0, 5), (1, 6)), tuple[KernelFact, ...]: (KernelFact("fs", 7, ((0, 5),), 2, True),),
 }  # fmt: skip
 
 

@@ -4,16 +4,21 @@ import pytest
 from msgspec.structs import replace
 
 from core_cluster import CoreCluster
+from muster.core.draft import Draft
 from muster.core.locks.names import MAXIMUM_SPACES, SPACE
 from muster.core.node import insight
+from muster.core.refusal import Refused
 from muster.core.transitions.required import required_of
 from muster.core.transitions.transition import members_at
+from muster.core.versions import revisions
+from muster.core.versions.requests import KERNEL_LOCKS_IMAGE, carry_out
 from muster.records.configuration import BreakLock, ConfigureCluster, RollBack
 from muster.records.levels import LOCK_MANAGER_LEVEL, Barriers, Level, Missing, NodeState, Required, TransitionKind
 from muster.records.lockspaces import LOCKSPACE, MAXIMUM_LOCKSPACES, parse, text_of
 from muster.records.members import Member
 from muster.records.nodes import Cluster, NodeConfig
 from muster.records.transitions import ENTRIES_TOGETHER, Transition
+from muster.records.versions import HIGHEST, KERNEL_LOCKS, LOWEST, Software
 
 LEVEL = LOCK_MANAGER_LEVEL
 JOINING, LEAVING, FORCED = TransitionKind.JOINING, TransitionKind.LEAVING, TransitionKind.FORCED_LEAVING
@@ -55,6 +60,37 @@ def test_p12_15_while_there_are_lockspaces_each_node_needs_their_level_before_it
     undone = cluster.do(0, RollBack(1))
     assert not undone.refused
     assert cluster.database.cluster.lockspaces == ("orders",)
+
+
+def test_p12_33_the_kernels_locks_are_switched_on_where_every_image_knows_them_and_bring_the_level() -> None:
+    cluster = CoreCluster(2)
+    cluster.boot(0)
+    cluster.until_joined(0)
+    draft = Draft(cluster.database)
+    assert "n0: an image from before" in str(drive(draft, "on", Refused))
+    draft.put(replace(draft.member(0), software=Software(LOWEST, HIGHEST, "", KERNEL_LOCKS_IMAGE)))
+    assert "is on or off" in str(drive(draft, "perhaps", Refused))
+    assert "is off already" in drive(draft, "off")
+    assert "no dlm_controld" in drive(draft, "on")
+    assert required_of(draft.cluster, None) == (Required(LEVEL.number, LEVEL.name),)
+    assert revisions.document_of(draft.cluster)["kernel_locks"] == "on"  # type: ignore[index]
+    assert "nothing enters" in drive(draft, "off")
+    draft.put(replace(draft.cluster, active_version=KERNEL_LOCKS - 1))
+    assert "finish the upgrade" in str(drive(draft, "on", Refused))
+    assert required_of(draft.cluster, None) == ()
+    draft.put(replace(draft.cluster, active_version=KERNEL_LOCKS))
+    draft.put(replace(draft.member(0), levels=(Level(LEVEL.number, "another"),)))
+    assert "another has it" in str(drive(draft, "on", Refused))
+
+
+def drive(draft: Draft, value: str, refusal: type[Exception] | None = None) -> str:
+    """Set `kernel_locks`; what is said, by a refusal where one is expected."""
+    operation = ConfigureCluster("kernel_locks", value)
+    if refusal is None:
+        return carry_out(operation, draft, lambda _operation: "")
+    with pytest.raises(refusal) as refused:
+        carry_out(operation, draft, lambda _operation: "")
+    return str(refused.value)
 
 
 def test_p12_15_the_level_is_added_to_what_is_required_for_other_reasons() -> None:

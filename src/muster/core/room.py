@@ -192,7 +192,7 @@ class Room:
         own = config.required_levels
         required = contents.cluster.required_levels if own is None else own  # what it waits for, by name
         waits = sum(len(each.name) + MISSING_BYTES for each in required)
-        waits += len(LOCK_MANAGER_LEVEL.name) + MISSING_BYTES if contents.cluster.lockspaces else 0
+        waits += len(LOCK_MANAGER_LEVEL.name) + MISSING_BYTES if contents.cluster.has_locks else 0
         return self._size("node", config.node, config) + spare + ENROLMENT_BYTES + waits + max(
             levels, NODE_BYTES // 2 + LEVELS_BYTES
         ) + NODE_BYTES // 2  # fmt: skip

@@ -59,6 +59,12 @@ class Cluster(Struct, frozen=True, array_like=True, tag="cluster"):
     lockspaces: tuple[str, ...] = ()  # locks are switched on while there is one (P12.15)
     unasked: tuple["Unasked", ...] = ()  # lives that may run anything, since a restore did not ask them; of version 6
     watchdog: str = ""  # which device stands behind each node's lease (`watchdogs.parse`); of version 6 (P7.34)
+    kernel_locks: bool = False  # each node's kernel is driven as a lock manager, too; of version 6 (P12.33)
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether level 10 is the lock manager's (P12.15, P12.33)."""
+        return bool(self.lockspaces) or self.kernel_locks
 
 
 class Enrolment(Struct, frozen=True, array_like=True):

@@ -14,7 +14,8 @@ is no new version: older releases pass over it. A new kind of record, message or
         that one has stopped
     5   a silent node is proven dead without a person: fence devices, methods, requests to fence
     6   each owner of a service has a token of its own; a restored store says which lives nobody asked; a lease may have
-        a watchdog behind it, so that its expiry is proof between machines
+        a watchdog behind it, so that its expiry is proof between machines; each
+        node's kernel may be driven as a lock manager
 """
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ KERNELS_WORD = 3  # proof by the kernel, silent members; whatever kind or field 
 OWNERS_KEYS = 4  # keys of services, and operations on them, that were added together
 FENCING = 5  # fence agents (P7.22)
 TOKENS = 6  # tokens of services (P6.41)
+KERNEL_LOCKS = 6  # the setting `kernel_locks` (P12.33)
 RESTORED = 6  # what a restored store says of lives that nobody asked (P11.8)
 WATCHDOGS = 6  # watchdogs in lease records, and their settings (P7.30)
 

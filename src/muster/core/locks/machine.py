@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from muster.core.locks.deadlock import MAXIMUM_EDGES, Search, edges_of
+from muster.core.locks.kernel import KernelSpaces
 from muster.core.locks.locking import Locking, LockRefused
 from muster.core.locks.messages import (
     NODE_BITS,
@@ -39,6 +40,12 @@ from muster.core.locks.messages import (
     Free,
     Given,
     Handed,
+    KernelGo,
+    KernelHalt,
+    KernelHalted,
+    KernelSaid,
+    KernelStarted,
+    KernelWish,
     LockId,
     Marks,
     Message,
@@ -82,9 +89,18 @@ class LockManager:
         self._number = 0  # of the last lock that was made here
         self._effects: list[Effect] = []
         self._wires = Wires(node, incarnation, self.recovery, self._effects, self._message)
+        self.kernel = KernelSpaces(node, incarnation, self._wires.send)
         self._locking = Locking(node, self.recovery, self._wires, bounds, self._effects)
         self._rounds = Rounds(
-            node, incarnation, self.recovery, self._wires, self._locking, self.search, bounds, self._effects
+            node,
+            incarnation,
+            self.recovery,
+            self._wires,
+            self._locking,
+            self.search,
+            self.kernel,
+            bounds,
+            self._effects,
         )
         self._locking.when_empty = self._rounds.acknowledge
         self.tables = self._locking.tables
@@ -210,6 +226,21 @@ class LockManager:
         elif not self.search.is_under_way:
             self._ask_for_edges()
 
+    # ---- the kernel's lockspaces (P12.30)
+
+    def kernel_asks(self, name: str, *, enters: bool) -> None:
+        """The kernel waits for this node to be let into a lockspace, or out of it."""
+        if enters:
+            self.kernel.entering(name, is_leaving=self._locking.is_leaving)
+        else:
+            self.kernel.ending(name)
+        self._rounds.go_on()
+
+    def kernel_has_done(self, number: int) -> None:
+        """The kernel has carried out this command, and all before it."""
+        self.kernel.done(number)
+        self._rounds.go_on()
+
     def _check_name(self, space: str, name: str) -> None:
         if space not in self.spaces:
             known = ", ".join(sorted(self.spaces)) or "none"
@@ -246,6 +277,9 @@ class LockManager:
         recovery = self.recovery
         if self._rounds.is_out:
             return
+        if isinstance(message, KernelSaid):
+            self.kernel.heard((node, incarnation), message)
+            return
         if isinstance(message, Stopped | Emptied):  # perhaps of a node of which this one is still to be told
             if isinstance(message, Stopped):
                 recovery.take_stopped(node, incarnation, message)
@@ -267,6 +301,8 @@ class LockManager:
                 self._locking.found(message)
             case Dropped():
                 self.tables.directory.drop(message.key, node, message.token)
+            case KernelWish() | KernelHalt() | KernelHalted() | KernelGo() | KernelStarted():
+                self.kernel.heard((node, incarnation), message)
             case Suspect() | Collect() | Edges() | Chosen():
                 self._search(node, message)
             case _:

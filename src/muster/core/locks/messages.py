@@ -251,9 +251,72 @@ class Chosen(NamedTuple):
     serial: int
 
 
+# ---- of the kernels' lockspaces (P12.30-P12.34); seats are (node, incarnation)
+
+
+class KernelFact(NamedTuple):
+    """A lockspace of the sender's kernel, with the members that it was started with last."""
+
+    name: str
+    identity: int
+    members: tuple[tuple[int, int], ...]
+    standing: int
+    is_stopped: bool
+
+
+class KernelSaid(NamedTuple):
+    """All that the sender's kernel is in, when the round begins."""
+
+    epoch: int
+    facts: tuple[KernelFact, ...]
+
+
+class KernelWish(NamedTuple):
+    """The sender's kernel is to be let into a lockspace, or out of it."""
+
+    epoch: int
+    name: str
+    enters: bool
+
+
+class KernelHalt(NamedTuple):
+    """Stop this lockspace."""
+
+    epoch: int
+    turn: int
+    name: str
+
+
+class KernelHalted(NamedTuple):
+    """It is stopped."""
+
+    epoch: int
+    turn: int
+
+
+class KernelGo(NamedTuple):
+    """Start it with these members; `seat`: the node that has entered or left."""
+
+    epoch: int
+    turn: int
+    name: str
+    identity: int
+    members: tuple[tuple[int, int], ...]
+    seat: int
+
+
+class KernelStarted(NamedTuple):
+    """It is started, or ended."""
+
+    epoch: int
+    turn: int
+
+
+OfKernel = KernelSaid | KernelWish | KernelHalt | KernelHalted | KernelGo | KernelStarted
+
 Message = (
     Ask | Change | Free | Withdraw | Given | Denied | Wanted | NotHere | Find | Found | Dropped | Stopped | Rebuilt
-    | Emptied | Copies | Handed | Entries | Marks | Suspect | Collect | Edges | Chosen
+    | Emptied | Copies | Handed | Entries | Marks | Suspect | Collect | Edges | Chosen | OfKernel
 )  # fmt: skip
 
 

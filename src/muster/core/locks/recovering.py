@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from muster.core.locks.deadlock import Search
 from muster.core.locks.directory import NOBODY
+from muster.core.locks.kernel import KernelSpaces
 from muster.core.locks.locking import Locking
 from muster.core.locks.messages import (
     Acknowledge,
@@ -37,12 +38,14 @@ class Rounds:
         wires: Wires,
         locking: Locking,
         search: Search,
+        kernel: KernelSpaces,
         bounds: Bounds,
         effects: list[Effect],
     ) -> None:
         """What is to be done goes into `effects`."""
         self._node, self._incarnation = node, incarnation
         self._recovery, self._wires, self._locking, self._search = recovery, wires, locking, search
+        self._kernel = kernel
         self._tables, self._bounds, self._effects = locking.tables, bounds, effects
         self.is_paced = False  # go on with `work` only, piece by piece; else at once
         self.is_out = False  # all have done with its leave: it only acknowledges what others' transitions still ask
@@ -89,6 +92,7 @@ class Rounds:
     def _begin(self, step: Step) -> None:
         recovery, tables = self._recovery, self._tables
         recovery.begin(step)
+        self._kernel.begin(recovery.epoch)
         self._search.give_up()
         if step.kind in AT_ONCE:
             self._wires.bid_farewell(step.node, step.incarnation)
@@ -174,15 +178,18 @@ class Rounds:
                         lock.valid = lock.valid and lock.mode != NONE  # who waits there cannot know what it has lost
             if use.asked != NOBODY and bucket_of(key) in recovery.moving:
                 use.asked = NOBODY
-        stopped = recovery.stop()
+        stopped, said = recovery.stop(), self._kernel.say()
         for node in recovery.roster:
             if node != self._node:
+                if self._kernel.takes_part:
+                    self._wires.send(node, said)
                 self._wires.send(node, stopped)
 
     def _tell_all(self) -> Iterator[None]:
         """All have stopped: tell what this node knows to whom it concerns."""
         recovery = self._recovery
         recovery.begin_telling()
+        self._kernel.settle(self._seats())
         for each in recovery.tell(self._tables, lambda lock: self._locking.denied(lock, Reason(lock.cancelling))):
             if each is not None:
                 self._wires.send(*each)
@@ -216,6 +223,8 @@ class Rounds:
         """All are ready: go on with what was stopped. What is not reached yet still stands as it stood."""
         recovery, tables = self._recovery, self._tables
         recovery.resume()
+        staying = [node for node, member in recovery.roster.items() if member.stays]
+        self._kernel.resume(self._seats(), min(staying or recovery.roster))
         mine = {bucket for bucket, node in enumerate(recovery.places) if node == self._node}
         yield from tables.directory.prune(mine, {node for node, member in recovery.roster.items() if member.stays})
         for number, key in enumerate(list(tables.frozen)):
@@ -242,11 +251,14 @@ class Rounds:
             if resource.is_empty and tables.resources.get(key) is resource:
                 self._locking.rests(key)
 
+    def _seats(self) -> dict[int, int]:
+        return {node: member.incarnation for node, member in self._recovery.roster.items()}
+
     # ---- its end
 
     def acknowledge(self) -> None:
         """What this node has done of each transition's newest step (P12.11)."""
-        if self._is_at_rest and self._locking.is_leaving and not self._locking.count:
+        if self._is_at_rest and self._locking.is_leaving and not self._locking.count and not self._kernel.spaces:
             self._say_emptied()
         for name, work in list(self._recovery.work.items()):
             step = work.step
@@ -261,6 +273,8 @@ class Rounds:
 
         The later ones of a leave, once nothing more comes of the leaving node, whenever this one came.
         """
+        if not self._kernel.has_done_all:
+            return False
         if step.barrier == 0:
             return self._recovery.phase in {Phase.READY, Phase.AT_REST}
         has_emptied = step.kind is not Kind.LEAVING or self._recovery.has_emptied(step.node)

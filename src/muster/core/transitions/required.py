@@ -26,9 +26,9 @@ def required_of(cluster: Cluster, config: NodeConfig | None) -> tuple[Required, 
     """What this node must have before its next join: its own setting, or else the cluster's."""
     own = config.required_levels if config is not None else None
     named = cluster.required_levels if own is None else own
-    if not cluster.lockspaces:
+    if not cluster.has_locks:
         return named
-    locks = Required(LOCK_MANAGER_LEVEL.number, LOCK_MANAGER_LEVEL.name)  # while there are lockspaces (P12.15)
+    locks = Required(LOCK_MANAGER_LEVEL.number, LOCK_MANAGER_LEVEL.name)  # while there are locks (P12.15)
     return tuple(sorted({each.number: each for each in (*named, locks)}.values()))
 
 

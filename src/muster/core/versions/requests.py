@@ -24,6 +24,7 @@ from muster.records.operations import OperationRequest
 from muster.records.profiles import profile_with
 from muster.records.services import ApplyServices
 from muster.records.timing import PROFILES, InconsistentProfile, Profile
+from muster.records.versions import KERNEL_LOCKS
 
 GROUPS = {
     "observer_group": "observer",
@@ -31,10 +32,12 @@ GROUPS = {
     "administrator_group": "administrator",
 }
 SETTINGS = (
-    *GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN, revisions.LOCKSPACES, revisions.PROFILE, revisions.WATCHDOG
-)  # fmt: skip
+    *(*GROUPS, revisions.REQUIRED, revisions.REQUIRED_WITHIN, revisions.LOCKSPACES, revisions.PROFILE),
+    *(revisions.WATCHDOG, revisions.KERNEL_LOCKS),
+)
 AS_THE_CLUSTER = "cluster"  # of a node's own setting: it has none
 LONGEST_WITHIN_MS = 24 * 60 * 60 * 1000
+KERNEL_LOCKS_IMAGE = 5  # whose guard knows that a kernel with lockspaces has not ended (P12.34)
 _GROUP = re.compile(rf"[a-z_][a-z0-9_.-]{{0,{MAXIMUM_GROUP_CHARACTERS - 1}}}")
 
 Administration = RollBack | ConfigureCluster | FinishUpgrade | RestartDaemon | BreakLock
@@ -101,6 +104,7 @@ def _restore_settings(plan: revisions.Rollback, draft: Draft) -> None:
             required_levels=required_levels.parse(settings.get(revisions.REQUIRED, "")),
             required_within_ms=within or DEFAULT_REQUIRED_WITHIN_MS,
             lockspaces=lockspaces.parse(settings.get(revisions.LOCKSPACES, "")),
+            kernel_locks=revisions.KERNEL_LOCKS in settings,
         )
         draft.put(restored, "settings restored")
     for node, text in plan.nodes.items():
@@ -123,6 +127,8 @@ def _configure(operation: ConfigureCluster, draft: Draft) -> str:
         return _set_profile(operation.value, draft)
     if operation.setting == revisions.LOCKSPACES:
         return _name_lockspaces(operation.value, draft)
+    if operation.setting == revisions.KERNEL_LOCKS:
+        return _drive_kernel(operation.value, draft)
     return _give(operation, draft)
 
 
@@ -224,12 +230,8 @@ def _name_lockspaces(value: str, draft: Draft) -> str:
         spaces = lockspaces.parse(value)
     except ValueError as error:
         raise Refused(f"{revisions.LOCKSPACES} cannot be {value!r}: {error}") from error
-    own = LOCK_MANAGER_LEVEL
-    for member in draft.members.values():
-        for level in member.levels:
-            if spaces and level.number == own.number and level.name != own.name:
-                what = f"level {own.number} is the {own.name}'s, and on {draft.name(member.node)} {level.name} has it"
-                raise Refused(f"with lockspaces, {what}: let that program take another level first")
+    if spaces:
+        _refuse_another_at_the_level(draft)
     before, words = draft.cluster.lockspaces, lockspaces.text_of(spaces)
     if spaces == before:
         return f"{revisions.LOCKSPACES} is {words} already"
@@ -237,6 +239,45 @@ def _name_lockspaces(value: str, draft: Draft) -> str:
     if before and not spaces:
         return f"{revisions.LOCKSPACES} is {words}: locks are off, and all that was locked is free"
     return f"{revisions.LOCKSPACES} is {words}"
+
+
+def _refuse_another_at_the_level(draft: Draft) -> None:
+    own = LOCK_MANAGER_LEVEL
+    for member in draft.members.values():
+        for level in member.levels:
+            if level.number == own.number and level.name != own.name:
+                what = f"level {own.number} is the {own.name}'s, and on {draft.name(member.node)} {level.name} has it"
+                raise Refused(f"with locks, {what}: let that program take another level first")
+
+
+def _drive_kernel(value: str, draft: Draft) -> str:
+    """Have every node drive its kernel's lock manager, or no more (P12.33)."""
+    if value not in (revisions.ON, revisions.OFF):
+        raise Refused(f"{revisions.KERNEL_LOCKS} is {revisions.ON} or {revisions.OFF}, not {shown(value)}")
+    is_on = value == revisions.ON
+    if is_on == draft.cluster.kernel_locks:
+        return f"{revisions.KERNEL_LOCKS} is {value} already"
+    if is_on:
+        if draft.cluster.active_version < KERNEL_LOCKS:
+            raise Refused(
+                f"{revisions.KERNEL_LOCKS} needs version {KERNEL_LOCKS}: finish the upgrade first (muster upgrade)"
+            )
+        _refuse_another_at_the_level(draft)
+        older = [
+            draft.name(member.node)
+            for member in draft.members.values()
+            if member.state is not NodeState.INACTIVE and member.software.image < KERNEL_LOCKS_IMAGE
+        ]
+        if older:
+            raise Refused(
+                f"{', '.join(older)}: an image from before the kernel's locks runs there; leave and boot it first"
+            )
+    draft.put(replace(draft.cluster, kernel_locks=is_on), f"{revisions.KERNEL_LOCKS} set")
+    if is_on:
+        return (
+            f"{revisions.KERNEL_LOCKS} is on: each node's kernel takes part in locks; no corosync and no dlm_controld"
+        )
+    return f"{revisions.KERNEL_LOCKS} is off: what has a lockspace goes on, and nothing enters one any more"
 
 
 def _give(operation: ConfigureCluster, draft: Draft) -> str:

@@ -41,9 +41,13 @@ _UNPACKED_LIMIT_BYTES = 64 * 1024 * 1024
 _CLUSTER_SETTINGS = ("name", "profile", "timers", "active_version", "groups")
 
 REQUIRED, REQUIRED_WITHIN = "required_levels", "required_levels_within"
-LOCKSPACES = "lockspaces"
+LOCKSPACES, KERNEL_LOCKS = "lockspaces", "kernel_locks"
 PROFILE, WATCHDOG = "profile", "watchdog"
-_RESTORED = frozenset({"groups", REQUIRED, REQUIRED_WITHIN, LOCKSPACES})  # of the cluster's settings, by a rollback
+_RESTORED = frozenset(  # of the cluster's settings, by a rollback
+    {"groups", REQUIRED, REQUIRED_WITHIN, LOCKSPACES, KERNEL_LOCKS}
+)
+
+ON, OFF = "on", "off"
 
 Key = tuple[str, str]  # kind and key of a record of the configuration
 Document = dict[str, Any]
@@ -93,7 +97,8 @@ def _of_cluster(cluster: Cluster) -> Document:
     found = {setting: getattr(cluster, setting) for setting in _CLUSTER_SETTINGS}
     spaces = {LOCKSPACES: lockspaces.text_of(cluster.lockspaces)} if cluster.lockspaces else {}
     watchdog = {WATCHDOG: cluster.watchdog} if cluster.watchdog else {}
-    return {**found, "groups": cluster.groups._asdict(), **_required(cluster), **spaces, **watchdog}
+    kernel = {KERNEL_LOCKS: ON} if cluster.kernel_locks else {}
+    return {**found, "groups": cluster.groups._asdict(), **_required(cluster), **spaces, **watchdog, **kernel}
 
 
 _DOCUMENTS: dict[type, Callable[[Any], Document | None]] = {  # what is shown and kept of each kind

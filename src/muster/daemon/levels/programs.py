@@ -481,7 +481,7 @@ class Registrations:
     def _refuse_what_is_reserved(self, level: Level, peer: Peer) -> None:
         """While there are lockspaces, the lock manager's level is that of the node's own process (P12.15)."""
         own = LOCK_MANAGER_LEVEL
-        if level.number != own.number or not self._node.database.cluster.lockspaces:
+        if level.number != own.number or not self._node.database.cluster.has_locks:
             return
         if parent_of(parent_of(peer.pid)) != os.getppid():  # a child of the runner, which is init's as this daemon is
             what = f"level {own.number} is the {own.name}'s, which is part of Muster while there are lockspaces"

@@ -19,7 +19,8 @@ KINDS: tuple[type, ...] = (
     messages.Ask, messages.Change, messages.Free, messages.Withdraw, messages.Given, messages.Denied, messages.Wanted,
     messages.NotHere, messages.Find, messages.Found, messages.Dropped, messages.Stopped, messages.Rebuilt,
     messages.Emptied, messages.Copies, messages.Handed, messages.Entries, messages.Marks, messages.Suspect,
-    messages.Collect, messages.Edges, messages.Chosen,
+    messages.Collect, messages.Edges, messages.Chosen, messages.KernelSaid, messages.KernelWish, messages.KernelHalt,
+    messages.KernelHalted, messages.KernelGo, messages.KernelStarted,
 )  # fmt: skip
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS, 1)}
 _DECODERS: tuple[msgspec.msgpack.Decoder[Message], ...] = tuple(msgspec.msgpack.Decoder(kind) for kind in KINDS)

@@ -95,6 +95,7 @@ class Host:
         self._clients = 0
         self._timer: asyncio.TimerHandle | None = None
         manager.is_paced = True
+        self.drive_kernel: Callable[[], None] = lambda: None  # gives the kernel what the machine wants of it (P12.30)
         self._works = False  # more of a round's work has its turn soon
 
     # ---- clients
@@ -246,6 +247,7 @@ class Host:
                         assert_never(effect)
         for node, frames in out.items():
             self._send(node, frames)
+        self.drive_kernel()
         if self.waits or self._ending:
             self._rearm()
 

@@ -26,11 +26,13 @@ from muster.core.locks.recovery import Kind, Step, life_of, step_of
 from muster.daemon.locks.asking import first, record_break, stream
 from muster.daemon.locks.door import SOCKET_FILE, Door
 from muster.daemon.locks.host import Host
-from muster.daemon.locks.peers import SEEK_S, Peers
+from muster.daemon.locks.kernel import KernelSide
+from muster.daemon.locks.peers import SEEK_S, Peers, host_of
 from muster.daemon.locks.showing import Showing
 from muster.daemon.socket.access import Gate
 from muster.daemon.trust.trust import KEY_FILE
 from muster.drivers.certificates.certificates import CertificateRefused
+from muster.drivers.machine.kernel_locks import KernelLocks
 from muster.records.access import Groups
 from muster.records.levels import LOCK_MANAGER_LEVEL
 
@@ -83,6 +85,10 @@ class Process:
         manager = LockManager(own["node"], life_of(own["incarnation"], registration))
         manager.follow_spaces(own["spaces"])
         host = self.host = Host(manager, self._send, self._acknowledge, self.tell)
+        locks = KernelLocks(own["name"], own["node"], self._hosts)
+        self._kernel = KernelSide(manager, locks, host.settle, self.tell)
+        host.drive_kernel = self._kernel.carry_out
+        self._kernel.follow(is_on=own["kernel_locks"])
         self._showing = Showing(host, peers, own["node"], self._names, self.tell, self._record_break)
         gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
         door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
@@ -98,6 +104,7 @@ class Process:
         for task in (following, seeking, hearing):
             if task.done() and (error := task.exception()) is not None:
                 raise error
+        await self._kernel.unused()  # the kernel stops all lockspaces when this process ends
         if not stopped.is_set():
             await stopped.wait()  # its node has left: whatever is left of it ends with the node
         door.close()
@@ -145,6 +152,7 @@ class Process:
         assert self.host is not None
         self._settings = settings
         self.host.follow_spaces(settings["spaces"])
+        self._kernel.follow(is_on=settings["kernel_locks"])
         try:
             self._peers.follow(settings)
         except CertificateRefused as error:
@@ -186,6 +194,10 @@ class Process:
 
     async def _record_break(self, space: str, name: str, by: str) -> None:
         await record_break(self._control, space, name, by)
+
+    def _hosts(self) -> dict[int, str]:
+        """Where each node is, for its kernel: at the host of its first address."""
+        return {int(node): host_of(each["addresses"]) for node, each in self._settings["nodes"].items()}
 
     def _names(self) -> dict[int, str]:
         return {int(node): each["name"] for node, each in self._settings["nodes"].items()}

@@ -36,6 +36,7 @@ class LockService:
     def __init__(self, node: Node, home: Path, note: Callable[[str, str], None]) -> None:
         self._node, self._home, self._note = node, home, note
         self._runner: RunnerClient | None = None
+        self._wanted: bool | None = None  # whether the process was wanted; none: as below
         self._spaces: tuple[str, ...] | None = None  # as last followed; none: an earlier daemon may have followed some
         self._ports: list[int] = []  # of the process that is connected, in the order of this node's addresses
 
@@ -46,24 +47,26 @@ class LockService:
 
     def follow(self) -> None:
         """Have the process run, or end, as the setting says (P12.15)."""
-        spaces = self._node.database.cluster.lockspaces
-        if self._runner is None or spaces == self._spaces:
+        cluster = self._node.database.cluster
+        spaces, wanted = cluster.lockspaces, cluster.has_locks
+        if self._runner is None or (spaces, wanted) == (self._spaces, self._wanted):
             return
         before, self._spaces = self._spaces, spaces
+        wanted_before, self._wanted = self._wanted, wanted
         image = self._node.setup.software.image
         if image < FIRST_IMAGE:  # of an earlier boot: a guard outlives an upgrade (P10.3)
-            if spaces:
+            if wanted:
                 self._note(
                     "locks wait", f"image {image} runs here, and locks need {FIRST_IMAGE}: leave and boot this node"
                 )
             return
-        if spaces or before != ():
+        if wanted or wanted_before is not False:
             silence_ms = self._node.setup.profile.restart_ms
             command = [sys.executable, "-m", MODULE, "--home", str(self._home), "--node", self._node.setup.name]
             command += ["--silence", str(silence_ms)]
             environment = {name: os.environ[name] for name in CARRIED if name in os.environ}
-            self._runner.want_locks(tuple(command) if spaces else (), environment, silence_ms)
-        if before is not None:
+            self._runner.want_locks(tuple(command) if wanted else (), environment, silence_ms)
+        if before is not None and before != spaces:
             self._note("lockspaces", text_of(spaces))
 
     # ---- what the process asks
@@ -95,6 +98,7 @@ class LockService:
             certificate = database.nodes[me].certificate  # who cannot use it says why
         return {
             "cluster": cluster.identity,
+            "name": cluster.name,
             "node": me,
             "incarnation": self._node.incarnation,
             "profile": self._node.setup.profile._asdict(),
@@ -105,6 +109,7 @@ class LockService:
                 for each in database.nodes.values()
             },
             "spaces": list(cluster.lockspaces),
+            "kernel_locks": cluster.kernel_locks and not self._node.setup.one_machine,
             "groups": list(cluster.groups),
         }
 

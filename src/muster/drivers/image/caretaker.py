@@ -30,6 +30,7 @@ from typing import NamedTuple, NoReturn
 
 from muster.core.launching.clearing import END_US, QUICK_US, Deed, Ending
 from muster.core.leases.lease import statement
+from muster.drivers.image import kernel_spaces
 from muster.drivers.image.commands import explain_missing
 from muster.drivers.image.deadman import adopt_orphans, boottime_us, set_process_name
 from muster.drivers.image.descriptors import receive_descriptors
@@ -360,6 +361,8 @@ class _Caretaker:
             own = self._read_own()
             if own is None:
                 return False
+            if self._store is not None and not self._store.one_machine and kernel_spaces.held():
+                return False  # the kernel has not ended, and this would say that the node has (P12.34)
             if self._store is not None and own.stamp.incarnation == self._duty.incarnation:
                 self._store.write_lease(statement(own, owed, self._cause))
         except (StoreFailed, OSError) as error:

@@ -57,6 +57,7 @@ from muster.core.leases.predecessor import (
 )
 from muster.core.leases.vigil import LEAVE_US, Vigil, Why
 from muster.core.leases.watchdog import Order, Retiming, WatchdogState, times_of
+from muster.drivers.image import kernel_spaces
 from muster.drivers.image.caretaker import Duty, start_caretaker
 from muster.drivers.image.control_group import ControlGroup, group_at, make_group
 from muster.drivers.image.deadman import (
@@ -424,6 +425,11 @@ class Guard:
         if self._one_kernel:
             self._vigil.stands_apart = self._version >= LIFE_SINCE  # others ask the kernel: nobody counts its lease
             self._refuse_other_kernels()
+        elif left := kernel_spaces.held():
+            raise NotNow(
+                f"the kernel has lockspaces of an earlier node ({', '.join(left)}), which may still write: "
+                "restart this machine"
+            )
         predecessor = self._settle_predecessor()
         # Of an incarnation that was killed; not before, a refused start must leave it to the next.
         self._log_writer.tell_state(NOTHING_YET)
@@ -1138,13 +1144,19 @@ class Guard:
                 self._group.remove()
         else:
             stopped = self._wait_for({self._init} - {0}, give_up_us)
-        if stopped:
+        left = [] if self._one_kernel else kernel_spaces.held()
+        if left:
+            self._say(
+                f"no tombstone is written: the kernel still has the lockspaces {', '.join(left)}, and what stands on "
+                "them may write; the others wait until this machine is proven off; restart it"
+            )
+        elif stopped:
             self._tell_caretaker(cause)
             self._disarm(give_up_us, buried=self._bury(give_up_us, clean=clean, cause=cause))
         else:
             self._say("no tombstone is written, because not everything that it ran has ended: something hangs")
         self._log_writer.tell_state(REMOVE)
-        return EXIT_CLEAN if clean and stopped else EXIT_PANIC
+        return EXIT_CLEAN if clean and stopped and not left else EXIT_PANIC
 
     def _tell_caretaker(self, cause: str) -> None:
         """All that the node ran has ended (P6.32)."""

@@ -63,7 +63,7 @@ GUARD_FD, RUNNER_FD, INIT_FD, INCARNATION, NODE_HOME, IMAGE = (
     "MUSTER_NODE_HOME",
     "MUSTER_IMAGE",
 )
-IMAGE_VERSION = 4  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
+IMAGE_VERSION = 5  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
 
 
 class InitSetup(NamedTuple):

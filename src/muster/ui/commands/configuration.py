@@ -24,7 +24,7 @@ from muster.ui.values import as_typed
 
 SETTINGS = (
     *("observer_group", "operator_group", "administrator_group"),
-    *("required_levels", "required_levels_within", "lockspaces"),
+    *("required_levels", "required_levels_within", "lockspaces", "kernel_locks"),
 )
 _SIGNS = {"new": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _version_type = click.IntRange(min=0)
@@ -188,6 +188,8 @@ def set_setting(setting: str, value: str, of_node: str, expect: int | None, as_j
 
     lockspaces: the spaces in which programs lock, and by that whether there are locks at all; "none" for no locks.
     Level 10 is the lock manager's while there is one (docs/LOCKS.md).
+
+    kernel_locks: on or off. On: each node drives the lock manager of its kernel (DLM), which GFS2 needs.
 
     \b
     Examples:
