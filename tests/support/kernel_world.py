@@ -122,7 +122,7 @@ class KernelWorld(World):
         if enters != (space.awaits == "enter") and space.awaits != "end":
             raise Broken(f"{kernel.seat}: {name} is started with enters={enters}, and waits for {space.awaits!r}")
         for other in self.kernels.values():
-            if other is not kernel and other.seat not in self.master.dead:
+            if other is not kernel and (other.host.node, other.host.incarnation) not in self.master.dead:
                 self.judge(kernel, other, Start(name, identity, tuple(nodes), enters))
         space.runs, space.members, space.identity = True, nodes, identity
         self.starts += 1
@@ -172,6 +172,11 @@ class KernelWorld(World):
         space = self.kernel(host).spaces[name]
         space.awaits = "end"
         self.deliver(host, lambda: host.manager.kernel_asks(name, enters=False))
+
+    def may_restart(self, host: Host) -> bool:
+        """A lock process does not end by its own wish while its kernel has a lockspace (P12.34)."""
+        kernel = self.kernel(host)
+        return super().may_restart(host) and not kernel.spaces and not kernel.commands
 
     # ---- the end
 

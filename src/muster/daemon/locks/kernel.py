@@ -67,14 +67,20 @@ class KernelSide:
 
     def carry_out(self) -> None:
         """Hand the machine's commands to the thread, in order."""
-        (self._rests.clear if self._manager.kernel.spaces else self._rests.set)()
+        self._look()
         for number, command in self._manager.kernel.take():
             done = self._loop.run_in_executor(self._thread, self._kernel.carry_out, command)
             done.add_done_callback(lambda done, number=number, command=command: self._done(done, number, command))  # type: ignore[misc]
+
+    def _look(self) -> None:
+        """Whether the kernel has no lockspace and all was carried out."""
+        kernel = self._manager.kernel
+        (self._rests.set if kernel.has_done_all and not kernel.spaces else self._rests.clear)()
 
     def _done(self, done: "asyncio.Future[None]", number: int, command: Command) -> None:
         """A command that the kernel refuses ends this process, and so the node: nobody knows what it does then."""
         done.result()
         self._tell(f"kernel: {command}")
         self._manager.kernel_has_done(number)
+        self._look()
         self._settle()

@@ -27,7 +27,7 @@ from muster.daemon.locks.asking import first, record_break, stream
 from muster.daemon.locks.door import SOCKET_FILE, Door
 from muster.daemon.locks.host import Host
 from muster.daemon.locks.kernel import KernelSide
-from muster.daemon.locks.peers import SEEK_S, Peers, host_of
+from muster.daemon.locks.peers import SEEK_S, Peers, hosts_of
 from muster.daemon.locks.showing import Showing
 from muster.daemon.socket.access import Gate
 from muster.daemon.trust.trust import KEY_FILE
@@ -197,7 +197,7 @@ class Process:
 
     def _hosts(self) -> dict[int, str]:
         """Where each node is, for its kernel: at the host of its first address."""
-        return {int(node): host_of(each["addresses"]) for node, each in self._settings["nodes"].items()}
+        return {int(node): hosts_of(each["addresses"])[0] for node, each in self._settings["nodes"].items()}
 
     def _names(self) -> dict[int, str]:
         return {int(node): each["name"] for node, each in self._settings["nodes"].items()}
