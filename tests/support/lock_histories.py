@@ -41,7 +41,7 @@ class Holding(NamedTuple):
 
     begin_ns: int
     end_ns: int
-    node: str
+    client: str
     mode: Mode
     token: tuple[int, int]
     value: str
@@ -92,7 +92,7 @@ def _holding(event: Event, end_ns: int, faults: list[Fault]) -> list[Holding]:
     if end_ns < begin_ns:
         return []  # it came to know of it when its node was struck already
     token = (event["token"][0], event["token"][1])
-    return [Holding(begin_ns, end_ns, event["node"], Mode(event["mode"]), token, event["value"], event["valid"])]
+    return [Holding(begin_ns, end_ns, event["client"], Mode(event["mode"]), token, event["value"], event["valid"])]
 
 
 def _never_both(name: str, holdings: list[Holding]) -> None:
@@ -106,12 +106,14 @@ def _never_both(name: str, holdings: list[Holding]) -> None:
 
 
 def _tokens_rise(name: str, holdings: list[Holding]) -> None:
-    highest = dict.fromkeys(Mode, (0, 0))
+    highest = dict.fromkeys(Mode, ((0, 0), ""))
     for holding in holdings:
         for mode in Mode:
-            if not COMPATIBLE[mode][holding.mode] and highest[mode] >= holding.token:
-                raise Impossible(f"{name}: the token of {holding} is not above {highest[mode]} of an owner before")
-        highest[holding.mode] = max(highest[holding.mode], holding.token)
+            token, client = highest[mode]
+            repeats = token == holding.token and client != holding.client  # who gains nothing keeps its own
+            if not COMPATIBLE[mode][holding.mode] and (token > holding.token or repeats):
+                raise Impossible(f"{name}: the token of {holding} is not above {token} of {client} before")
+        highest[holding.mode] = max(highest[holding.mode], (holding.token, holding.client))
 
 
 def _writes(events: list[Event]) -> list[Write]:

@@ -63,6 +63,8 @@ class Process:
         self._settings: Settings = {}
         self._subsystem: AsyncSubsystem | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told_ports: list[int] = []
+        self._hearing: asyncio.Task[None] | None = None
         self.host: Host | None = None
 
     def tell(self, text: str) -> None:
@@ -130,11 +132,8 @@ class Process:
     async def _follow_settings(self) -> None:
         """Hear of changes for as long as this process lives, over daemons that come and go."""
         while True:
-            ports = self._peers.ports
-            hearing = self._spawn(self._hear_settings(ports))
-            while self._peers.ports == ports and not hearing.done():
-                await asyncio.wait({hearing}, timeout=SEEK_S)
-            hearing.cancel()  # where it listens at another port now, as an address could be had at last
+            self._told_ports = self._peers.ports
+            hearing = self._hearing = self._spawn(self._hear_settings(self._told_ports))
             await asyncio.wait({hearing})
             self._tasks.discard(hearing)
             error = None if hearing.cancelled() else hearing.exception()
@@ -159,11 +158,13 @@ class Process:
             self.tell(f"the certificate of this node is refused: {error}")
 
     async def _seek(self) -> None:
-        """Find who is in the level and not connected."""
+        """Find who is in the level and not connected; and where this process listens by now."""
         assert self.host is not None
         me = self._settings["node"]
         while True:
             await asyncio.sleep(SEEK_S)
+            if self._peers.ports != self._told_ports and self._hearing is not None:
+                self._hearing.cancel()  # an address could be had at last, so there is another port to be told
             roster = self.host.manager.recovery.roster
             missing = [node for node in roster if node != me and node not in self._peers.incarnations]
             if not missing:

@@ -47,6 +47,7 @@ class LockSession(asyncio.Protocol):
         self._next_turn: asyncio.Handle | None = None
         self._unsaid: list[tuple[object, ...]] = []
         self._is_writable = True
+        self._is_in_turn = False  # what is said then leaves at its end
         self._over = False
 
     # ---- called by asyncio
@@ -94,6 +95,14 @@ class LockSession(asyncio.Protocol):
 
     def _turn(self) -> None:
         self._next_turn = None
+        self._is_in_turn = True
+        try:
+            self._carry_out_lines()
+        finally:
+            self._is_in_turn = False
+        self._flush()
+
+    def _carry_out_lines(self) -> None:
         lines, self._lines = self._lines[:LINES_A_TURN], self._lines[LINES_A_TURN:]
         try:
             asked = [decoder.decode(line) for line in lines]
@@ -147,7 +156,7 @@ class LockSession(asyncio.Protocol):
 
     def say(self, line: tuple[object, ...]) -> None:
         """Queue a line; what is said in one turn of the loop leaves in one piece."""
-        if not self._unsaid and self._transport is not None:
+        if not self._unsaid and self._transport is not None and not self._is_in_turn:
             self._loop.call_soon(self._flush)
         self._unsaid.append(line)
 
