@@ -639,6 +639,91 @@ class Locking:
         return [json.loads(line) for line in self._lines]
 
 
+class CountingCommands:
+    """On all three nodes `muster lock run` runs commands that count in one file, one after the other."""
+
+    times = 250  # increments of one command
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        self.cluster, self.path, self.pause = cluster, directory / "counter", directory / "pause"
+        self.path.write_text(json.dumps({"value": 0, "token": ""}))
+        self.running: dict[str, subprocess.Popen[str]] = {}
+        self._lines: list[str] = []
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(node,), daemon=True) for node in NODES]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, node: str) -> None:
+        command = [sys.executable, str(WORKERS), "under", str(self.path), str(self.times), str(self.pause)]
+        while not self._ends.is_set():
+            words = ("lock", "run", "--node", node, "--within", "20s", "counter", "--", *command)
+            running = self.running[node] = self.cluster.command(*words)
+            assert running.stdout is not None
+            for line in running.stdout:
+                self._lines.append(f"{node} {line.rstrip()}")
+            running.wait()
+            self._ends.wait(0.1 if running.returncode else 0.0)  # its node may be away
+
+    def count(self) -> int:
+        """Acknowledged increments by now."""
+        return sum(1 for line in self._lines if line.endswith(" acknowledged"))
+
+    def until(self, more: int) -> None:
+        """Until so many more increments are acknowledged."""
+        target = self.count() + more
+        wait(f"{more} more increments", lambda: self.count() >= target)
+
+    def pause_one(self) -> tuple[str, list[int]]:
+        """One command stops between check and write, and its `lock run` with it; its node, and these processes."""
+        seen = len(self._lines)
+        self.pause.write_text("")
+
+        def stopped() -> list[str]:
+            return [line for line in self._lines[seen:] if " stops " in line]
+
+        line = wait("a command to stop", stopped)[0]
+        node, _, command, keeper = line.split()
+        parent = self.running[node].pid
+        for pid in (parent, int(keeper)):
+            os.kill(pid, signal.SIGSTOP)
+        return node, [int(command), int(keeper), parent]
+
+    def go_on(self, pids: list[int]) -> None:
+        """It goes on with its write, and only then do those learn of the loss who are to end it."""
+        seen = len(self._lines)
+        os.kill(pids[0], signal.SIGCONT)
+        wait("its write to be refused", lambda: any(line.endswith(" refused") for line in self._lines[seen:]))
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        """End all, and compare."""
+        self._ends.set()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+        assert json.loads(self.path.read_text())["value"] == self.count()
+
+
+@pytest.mark.long
+def test_p12_6_p12_19_commands_under_lock_run_count_to_ten_thousand_exactly(
+    fast_cluster: Cluster, tmp_path: Path
+) -> None:
+    """While nodes are killed and hung, and holders are stopped between check and write until others hold the lock."""
+    cluster, counting = fast_cluster, CountingCommands(fast_cluster, tmp_path)
+    struck = 0
+    while counting.count() < 10_000 or struck < 4:
+        counting.until(300)
+        node, pids = counting.pause_one()
+        cluster.dev.succeed("dev", ("kill", "hang")[struck % 2], node)
+        struck += 1
+        counting.until(300)  # of others, with newer tokens
+        counting.go_on(pids)
+        cluster.dev.succeed("dev", "boot", node)
+        cluster.await_locks(node)
+    counting.end()
+
+
 def _count_under_faults(cluster: Cluster, counting: Counting, rounds: int, each: int) -> None:
     for _ in range(rounds):
         counting.until(each)

@@ -2,6 +2,8 @@
 
     lock_workers.py count DIRECTORY NODE FILE       one increment after the other, until its input ends
     lock_workers.py hold DIRECTORY NODE NAME HOW    lock it, then HOW: `sleep`, or `close` the connection and live
+    lock_workers.py under FILE COUNT PAUSE          the command of a `muster lock run`: so many increments, and a stop
+                                                    between check and write where it finds the file PAUSE
 
 The counter's file holds a value and the token of who claimed it last. An increment claims it first, then computes, then
 writes, and a claim or write of an older token than the file's is refused: each is one step under the file's own flock.
@@ -10,7 +12,9 @@ writes, and a claim or write of an older token than the file's is refused: each 
 import contextlib
 import fcntl
 import json
+import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -110,5 +114,20 @@ def hold(directory: str, node: str, name: str, how: str) -> None:
     time.sleep(600)
 
 
+def under(file: str, times: str, pause: str) -> None:
+    """Increment so often under the lock that this command has, as its token says."""
+    path, token = Path(file), os.environ["MUSTER_LOCK_TOKEN"]
+    for _ in range(int(times)):
+        value = claim(path, token)
+        if value is None:
+            say("refused")
+            return
+        with contextlib.suppress(FileNotFoundError):
+            Path(pause).unlink()
+            say(f"stops {os.getpid()} {os.getppid()}")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        say("acknowledged" if write(path, token, value + 1) else "refused")
+
+
 if __name__ == "__main__":
-    (count if sys.argv[1] == "count" else hold)(*sys.argv[2:])
+    {"count": count, "hold": hold, "under": under}[sys.argv[1]](*sys.argv[2:])
