@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,4 +130,5 @@ def under(file: str, times: str, pause: str) -> None:
 
 
 if __name__ == "__main__":
-    {"count": count, "hold": hold, "under": under}[sys.argv[1]](*sys.argv[2:])
+    modes: dict[str, Callable[..., None]] = {"count": count, "hold": hold, "under": under}
+    modes[sys.argv[1]](*sys.argv[2:])
