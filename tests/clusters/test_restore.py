@@ -4,9 +4,7 @@ from pathlib import Path
 
 from dev_cluster import DevCluster
 from muster.dev.development_cluster import STORE_FILE
-from muster.drivers.store.disk.restoring import begun_above, known_of, restored
 from muster.drivers.store.engine import newest_record
-from muster.records.registers import LeaseState
 
 SERVICE = """
 [[service]]
@@ -56,16 +54,3 @@ def test_p11_8_after_a_restore_nothing_starts_before_every_node_is_known_to_have
     dev_cluster.wait_for("the service runs again", lambda _seen: ran.read_text() == earlier + "n0\n")
     assert newest_record(str(store)).database.cluster.unasked == ()
     assert "lost-with-the-store" not in dev_cluster.succeed("config", "show")
-
-
-def test_p11_8_a_generation_is_above_all_that_anybody_knows(dev_cluster: DevCluster) -> None:
-    dev_cluster.up(1)
-    record = newest_record(str(dev_cluster.directory / STORE_FILE))
-    begun = begun_above(known_of(record.database, ()))
-    later = restored(record.database, begun, frozenset())
-    again = begun_above(known_of(later, ()))
-    assert record.database.index < begun.newest < again.newest < 1 << 53
-    assert record.database.term.number < begun.term.number < again.term.number
-    lease = record.strip.lease(0)
-    assert lease is not None and lease.state is LeaseState.LIVE
-    assert lease.stamp.incarnation < begun.incarnation < again.incarnation < 1 << 53
