@@ -303,6 +303,15 @@ def test_p2_15_a_master_whose_beats_stall_stops_before_anybody_claims_and_its_no
     assert cluster.masters() == [1]
 
 
+def test_p2_15_a_master_whose_reads_never_end_stops_by_its_own_clock_before_anybody_claims() -> None:
+    cluster = cluster_of_machines()
+    cluster.hang_guard(0)
+    cluster.stalled, cluster.holds_store = {0}, lambda node, _effect: node == 0
+    cluster.until("it has stopped", lambda: 0 not in cluster.masters(), within_ms=LONG.mastership_ms + SLACK_MS)
+    assert cluster.masters() == []
+    cluster.until("another leads", cluster.masters)
+
+
 @pytest.mark.parametrize("after_ms", range(0, 3 * LONG.mastership_ms, 170))
 def test_p2_15_beats_that_go_on_at_any_moment_leave_one_master(after_ms: int) -> None:
     cluster = cluster_of_machines(fenced=False)

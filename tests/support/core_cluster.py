@@ -206,6 +206,7 @@ class CoreCluster:
         self.silent_kernel = False  # it says nothing: what was killed hangs in its exit
         self.loses: Callable[[Envelope], bool] = lambda _envelope: False
         self.holds: Callable[[Envelope], bool] = lambda _envelope: False
+        self.stalled: set[int] = set()  # nodes whose reads of the strip never end
         self.holds_store: Callable[[int, Effect], bool] = lambda _node, _effect: False
         self.acknowledges: Callable[[int, Notify], bool] = lambda _node, _notification: True
         self.objects: Callable[[int, AskSubsystem], str | None] = lambda _node, _question: ""  # None: it is silent
@@ -442,6 +443,8 @@ class CoreCluster:
 
     def _carry_one(self, life: Life, daemon: Daemon, effect: Effect) -> None:
         match effect:
+            case ReadStrip() if life.node in self.stalled:
+                pass
             case ReadStrip(read=read):
                 answer = StripRead(read, self.strip(), self.now_us, self.now_us)
                 self._queue.append((life, daemon, answer))
