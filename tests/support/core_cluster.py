@@ -443,11 +443,9 @@ class CoreCluster:
 
     def _carry_one(self, life: Life, daemon: Daemon, effect: Effect) -> None:
         match effect:
-            case ReadStrip() if life.node in self.stalled:
-                pass
             case ReadStrip(read=read):
                 answer = StripRead(read, self.strip(), self.now_us, self.now_us)
-                self._queue.append((life, daemon, answer))
+                self._queue += [(life, daemon, answer)] * (life.node not in self.stalled)
             case WriteClaim() | WriteView() | WriteMarks() | ReadJournal() | WriteCheckpoint() | AppendFrame():
                 daemon.store.append(effect)
                 self._work_store(life, daemon)
