@@ -39,7 +39,7 @@ class Alone:
         self.host = Host(self.manager, lambda _node, _frames: None, self._acknowledge, self.told.append)
         gate = Gate("n0", lambda: Groups("", "", ""), lambda _event, text: self.told.append(text))
         extra: Extra = lambda session, request: session.say(("answer", request.ref, {}))  # noqa: E731
-        self.door = Door(self.path, self.host, gate, extra, lambda: {"node": "n0", "spaces": ["orders"]})
+        self.door = Door(self.path, self.host, gate, extra, lambda: {"node": "n0", "spaces": ["orders"]}, lambda: 0)
         for barrier in (0, 1):
             self.host.told(Step(1, Kind.JOINING, 0, 7, barrier, 9, {0: Member(7)}))
 

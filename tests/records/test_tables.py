@@ -52,7 +52,7 @@ def test_a_kind_without_a_field_in_the_database_is_not_loaded() -> None:
 def test_a_kind_is_called_by_its_tag_and_an_unknown_one_is_an_error() -> None:
     assert set(BY_NAME) == {"cluster", "node", "member", "transition", "service", "operation", "maintenance",
                             "standby", "event_group", "audit", "revision", "fence_device", "fence_plan",
-                            "fencing"}  # fmt: skip
+                            "fencing", "decider"}  # fmt: skip
     with pytest.raises(ValueError, match="nothing is known about records of kind 'lock'"):
         kind_named("lock")
     with pytest.raises(ValueError, match="nothing is known"):

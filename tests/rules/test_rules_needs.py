@@ -22,6 +22,7 @@ from muster.daemon.socket.queries import NodeView
 from muster.daemon.socket.queries import needs as documents
 from muster.daemon.socket.why_node import why_cluster
 from muster.records.database import Change, Database, Entry, initial_database
+from muster.records.deciders import Decider
 from muster.records.fencing import FenceDevice, FenceOutcome, FencePast, FencePhase, FencePlan, Fencing
 from muster.records.levels import Missing, NodeState
 from muster.records.members import Eviction, Member, Proof
@@ -108,6 +109,12 @@ CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
         "link", "1 of 2 paths between n0 and n1 are down: 10.1.0.1:1", "muster links",
     ),
     "refused": ((Member(2, refusal="no room"),), {}, "refused", "no room", "muster node list"),
+    "no decider": (
+        (Cluster("test", "0" * 32, "fast", "", lockspaces=("orders",)), Decider("services", -1, 0, cause="n1 hangs")),
+        {"age_ms": lambda _index: 60_000},
+        "decision lock", "no node decides on services by the decision lock, and the master does: n1 hangs",
+        "muster lock show muster:services",
+    ),
     "waits": ((Member(2),), {"waiting": WAITING}, "level", "it waits for storage (level 15)", "required_levels"),
     "awaited": ((), {"stragglers": (STRAGGLER,)}, "level", "cache (level 60) on n1", "muster transitions"),
     "hung": (

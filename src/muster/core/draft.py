@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from muster.core.room import TEXTS, Room
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Change, Database, Forget
+from muster.records.deciders import Decider
 from muster.records.events import EventGroup
 from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.kinds import KINDS, Kind, Record, check_tables, kind_named, kind_of
@@ -92,6 +93,8 @@ class Facts(msgspec.Struct):
     sheds: bool = False  # the store may be over full: whoever has filled it did not count as this release does (P9.6)
     after: str = ""  # the service at which the last round had to stop: this one begins behind it (P9.5)
     fences: bool = False  # silence has to be proven from outside here: each node is a machine of its own (P7.22)
+    why_no_decider: Callable[[int], str] = lambda _node: ""
+    """node -> why it cannot decide on services now though it has the lock, in words (P6.43)."""
     shut: range = range(0)  # the slots of the store's banks in which nobody has ever run (P11.7)
 
     def report(self, member: Member) -> Report | None:
@@ -119,6 +122,7 @@ class Draft:
     fence_devices: dict[str, FenceDevice]
     fence_plans: dict[int, FencePlan]
     fencing: dict[int, Fencing]
+    deciders: dict[str, Decider]
 
     def __init__(self, database: Database, room: Room | None = None, entry_bytes: int = 0) -> None:
         """`room` bounds texts, and `entry_bytes` the entry; without them they are not bounded."""

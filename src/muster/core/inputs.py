@@ -5,6 +5,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from muster.records.access import NOBODY, Author
+from muster.records.deciders import Grant
 from muster.records.levels import Level
 from muster.records.messages import Message, PlaceAwaited
 from muster.records.operations import OperationRequest
@@ -185,6 +186,12 @@ class KeysHeld(Struct, frozen=True):
     authorities: tuple[str, ...]
 
 
+class DecisionLock(Struct, frozen=True):
+    """This node has got the decision lock, by this grant, or it has it no more (P6.42)."""
+
+    grant: Grant | None
+
+
 class OwnLinksChanged(Struct, frozen=True):
     """The interfaces that carry this node's addresses have all lost their link, or one has one again (SPEC 7.4)."""
 
@@ -213,6 +220,7 @@ OwnNews = (
     | PerformanceMeasured
     | KeysHeld
     | FenceAnswered
+    | DecisionLock
 )
 Voucher = FenceConfirmed | KernelsWord
 Input = (

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, field
 
 from muster.records.configuration import Audit, Operation, Revision
+from muster.records.deciders import Decider, Grant
 from muster.records.events import EventGroup
 from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.kinds import Kind, Record, check_tables, kind_of
@@ -36,6 +37,7 @@ class Entry(Struct, frozen=True, array_like=True):
     term: Term
     cause: str  # the stimulus, for logs and the history (SPEC 9.4)
     changes: tuple[Change, ...]
+    grant: Grant | None = None  # by which services were decided on, if anything was; None: by none, the master's own
 
 
 MAXIMUM_LINEAGE = 32
@@ -62,6 +64,7 @@ class Database(Struct):
     fence_devices: dict[str, FenceDevice] = field(default_factory=dict)
     fence_plans: dict[int, FencePlan] = field(default_factory=dict)
     fencing: dict[int, Fencing] = field(default_factory=dict)
+    deciders: dict[str, Decider] = field(default_factory=dict)
 
     def term_at(self, index: int) -> Term | None:
         """The term that committed entry `index`; None where this database does not know it."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from muster.records.configuration import Audit, Operation, Revision
+from muster.records.deciders import Decider
 from muster.records.events import EventGroup
 from muster.records.fencing import FenceDevice, FencePlan, Fencing
 from muster.records.members import Member
@@ -20,7 +21,7 @@ from muster.records.services import Maintenance, Service, Standby
 from muster.records.tables import check_rows, members_of
 from muster.records.texts import NODE_TEXT_BYTES, OUTCOME_BYTES
 from muster.records.transitions import Transition
-from muster.records.versions import FENCING, KEEPS_HISTORY, LOWEST
+from muster.records.versions import DECIDERS, FENCING, KEEPS_HISTORY, LOWEST
 
 Record = (
     Cluster
@@ -37,6 +38,7 @@ Record = (
     | FenceDevice
     | FencePlan
     | Fencing
+    | Decider
 )
 
 Key = int | str
@@ -105,6 +107,7 @@ KINDS: tuple[Kind, ...] = (
     _kind(FenceDevice, "fence_devices", "name", str, since=FENCING, is_configuration=True, is_counted=True),
     _kind(FencePlan, "fence_plans", "node", int, since=FENCING, is_configuration=True, is_counted=True),
     _kind(Fencing, "fencing", "node", int, since=FENCING, texts=_CAUSE),
+    _kind(Decider, "deciders", "what", str, since=DECIDERS, texts=_CAUSE),
 )  # fmt: skip
 BY_TYPE: dict[type, Kind] = {kind.struct: kind for kind in KINDS}
 BY_NAME: dict[str, Kind] = {kind.name: kind for kind in KINDS}

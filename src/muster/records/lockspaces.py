@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from muster.records.names import shown
 
 NONE = "none"
+RESERVED = "muster"  # in which Muster itself locks (P6.42)
 MAXIMUM_LOCKSPACES = 64
 LOCKSPACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,31}")  # as the rules of locks have it, which know no records
 LOCKSPACE_RULE = "1 to 32 characters of a-z, A-Z, 0-9, dot, underscore and hyphen, a letter or digit first"
@@ -23,6 +24,8 @@ def parse(text: str) -> tuple[str, ...]:
             raise ValueError(f"{shown(word)} cannot be the name of a lockspace: a name has {LOCKSPACE_RULE}")
         if word == NONE:
             raise ValueError(f"{NONE} stands alone: it means that there are no lockspaces")
+        if word == RESERVED:
+            raise ValueError(f"{RESERVED} is Muster's own lockspace, and there as soon as there is another one")
     return tuple(sorted(set(words)))
 
 

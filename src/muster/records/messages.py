@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from muster.records.access import Author
-from muster.records.database import Entry
+from muster.records.database import Change, Entry
+from muster.records.deciders import Grant
 from muster.records.fencing import FenceAnswer
 from muster.records.levels import Level
 from muster.records.numbers import HIGHEST_NUMBER, Count, CountOrNone, NodeNumber
@@ -17,7 +18,7 @@ from muster.records.services import CommandState, Performance
 from muster.records.tables import check_rows, members_of
 from muster.records.terms import NO_TERM, Term
 from muster.records.transitions import Acknowledgement
-from muster.records.versions import VERSIONS, Software
+from muster.records.versions import DECIDERS, VERSIONS, Software
 
 WIRE_VERSIONS = VERSIONS  # lowest and highest version of this schema that this release understands
 MAXIMUM_FRAME_BYTES = 32 * 1024 * 1024
@@ -106,6 +107,7 @@ class Report(Struct, frozen=True, array_like=True, tag=5):
     departed: tuple[tuple[Count, Count], ...] = ()  # (level, registration): went by their own wish (P3.15)
     fences: tuple[FenceAnswer, ...] = ()  # what became of what it was asked to fence (P7.22)
     fence_troubles: tuple[str, ...] = ()  # the fence devices that it cannot use (P7.28)
+    grant: Grant | None = None  # by which it has the decision lock (P6.42)
 
 
 class Request(Struct, frozen=True, array_like=True, tag=6):
@@ -208,14 +210,26 @@ class LocalAnswer(Struct, frozen=True, array_like=True, tag=21):
     document: bytes
 
 
+class Proposal(Struct, frozen=True, array_like=True, tag=22):
+    """Decider to master: commit this as the entry behind `index`, which it was made from, or refuse it (P6.44)."""
+
+    term: Term
+    index: Count
+    incarnation: Count
+    grant: Grant
+    cause: str
+    changes: tuple[Change, ...]
+
+
 # In groups, by who takes them: the desk of a node; the shell around it, the interconnect among it.
-ForDesk = Request | Response | Ask | Verdict
+ForDesk = Request | Response | Ask | Verdict | Proposal
 ForShell = Hello | HistoryRequest | HistoryAnswer | KeyRequest | KeyAnswer | LocalQuestion | LocalAnswer
 Message = Heartbeat | Append | Snapshot | Report | Abdicated | ForDesk | ForShell
 _SINCE: dict[type, int] = {  # the version that added each kind
     **dict.fromkeys((Hello, Heartbeat, Append, Snapshot, Report, Request, Response, Abdicated, Ask, Verdict), 1),
     **dict.fromkeys((HistoryRequest, HistoryAnswer), 1),
     **dict.fromkeys((KeyRequest, KeyAnswer, LocalQuestion, LocalAnswer), 2),
+    Proposal: DECIDERS,
 }
 check_rows("records/messages.py", _SINCE, members_of(Message))
 

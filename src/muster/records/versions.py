@@ -15,7 +15,7 @@ is no new version: older releases pass over it. A new kind of record, message or
     5   a silent node is proven dead without a person: fence devices, methods, requests to fence
     6   each owner of a service has a token of its own; a restored store says which lives nobody asked; a lease may have
         a watchdog behind it, so that its expiry is proof between machines; each
-        node's kernel may be driven as a lock manager
+        node's kernel may be driven as a lock manager; whoever has the decision lock decides on services
 """
 
 from msgspec import Struct
@@ -30,6 +30,7 @@ TOKENS = 6  # tokens of services (P6.41)
 KERNEL_LOCKS = 6  # the setting `kernel_locks` (P12.33)
 RESTORED = 6  # what a restored store says of lives that nobody asked (P11.8)
 WATCHDOGS = 6  # watchdogs in lease records, and their settings (P7.30)
+DECIDERS = 6  # records of who decides, and what is proposed (P6.42)
 
 
 class Software(Struct, frozen=True, array_like=True):

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from muster.records.configuration import Operation
 from muster.records.database import Entry
+from muster.records.deciders import Decider, Grant
 from muster.records.fencing import Fencing
 from muster.records.levels import Level, NodeState, Required, TransitionKind
 from muster.records.members import Member
@@ -32,6 +33,7 @@ class ReplicaState(Struct, frozen=True):
     names: dict[int, str]  # node -> configured name
     required: tuple[Required, ...] = ()  # that a node must have before it joins
     fencing: dict[int, Fencing] = msgspec.field(default_factory=dict)
+    deciders: dict[str, Decider] = msgspec.field(default_factory=dict)
 
 
 class LifeBegan(Struct, frozen=True):
@@ -129,6 +131,25 @@ class Told(Struct, frozen=True):
     node: int
     term: Term
     entry: Entry
+
+
+class LockGranted(Struct, frozen=True):
+    """The decision lock is granted to a daemon, which is about to hear of it."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    grant: Grant
+
+
+class Proposed(Struct, frozen=True):
+    """A node sends what it has decided on services, from its replica at `index`."""
+
+    at_us: int
+    node: int
+    incarnation: int
+    grant: Grant
+    index: int
 
 
 class Notified(Struct, frozen=True):
@@ -403,6 +424,8 @@ Observation = (
     | Elected
     | Applied
     | Told
+    | LockGranted
+    | Proposed
     | Notified
     | LevelAcknowledged
     | KernelHeld

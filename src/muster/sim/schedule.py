@@ -207,6 +207,13 @@ class Drop(Struct, frozen=True, tag="drop"):
     fails: bool = False
 
 
+class TakeLock(Struct, frozen=True, tag="take lock"):
+    """The decision lock is taken away from who has it, which hears of that after `for_us`, or is paused until then."""
+
+    for_us: int
+    pauses: bool = False
+
+
 class Mend(Struct, frozen=True, tag="mend"):
     """A node's links and its way to the store work again."""
 
@@ -268,6 +275,7 @@ Deed = (
     | Come
     | Go
     | Drop
+    | TakeLock
     | Mend
     | Ask
     | Fail
@@ -284,8 +292,8 @@ class When(Struct, frozen=True, tag="when"):
 
     `what` is a record being written (`lease`, `view`, `marks`, `frame`, `checkpoint`, or the claim register as a
     `claim`, `mark` or `withdrawal`) with a `stage` of `begun`, `half written` or `written`; or `elected`, `commit`,
-    `notify`, `acknowledge`, `command`, `fence` (a call of an agent), `failure` (of a service) or `request` (of an
-    event) with stage `begun`.
+    `notify`, `acknowledge`, `command`, `fence` (a call of an agent), `granted` (the decision lock), `proposal` (by it),
+    `failure` (of a service) or `request` (of an event) with stage `begun`.
     """
 
     what: str

@@ -2,9 +2,10 @@
 
 The order matters: what was asked for comes first, so that it is judged by the state that its client saw; joins before
 forced leaves, so that who joins takes part in the forced leaves that are opened with it; services last, because they
-follow membership.
+follow membership, and only where no other node is the decider on them (P6.42).
 """
 
+from muster.core.decisions import decider
 from muster.core.draft import Draft, Facts
 from muster.core.fencing import fencing
 from muster.core.membership import membership
@@ -36,7 +37,9 @@ def decide(database: Database, facts: Facts, requests: list[Request]) -> tuple[D
     membership.condemn_the_silent(draft, facts)
     fencing.advance(draft, facts)
     transition.advance(draft, facts)
-    service.advance(draft, facts)
+    decider.follow(draft, facts)
+    if decider.is_the_masters(draft, facts):
+        service.advance(draft, facts)
     return draft, answers
 
 

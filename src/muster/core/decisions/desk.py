@@ -17,7 +17,7 @@ from muster.core.outbox import Outbox
 from muster.core.this_node import ThisNode
 from muster.core.transitions.objections import Questions
 from muster.records.members import EvictNode
-from muster.records.messages import Ask, ForDesk, Request, Response, Verdict
+from muster.records.messages import Ask, ForDesk, Proposal, Request, Response, Verdict
 
 
 class Desk:
@@ -64,6 +64,9 @@ class Desk:
                 if leading is not None:
                     leading.judged(sender, message)
                     self.decide_polls(leading, beside, now_us)
+            case Proposal():
+                if leading is not None:
+                    leading.propose(sender, message)
             case _:
                 assert_never(message)
 

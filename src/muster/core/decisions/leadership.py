@@ -9,6 +9,7 @@ the store that it awaits, and hears from it whom of its own people to answer.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from muster.core.decisions.deciding import Deciding, OwnAccount
 from muster.core.decisions.term import MasterTerm, Round, Told
 from muster.core.effects import Elected
 from muster.core.fencing.asker import Asker
@@ -52,6 +53,7 @@ class Leadership:
         """`claim`: this node's, as it was read at its boot; `numbers`: of store operations and reads."""
         self.term: MasterTerm | None = None  # exists exactly while this node is master
         self.inability = Inability(me.profile)
+        self.deciding = Deciding(me, out)
         self.room = room
         self._me, self._out = me, out
         read_us = me.profile.read_ms * US_PER_MS
@@ -72,8 +74,9 @@ class Leadership:
 
     @property
     def retry_us(self) -> int | None:
-        """When to try again what the store failed to do."""
-        return self._tenure.retry_us
+        """When to try again what the store failed to do, or to propose again what has not been committed."""
+        times_us = (self._tenure.retry_us, self.deciding.due_us)
+        return min((due_us for due_us in times_us if due_us is not None), default=None)
 
     def start(self, now_us: int) -> None:
         """Withdraw what an earlier life claimed (P2.1)."""
@@ -195,7 +198,8 @@ class Leadership:
         """One round of rules on one draft; what they change is proposed as one entry (SPEC 2.7)."""
         assert self.term is not None
         facts = self.term.facts(beside.replica, beside.observer, beside.links, own, waiting, self.room, now_us)
-        result = self.term.decide(beside.replica.database, facts)
+        proposed = self.term.judge_proposal(beside.replica.database, facts)
+        result = Round(proposed, [], False) if proposed else self.term.decide(beside.replica.database, facts)
         if result.frame:
             self._tenure.propose(result.frame, now_us)
         return result
@@ -203,10 +207,16 @@ class Leadership:
     def take_report(self, sender: int, report: Report, beside: Beside, now_us: int) -> bool:
         """A node has reported, and may vouch for a death (P7.16); whether that may change a decision."""
         if self.term is None:
+            self.deciding.hear(sender, report, beside.replica.followed)
             return True
         beside.subsystems.settle(beside.replica.database)
         sightings.take_testimony(beside.observer, sender, report, beside.replica.database, self._out)
         return self.term.take_report(sender, report, beside.replica, beside.subsystems, now_us)
+
+    def propose(self, beside: Beside, account: OwnAccount, now_us: int, *, has_news: bool) -> None:
+        """As the decider on services, and not the master: propose what follows now (P6.44)."""
+        if self.term is None:
+            self.deciding.decide(beside.replica, beside.observer, account, self.room, now_us, has_news=has_news)
 
     def publish_marks(self, beside: Beside) -> None:
         """Publish the marks of every committed eviction, as master only (P4.3, SPEC 7.2)."""
@@ -272,6 +282,7 @@ class Leadership:
         adopted = self._tenure.adopted
         assert adopted is not None
         self.term = MasterTerm(self._me, term, self._out)
+        self.deciding.due_us = None
         self.inability.over()
         beside.replica.adopt(adopted, term, now_us)
         beside.registers.publish_anew()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from muster.core.decisions import decider
 from muster.core.decisions.decide import all_have_reported, decide
 from muster.core.decisions.followers import Followers
 from muster.core.draft import Facts, counts
@@ -35,13 +36,14 @@ from muster.core.transitions.waiting import Straggler, Waiting, acknowledged_by,
 from muster.records.access import ITSELF
 from muster.records.configuration import Operation
 from muster.records.database import Database, Entry, encode_entry
-from muster.records.messages import Ask, Report, Request, Response, Verdict
+from muster.records.messages import Ask, Proposal, Report, Request, Response, Verdict
 from muster.records.placements import PlacedTogether
 from muster.records.terms import Term
 from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.transitions import Acknowledgement
 from muster.records.units import US_PER_MS
 
+MAXIMUM_OVERTAKEN = 5  # proposals in a row that came too late, before the master decides itself (P6.43)
 Told = list[tuple[int, Response | Ask]]  # whom to tell what; this node itself may be among them
 
 
@@ -78,11 +80,13 @@ class MasterTerm:
         self._alarmed: set[tuple[int, int]] = set()  # incarnations that were named as waiting for too long
         self._sheds = True  # the store may be over full (P9.6)
         self._next_service = ""  # before which the last round had to stop
+        self._proposal: tuple[int, Proposal] | None = None  # of the decider; by whom
+        self._overtaken = 0  # how many of its proposals in a row came too late
 
     @property
     def has_requests(self) -> bool:
-        """Whether operations wait for a round of decisions."""
-        return bool(self._requests)
+        """Whether operations or a proposal wait for a round of decisions."""
+        return bool(self._requests) or self._proposal is not None
 
     # ---- what the others say ------------------------------------------------------------------------------------
 
@@ -183,6 +187,44 @@ class MasterTerm:
         responses = self.in_flight.responses if self.in_flight is not None else []
         return self._unchanged.waits(identity) or any(response.identity == identity for _, response in responses)
 
+    # ---- who decides on services --------------------------------------------------------------------------------
+
+    def propose(self, sender: int, proposal: Proposal) -> None:
+        """The decider wants this committed, in place of what it wanted before (P6.44)."""
+        self._proposal = (sender, proposal)
+
+    def judge_proposal(self, database: Database, facts: Facts) -> bytes:
+        """The frame of what the decider wants, which is in flight then; empty where it is refused, or there is none."""
+        if self._proposal is None:
+            return b""
+        (sender, proposal), self._proposal = self._proposal, None
+        why = decider.refusal(proposal, sender, self.term, database, facts)
+        entry = Entry(database.index + 1, self.term, proposal.cause, proposal.changes, proposal.grant)
+        frame = b"" if why else encode_entry(entry)
+        if not why and len(frame) > (facts.entry_bytes or facts.room.capacity.entry):
+            why = "it is too large for one entry"
+        if why:
+            self._overtaken += 1
+            self._out.put(Trace("decision refused", f"of {database.name_of(sender)}: {why}", about=sender, quiet=True))
+            return b""
+        self._overtaken = 0
+        self.in_flight = InFlight(entry, len(frame), None, [])
+        return frame
+
+    def _why_no_decider(self, links: Links, database: Database, now_us: int) -> Callable[[int], str]:
+        """(node) -> why it cannot decide now though it has the lock (P6.43)."""
+
+        def why(node: int) -> str:
+            if node == self._me:
+                return ""
+            if node not in links.heard(len(database.nodes), now_us):
+                return f"the master does not hear {database.name_of(node)}, which has the decision lock"
+            if self._overtaken >= MAXIMUM_OVERTAKEN:
+                return f"what {database.name_of(node)} decides comes too late again and again"
+            return ""
+
+        return why
+
     # ---- decisions ----------------------------------------------------------------------------------------------
 
     def facts(
@@ -205,6 +247,7 @@ class MasterTerm:
             partial(observer.is_graced, now_us=now_us), observer.unclean, observer.owed, observer.foreign,
             room=room, entry_bytes=room.entry_bytes, sheds=self._sheds, after=self._next_service,
             aged_index=replica.ages.index_before(RETRY_WINDOW_MS * US_PER_MS, now_us),
+            why_no_decider=self._why_no_decider(links, replica.database, now_us),
             shut=observer.shut_slots(), fences=not observer.one_machine,
         )  # fmt: skip
         if not self.services_open:
@@ -224,7 +267,8 @@ class MasterTerm:
         self._next_service = draft.stopped_at
         if not changes:
             return Round(b"", told, is_awaited)
-        entry = Entry(draft.index, self.term, clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES), changes)
+        cause = clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES)
+        entry = Entry(draft.index, self.term, cause, changes, decider.grant_of(database, facts))
         frame = encode_entry(entry)
         self.in_flight = InFlight(entry, len(frame), draft.placed, responses)
         return Round(frame, told, is_awaited)

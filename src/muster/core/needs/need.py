@@ -37,6 +37,7 @@ HOLDS_US = {
     "fence device": US_PER_S,
     "certificate": 0,
     "level": US_PER_S,
+    "decision lock": US_PER_S,
     "maintenance": 0,
     "standby": 0,
     "not fenced": US_PER_S,

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 
-from muster.core.needs.need import NOTICE, TROUBLE, Need, Path, Seen, Suspicion, certain
+from muster.core.needs.need import NOTICE, TROUBLE, US_PER_S, Need, Path, Seen, Suspicion, certain
 from muster.core.needs.of_nodes import held_by, named
 from muster.core.services.instances import is_template
 from muster.records.database import Database
+from muster.records.deciders import SERVICES
 from muster.records.levels import EVENT_MANAGER_LEVEL, NodeState
+from muster.records.lockspaces import RESERVED
 from muster.records.services import Maintenance, Service, ServiceState, Standby
 from muster.records.terms import NO_NODE
 
 CLUSTER = "cluster"
+WITHOUT_DECIDER_US = 60 * US_PER_S  # elections and recoveries have passed by then
 _KEPT = "nothing is started, moved or restarted"
 
 
@@ -29,7 +32,18 @@ def of_cluster(database: Database, seen: Seen) -> Iterator[Suspicion]:
         yield certain(Need("certificate", CLUSTER, words, next_step), str(number))
     yield from _of_links(database, seen)
     yield from _of_levels(database, seen)
+    yield from _of_decider(database, seen)
     yield from _left_alone(database, seen)
+
+
+def _of_decider(database: Database, seen: Seen) -> Iterator[Suspicion]:
+    """Nobody has the decision lock for long: the master decides, so nothing waits for it (P6.43)."""
+    known = database.deciders.get(SERVICES)
+    if known is None or known.node != NO_NODE or not database.cluster.lockspaces:
+        return  # somebody has it, or nobody is to have it
+    words = f"no node decides on services by the decision lock, and the master does: {known.cause}"
+    need = Need("decision lock", CLUSTER, words, f"muster lock show {RESERVED}:{SERVICES}", NOTICE)
+    yield certain(need, age_ms=seen.age_ms(known.since))._replace(holds_us=WITHOUT_DECIDER_US)
 
 
 def _of_links(database: Database, seen: Seen) -> Iterator[Suspicion]:

@@ -9,12 +9,14 @@ machines at once, so it is composed here, where all of them are known; this has 
 from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 
+from muster.core.decisions import decider
 from muster.core.decisions.term import MasterTerm
 from muster.core.fencing.asker import Asker
 from muster.core.inputs import (
     Acknowledged,
     AcknowledgedTogether,
     CommandFinished,
+    DecisionLock,
     FenceAnswered,
     KeysHeld,
     LevelGone,
@@ -75,6 +77,9 @@ class Account(NamedTuple):
                     self.reporting.want()
             case FenceAnswered():
                 self._fenced(changed=self.asker.answered(happened, now_us))
+            case DecisionLock(grant=grant):
+                self.reporting.grant = grant
+                self.reporting.want(force=True)
             case KeysHeld(authorities=authorities):
                 return self.reporting.hold_keys(authorities)
             case _:
@@ -112,6 +117,7 @@ class Account(NamedTuple):
     def follow(self, now_us: int, out: Outbox) -> None:
         """A confirmed replica has advanced: begin the commands and the calls of fence agents that it asks for."""
         database = self.replica.database
+        self.reporting.follow_decider(decider.recorded(database))
         out.extend(self.executor.due(database))
         self._fenced(changed=self.asker.follow(database, now_us, fences=not self.observer.one_machine))
 
@@ -143,14 +149,24 @@ class Account(NamedTuple):
         pending = report.wish or report.acknowledgements or report.commands or differ or report.fences
         return bool(pending) or report.term != (self.holder() or NO_TERM)
 
+    def repeat(self, node: int, *, is_master: bool) -> None:
+        """Say again what this node has to say, where it may be lost: a decider asks for nothing (P6.44)."""
+        if self._who_decides(is_master=True) - {node} or (not is_master and self.is_pending(node)):
+            self.reporting.want(force=True)
+
+    def _who_decides(self, *, is_master: bool) -> set[int]:
+        """Who is told what this node must say: the master, and who decides on services (P5.3, P6.44)."""
+        master, known = None if is_master else self.holder(), decider.recorded(self.replica.database)
+        return {each.node for each in (master, known) if each is not None}
+
     def send(self, node: int, *, is_master: bool, now_us: int, out: Outbox) -> None:
-        """Tell the master what it must know of this `node`, if that has changed or must be repeated."""
+        """Tell those who decide what they must know of this `node`, if that has changed or must be repeated."""
         wish, database = self.reporting.take_wish(now_us), self.replica.database
         if wish is None:
             return
-        holder = self.holder()
-        receiver = wish.to if wish.to is not None else holder.node if holder is not None else None
-        if is_master or receiver is None or receiver == node:
+        receivers = {wish.to} if wish.to is not None else self._who_decides(is_master=is_master)
+        receivers.discard(node)
+        if not receivers:
             self.reporting.drop()
             return
         self.subsystems.settle(database)
@@ -159,4 +175,5 @@ class Account(NamedTuple):
         self.begin_second_step()
         report = self.reporting.next(self.report(), now_us, force=wish.force)
         if report is not None:
-            out.send(receiver, report)
+            for receiver in sorted(receivers):
+                out.send(receiver, report)

@@ -6,7 +6,7 @@ what is acknowledged. A test compares a copy of the node with the node after eac
 
 from collections.abc import Callable
 
-from muster.core.draft import Draft, Facts, counts
+from muster.core.draft import Draft, Facts, counts, is_up
 from muster.core.links.connectivity import Candidate
 from muster.core.node.node import Node
 from muster.core.nodes import authority
@@ -18,9 +18,11 @@ from muster.core.services.explanation import explain as explained_by
 from muster.core.services.places import AwaitedThere
 from muster.core.services.round import Round
 from muster.core.transitions import registration, required
+from muster.records.deciders import SERVICES
 from muster.records.members import Member
 from muster.records.messages import Report
 from muster.records.terms import Term
+from muster.records.versions import DECIDERS
 
 
 def master(node: Node) -> int | None:
@@ -123,6 +125,20 @@ def behind_rotation(node: Node) -> tuple[int, ...]:
         return found if found is not None and found.incarnation == member.incarnation else None
 
     return authority.behind(node.database.members.values(), report, cluster)
+
+
+def wants_decision_lock(node: Node) -> bool:
+    """Whether this node is to have the decision lock, or to wait for it (P6.42).
+
+    A joined member wants it. By a grant that is over it decides nothing any more: it gives that up.
+    """
+    own, cluster, grant = node.replica.own_now, node.database.cluster, node.reporting.grant
+    if own is None or not is_up(own) or not cluster.lockspaces or cluster.active_version < DECIDERS:
+        return False
+    known = node.database.deciders.get(SERVICES)
+    if grant is None or known is None or known.grant < grant:
+        return True
+    return (known.node, known.incarnation, known.grant) == (node.me, node.incarnation, grant)
 
 
 def plan(node: Node) -> Plan:

@@ -154,6 +154,7 @@ class Node:
             may_decide = self._timers() or may_decide  # 3: what time has made due
             if self.leading is not None and (may_decide or self.leading.has_requests):
                 self._decide()  # 4: one round of rules, one entry
+            self.leadership.propose(self._beside, self.account, self.now_us, has_news=may_decide)  # or one of services
         if not self._out.has_ended:
             self._report()  # 5: one report, whatever wanted it
         self._out.extend(self.subsystems.narrate(self.database))
@@ -320,8 +321,7 @@ class Node:
             self._desk.decide_polls(self.leading, self._beside, self.now_us)
             self.leading.remind(self.links.connected, self.replica, self.now_us)
             self.leading.raise_alarms(self.replica, self.heartbeats.waiting, self.account.settled(), self.now_us)
-        elif self.account.is_pending(self.me):
-            self.reporting.want(force=True)
+        self.account.repeat(self.me, is_master=self.is_master)
 
     def _heartbeat(self, nodes: Iterable[int]) -> None:
         waiting: dict[int, tuple[int, ...]] = {}

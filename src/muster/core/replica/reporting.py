@@ -14,6 +14,7 @@ from muster.core.replica.replica import Replica, Taken
 from muster.core.this_node import ThisNode
 from muster.core.transitions.subsystems import Subsystems
 from muster.records.database import Database
+from muster.records.deciders import Decider, Grant
 from muster.records.fencing import FenceAnswer
 from muster.records.messages import Report
 from muster.records.services import CommandState, Performance
@@ -44,6 +45,8 @@ class Reporting:
         self.keys: tuple[str, ...] | None = None  # of authorities; None: nobody has said
         self.fences: tuple[FenceAnswer, ...] = ()  # what became of what this node was asked to fence (P7.22)
         self.fence_troubles: tuple[str, ...] = ()  # the fence devices that it cannot use
+        self.grant: Grant | None = None  # by which this node has the decision lock (P6.42)
+        self._decider: Decider | None = None
         self._incarnation, self._software = me.incarnation, software
         self._wish: Wish | None = None  # to report, before the step is over
         self.due_us: int | None = None  # when there is something to tell that waits for what comes closely after it
@@ -88,6 +91,12 @@ class Reporting:
         self.want()
         return True
 
+    def follow_decider(self, decider: Decider | None) -> None:
+        """Another one decides on services now: it has to hear of all (P6.44)."""
+        if decider != self._decider:
+            self._decider = decider
+            self.want(force=True)
+
     def take_wish(self, now_us: int) -> Wish | None:
         """What was wanted in this step, or was put off until now; None for no report."""
         if self.due_us is not None and now_us >= self.due_us:
@@ -115,6 +124,7 @@ class Reporting:
             departed=subsystems.departed(database),
             fences=self.fences,
             fence_troubles=self.fence_troubles,
+            grant=self.grant,
         )
 
     def tell_of_fencing(self, fences: tuple[FenceAnswer, ...], troubles: tuple[str, ...]) -> None:
@@ -170,7 +180,7 @@ class Reporting:
         return False
 
     def _round_due_us(self, database: Database) -> int:
-        return self.round_us + ROUND_PAUSE_US * _beyond(len(database.services))
+        return self.round_us + pause_of_round_us(database)
 
     def count_is_due(self, now_us: int) -> bool:
         """Whether what was put off is counted now."""
@@ -194,6 +204,11 @@ class Reporting:
         told = len(self._last.commands) if self._last is not None else 0
         more_us = SERVICE_PAUSE_US * _beyond(len(database.services)) + COMMAND_PAUSE_US * _beyond(told)
         return REPORT_PAUSE_US + more_us
+
+
+def pause_of_round_us(database: Database) -> int:
+    """Between two rounds of decisions on services."""
+    return ROUND_PAUSE_US * _beyond(len(database.services))
 
 
 def _beyond(number: int) -> int:

@@ -1,8 +1,8 @@
 """One pass over all services: the snapshot that its decisions are made from (SPEC 6.4, 2.7).
 
-This is the one place where the decision lock of SPEC 6.4 plugs in: whoever holds it computes a `Round` and proposes
-what follows from it; today that is the master, whose journal refuses a decision from a snapshot that is no longer the
-newest (P6.19).
+Whoever has the decision lock of SPEC 6.4 works out a `Round`: the master, on the draft of its next entry, or another
+node, which proposes what follows from its own replica (`core/decisions/deciding.py`). The master refuses what was made
+from a snapshot that is no longer the newest (P6.44).
 """
 
 from collections.abc import Iterable

@@ -11,6 +11,7 @@ from muster.core.effects import Trace
 from muster.core.transitions.transition import step_of
 from muster.records.configuration import Audit, Operation, Revision
 from muster.records.database import Database, Entry, Forget
+from muster.records.deciders import Decider
 from muster.records.events import EventGroup
 from muster.records.fencing import FenceDevice, FencePhase, FencePlan, Fencing
 from muster.records.kinds import KINDS, kind_named
@@ -249,7 +250,7 @@ _NARRATORS: dict[type, _Narrator] = {
     Service: _Narrator(_service),
     Member: _Narrator(_member),
     **dict.fromkeys((Cluster, NodeConfig, Maintenance, Standby, EventGroup), _Narrator(_silent)),
-    **dict.fromkeys((Operation, Audit, Revision, FenceDevice, FencePlan), _Narrator(_silent)),
+    **dict.fromkeys((Operation, Audit, Revision, FenceDevice, FencePlan, Decider), _Narrator(_silent)),
     Fencing: _Narrator(_fencing),
 }
 check_rows("core/transitions/narration.py", _NARRATORS, (kind.struct for kind in KINDS))

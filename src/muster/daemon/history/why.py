@@ -19,6 +19,8 @@ from muster.core.services.placement import NodeVerdict
 from muster.core.services.places import AwaitedThere, summary, words_about
 from muster.daemon.history.gathering import Gathering
 from muster.daemon.history.placement_record import MAXIMUM_TOLD, PastDecision, PlacementRecord
+from muster.records.database import Database
+from muster.records.deciders import SERVICES
 from muster.records.names import shown
 from muster.records.refusal import ControlRefused
 from muster.records.services import ServiceState
@@ -119,6 +121,7 @@ class Why:
                 "token": (service.token or None) if active else None,
                 "cause": service.cause,
             },
+            "decider": decider_of(database),
             "answered_by": speaker,
             "is_master": account.is_master,
             "as_of": account.index,
@@ -142,6 +145,15 @@ class Why:
             "cause": decision.words,
             "nodes": _verdicts(decision.verdicts, only),
         }
+
+
+def decider_of(database: Database) -> Document | None:
+    """Who decides on services, by which grant, as of which entry; null where there are no locks (P6.42)."""
+    known = database.deciders.get(SERVICES)
+    if known is None:
+        return None
+    node = None if known.node == NO_NODE else database.name_of(known.node)
+    return {"node": node, "grant": list(known.grant), "since": known.since, "cause": known.cause}
 
 
 def _place(service: str, awaited: AwaitedThere, node: str) -> Document | None:

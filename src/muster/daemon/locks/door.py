@@ -36,10 +36,12 @@ class Door:
     """Lets clients in."""
 
     def __init__(
-        self, path: Path, host: Host, gate: Gate, extra: Extra, welcome: Callable[[], dict[str, object]]
-    ) -> None:
+        self, path: Path, host: Host, gate: Gate, extra: Extra, welcome: Callable[[], dict[str, object]],
+        daemon: Callable[[], int],
+    ) -> None:  # fmt: skip
+        """`daemon`: the process of this node's daemon."""
         self.path = path
-        self._host, self._gate, self._extra, self._welcome = host, gate, extra, welcome
+        self._host, self._gate, self._extra, self._welcome, self._daemon = host, gate, extra, welcome, daemon
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
         self._sessions: set[LockSession] = set()
@@ -157,7 +159,9 @@ class Door:
         session = LockSession(self._host, who.role, self._extra, self._gone)
         session.uid, session.user = who.uid, who.user
         process = who.pid or who.greeting.process
-        session.client = self._host.came(Holder(session, program, who.greeting.name, process, who.uid))
+        holder = Holder(session, program, who.greeting.name, process, who.uid)
+        holder.is_daemon = who.pid != 0 and who.pid == self._daemon()
+        session.client = self._host.came(holder)
         self._sessions.add(session)
         session.say(("welcome", self._welcome()))
         try:

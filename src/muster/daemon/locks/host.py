@@ -28,6 +28,7 @@ from muster.core.locks.modes import NONE
 from muster.core.locks.recovery import Step
 from muster.daemon.locks import requests
 from muster.drivers.machine.program_process import Program
+from muster.records.lockspaces import RESERVED
 
 LOOK_S = 0.5  # between two looks at what waits
 WORK_S = 0.002  # at once of what a round of recovery asks of this node
@@ -53,14 +54,19 @@ class Talker(Protocol):
 
 
 class Holder:
-    """A holder group: whose processes hold (P12.19)."""
+    """A holder group: whose processes hold (P12.19).
 
-    __slots__ = ("asked_to_end_s", "name", "process", "program", "talker", "uid")
+    `is_daemon`: this node's own, which alone may lock in Muster's lockspace. What it does by a lock names its grant,
+    and is refused by that: so it holds for as long as its connection lasts, and is never ended for it (P6.42).
+    """
+
+    __slots__ = ("asked_to_end_s", "is_daemon", "name", "process", "program", "talker", "uid")
 
     def __init__(self, talker: Talker, program: Program, name: str, process: int, uid: int) -> None:
         self.talker: Talker | None = talker
         self.program, self.name, self.process, self.uid = program, name, process, uid
         self.asked_to_end_s = 0.0  # loop time; 0: nobody has
+        self.is_daemon = False
 
 
 class Wait(NamedTuple):
@@ -110,6 +116,9 @@ class Host:
         """Its connection has ended. What it holds, it holds until its processes have ended (P12.5, P12.19)."""
         holder = self.holders[client]
         holder.talker = None
+        if holder.is_daemon:
+            self.emptied(client)
+            return
         self.manager.disconnected(client)
         self.settle()
         if not self._forget_if_empty(client):
@@ -161,6 +170,8 @@ class Host:
     def _lock(self, client: int, holder: Holder, request: requests.LockRequest, now_s: float) -> None:
         if not holder.program.is_known:
             raise LockRefused("the kernel cannot say here when this client ends: hand over a pidfd of it")
+        if request.space == RESERVED and not holder.is_daemon:
+            raise LockRefused(f"lockspace {RESERVED} is Muster's own: name another one")
         self._may_wait(client, request.ref)
         lock = self.manager.request(client, request.space, request.name, request.mode, no_queue=request.no_queue)
         self._waits(lock, Wait(client, request.ref, now_s, is_new=True), request.timeout_ms)
@@ -354,6 +365,9 @@ class Host:
             self.manager.suspect()
         for client in [each for each in self._ending if now_s - self.holders[each].asked_to_end_s >= GRACE_S]:
             self._ending.discard(client)
+            if self.holders[client].is_daemon:
+                self.confirmed_dead(client)
+                continue
             self.holders[client].program.kill()
             self._tell(f"{self.described(client)} has not ended within {GRACE_S:g} s, and was killed where that can be")
         self.settle()

@@ -93,7 +93,7 @@ class Process:
         self._kernel.follow(is_on=own["kernel_locks"])
         self._showing = Showing(host, peers, own["node"], self._names, self.tell, self._record_break)
         gate = Gate(self._name, self._groups, lambda _event, text: self.tell(text))
-        door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome)
+        door = Door(self._home / SOCKET_FILE, host, gate, self._showing.deal_with, self._welcome, self._daemon)
         gc.collect()
         gc.freeze()
         peers.begin(registration, host)
@@ -205,6 +205,9 @@ class Process:
 
     def _groups(self) -> Groups:
         return Groups(*self._settings["groups"])
+
+    def _daemon(self) -> int:
+        return int(self._settings.get("daemon", 0))  # a daemon of an earlier release does not say
 
     def _welcome(self) -> dict[str, object]:
         own = self._settings

@@ -73,6 +73,7 @@ from muster.daemon.history.why import Why
 from muster.daemon.levels.programs import FILE_NAME, Registrations
 from muster.daemon.metrics.measures import Measures
 from muster.daemon.shell.cleanups import Cleanups
+from muster.daemon.shell.decision_lock import DecisionLockClient
 from muster.daemon.shell.fence_calls import FenceCalls
 from muster.daemon.shell.guard_channel import GuardChannel
 from muster.daemon.shell.home_memory import HomeMemory
@@ -130,6 +131,7 @@ class Daemon:
         self._observations = observations
         self.subsystems = Registrations(node, home / FILE_NAME, self.feed, self.note, self._panic)
         self.locks = LockService(node, home, self.note)
+        self.decision_lock = DecisionLockClient(node, home, self.locks.is_on, self.feed, self.changes)
         self.history = TransitionHistory(node, recorder.transitions, self._send, boottime_us)
         self._placements = PlacementRecord()
         self.events = EventManagerShell(node, self.operate, self.note, boottime_us, home)
@@ -186,6 +188,7 @@ class Daemon:
         self.feed(KeysHeld(self.keys.held(self.node.database.cluster)))  # before its first report
         self.subsystems.restore()
         self.locks.start(runner)
+        self.spawn(self.decision_lock.run())
         self.events.start(runner)
         self._rearm()
 

@@ -5,6 +5,7 @@ who the nodes are, whom to trust, which lockspaces there are; a line whenever th
 at which ports it listens, and daemons ask each other for them (`query lock_channels`).
 """
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,9 +17,11 @@ from muster.daemon.history.gathering import Gathering
 from muster.daemon.trust.trust import authorities_of, own_certificate, pin_of
 from muster.drivers.certificates.certificates import CertificateRefused
 from muster.drivers.runner_client import RunnerClient
-from muster.records.lockspaces import text_of
+from muster.records.lockspaces import RESERVED, text_of
 from muster.records.names import MAXIMUM_LINKS
+from muster.records.nodes import Cluster
 from muster.records.refusal import ControlRefused
+from muster.records.versions import DECIDERS
 
 MODULE = "muster.daemon.locks.run"
 QUESTION = "lock_channel"
@@ -39,6 +42,7 @@ class LockService:
         self._wanted: bool | None = None  # whether the process was wanted; none: as below
         self._spaces: tuple[str, ...] | None = None  # as last followed; none: an earlier daemon may have followed some
         self._ports: list[int] = []  # of the process that is connected, in the order of this node's addresses
+        self.is_on = asyncio.Event()  # there are lockspaces
 
     def start(self, runner: RunnerClient) -> None:
         """Begin, with what the record says; what an earlier daemon has begun goes on."""
@@ -53,6 +57,7 @@ class LockService:
             return
         before, self._spaces = self._spaces, spaces
         wanted_before, self._wanted = self._wanted, wanted
+        (self.is_on.set if spaces else self.is_on.clear)()
         image = self._node.setup.software.image
         if image < FIRST_IMAGE:  # of an earlier boot: a guard outlives an upgrade (P10.3)
             if wanted:
@@ -108,7 +113,8 @@ class LockService:
                 str(each.node): {"name": each.name, "addresses": list(each.addresses), "key": pin_of(each)}
                 for each in database.nodes.values()
             },
-            "spaces": list(cluster.lockspaces),
+            "spaces": _spaces(cluster),
+            "daemon": os.getpid(),  # who may lock in Muster's own lockspace
             "kernel_locks": cluster.kernel_locks and not self._node.setup.one_machine,
             "groups": list(cluster.groups),
         }
@@ -128,6 +134,11 @@ class LockService:
             if (ports := _ports_in(answer)) and name in numbers:
                 found[str(numbers[name])] = ports
         return {"ports": found}
+
+
+def _spaces(cluster: Cluster) -> list[str]:
+    own = [RESERVED] if cluster.lockspaces and cluster.active_version >= DECIDERS else []
+    return [*cluster.lockspaces, *own]
 
 
 def _ports_in(document: Mapping[str, object]) -> list[int] | None:

@@ -30,6 +30,7 @@ from muster.core.services.instances import instances_of, is_template
 from muster.core.services.places import AwaitedThere, summary, words, words_about
 from muster.core.services.redefinition import pending
 from muster.core.transitions.required import AwaitingLevels
+from muster.daemon.history.why import decider_of
 from muster.daemon.socket.certificate_queries import describe_authority, describe_node
 from muster.records.database import Database
 from muster.records.levels import NodeState
@@ -81,6 +82,7 @@ def status(database: Database, view: NodeView) -> Document:
         "profile": database.cluster.profile,
         "epoch": database.epoch,
         "master": _name(database, view.master),
+        "decider": decider_of(database),
         "trouble": view.trouble,
         "term_node": _name(database, view.term.node) if view.term != NO_TERM else None,
         "nodes": {name: _node(database, view, node) for name, node in _by_name(database)},

@@ -18,6 +18,7 @@ from muster.records.services import DeregisterService, Service, ServiceState, Se
 from muster.records.tables import check_rows
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
+from muster.sim.checkers.decider_checker import DecidedByHolder
 from muster.sim.checkers.event_checkers import (
     ActedOnOnce,
     FailurePolicy,
@@ -786,6 +787,7 @@ CHECKERS: tuple[type[Checker], ...] = (
     NothingAfterExpiry,
     FencedByRequest,
     ProvenByStatus,
+    DecidedByHolder,
     Soundness,
 )
 check_rows("sim/checkers/checkers.py", CHECKERS, Checker.__subclasses__())

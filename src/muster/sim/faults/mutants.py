@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from muster.core import draft
+from muster.core.decisions import decider
 from muster.core.draft import Draft, Facts, counts, is_silent
 from muster.core.effects import RunCommand, WatchLife
 from muster.core.events import manager as events
@@ -39,6 +40,7 @@ from muster.core.services.round import Round
 from muster.core.transitions import objections as veto
 from muster.core.transitions import subsystems, transition
 from muster.records import timing
+from muster.records.deciders import SERVICES, Decider, Grant
 from muster.records.fencing import FencePhase
 from muster.records.levels import Level, NodeState
 from muster.records.members import Member, Proof
@@ -368,6 +370,17 @@ def _named_before_armed(_original: Callable[..., Armed | None]) -> Callable[...,
     return lambda watch: watch._armed  # noqa: SLF001
 
 
+def _any_holder(_original: Callable[..., Decider | None]) -> Callable[..., Decider | None]:
+    def newest(draft_: Draft, facts: Facts, _above: Grant) -> Decider | None:
+        for member in draft_.members.values():
+            report = facts.report(member)
+            if report is not None and report.grant is not None:
+                return Decider(SERVICES, member.node, member.incarnation, report.grant, draft_.index)
+        return None
+
+    return newest
+
+
 MUTANTS: dict[str, Mutant] = {
     "feed-after-the-deadline": Mutant(
         "a watchdog is fed whatever its deadline is (against P7.32)",
@@ -391,6 +404,18 @@ MUTANTS: dict[str, Mutant] = {
     "record-before-armed": Mutant(
         "the lease names a watchdog that is not armed yet (against P7.33)",
         ("NothingAfterExpiry", "ProofFirst"), watchdog.WatchdogState, "recorded", _named_before_armed,
+    ),
+    "decide-from-any-index": Mutant(
+        "a decision from an older snapshot is committed (against SPEC 2.7)",
+        ("DecidedByHolder",), decider, "is_overtaken", lambda _original: lambda *_: False,
+    ),
+    "record-any-grant": Mutant(
+        "whoever says that it has the lock is recorded, by a lower grant, too (against P6.42)",
+        ("DecidedByHolder",), decider, "_newest", _any_holder,
+    ),
+    "decide-beside": Mutant(
+        "the master decides on services beside the decider (against P6.42)",
+        ("DecidedByHolder",), decider, "is_the_masters", lambda _original: lambda *_: True,
     ),
     "recover-before-the-status": Mutant(
         "a node counts as off once its agent has done what it was asked (against P7.24)",

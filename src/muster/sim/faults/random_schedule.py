@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from muster.records.configuration import ConfigureCluster
-from muster.records.levels import Barriers, Level
+from muster.records.levels import LOCK_MANAGER_LEVEL, Barriers, Level
 from muster.records.members import EvictNode, LeaveNode
 from muster.records.operations import OperationRequest
 from muster.records.services import (
@@ -143,6 +143,8 @@ class _Planner:
             settings = settings._replace(kernel=True, elsewhere=elsewhere, hangs=hangs)
             settings = self._under_one_kernel(settings)
         settings = settings._replace(required=required)
+        settings = self._decision_lock(settings)
+        self.steps.sort(key=lambda step: step.at_us)
         return Plan(settings, self.steps, self.calm_us)
 
     def _objections(self, settings: Settings) -> Settings:
@@ -451,6 +453,24 @@ class _Planner:
                 if random.random() < 0.8:
                     self._step(at_us + int((0.1 + random.random() * 3) * US_PER_S), schedule.Boot(node))
         return settings._replace(profile=LONG_LEASES)
+
+    def _decision_lock(self, settings: Settings) -> Settings:
+        """In some runs whoever has a lock decides on services, and loses it; drawn apart (P6.42-P6.44)."""
+        random = Random(f"decision lock {self.calm_us} {len(self.services)}")
+        if random.random() < 0.6:
+            return settings
+        levels = tuple(level for level in settings.levels if level.number != LOCK_MANAGER_LEVEL.number)
+        for _ in range(int(random.random() * 7)):
+            at_us = int((1 + random.random() * (self.calm_us / US_PER_S - 1)) * US_PER_S)
+            for_us = int(random.choice((0.02, 0.3, 1, 3)) * random.random() * US_PER_S) + 1
+            self._step(at_us, schedule.TakeLock(for_us, random.random() < 0.5))
+        for _ in range(int(random.random() * 5)):
+            pause = schedule.Pause(random.choice(("daemon", "all")), int(random.random() * 1500 * US_PER_MS) + 1)
+            deed = random.choice((schedule.PowerCut(), schedule.Kill("daemon"), pause, pause))
+            what, delay_us = random.choice(("granted", "proposal", "proposal")), int(random.random() * 3 * US_PER_MS)
+            at_us = int(random.random() * self.calm_us * 0.8)
+            self._step(at_us, When(what, "begun", 1 + int(random.random() * 6), deed, delay_us=delay_us))
+        return settings._replace(levels=(LOCK_MANAGER_LEVEL, *levels), decides=True)
 
     def _under_one_kernel(self, settings: Settings) -> Settings:
         """What a kernel that is asked has to answer for (P7.9-P7.17); drawn apart, so that the rest stays as it is."""

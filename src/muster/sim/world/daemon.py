@@ -17,14 +17,16 @@ from muster.core import effects, inputs
 from muster.core.draft import is_silent
 from muster.core.leases.observer import NO_KERNEL, KernelIdentity
 from muster.core.mastership.tenure import newest_journal, restore
+from muster.core.node import insight
 from muster.core.node.node import Node
 from muster.core.node.setup import Setup
 from muster.core.services import commands as executor
 from muster.core.services.explanation import unexplained
 from muster.records.database import Database, decode_entry
+from muster.records.deciders import Grant
 from muster.records.levels import Level
 from muster.records.members import Member
-from muster.records.messages import Append, Message
+from muster.records.messages import Append, Message, Proposal
 from muster.records.registers import ClaimFlag, Register, RegisterKind, Strip
 from muster.records.services import CommandState
 from muster.records.tables import check_rows, members_of
@@ -40,12 +42,14 @@ from muster.sim.history import (
     Logged,
     MarksWritten,
     Notified,
+    Proposed,
     Raised,
     ReplicaState,
     Replied,
     Suspected,
     Told,
 )
+from muster.sim.world.decision_lock import Seat
 from muster.sim.world.disk import CheckpointTarget, FrameTarget, RegisterTarget, Target, TwoCopyWrite
 from muster.sim.world.event_manager import VirtualEventManager
 from muster.sim.world.kernel import MACHINE_ID
@@ -57,6 +61,7 @@ from muster.sim.world.watcher import Watcher
 LOAD_RETRY_US = 50 * US_PER_MS
 REMEMBER_US = 300 * US_PER_MS  # from a change until the home knows of it
 MEMORY_LOOKS = 3
+ASK_AGAIN_US = 200 * US_PER_MS  # after the decision lock was given up
 CLAIM_POINTS = {ClaimFlag.WITHDRAWN: "withdrawal", ClaimFlag.CLAIMING: "claim", ClaimFlag.MASTER: "mark"}
 StoreEffect = (
     effects.WriteClaim
@@ -102,6 +107,8 @@ class Daemon:
         self._read_began_us = 0  # of the read that the node was given last, in world time
         self._store = StoreQueue(self)
         self._heard_us: dict[int, int] = {}  # peer -> when its last frame came
+        self._seat: Seat | None = None  # in the queue for the decision lock, or with it
+        self._asks_again_us = 0
 
     def now_us(self) -> int:
         """This machine's clock."""
@@ -185,6 +192,27 @@ class Daemon:
         wanted = self.node.step(happened, self.now_us())
         assert not (wrong := self.node.invariant()), wrong
         self._carry_out(wanted)
+        if self.world.settings.decides:
+            self._follow_lock()
+
+    def _follow_lock(self) -> None:
+        """Ask for the decision lock, or give it up (P6.42); then it is asked for again after a while."""
+        assert self.node is not None
+        wanted, lock = insight.wants_decision_lock(self.node), self.world.decision_lock
+        if wanted and self._seat is None and self.now_us() >= self._asks_again_us:
+            life, process = self.life, self.process
+            self._seat = Seat(self.machine.node, life.incarnation, process, self._lock_told, self.machine.point)
+            lock.want(self._seat)
+        elif not wanted and self._seat is not None:
+            self._lock_told(None)
+
+    def _lock_told(self, grant: Grant | None) -> None:
+        seat = self._seat
+        if grant is None and seat is not None:
+            self._seat, self._asks_again_us = None, self.now_us() + ASK_AGAIN_US
+            self.world.decision_lock.give_up(seat)
+        if seat is not None:
+            self.world.loop.deliver(self.process, self.step, inputs.DecisionLock(grant))
 
     def watch_own_links(self) -> None:
         """Something may have become of the own interfaces: it looks at them once a heartbeat (SPEC 7.4)."""
@@ -202,6 +230,8 @@ class Daemon:
         if not self.process.alive:
             return
         self.process.kill()
+        if self._seat is not None:
+            self.world.decision_lock.ended(self._seat)
         if self.endpoint is not None:
             self.world.network.detach(self.endpoint, silently)
 
@@ -347,6 +377,10 @@ class Daemon:
                     self.record(Told(self.world.loop.now_us, self.machine.node, message.term, entry))
         if self.endpoint is not None:
             self.world.network.send(self.endpoint, effect.to, message)
+        if isinstance(message, Proposal):
+            now_us, life = self.world.loop.now_us, self.life
+            self.record(Proposed(now_us, self.machine.node, life.incarnation, message.grant, message.index))
+            self.machine.point("proposal", "begun")
 
     def _notify(self, effect: effects.Notify) -> None:
         world, life = self.world, self.life
@@ -449,7 +483,7 @@ class Daemon:
         state = ReplicaState(
             dict(database.members), dict(database.transitions), dict(database.services), dict(database.operations),
             {node: config.name for node, config in database.nodes.items()}, database.cluster.required_levels,
-            dict(database.fencing),
+            dict(database.fencing), dict(database.deciders),
         )  # fmt: skip
         now_us, life = self.world.loop.now_us, self.life
         self.record(Applied(now_us, self.machine.node, life.incarnation, database.index, database.term, state))

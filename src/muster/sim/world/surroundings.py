@@ -16,6 +16,7 @@ from muster.records.services import Definition
 from muster.records.timing import Profile
 from muster.records.units import US_PER_MS
 from muster.sim.history import History
+from muster.sim.world.decision_lock import VirtualDecisionLock
 from muster.sim.world.disk import VirtualStore
 from muster.sim.world.fence_unit import Outlets
 from muster.sim.world.kernel import Kernel
@@ -49,6 +50,7 @@ class Settings(NamedTuple):
     fenced: tuple[str, ...] = ()  # the methods by which each node is fenced, one device each (P7.22); in scope shared
     watchdogs: str = ""  # of each machine, in scope shared: `well`, `late` (as late as may be) or `board` (it waits)
     bank_ends: tuple[int, ...] = ()  # where each bank of the store's slots ends but the last one (P11.7)
+    decides: bool = False  # there are lockspaces, so whoever has the decision lock decides on services (P6.42)
     drift: float = 1.0  # share of the drift that clocks may have; 0: they run alike, for people who read times
 
 
@@ -80,6 +82,8 @@ class VirtualSurroundings:
         self.network = Network(self.loop, random, settings.nodes, self.profile.connect_ms * US_PER_MS)
         self.kernel = Kernel()
         self.outlets = Outlets(self.loop, self.history, settings.fenced, settings.profile.lease_ms)
+        lock_random = Random(f"decision lock {settings.nodes}")  # apart: all other runs stay as they are
+        self.decision_lock = VirtualDecisionLock(self.loop, self.history, lock_random)
         self.unanswered: set[str] = set()  # what clients have asked for and not been told the end of
 
     # ---- what is left to chance ----------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ class World(VirtualSurroundings):
         nodes = tuple(NodeConfig(m.node, m.name, (f"sim:{m.node}",), "") for m in self.machines)
         required = tuple(Required(level.number, level.name) for level in self.settings.required)
         shared = Cluster(
-            "sim", "0" * 32, self.profile.name, "", active_version=HIGHEST, required_levels=required
+            "sim", "0" * 32, self.profile.name, "", active_version=HIGHEST, required_levels=required,
+            lockspaces=("orders",) if self.settings.decides else (),
         )  # fmt: skip
         database = initial_database(shared, nodes)
         for definition in self.settings.services:
@@ -123,6 +124,7 @@ class World(VirtualSurroundings):
             schedule.Come: self._come,
             schedule.Go: self._go,
             schedule.Drop: self._drop,
+            schedule.TakeLock: self._take_lock,
             schedule.Mend: lambda deed: self._mend(deed.node),
             schedule.Ask: lambda deed: self._ask(deed, 1),
             schedule.Fail: self._fail,
@@ -321,6 +323,12 @@ class World(VirtualSurroundings):
         life = self.machines[deed.node].life
         if life is not None and not life.stopping:
             life.drop(deed.level, deed.for_us, fails=deed.fails)
+
+    def _take_lock(self, deed: schedule.TakeLock) -> None:
+        holder = self.decision_lock.holder
+        if holder is not None and deed.pauses:
+            self._pause(schedule.Pause("daemon", deed.for_us, holder))
+        self.decision_lock.take_away(deed.for_us)
 
     def _mend(self, node: int) -> None:
         access = self.machines[node].access

@@ -232,6 +232,8 @@ def _table(*columns: str) -> Table:
 def _heading(answer: Document) -> Text:
     text = Text.assemble((answer["cluster"], "bold"), "  master ", (answer["master"] or "none", "bold cyan"))
     text.append(f"  term {answer['term']}  index {answer['index']}  (as {answer['node']} sees it)")
+    if (decider := answer.get("decider")) and decider["node"] is not None:
+        text.append(f"  services decided by {decider['node']}")
     if "room" in answer and answer["room"]["percent"] >= _SHOWN_PERCENT:
         text.append(f"\nthe store is {answer['room']['percent']} % full")
     if answer["node_state"] != "joined":

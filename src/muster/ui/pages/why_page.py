@@ -29,11 +29,21 @@ def present_page(answer: Document, *, whole: bool) -> Group:
         parts += [Text(), _plain(f"It {failed}.")]
     if whole and (token := answer["service"].get("token")):  # a node of an earlier release does not say
         parts += [Text(), Text(f"Its owner's token is {token}: no owner before had one as high.", style="dim")]
+    if whole and (decider := answer.get("decider")):
+        parts += [Text(), _plain(decider_words(decider))]
     if answer["rules"] and whole:
         parts += [Text(), _rules(answer["rules"])]
     if answer["next_step"]:
         parts += [Text(), indented(("next: ", _plain(answer["next_step"])))]
     return Group(*parts)
+
+
+def decider_words(decider: Document) -> str:
+    """Who decides on services, and by which grant of the decision lock."""
+    if decider["node"] is None:
+        return f"The master decides on services: {decider['cause']}."
+    grant = "-".join(str(number) for number in decider["grant"])
+    return f"{decider['node']} decides on services, by grant {grant} of the decision lock."
 
 
 def _needs(answer: Document) -> list[RenderableType]:
