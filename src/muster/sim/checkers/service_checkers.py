@@ -91,7 +91,7 @@ class OwnTokens(Checker):
         self._index = -1
         self._highest: dict[str, int] = {}  # by the service's name: it may be defined again
         self._last: dict[str, tuple[int, int]] = {}  # by name: its uid, and its token
-        self._of: dict[tuple[int, int, str], int] = {}  # (node, incarnation, service) -> of what was begun there last
+        self._of: dict[tuple[int, int, str], int] = {}  # (node, incarnation, service) -> of its newest owner there
         self._begun: dict[str, tuple[int, int]] = {}  # service -> generation and token of its newest owner
 
     def see(self, seen: Observation) -> Findings:
@@ -107,6 +107,8 @@ class OwnTokens(Checker):
     def _recorded(self, service: Service, index: int, *, whole: bool) -> Findings:
         before = self._highest.get(service.name, 0)
         is_new = service.state in OWNED and service.node != NO_NODE and service.generation == index
+        if is_new:  # it may have no start command
+            self._of[service.node, service.incarnation, service.name] = service.token
         if is_new and service.token <= before:
             yield f"{service.name} has a new owner on n{service.node} with token {service.token}, after {before}"
         elif (service.uid, service.token) < self._last.get(service.name, (0, 0)):
