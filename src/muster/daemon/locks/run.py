@@ -35,6 +35,7 @@ from muster.drivers.certificates.certificates import CertificateRefused
 from muster.drivers.machine.kernel_locks import KernelLocks
 from muster.records.access import Groups
 from muster.records.levels import LOCK_MANAGER_LEVEL
+from muster.records.lockspaces import RESERVED
 
 PATIENCE_S = 24 * 3600.0  # for a daemon that is gone: longer than its node would live without one
 FIRST_PATIENCE_S = 30.0
@@ -211,7 +212,8 @@ class Process:
 
     def _welcome(self) -> dict[str, object]:
         own = self._settings
-        return {"node": self._name, "incarnation": own["incarnation"], "spaces": own["spaces"]}
+        spaces = [space for space in own["spaces"] if space != RESERVED]  # those of programs
+        return {"node": self._name, "incarnation": own["incarnation"], "spaces": spaces}
 
 
 async def keep_showing_life(descriptor: int, pause_s: float) -> None:
