@@ -24,7 +24,6 @@ from muster.core.this_node import ThisNode
 from muster.records.database import Change, Database
 from muster.records.deciders import Grant
 from muster.records.messages import Proposal, Report
-from muster.records.placements import PlacedTogether
 from muster.records.terms import NO_TERM, Term
 from muster.records.texts import ENTRY_CAUSE_BYTES, clipped
 from muster.records.units import US_PER_MS
@@ -47,7 +46,7 @@ class Sent(NamedTuple):
     made_from: int  # index
     at_us: int
     changes: dict[tuple[str, str], Change]
-    placed: PlacedTogether | None
+    placed: Placed | None  # what it places, if it is committed
 
 
 class Deciding:
@@ -115,7 +114,7 @@ class Deciding:
             committed(database, key) == change for key, change in sent.changes.items()
         )
         if sent.placed is not None and is_whole:
-            self._out.put(Placed(database.index, sent.placed))
+            self._out.put(sent.placed)
 
     def _facts(self, replica: Replica, observer: Observer, own: Report, room: Room, now_us: int) -> Facts:
         reports = {**self._reports, self._me.node: replace(own, term=self._term)}
@@ -135,7 +134,8 @@ class Deciding:
         if not changes:
             return
         cause = clipped("; ".join(draft.causes), ENTRY_CAUSE_BYTES)
-        self._sent = Sent(database.index, now_us, draft.changed, draft.placed)
+        placed = Placed(draft.index, draft.placed) if draft.placed is not None else None
+        self._sent = Sent(database.index, now_us, draft.changed, placed)
         proposal = Proposal(self._term, database.index, self._me.incarnation, grant, cause, changes)
         self._out.send(self._term.node, proposal)
         self._wake(now_us + self._pause_us)
