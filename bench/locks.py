@@ -145,7 +145,9 @@ async def _recovery(scale: Scale, cluster: Rig, measurement: Measurement, client
     await _lock_many(lost.space(SPACE), half)  # the first that uses them becomes their master
     await _lock_many(one.space(SPACE), half)
     after = _resident_kib(cluster)
-    growth_bytes = 1024 * (after["n1"] - before["n1"]) / max(1, scale.lock_recovered)
+    owned = 1024 * (after["n0"] - before["n0"]) / max(1, half)  # of others' resources, and its part of the directory
+    mastered = 1024 * (after["n1"] - before["n1"]) / max(1, scale.lock_recovered)
+    growth_bytes = max(owned, mastered)
     measurement.add(f"{scale.lock_recovered} locks", "bytes_per_lock", growth_bytes)
     await lost.space(SPACE).acquire("waited for", EX)
     untouched = other.space(SPACE)

@@ -99,7 +99,7 @@ class Locking:
             return
         use = self.tables.use_of(key)
         if use.master == NOBODY or use.held:
-            use.unsent.append(lock)
+            use.put_off(lock)
             if use.asked == NOBODY and not use.held:
                 self.find(key, use)
             return
@@ -150,7 +150,7 @@ class Locking:
         else:
             use = self.tables.uses[key]
             if lock in use.unsent:
-                use.unsent.remove(lock)
+                use.take_back(lock)
             else:
                 del use.locks[lock.id]
                 self._send(use.master, Free(key, lock.id, value, lock.version + 1))
@@ -178,7 +178,7 @@ class Locking:
             return
         use = self.tables.uses[key]
         if lock in use.unsent:
-            use.unsent.remove(lock)
+            use.take_back(lock)
             self.denied(lock, Reason(lock.cancelling))
         elif not use.held:
             self._send(use.master, Withdraw(key, lock.id, lock.serial, Reason(lock.cancelling)))
@@ -235,7 +235,7 @@ class Locking:
         if lock.serial != message.serial or lock.wanted == NONE:
             return
         if lock.id not in use.locks:  # it was to be sent anew, and the first time has arrived all the same
-            use.unsent.remove(lock)
+            use.take_back(lock)
             if isinstance(message, Given):
                 use.locks[lock.id] = lock
                 use.master, use.asked, use.held = node, NOBODY, use.held or not self._recovery.stays(node)
@@ -259,10 +259,10 @@ class Locking:
         new = [lock for lock in use.locks.values() if lock.mode == NONE]
         for lock in new:
             del use.locks[lock.id]
-            use.unsent.append(lock)
+            use.put_off(lock)
         use.master = NOBODY
         for lock in [each for each in new if each.cancelling]:
-            use.unsent.remove(lock)
+            use.take_back(lock)
             self.denied(lock, Reason(lock.cancelling))
         if not use.held:
             self.find(key, use)
@@ -400,7 +400,7 @@ class Locking:
 
     def send_unsent(self, key: str, use: Use) -> None:
         """Ask the master for the new locks that it was not told of."""
-        unsent, use.unsent = use.unsent, []
+        unsent, use.unsent = use.unsent, ()
         for lock in unsent:
             use.locks[lock.id] = lock
             self._send(use.master, Ask(key, lock.id, lock.client, lock.wanted, lock.no_queue, lock.serial))

@@ -1,6 +1,6 @@
 """What one node has: its clients' locks, the resources that it masters, its part of the directory (P12.1, P12.8)."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from muster.core.locks.directory import NOBODY, Directory
 from muster.core.locks.messages import Copy, LockId, Message, Token
@@ -15,11 +15,23 @@ class Use:
     def __init__(self) -> None:
         self.master = NOBODY
         self.locks: dict[LockId, Lock] = {}  # the master knows of these, or is being told
-        self.unsent: list[Lock] = []  # new ones, which nobody has been told of
+        self.unsent: Sequence[Lock] = ()  # new ones, which nobody has been told of; a list where there are some
         self.asked = NOBODY  # the directory's node that has been asked who the master is
         self.turn = 0  # names that question
         self.held = False  # a recovery is under way: nothing is sent to a master before it has ended (P12.12)
         self.round = 0  # in which its locks were told to a new master, until somebody is known to have resumed that
+
+    def put_off(self, lock: Lock) -> None:
+        """A new lock of which nobody can be told yet."""
+        if isinstance(self.unsent, list):
+            self.unsent.append(lock)
+        else:
+            self.unsent = [lock]
+
+    def take_back(self, lock: Lock) -> None:
+        """One of these is to be told, or is no more."""
+        assert isinstance(self.unsent, list)
+        self.unsent.remove(lock)
 
     @property
     def is_empty(self) -> bool:
