@@ -13,7 +13,8 @@ from muster.drivers.interconnect.channel import MalformedFrame
 _SAMPLES: dict[object, object] = {
     str: "orders:42", int: 3, bool: True, bytes: b"value", bytes | None: None, Reason: Reason.DEADLOCK,
     messages.Token: (7, 9), tuple[int, ...]: (1, 2), tuple[str, ...]: ("a", "b"), tuple[int, int]: (1, 2),
-    tuple[tuple[int, int], ...]: ((0, 5), (1, 6)), tuple[KernelFact, ...]: (KernelFact("fs", 7, ((0, 5),), 2, True),),
+    tuple[tuple[int, str], ...]: ((0, str(1 << 90)), (1, "6")),
+    tuple[KernelFact, ...]: (KernelFact("fs", 7, ((0, "5"),), 2, True),),
 }  # fmt: skip
 
 

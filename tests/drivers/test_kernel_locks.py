@@ -27,7 +27,7 @@ def configured(tmp_path: Path) -> Path:
 
 def test_p12_30_a_node_is_told_as_the_kernel_wants_it(configured: Path) -> None:
     locks = KernelLocks("prod", 1, lambda: {0: "10.0.0.1", 1: "::1"}, configured)
-    locks.carry_out(Reach(((0, 500), (1, 600))))
+    locks.carry_out(Reach(((0, "500"), (1, "600"))))
     comms = configured / "sys/kernel/config/dlm/cluster/comms"
     assert sorted(each.name for each in comms.iterdir()) == ["1", "2"]
     assert (comms / "1/nodeid").read_text() == "1"

@@ -37,13 +37,13 @@ class Kernel:
         self.spaces: dict[str, KernelSpace] = {}
         self.commands: list[tuple[int, Command]] = []
         self.is_busy = False
-        self.reach: dict[int, int] = {}
+        self.reach: dict[int, str] = {}
         self.starts = self.refused = 0
 
     @property
     def seat(self) -> Seat:
         """Whose it is."""
-        return self.host.identity
+        return self.host.node, str(self.host.life)
 
 
 class KernelWorld(World):
@@ -51,7 +51,7 @@ class KernelWorld(World):
 
     def __init__(self, seed: int, *, faults: int = 8, actions: int = 120) -> None:
         super().__init__(seed, faults=faults, actions=actions, names=1)
-        self.kernels: dict[Seat, Kernel] = {}
+        self.kernels: dict[tuple[int, int], Kernel] = {}
         self.starts = self.entered_spaces = self.ends = 0
         self.is_on = True
 

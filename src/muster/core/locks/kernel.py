@@ -33,7 +33,7 @@ from muster.core.locks.messages import (
     Message,
 )
 
-Seat = tuple[int, int]  # node, incarnation
+Seat = tuple[int, str]  # node, and its life as text, for messages hold no numbers of that size (P12.22)
 _IDENTITIES = 0x7FFFFFFF
 NOBODY = -1
 
@@ -111,7 +111,7 @@ class KernelSpaces:
     """Those of one incarnation of one node. `send` is the lock manager's, to this node, too."""
 
     def __init__(self, node: int, incarnation: int, send: Callable[[int, Message], None]) -> None:
-        self.me: Seat = (node, incarnation)
+        self.me: Seat = (node, str(incarnation))
         self.is_on = False  # switched on in the cluster: nobody is let into a lockspace else
         self.spaces: dict[str, Space] = {}
         self.epoch = 0  # the newest round
@@ -213,8 +213,11 @@ class KernelSpaces:
         self._told[self.me] = said
         return said
 
-    def heard(self, seat: Seat, message: Message) -> None:
+    def heard(self, node: int, incarnation: int, message: Message) -> None:
         """Something that the kernel's lockspaces of another node, or this one, have to say."""
+        self._hear((node, str(incarnation)), message)
+
+    def _hear(self, seat: Seat, message: Message) -> None:
         if isinstance(message, KernelSaid):
             self._told[seat] = message  # perhaps of a round that this node is still to be told of
             return
@@ -231,7 +234,7 @@ class KernelSpaces:
         """
         views: dict[str, list[KernelFact]] = {}
         members: dict[str, set[Seat]] = {}
-        for seat in roster.items():
+        for seat in _seats(roster):
             said = self._told.get(seat)
             for fact in said.facts if said is not None and said.epoch == self.epoch else ():
                 views.setdefault(fact.name, []).append(fact)
@@ -255,7 +258,7 @@ class KernelSpaces:
         """All are ready: the dead are proven dead, and whatever was stopped is started with whom is left."""
         self._coordinator = coordinator
         if self.takes_part:
-            self._command(Reach(tuple(sorted(roster.items()))))
+            self._command(Reach(tuple(sorted(_seats(roster)))))
         for name in sorted(self._affected & self.spaces.keys()):
             if not self._was_told(name):
                 continue
@@ -272,7 +275,7 @@ class KernelSpaces:
                 self._wish(name)
         early, self._early = self._early, []
         for seat, message in early:
-            self.heard(seat, message)
+            self._hear(seat, message)
 
     # ---- in and out, between rounds (P12.31)
 
@@ -372,3 +375,7 @@ class KernelSpaces:
     def _answer(self, message: Message) -> None:
         self._answers.append((self._given, message))
         self.done(self._done)
+
+
+def _seats(roster: Mapping[int, int]) -> list[Seat]:
+    return [(node, str(incarnation)) for node, incarnation in roster.items()]

@@ -278,7 +278,7 @@ class LockManager:
         if self._rounds.is_out:
             return
         if isinstance(message, KernelSaid):
-            self.kernel.heard((node, incarnation), message)
+            self.kernel.heard(node, incarnation, message)
             return
         if isinstance(message, Stopped | Emptied):  # perhaps of a node of which this one is still to be told
             if isinstance(message, Stopped):
@@ -302,7 +302,7 @@ class LockManager:
             case Dropped():
                 self.tables.directory.drop(message.key, node, message.token)
             case KernelWish() | KernelHalt() | KernelHalted() | KernelGo() | KernelStarted():
-                self.kernel.heard((node, incarnation), message)
+                self.kernel.heard(node, incarnation, message)
             case Suspect() | Collect() | Edges() | Chosen():
                 self._search(node, message)
             case _:

@@ -251,7 +251,7 @@ class Chosen(NamedTuple):
     serial: int
 
 
-# ---- of the kernels' lockspaces (P12.30-P12.34); seats are (node, incarnation)
+# ---- of the kernels' lockspaces (P12.30-P12.34); seats are (node, its life as text: it has more than 64 bits)
 
 
 class KernelFact(NamedTuple):
@@ -259,7 +259,7 @@ class KernelFact(NamedTuple):
 
     name: str
     identity: int
-    members: tuple[tuple[int, int], ...]
+    members: tuple[tuple[int, str], ...]
     standing: int
     is_stopped: bool
 
@@ -301,7 +301,7 @@ class KernelGo(NamedTuple):
     turn: int
     name: str
     identity: int
-    members: tuple[tuple[int, int], ...]
+    members: tuple[tuple[int, str], ...]
     seat: int
 
 

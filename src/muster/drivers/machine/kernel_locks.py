@@ -55,7 +55,7 @@ class KernelLocks:
     def __init__(self, cluster: str, node: int, hosts: Callable[[], Mapping[int, str]], root: Path = Path("/")) -> None:
         self._cluster, self._node, self._hosts, self._root = cluster, node, hosts, root
         self._monitor = -1
-        self._reached: dict[int, int] = {}  # node -> incarnation
+        self._reached: dict[int, str] = {}  # node -> its life
         self.events: socket.socket | None = None
 
     def open(self) -> None:
@@ -158,7 +158,7 @@ class KernelLocks:
         if start.enters:
             self._tell(start.name, "event_done", "0")
 
-    def _reach(self, seats: dict[int, int]) -> None:
+    def _reach(self, seats: dict[int, str]) -> None:
         """The nodes that the kernel may connect to: one that has booted since is another one."""
         hosts = self._hosts()
         comms = self._at(_CONFIG, "dlm/cluster/comms")
