@@ -902,6 +902,19 @@ def test_p12_14_two_conversions_that_wait_for_each_other_are_a_deadlock() -> Non
     assert few.grant(locks[0]).mode is EX
 
 
+def test_p12_14_who_waits_behind_others_for_what_it_has_itself_is_in_no_deadlock() -> None:
+    """As a client does in which several tasks want the same lock."""
+    few = Few(2)
+    held = few.lock(0, EX)
+    other, again = few.lock(1, EX), few.lock(0, EX)
+    few.managers[1].suspect()
+    few.pump()
+    assert not few.refusals(other) and not few.refusals(again)
+    few.unlock(0, held)
+    few.unlock(1, other)
+    assert few.grants(again)
+
+
 def test_p12_14_waits_without_a_circle_have_no_victim_and_a_search_ends_with_its_round() -> None:
     few = Few(2)
     few.lock(0, EX)

@@ -4,7 +4,7 @@ Theory of operation. One node, the lowest, asks all masters who waits for whom, 
 has a serial and a holding has a stamp, so a wait for a holder that is in both answers has lasted from the first to the
 second: at the moment between them all of these lasted at once. A circle of such waits is a deadlock, and none ends by
 itself; so nobody is ever taken for a victim by answers that were of different moments. A wait for one's own lock is no
-deadlock: only that client can know whether it will give it up.
+deadlock, also where others are between the two: only that client can know whether it will give it up.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +51,9 @@ def victim_of(edges: Iterable[Edge]) -> Edge | None:
     def after(wait: LockId) -> Iterator[LockId]:
         for edge in waits[wait]:
             if len(edge.stamp) > 1:  # a holder: it gives up nothing while any of its client's waits lasts
-                yield from of_client.get(edge.blocker, ())
+                for other in of_client.get(edge.blocker, ()):
+                    if other == edge.blocking or waits[other][0].key != edge.key:  # else it waits for its own lock
+                        yield other
             elif edge.blocking in waits:
                 yield edge.blocking
 
