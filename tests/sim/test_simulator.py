@@ -730,6 +730,12 @@ def test_p4_5_who_was_asked_by_an_earlier_master_and_answers_late_has_objected_t
     assert not result.violations
 
 
+def test_p4_5_who_objected_to_an_earlier_master_and_consents_to_the_next_one_has_consented() -> None:
+    """Seed 516: the master dies with the objections; the next one asks anew, and nobody objects any more."""
+    result, _ = campaign.run_seed(516)
+    assert not result.violations
+
+
 def test_p7_26_what_was_turned_off_after_it_had_booted_is_turned_on_again() -> None:
     """Seeds 919902 and 920200: the next boot proves the end while `off` is under way, and that turns the boot off."""
     for seed in (919_902, 920_200):
@@ -756,5 +762,12 @@ def test_p6_26_what_follows_from_a_failure_was_decided_by_the_definition_of_that
     Seed 918314: it fails once too often while its parent is restarted by an operator, and goes with that.
     """
     for seed in (79, 441, 21_075, 918_314):
+        result, _ = campaign.run_seed(seed)
+        assert not result.violations
+
+
+def test_p6_41_an_owner_without_a_start_command_has_a_token_and_its_stop_has_the_same() -> None:
+    """Seeds 351 and 512: nothing is begun when it becomes the owner, and a stop is told its token."""
+    for seed in (351, 512):
         result, _ = campaign.run_seed(seed)
         assert not result.violations

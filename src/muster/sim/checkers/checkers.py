@@ -119,14 +119,14 @@ class ObjectionsHold(Checker):
     """SPEC 3.4, 6.8: nothing is done to which a member objects, and only operators' plans are asked about (P4.5).
 
     An objector that has left, or that is condemned, counts for nothing any more; nor does one that was asked by an
-    earlier master, and answers when the next one has carried it out.
+    earlier master, and answers when the next one has carried it out. The next one asks anew: the last answer counts.
     """
 
     PLANNED = (LeaveNode, TransferService, SetStandby, DeregisterService)
 
     def __init__(self) -> None:
         self._asked: dict[str, OperationRequest] = {}
-        self._objectors: dict[str, set[tuple[int, int]]] = {}
+        self._objectors: dict[str, set[tuple[int, int, int]]] = {}  # identity -> node, incarnation, level
         self._done: Collection[str] = ()  # operations that have been carried out, by the newest state
         self._index = -1
 
@@ -138,8 +138,10 @@ class ObjectionsHold(Checker):
             asked = self._asked.get(seen.identity)
             if not isinstance(asked, self.PLANNED) or asked.override:
                 yield f"n{seen.node} is asked whether it objects to {asked or seen.identity}"
-            if seen.objects and seen.identity not in self._done:
-                self._objectors.setdefault(seen.identity, set()).add((seen.node, seen.incarnation))
+            if seen.identity not in self._done:
+                objector = {(seen.node, seen.incarnation, seen.level)}
+                others = self._objectors.get(seen.identity, set()) - objector
+                self._objectors[seen.identity] = others | objector if seen.objects else others
         elif isinstance(seen, Applied) and seen.index > self._index:
             self._index = seen.index
             yield from self._carried_out(seen.state)
@@ -147,7 +149,7 @@ class ObjectionsHold(Checker):
     def _carried_out(self, state: ReplicaState) -> Findings:
         self._done = state.operations.keys()
         for identity in [each for each in self._objectors if each in state.operations]:
-            for node, incarnation in self._objectors.pop(identity):
+            for node, incarnation, _ in sorted(self._objectors.pop(identity)):
                 member = state.members.get(node)
                 still = member is not None and member.incarnation == incarnation and member.eviction is None
                 if still and member is not None and member.state in WAITED_FOR:
