@@ -132,6 +132,18 @@ def timeline(profile: Profile, nodes: int) -> tuple[Moment, ...]:
     return _with_short_leases(profile, moments)
 
 
+def watchdog_lines(profile: Profile) -> tuple[str, ...]:
+    """The times of a node with a watchdog that is as quick as the profile assumes, one relation a line (P7.31)."""
+    p = profile
+    return (
+        f"a storage stall of {p.stall_ms} ms ends no node",
+        f"deadline {p.loop_ms} >= stall {p.stall_ms} + 2 x renewal {p.renew_ms} + write {p.write_ms} ms",
+        f"panic {p.panic_bound_ms} >= watchdog {p.watchdog_ms} + granularity {p.granularity_ms} + reset {p.reset_ms} ms",
+        "where a feeding may come late: one watchdog more, for that node alone",
+        f"lease {p.lease_ms} >= deadline + panic; without a watchdog its end proves nothing",
+    )
+
+
 def suspicion_ms(profile: Profile) -> int:
     """Scope `shared`: longest time from a node's sudden death until it is condemned, and an agent asked (P4.13)."""
     return with_drift_ms(profile.suspicion_ms) + 2 * profile.read_ms

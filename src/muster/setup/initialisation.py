@@ -21,6 +21,7 @@ from muster.records.database import Database, encode_database, initial_database
 from muster.records.names import MAXIMUM_LINKS, NAME, NAME_RULE, address_problem
 from muster.records.nodes import DEFAULT_CERTIFICATE_LIFETIME_S, Cluster, NodeConfig, fingerprint
 from muster.records.registers import MAXIMUM_SLOTS
+from muster.records.timing import Profile
 from muster.records.versions import HIGHEST, LOWEST
 from muster.setup.errors import Mistaken
 from muster.setup.profiles import chosen_profile
@@ -208,6 +209,29 @@ def room_of(path: Path) -> str:
         needed = default_bytes(header.scope, MAXIMUM_SLOTS) >> 20
         text += f"; {MAXIMUM_SLOTS} take {needed}M, which a file fills only as far as there are nodes (--slots, --size)"
     return text
+
+
+_MEASURED_S = 1.0
+_MEASURED = 200  # reads, at most
+
+
+def measured(path: Path, profile: Profile) -> str:
+    """How quickly the store at `path` answers now, and what that means for a profile, in words. It is only read."""
+    from muster.drivers.store.disk.store import time_reads
+    from muster.drivers.store.failures import StoreFailed
+
+    try:
+        took_ms = sorted(time_reads(str(path), _MEASURED, _MEASURED_S))
+    except (StoreFailed, OSError) as error:
+        return f"how quickly it answers could not be measured: {error}"
+    usual, longest = took_ms[len(took_ms) // 2], took_ms[-1]
+    text = f"it answers in {usual:.1f} ms as a rule, and took {longest:.1f} ms at most ({len(took_ms)} reads)"
+    if not profile.stall_ms:
+        return f"{text}; profile {profile.name} is not made for machines whose storage stalls (muster profile show)"
+    survives = f"profile {profile.name} outlives a stall of {profile.stall_ms / 1000:g} s"
+    if profile.write_ms and 6 * longest > profile.write_ms:  # of a renewal: reads of two kinds, two writes, two looks
+        return f"{text}; {survives} less, as a renewal may take longer than {profile.write_ms} ms: set write_ms higher"
+    return f"{text}; {survives}. Know how long yours stalls when a path or a controller fails, and compare"
 
 
 def _next_step(error: Exception) -> str:

@@ -4,6 +4,8 @@ from muster.records.profiles import profile_with
 from muster.records.timing import PROFILES, InconsistentProfile, Profile
 from muster.setup.errors import Mistaken
 
+DEFAULT_PROFILES = {"shared": "shared", "host": "standard"}  # of a new cluster, by the scope of its store
+
 
 def parse_overrides(words: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
     """KEY=VALUE of `--set`. Raises `Mistaken`."""

@@ -131,6 +131,7 @@ class Seen(Struct, frozen=True):
     lacking: str = ""
     fence_troubles: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # node -> fence device -> why (P7.28)
     fences: bool = False  # silence has to be proven from outside here (P7.22)
+    watched: frozenset[int] = frozenset()  # nodes whose own watchdog proves their end (P7.30)
     fullness: Fullness = Fullness(0, 1)
     paths: tuple[Path, ...] = ()
     stragglers: tuple[Straggler, ...] = ()

@@ -21,7 +21,7 @@ def of_fencing(database: Database, seen: Seen) -> Iterator[Suspicion]:
         if node in database.nodes:
             yield from _of_request(database, record)
     if seen.fences and database.fence_plans:
-        for node in sorted(database.nodes.keys() - database.fence_plans.keys()):
+        for node in sorted(database.nodes.keys() - database.fence_plans.keys() - seen.watched):
             if database.member(node).state is NodeState.JOINED:
                 yield certain(_unfenced(database, node))
 

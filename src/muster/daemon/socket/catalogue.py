@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
+from muster.core.fencing.proofs import proves_by_expiry
 from muster.core.node import insight
 from muster.daemon.events import event_pages
 from muster.daemon.history.happenings import merged, question_of
@@ -140,7 +141,11 @@ async def _plan(desk: Desk, arguments: Document) -> Document:
         names = {config.node: config.name for config in desk.daemon.node.database.nodes.values()}
         answered = desk.head()
         fenced = {names[node] for node in desk.daemon.node.database.fence_plans if node in names}
-        assumed = planning.assumptions(change, one_machine=desk.daemon.node.setup.one_machine, fenced=fenced)
+        observer = desk.daemon.node.observer
+        watched = {name for node, name in names.items() if proves_by_expiry(observer.strip.lease(node))}
+        assumed = planning.assumptions(
+            change, one_machine=desk.daemon.node.setup.one_machine, fenced=fenced, watched=watched
+        )  # fmt: skip
         foreseen = await asyncio.to_thread(planning.answer, plan, change, names)
         return answered | foreseen | {"assumptions": assumed}
 

@@ -138,6 +138,7 @@ class Requests:
             unable=insight.unable_to_lead(node),
             awaited=insight.places_awaited(node),
             one_machine=node.observer.one_machine,
+            lease=node.observer.strip.lease,
             fence_troubles=insight.fence_troubles(node),
             fullness=insight.fullness(node),
             needs=self.daemon.needs(),

@@ -56,7 +56,7 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         }
     return {
         "methods": [_method(method) for method in methods],
-        "proofs": proofs_of(database, node, one_machine=view.one_machine).words,
+        "proofs": proofs_of(database, node, one_machine=view.one_machine, lease=view.lease(node)).words,
         "request": asked,
         "quarantined": record.quarantined,
         "fenced_lately": len(record.fenced),

@@ -62,10 +62,12 @@ def _node_change(document: Document) -> NodeChange:
     return NodeChange(str(kind), node)
 
 
-def assumptions(change: Change, *, one_machine: bool, fenced: Collection[str] = ()) -> list[str]:
+def assumptions(
+    change: Change, *, one_machine: bool, fenced: Collection[str] = (), watched: Collection[str] = ()
+) -> list[str]:
     """What the plan takes for granted of the nodes that it loses, and how that is in this very cluster.
 
-    `fenced`: the nodes that fence agents can turn off.
+    `fenced`: the nodes that fence agents can turn off. `watched`: those with a watchdog behind their lease.
     """
     found = []
     for lost in (each.node for each in change.nodes if each.kind == "lose"):
@@ -73,6 +75,8 @@ def assumptions(change: Change, *, one_machine: bool, fenced: Collection[str] = 
             words = f"{lost} is taken for proven dead: the kernel's word proves it here, as all nodes share one kernel"
         elif lost in fenced:
             words = f"{lost} is taken for proven dead: its fence agents prove it here, once their own status says off"
+        elif lost in watched:
+            words = f"{lost} is taken for proven dead: its watchdog proves it here, once its lease is over"
         else:
             words = (
                 f"{lost} is taken for proven dead. In this cluster (scope shared) nothing proves that by itself "

@@ -36,6 +36,7 @@ from muster.records.database import Database
 from muster.records.levels import NodeState
 from muster.records.members import Member
 from muster.records.refusal import ControlRefused
+from muster.records.registers import Lease, LeaseState
 from muster.records.services import Ended, Maintenance, Service, ServiceState, Standby
 from muster.records.terms import NO_NODE, NO_TERM, Term
 from muster.records.transitions import Transition
@@ -71,6 +72,7 @@ class NodeView(Struct, frozen=True):
     waiting: dict[int, AwaitingLevels] = field(default_factory=dict)  # nodes that wait for required levels (P3.17)
     unable: dict[int, str] = field(default_factory=dict)  # nodes that say that they cannot lead, and why (P2.11)
     one_machine: bool = True  # all nodes run under one kernel, which is asked
+    lease: Callable[[int], Lease | None] = lambda _node: None  # the record of a node's lease, as it was read last
     fence_troubles: dict[int, dict[str, str]] = field(default_factory=dict)  # node -> fence device -> why (P7.28)
     awaited: dict[int, AwaitedThere] = field(default_factory=dict)  # what waits for a place, by node (P8.12)
 
@@ -213,10 +215,27 @@ def _node(database: Database, view: NodeView, node: int) -> Document:
         "evidence": view.conditions.get(node, ("unknown", ""))[1],
         "cause": _node_cause(database, view, member),
         "held": _node_held(database, node),
-        "proofs": proofs_of(database, node, one_machine=view.one_machine).words,
+        "proofs": proofs_of(database, node, one_machine=view.one_machine, lease=view.lease(node)).words,
+        "lease": _lease(view.lease(node)),
         **_required(view, node),
         "unable_to_lead": view.unable.get(node, ""),
         "waiting_for_places": _waiting_for_places(database, view, node),
+    }
+
+
+def _lease(lease: Lease | None) -> Document | None:
+    """The times of the lease that a node renews, and what stands behind it (P7.31); nothing where it renews none."""
+    if lease is None or lease.state is not LeaseState.LIVE:
+        return None
+    armed = lease.armed
+    watchdog = None
+    if armed is not None:
+        watchdog = {"identity": armed.identity, **armed.times._asdict(), "proves": armed.proves}
+    return {
+        "lease_ms": lease.lease_ms,
+        "deadline_ms": lease.lease_ms - lease.panic_bound_ms,
+        "panic_bound_ms": lease.panic_bound_ms,
+        "watchdog": watchdog,
     }
 
 

@@ -24,7 +24,7 @@ from muster.ui.values import as_typed
 
 SETTINGS = (
     *("observer_group", "operator_group", "administrator_group"),
-    *("required_levels", "required_levels_within", "lockspaces", "kernel_locks"),
+    *("required_levels", "required_levels_within", "lockspaces", "kernel_locks", "profile", "watchdog"),
 )
 _SIGNS = {"new": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _version_type = click.IntRange(min=0)
@@ -171,7 +171,7 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
 @click.argument("value")
 @click.option(
     "--of-node", "of_node", metavar="NODE", default="", shell_complete=complete_nodes,
-    help="Of required_levels: for this node alone, in place of the cluster's; the VALUE cluster takes it back.",
+    help="Of required_levels and watchdog: for this node alone; the VALUE cluster takes it back.",
 )  # fmt: skip
 @expect_option
 @change_options
@@ -191,6 +191,11 @@ def set_setting(setting: str, value: str, of_node: str, expect: int | None, as_j
 
     kernel_locks: on or off. On: each node drives the lock manager of its kernel (DLM), which GFS2 needs.
 
+    profile: another latency profile, with commas and timers behind it if they are to differ. Leases and watchdogs of
+    machines go over to it at once; daemons when they are restarted (docs/WATCHDOGS.md).
+
+    watchdog: the device behind each node's lease: auto, softdog, a path below /dev, or none. It binds the next boot.
+
     \b
     Examples:
       muster config set lockspaces orders,reports
@@ -198,6 +203,9 @@ def set_setting(setting: str, value: str, of_node: str, expect: int | None, as_j
       muster config set required_levels storage:15,locks:20
       muster config set required_levels none --of-node n3
       muster config set required_levels_within 5m
+      muster config set profile short,renew_ms=200
+      muster config set watchdog auto
+      muster config set watchdog /dev/watchdog1,stages=2 --of-node n3
     """
     wanted = -1 if expect is None else expect
     own = {"node": of_node} if of_node else {}  # which a node of an earlier release does not know

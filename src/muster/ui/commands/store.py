@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from muster.records.timing import PROFILES
 from muster.records.versions import HIGHEST
 from muster.setup.errors import Mistaken
 from muster.setup.harmless import harmless_document
@@ -28,7 +29,9 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     metavar="NAME=HOST:PORT,...",
     help="The nodes and their addresses on the interconnect; several links of one node are joined by +.",
 )
-@click.option("--profile", default="standard", show_default=True, help="Latency profile: fast, standard, virtualised.")
+@click.option(
+    "--profile", metavar="NAME", help=f"Latency profile: {', '.join(PROFILES)} [scope shared: shared; host: standard]."
+)
 @click.option("--set", "timers", multiple=True, metavar="KEY=VALUE", help="Set a timer: muster profile show.")
 @click.option(
     "--scope",
@@ -66,7 +69,7 @@ def init(
     path: Path,
     name: str,
     nodes: str,
-    profile: str,
+    profile: str | None,
     timers: tuple[str, ...],
     scope: str,
     keys: Path | None,
@@ -87,19 +90,22 @@ def init(
       muster init /dev/disk/by-id/wwn-0x5000 --name prod --nodes n0=10.0.0.1:7700,n1=10.0.0.2:7700
       muster init ./store --name test --nodes n0=127.0.0.1:7700 --scope host --profile fast
     """
-    from muster.setup.initialisation import ClusterPlan, initialise, parse_nodes, room_of
+    from muster.setup.initialisation import ClusterPlan, initialise, measured, parse_nodes, room_of
     from muster.setup.joining import duration_s
-    from muster.setup.profiles import parse_overrides
+    from muster.setup.profiles import DEFAULT_PROFILES, chosen_profile, parse_overrides
 
     lifetime_s = duration_s(certificate_lifetime, "--certificate-lifetime")
     overrides = parse_overrides(timers)
+    chosen = profile or DEFAULT_PROFILES[scope]
     plan = ClusterPlan(
-        name, parse_nodes(nodes), profile, scope, slots, _size_bytes(size), overrides, lifetime_s, active_version
+        name, parse_nodes(nodes), chosen, scope, slots, _size_bytes(size), overrides, lifetime_s, active_version
     )
     folder = keys if keys is not None else Path(f"{name}-keys")
     identity = initialise(path.absolute(), plan, folder.absolute(), force=force)
     click.echo(f"{path} holds the new cluster {name} ({identity}) of {len(plan.nodes)} nodes; its keys are in {folder}")
     click.echo(room_of(path))
+    if scope == "shared":
+        click.echo(measured(path, chosen_profile(chosen, overrides, "--profile")))
     first = plan.nodes[0].name
     click.echo(
         f"next: on {first}, with {folder / first} as its home: musterd --store {path} --node {first} --home HOME"

@@ -386,6 +386,21 @@ def plan_header(
     )  # fmt: skip
 
 
+def time_reads(path: str, most: int, within_s: float) -> list[float]:
+    """Read the header's area again and again, as a renewal would: how long each took (ms). Raises `StoreFailed`."""
+    found: list[float] = []
+    file, _header = open_store(path, writable=False)
+    try:
+        end_s = time.monotonic() + within_s
+        while not found or (len(found) < most and time.monotonic() < end_s):
+            began_s = time.perf_counter()
+            file.read_around_damage(0, HEADER_AREA_BYTES)
+            found.append((time.perf_counter() - began_s) * 1000)
+    finally:
+        file.close()
+    return found
+
+
 def room_at(path: str) -> int:
     """How many bytes a store at `path` could take: of the device, or of the file system. Raises `StoreUnusable`."""
     try:
