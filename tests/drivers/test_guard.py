@@ -669,7 +669,7 @@ def silent_on_shared_storage(folder: Path, boot_id: bytes) -> tuple[RealNode, St
 
 def test_on_shared_storage_a_kernel_timer_of_another_machine_proves_nothing(folder: Path) -> None:
     """P7.6."""
-    node, stamp = silent_on_shared_storage(folder, bytes(16))
+    node, stamp = silent_on_shared_storage(folder, b"another boot id.")
     try:
         node.start()
         assert node.ended() == EXIT_REFUSED
@@ -847,7 +847,7 @@ def test_the_options_of_a_guard_survive_its_command_line() -> None:
         (["--store"], "'--store' is unknown or has no value"),
         (["--colour", "red"], "'--colour' is unknown"),
         (["--deadman", "none"], "--deadman is 'none'"),
-        (["--profile", "{}"], "--profile, --node-id or --version"),
+        (["--profile", "{}"], "--profile, --node-id, --version or --watchdog"),
         (["--profile", json.dumps(PROFILE._replace(renew_ms=5000)._asdict())], "3 * renew_ms <="),
     ],
 )
