@@ -138,7 +138,7 @@ def watchdog_lines(profile: Profile) -> tuple[str, ...]:
     return (
         f"a storage stall of {p.stall_ms} ms ends no node",
         f"deadline {p.loop_ms} >= stall {p.stall_ms} + 2 x renewal {p.renew_ms} + write {p.write_ms} ms",
-        f"panic {p.panic_bound_ms} >= watchdog {p.watchdog_ms} + granularity {p.granularity_ms} + reset {p.reset_ms} ms",
+        f"panic {p.panic_bound_ms} >= timeout {p.watchdog_ms} + granularity {p.granularity_ms} + reset {p.reset_ms} ms",
         "where a feeding may come late: one watchdog more, for that node alone",
         f"lease {p.lease_ms} >= deadline + panic; without a watchdog its end proves nothing",
     )
