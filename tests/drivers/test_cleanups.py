@@ -368,6 +368,7 @@ def test_p6_34_a_cleanup_is_kept_as_it_was_and_void_after_a_stop_that_succeeded(
         cleanups.ended((CommandState("vip", 9, "stop", True, True),))
         await cleanups.prepare(changed, given.append)
         assert all_kept(str(tmp_path)) == []
+        assert given[-1].command == ("another",) and "MUSTER_TOKEN" not in given[-1].environment  # nothing is kept
         assert failed == []
         cleanups.close()
 
