@@ -58,7 +58,13 @@ WORDS: dict[str, tuple[str, ...]] = {
 # Commands that ask no node: what they print is of the one who runs them, of a file that he names, or tested elsewhere.
 NO_ANSWER = {
     *("completion", "demo", "enrol", "init", "install", "man", "rehearse", "service schema", "sim", "uninstall"),
-    *("store adopt", "store check", "store show"),  # the store's records: the test below
+    *(
+        "store adopt",
+        "store backup",
+        "store check",
+        "store restore",
+        "store show",
+    ),  # the store's records: the test below
     *("lock run", "lock show", "lock break"),  # they ask the lock process: the test below
     *("subsystem run", "watcher run"),  # by `muster.client`, which hands texts to programs and prints none
     *("dev add", "dev remove"),  # they start and end processes
@@ -267,7 +273,11 @@ def test_p10_8_what_the_commands_about_a_store_print_of_it_is_clean(tmp_path: Pa
     create_store(
         str(path), new_header(CLUSTER_ID, "c", Scope.HOST, slots=2, store_bytes=8 << 20), encode_database(database)
     )
-    for words in (("show",), ("show", "--json"), ("check",), ("check", "--json")):
-        ended = run(["store", *words, str(path)])
+    backup, another = str(tmp_path / "backup"), str(tmp_path / "another")
+    commands: list[tuple[str, ...]] = [(word, str(path)) for word in ("show", "check")]
+    commands += [("backup", str(path), "--output", backup), ("restore", backup, another)]
+    commands += [("restore", backup, another, "--yes"), ("show", another)]
+    for words in (as_given for each in commands for as_given in (each, (*each, "--json"))):
+        ended = run(["store", *words])
         assert "Traceback" not in ended.errors, ended
         assert_clean(f"store {words}", ended)

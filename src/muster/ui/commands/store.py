@@ -8,7 +8,7 @@ import click
 from muster.records.timing import PROFILES
 from muster.records.versions import HIGHEST
 from muster.setup.errors import Mistaken
-from muster.setup.harmless import harmless_document
+from muster.setup.harmless import harmless_document, within
 from muster.ui.options import EXIT_REFUSED, json_option, print_json, reporting
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ def backup(path: Path, output: Path, as_json: bool) -> None:
         about = {"cluster": made.cluster, "identity": made.identity, "index": made.index, "version": made.version}
         print_json({"path": str(path), "file": str(output), **about, "digest": made.digest})
         return
-    click.echo(f"{output} holds cluster {made.cluster} ({made.identity}) at index {made.index}, version {made.version}")
+    click.echo(
+        f"{output} holds cluster {within(made.cluster)} ({made.identity}) at index {made.index}, version {made.version}"
+    )
     click.echo("the nodes' keys are in their homes, and not in it")
 
 
@@ -292,11 +294,14 @@ def restore(
         new = {"store_id": done.store_id, "index": begun.newest, "term": begun.term.number}
         print_json({"path": str(path), "done": yes, **about, **new, "unproven": list(done.unproven)})
         return
-    click.echo(f"{file}: cluster {made.cluster} ({made.identity}), index {made.index}, {done.services} services")
+    click.echo(
+        f"{file}: cluster {within(made.cluster)} ({made.identity}), index {made.index}, {done.services} services"
+    )
     click.echo(f"  {done.asked} of {len(homes)} homes remember this cluster")
     click.echo(f"  {'now' if yes else 'would become'}: store {done.store_id}, index and epoch {begun.newest}")
     if done.unproven:
-        click.secho(f"  may still run: {', '.join(done.unproven)}; no service starts before each is known", fg="yellow")
+        names = ", ".join(map(within, done.unproven))
+        click.secho(f"  may still run: {names}; no service starts before each is known", fg="yellow")
     click.echo(f"next: {'start the nodes on it' if yes else 'the same with --yes'}")
 
 
