@@ -489,6 +489,7 @@ def test_p7_5_a_tombstone_waits_for_the_end_of_init_and_is_not_written_where_tha
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     guard = Guard.__new__(Guard)
+    guard._one_kernel, guard._watchdog = True, None
     guard._deadman, guard._profile = Deadman.PID_NAMESPACE, PROFILE
     guard._writer, guard._caretaker, guard._wake_read = 0, None, wake_read
     guard._vigil = Vigil(PROFILE)

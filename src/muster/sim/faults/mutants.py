@@ -596,6 +596,10 @@ MUTANTS: dict[str, Mutant] = {
 }  # fmt: skip
 
 
+BY_SCENARIO = frozenset({"no-late-feeding", "record-before-armed", "shorten-after-the-record"})
+"""Those that show at one moment only: a scenario of their own finds them (tests/sim/test_simulated_watchdogs.py)."""
+
+
 @contextmanager
 def mutated(name: str | None) -> Iterator[None]:
     """Put the mutant `name` in force; none for `None`. Raises `KeyError` for an unknown one."""

@@ -354,8 +354,12 @@ class _Planner:
         random = Random(f"watchdogs {self.calm_us} {len(self.services)}")
         last_us = self.calm_us - 3 * US_PER_S
         for _ in range(1 + int(random.random() * 3)):  # for longer than any lease
-            stall = schedule.Stall(self.calm_us, int(random.random() * self.nodes), ("init", "runner"))
-            self._step(int(2 * US_PER_S + random.random() * (last_us - 2 * US_PER_S)), stall)
+            node, at_us = (
+                int(random.random() * self.nodes),
+                int(2 * US_PER_S + random.random() * (last_us - 2 * US_PER_S)),
+            )
+            self._step(at_us, schedule.Stall(self.calm_us, node, ("init", "runner")))
+            self._step(at_us, schedule.Pause("daemon", self.calm_us, node))  # who is heard is not dead (P4.6)
         timeout_ms = 1000
         for _ in range(int(random.random() * 6)):
             at_us, timeout_ms = int((1 + random.random() * 6) * US_PER_S), 4000 - timeout_ms
@@ -365,6 +369,8 @@ class _Planner:
                 stall = schedule.Stall(self.calm_us, node, ("init", "runner"))
                 delay_us = int(random.random() * 3000) if random.random() < 0.3 else 0
                 self._step(at_us, When("lease", "written", count, stall, node, delay_us))
+                pause = schedule.Pause("daemon", self.calm_us, node)
+                self._step(at_us, When("lease", "written", count, pause, node, delay_us))
         return settings._replace(profile=WATCHED, watchdogs=random.choice(("well", "late", "late", "board")))
 
     def _connections_drop(self) -> None:
