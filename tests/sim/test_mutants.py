@@ -11,6 +11,8 @@ from muster.sim.faults.mutants import BY_SCENARIO, MUTANTS, mutated
 SEEDS = 200
 # Of an error that shows in few runs: where to begin, so that one that shows it comes soon.
 BEGIN = {
+    "lease-without-granularity": 200,
+    "feed-after-the-deadline": 600,
     "fail-whatever-runs": 390,
     "stopped-is-clean": 3,
     "clean-before-it-says-so": 34,
