@@ -251,7 +251,7 @@ def test_every_mistake_in_a_service_file_is_named_with_its_line_and_nothing_is_a
 
 def test_hundreds_of_services_and_two_applies_at_once_are_taken(running: Running, tmp_path: Path) -> None:
     files = [tmp_path / "one.toml", tmp_path / "other.toml"]
-    names = [[f"{letter}{number}" for number in range(300)] for letter in "vw"]
+    names = [[f"{letter}{number}" for number in range(280)] for letter in "vw"]
     for file, own in zip(files, names, strict=True):
         entry = '[[service]]\nname = "{}"\nstart_command = "true"\nauto_register = "manual"\n'
         file.write_text("".join(entry.format(name) for name in own))

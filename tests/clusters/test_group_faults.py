@@ -19,7 +19,7 @@ from dev_cluster import DevCluster
 from faulty_cluster import Fault, FaultyCluster, running_cluster
 from lab.exclusive_record import Judge, Line, Violation
 
-ROUNDS = int(os.environ.get("MUSTER_GROUP_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("MUSTER_GROUP_ROUNDS", "4"))
 PARTS = 2
 SEED = int(os.environ.get("MUSTER_FAULT_SEED") or int.from_bytes(os.urandom(4), "little"))
 PARENTS = {"database": "disk", "web": "database", "mail": "database", "backup": "disk"}

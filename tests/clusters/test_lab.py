@@ -284,7 +284,9 @@ class Recorded:
 
     def service(self, at_us: int, instance: str, node: int, incarnation: int, generation: int) -> None:
         """A line of a service that runs."""
-        words = f"{at_us} plain {instance} n{node} {incarnation} {generation} {generation} start 5 runs"
+        words = (
+            f"{at_us} plain {instance} {1024 * generation} n{node} {incarnation} {generation} {generation} start 5 runs"
+        )
         with self.record.open("ab") as file:
             file.write(words.encode().ljust(LINE_BYTES - 1) + b"\n")
 
@@ -348,7 +350,7 @@ def test_a_proof_that_a_sign_of_life_belies_is_found(recorded: Recorded) -> None
     recorded.service(100, "a", 1, 6, 1)
     recorded.daemon(0, 5, showed(200, 1, members={1: dead(6)}))
     recorded.service(300, "a", 1, 6, 1)
-    assert recorded.broken({(0, 5)}) == {"ProofFirst"}
+    assert recorded.broken({(0, 5)}) == {"ProofFirst", "NothingAfterExpiry"}
 
 
 def test_a_proof_after_the_last_sign_of_life_is_not_accused(recorded: Recorded) -> None:

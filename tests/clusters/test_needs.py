@@ -511,5 +511,10 @@ def test_p10_12_each_state_that_needs_a_person_is_told_alike_by_every_instrument
     walk.at[rows[-1].at].nothing()
 
 
+# A lock process that hangs ends its node long before a minute is over (P12.16), so a real cluster has no such state that
+# lasts; its sentence is tried in test_rules_needs.py.
+WITHOUT_WALK = {"decision lock"}
+
+
 def test_p10_12_each_kind_of_need_has_its_row_in_a_walk() -> None:
-    assert {row.kind for _begin, rows in WALKS.values() for row in rows} == set(KINDS)
+    assert {row.kind for _begin, rows in WALKS.values() for row in rows} == set(KINDS) - WITHOUT_WALK

@@ -304,7 +304,7 @@ def test_p1_6_an_expired_node_is_told_the_way_back_and_takes_it(dev_cluster: Dev
             machine.close()
 
 
-@pytest.mark.parametrize("victim", ["master", "other"])
+@pytest.mark.parametrize("victim", ["master", pytest.param("other", marks=pytest.mark.long)])
 def test_p1_7_the_authority_is_replaced_while_a_node_dies_in_the_middle(dev_cluster: DevCluster, victim: str) -> None:
     dev_cluster.up(3)
     shown = dev_cluster.json("authority", "show")

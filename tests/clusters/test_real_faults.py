@@ -31,7 +31,7 @@ from faulty_cluster import (
 )
 from lab.exclusive_record import Line
 
-ROUNDS = int(os.environ.get("MUSTER_FAULT_ROUNDS", "24"))
+ROUNDS = int(os.environ.get("MUSTER_FAULT_ROUNDS", "16"))
 PARTS = 4  # the rounds spend most of their time waiting: parts run side by side
 SEED = int(os.environ.get("MUSTER_FAULT_SEED") or int.from_bytes(os.urandom(4), "little"))
 

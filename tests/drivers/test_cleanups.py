@@ -616,6 +616,8 @@ def test_p6_34_a_guard_whose_home_missed_a_run_answers_for_none_before_its_own(
 class Care:
     """A caretaker of incarnation 7 that forks nothing: `begun` are the cleanups that it would run."""
 
+    one_machine = True
+
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, *, is_tree: bool = False) -> None:
         def end(status: int) -> None:
             raise SystemExit(status)

@@ -112,7 +112,9 @@ def at_worst(made: Database) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(
+    "region", [pytest.param(each, marks=pytest.mark.long if each == max(REGIONS) else ()) for each in REGIONS]
+)
 @pytest.mark.parametrize("size", [0, 1900])
 def test_p9_3_whatever_was_accepted_fits_into_a_checkpoint_at_its_worst(region: int, size: int) -> None:
     room = Room(region)

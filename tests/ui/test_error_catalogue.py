@@ -34,6 +34,7 @@ JUDGED_BY_THE_CLUSTER = {
     *("name", "target", "value", "--cause", "--name", "--service", "--of-node", "--withdraw", "--register"),
     *("--deregister", "--transfer", "--clear", "--standby", "--active", "--end-maintenance", "--leave", "--lose"),
     *("--join", "--event", "file", "words", "command", "--space", "--prefix", "--after"),
+    "--output",  # of config export, once the cluster has answered
     *(f"--on-{event}" for event in ("joining", "leaving", "forced-leaving", "planned")),
 }
 

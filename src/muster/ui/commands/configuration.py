@@ -167,7 +167,7 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
 
 
 @config.command("set")
-@click.argument("setting", type=click.Choice(SETTINGS))
+@click.argument("setting", type=click.Choice(SETTINGS), metavar="SETTING")
 @click.argument("value")
 @click.option(
     "--of-node", "of_node", metavar="NODE", default="", shell_complete=complete_nodes,
@@ -180,7 +180,8 @@ def rollback(version: int, yes: bool, expect: int | None, as_json: bool) -> None
 def set_setting(setting: str, value: str, of_node: str, expect: int | None, as_json: bool) -> None:
     """Change a setting of the cluster.
 
-    The groups: the Unix group that gives a role; an empty VALUE gives it to nobody.
+    observer_group, operator_group, administrator_group: the Unix group that gives a role; an empty VALUE gives it to
+    nobody.
 
     required_levels: the programs, as NAME:LEVEL or LEVEL, that must have registered on a node before it joins; "none"
     for no such condition. It binds the next join of each node. After required_levels_within, a duration, a node that
