@@ -511,7 +511,7 @@ def test_p10_12_each_state_that_needs_a_person_is_told_alike_by_every_instrument
     walk.at[rows[-1].at].nothing()
 
 
-# A lock process that hangs ends its node long before a minute is over (P12.16), so a real cluster has no such state that
+# A lock process that hangs ends its node long before a minute is over (P12.16), so on a real cluster no such state
 # lasts; its sentence is tried in test_rules_needs.py.
 WITHOUT_WALK = {"decision lock"}
 
