@@ -718,6 +718,12 @@ def test_p3_13_a_successor_is_not_told_the_barrier_at_which_its_predecessor_was(
         assert not result.violations
 
 
+def test_p3_13_the_next_life_of_the_last_to_leave_is_not_told_the_barrier_at_which_its_predecessor_was() -> None:
+    """Seed 7494: the last node leaves while another's forced leave is at a second barrier, and boots again."""
+    result, _ = campaign.run_seed(7494)
+    assert not result.violations
+
+
 def test_p4_8_what_was_told_of_a_node_before_it_was_silent_is_not_told_again_after_its_proof() -> None:
     """Seed 919338: a level's end is told and acknowledged, its node is silent before that is committed, then proven."""
     result, _ = campaign.run_seed(919_338)

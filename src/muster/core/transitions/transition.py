@@ -61,6 +61,8 @@ def begin_join(
     """
     before = draft.member(node)
     _check_allowed(before, TransitionKind.JOINING)
+    for level in {other.level for other in draft.transitions.values()}:  # the last member to leave is in them still
+        release(draft, node, level)
     by_level = draft.cluster.active_version >= KERNELS_WORD
     draft.put(
         Member(
@@ -114,7 +116,7 @@ def take_part(draft: Draft, node: int, level: int) -> None:
 
 
 def release(draft: Draft, node: int, level: int) -> None:
-    """A registration of `level` on `node` is struck: nothing that is at work there waits for it any more (P3.13).
+    """Nothing that is at work at `level` waits any more for its registration on `node`, which is gone (P3.13).
 
     At once, and not with the next look at the participants: its successor may be taken in by the same entry, and would
     be told the last one's barrier.
