@@ -772,6 +772,12 @@ def test_p6_26_what_follows_from_a_failure_was_decided_by_the_definition_of_that
         assert not result.violations
 
 
+def test_p6_29_a_notify_that_is_taken_late_was_allowed_when_it_was_asked_for() -> None:
+    """Seed 23678: a runner takes it only after its node was forbidden to run the service."""
+    result, _ = campaign.run_seed(23_678)
+    assert not result.violations
+
+
 def test_p6_41_an_owner_without_a_start_command_has_a_token_and_its_stop_has_the_same() -> None:
     """Seeds 351 and 512: nothing is begun when it becomes the owner, and a stop is told its token."""
     for seed in (351, 512):

@@ -59,11 +59,14 @@ def _without_children(parent: Service, services: dict[str, Service]) -> Findings
 
 
 class NotifyElsewhere(Checker):
-    """SPEC 6.6: the notify command runs where the service is allowable and not registered, after its registration."""
+    """SPEC 6.6: the notify command runs where the service is allowable and not registered, after its registration.
+
+    A runner may take it late, when the service has been redefined: it counts that it was allowable since (P6.29).
+    """
 
     def __init__(self) -> None:
-        # (node, service, generation) -> as that node's replica shows it, and the parent of all in its group
-        self._registered: dict[tuple[int, str, int], tuple[Service, Service]] = {}
+        # (node, service, generation) -> as that node's replica shows it, and whether that node ever was allowable
+        self._registered: dict[tuple[int, str, int], tuple[Service, bool]] = {}
         self._names: dict[int, str] = {}
 
     def see(self, seen: Observation) -> Findings:
@@ -73,14 +76,16 @@ class NotifyElsewhere(Checker):
             for service in seen.state.services.values():
                 if service.state is ServiceState.REGISTERED:
                     key = (seen.node, service.name, service.generation)
-                    self._registered[key] = (service, _eldest(service, seen.state.services))
+                    _, allowed = self._registered.get(key, (service, False))
+                    allows = _allows(_eldest(service, seen.state.services), self._names.get(seen.node, ""))
+                    self._registered[key] = (service, allowed or allows)
         elif isinstance(seen, CommandTaken) and seen.action == "notify":
-            registered, eldest = self._registered.get((seen.node, seen.service, seen.generation), (None, None))
-            if registered is None or eldest is None:
+            registered, allowed = self._registered.get((seen.node, seen.service, seen.generation), (None, False))
+            if registered is None:
                 yield f"n{seen.node} is notified of {seen.service} {seen.generation}, which nobody registered"
             elif registered.node == seen.node:
                 yield f"n{seen.node} is notified of {seen.service}, which is registered there"
-            elif not _allows(eldest, self._names.get(seen.node, "")):
+            elif not allowed:
                 yield f"n{seen.node} is notified of {seen.service}, which it may not run"
 
 
