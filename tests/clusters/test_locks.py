@@ -618,10 +618,14 @@ class Locking:
         self.workers[number].send_signal(signal.SIGCONT)
 
     def strike(self, how: str, node: str) -> None:
-        """Kill or hang a node, and boot it again when others have gone on."""
+        """Kill or hang a node, and boot it when others have gone on; only then its client hears what it heard last."""
         self.faults.append(Fault(node, time.monotonic_ns()))
+        client = self.workers[NODES.index(node)]
+        self.until(30)  # of that client, too: what it is granted now is lost, though it was asked after the fault began
+        client.send_signal(signal.SIGSTOP)
         self.cluster.dev.succeed("dev", how, node)
         self.until(100)
+        client.send_signal(signal.SIGCONT)
         self.cluster.dev.succeed("dev", "boot", node)
 
     def end(self) -> None:

@@ -100,6 +100,25 @@ def test_a_history_of_real_clients_is_judged() -> None:
     assert judge(struck, [Fault("n0", 25)]) == 2, "what a dead node's client believes to have counts no more"
 
 
+def _lost(client: str, at: int) -> Event:
+    return {"name": "a", "node": client, "client": client, "what": "lost", "at_ns": at}
+
+
+def _late(*, is_lost: bool) -> list[Event]:
+    """A client of n0 goes down from EX to CR, and hears of that when its node has ended and another has had EX."""
+    kept = _seen("n0", 10, 20, Mode.EX, 1)[:2]
+    late = [{**each, "since_ns": 20} for each in _seen("n0", 60, 70, Mode.CR, 1)[:2]]
+    return [*kept, *late, *([_lost("n0", 80)] if is_lost else []), *_seen("n1", 40, 50, Mode.EX, 2)]
+
+
+def test_what_a_lost_client_heard_last_may_have_been_over_when_it_heard_it() -> None:
+    for faults in ([], [Fault("n0", 5)], [Fault("n0", 15)], [Fault("n0", 30)], [Fault("n0", 90)]):
+        assert judge(_late(is_lost=True), faults) == 3, faults
+        if faults != [Fault("n0", 30)]:  # else its end is known
+            with pytest.raises(Impossible):
+                judge(_late(is_lost=False), faults)
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -108,8 +127,16 @@ def test_a_history_of_real_clients_is_judged() -> None:
         [*_seen("n0", 10, 20, Mode.EX, 2), *_seen("n1", 30, 40, Mode.PR, 1)],
         [*_seen("n0", 10, 20, Mode.EX, 1, wrote="x"), *_seen("n1", 30, 40, Mode.PR, 2)],
         [{**each, "valid": False} for each in _seen("n0", 10, 20, Mode.EX, 1)],
+        [*_seen("n0", 10, 20, Mode.EX, 1), *_seen("n1", 15, 25, Mode.CR, 2), _lost("n0", 30)],
     ],
-    ids=["two owners", "a token twice", "a token that falls", "an old value", "no value, and nobody lost"],
+    ids=[
+        "two owners",
+        "a token twice",
+        "a token that falls",
+        "an old value",
+        "no value, and nobody lost",
+        "two owners, one lost later",
+    ],
 )
 def test_a_history_that_cannot_have_been_is_noticed(events: list[Event]) -> None:
     with pytest.raises(Impossible):

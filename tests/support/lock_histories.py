@@ -5,6 +5,9 @@
 Each line that it says is one event, with the moment of the monotonic clock, which all processes of a machine share. A
 holding counts from when its client knew of it until it began to give it up, which is less than it was held: where two
 overlap that exclude each other, both were granted at one moment. `judge` raises `Impossible`.
+
+What a lost client heard last, it may have heard when it was over: the answer waited in its socket, or the client for a
+processor. Whatever it heard before counts, for its node has answered it since.
 """
 
 import contextlib
@@ -75,19 +78,39 @@ def judge(events: Iterable[Event], faults: Iterable[Fault]) -> int:
 def _holdings(events: list[Event], faults: list[Fault]) -> list[Holding]:
     """What was held, cut off where the client's node was struck."""
     found: list[Holding] = []
+    unconfirmed = _heard_last(events)
     open_: dict[str, Event] = {}
     for event in events:
         before = open_.pop(event["client"], None)
         if before is not None:
-            found += _holding(before, event["at_ns"], faults)
+            found += _holding(before, event["at_ns"], faults, unconfirmed)
         if event["what"] == "has":
             open_[event["client"]] = event
-    return found + [each for event in open_.values() for each in _holding(event, event["at_ns"], faults)]
+    return found + [each for event in open_.values() for each in _holding(event, event["at_ns"], faults, unconfirmed)]
 
 
-def _holding(event: Event, end_ns: int, faults: list[Fault]) -> list[Holding]:
+def _heard_last(events: list[Event]) -> dict[tuple[str, int], int]:
+    """When a client was lost that had this, without an answer of its node to anything since; by client and moment."""
+    heard: dict[str, int] = {}
+    found: dict[tuple[str, int], int] = {}
+    for event in events:
+        client, what = event["client"], event["what"]
+        if what == "has":
+            heard[client] = event["at_ns"]
+        elif what == "wrote":
+            heard.pop(client, None)
+        elif what == "lost" and client in heard:
+            found[client, heard.pop(client)] = event["at_ns"]
+    return found
+
+
+def _holding(event: Event, end_ns: int, faults: list[Fault], unconfirmed: dict[tuple[str, int], int]) -> list[Holding]:
+    """None, where it may have been over when its client knew of it."""
     begin_ns, since_ns = event["at_ns"], event["since_ns"]
+    lost_ns = unconfirmed.get((event["client"], begin_ns), 0)
     struck = [fault.at_ns for fault in faults if fault.node == event["node"] and fault.at_ns > since_ns]
+    if lost_ns and not (struck and min(struck) <= lost_ns):
+        return []  # its node has ended by itself, or was struck before: at any time after it was asked
     end_ns = min([end_ns, *struck])
     if end_ns < begin_ns:
         return []  # it came to know of it when its node was struck already
@@ -175,6 +198,9 @@ class Client:
                     self._lock(locks, name)
                 except NotGranted:
                     continue
+                except ClientError:
+                    self.say("lost", name)
+                    raise
             except ClientError:  # its node is away
                 self._close()
                 time.sleep(PAUSE_S)
@@ -217,10 +243,10 @@ class Client:
             self.say("gives", name, token=grant.token, value="")
         try:
             grant.convert(mode, value=value.encode() or None, timeout_s=0.5)
+            if down:
+                self.say("wrote", name, value=value)
         finally:
             if not grant.is_lost:
-                if down:
-                    self.say("wrote", name, value=value)
                 self._has(name, grant, since_ns)
 
     def _has(self, name: str, grant: Grant, since_ns: int) -> None:
