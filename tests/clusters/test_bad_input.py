@@ -262,9 +262,9 @@ def test_hundreds_of_services_and_two_applies_at_once_are_taken(running: Running
         for each in both:
             output, _ = each.communicate(timeout=DEADLINE_S)
             assert each.returncode == 0
-            assert b"300 defined" in output
+            assert b"280 defined" in output
         for name in ("n0", "n1", "n2"):
-            until(f"{name} to know all", partial(_knows, running, name, 601))
+            until(f"{name} to know all", partial(_knows, running, name, 561))
         running.client("n2").operate("apply", definitions=[], withdraw=[name for own in names for name in own])
         until("them to be forgotten", lambda: len(_services(running, "n0")) == 1)
 

@@ -98,6 +98,14 @@ def test_p8_21_what_nobody_has_told_to_end_is_ended_at_once(
     assert not runner.below()
 
 
+def _sleeps(pid: int) -> bool:
+    """Whether a process waits for the end of its time: it has been executed, and does nothing."""
+    try:
+        return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("way", ["program", "daemon"])
 def test_p8_21_a_program_that_rests_and_was_told_nothing_is_ended_soon(way: str, runner: RealRunner) -> None:
     if way == "program":
@@ -105,6 +113,8 @@ def test_p8_21_a_program_that_rests_and_was_told_nothing_is_ended_soon(way: str,
     else:
         runner.ask(1, "start", *shell("setsid sleep 1000 &"), follows=True)
     assert runner.result(1, "start")["succeeded"]
+    # one that still starts would seem to have been told
+    wait_for("it to rest", lambda: (below := runner.below()) and all(map(_sleeps, below)))
     assert runner.run(2, "stop", "true", timeout_ms=3_600_000, grace_ms=3_600_000)["succeeded"]
     assert not runner.below()
 
