@@ -20,7 +20,7 @@ from muster.daemon.locks.door import Door
 from muster.daemon.locks.host import Host
 from muster.daemon.locks.session import Extra, LockSession
 from muster.daemon.socket.access import Gate
-from muster.locks import EX, PR, NotGranted, Unreachable
+from muster.locks import EX, PR, LocksLost, NotGranted, Unreachable
 from muster.records.access import Groups
 
 DEADLINE_S = 20.0
@@ -228,6 +228,43 @@ def test_p12_9_waits_end_by_cancelling_or_in_time_and_conversions_are_told(tmp_p
             assert len(process.manager.tables.resources["orders:x"].locks) == 2
 
     run(tmp_path, work)
+
+
+def test_p12_19_a_grant_that_comes_together_with_the_wish_to_end_is_lost_and_so_is_its_block(tmp_path: Path) -> None:
+    async def work(process: Alone) -> None:
+        for is_block in (False, True):
+            first = await process.client()
+            await first.space("orders").acquire("x", EX)
+            (holder,) = process.host.holders
+            other = await process.client()
+            waiting = asyncio.create_task((_block if is_block else _grant)(other))
+            while len(process.manager.tables.clients) < 2:  # noqa: ASYNC110 - the lock process tells nobody
+                await asyncio.sleep(0)
+            (lock,) = process.manager.tables.clients[holder]
+            process.manager.unlock(holder, lock)  # with what follows, in one turn of the loop and so in one write
+            process.host.settle()
+            talker = process.host.holders[max(process.host.holders)].talker
+            assert talker is not None
+            talker.say(("end", "this node leaves"))
+            try:
+                await asyncio.wait_for(waiting, DEADLINE_S / 4)
+            finally:
+                for client in (other, first):
+                    await client.close()  # who ends without that, and holds, is killed
+            while process.host.holders:  # noqa: ASYNC110 - the lock process tells nobody
+                await asyncio.sleep(0)
+
+    run(tmp_path, work)
+
+
+async def _grant(client: AsyncLocks) -> None:
+    assert (await client.space("orders").acquire("x", EX)).is_lost
+
+
+async def _block(client: AsyncLocks) -> None:
+    with pytest.raises(LocksLost, match="this node leaves"):
+        async with client.space("orders").lock("x", EX):
+            await asyncio.Event().wait()
 
 
 def test_p12_20_who_has_no_process_there_is_told_so(tmp_path: Path) -> None:

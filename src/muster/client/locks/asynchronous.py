@@ -72,6 +72,8 @@ class AsyncLocking:
         self._grant = await self._space.grant(self._wish, self._on_blocking)
         self._task = asyncio.current_task()
         self._space.exchange.blocks.add(self)
+        if self._space.exchange.failure is not None:
+            self.interrupt(self._space.exchange.failure)
         return self._grant
 
     async def __aexit__(
@@ -128,6 +130,8 @@ class AsyncSpace(AnySpace[AsyncLocking]):
         asked = wish.words(self._quoted)
         known.take(await exchange.ask("lock", asked, known.where, exchange.give_back))
         grant = exchange.granted[known.lock] = AsyncGrant(exchange, known, on_blocking)
+        if exchange.failure is not None:  # it came together with the loss, which has marked all others
+            grant.lose()
         return grant
 
 

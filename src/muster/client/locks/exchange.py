@@ -61,7 +61,7 @@ class Exchange(asyncio.Protocol):
         self._ref = 0
         self._waiting: dict[int, tuple[asyncio.Future[Told], str]] = {}
         self._late: dict[int, Late] = {}  # of requests that were cancelled, and are not answered yet
-        self._failure: LocksLost | None = None
+        self.failure: LocksLost | None = None  # why all that was granted is lost, or will be
         self._closing = False
 
     async def begin(self, processes: Iterable[int], timeout_s: float) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Exchange(asyncio.Protocol):
         `late` is given a grant that comes after the task which waited for it was cancelled.
         """
         if self.is_over:
-            raise self._failure or LocksLost("the connection is closed", where, "connect again")
+            raise self.failure or LocksLost("the connection is closed", where, "connect again")
         ref = self._new_ref()
         future: asyncio.Future[Told] = self._loop.create_future()
         self._waiting[ref] = future, where
@@ -158,10 +158,10 @@ class Exchange(asyncio.Protocol):
             self._welcome.set_exception(ConnectionResetError(why))
         if not self._closing:
             advice = "what was locked may be another's: give it up, then connect again"
-            self._fail(self._failure or LocksLost(why, f"socket {self.path}", advice))
+            self._fail(self.failure or LocksLost(why, f"socket {self.path}", advice))
         for future, where in self._waiting.values():
             if not future.done():
-                future.set_exception(self._failure or LocksLost(why, where, "connect again"))
+                future.set_exception(self.failure or LocksLost(why, where, "connect again"))
                 future.exception()  # nobody may be there to hear it
         self._waiting.clear()
 
@@ -228,10 +228,10 @@ class Exchange(asyncio.Protocol):
         if not self._welcome.done():
             self._welcome.set_exception(Refused(what, where, "correct that, and connect again"))
         else:
-            self._failure = LocksLost(what, where, "correct what the program sends, and connect again")
+            self.failure = LocksLost(what, where, "correct what the program sends, and connect again")
 
     def _fail(self, why: LocksLost) -> None:
-        self._failure = why
+        self.failure = why
         for held in self.granted.values():
             held.lose()
         for block in list(self.blocks):
