@@ -818,6 +818,18 @@ def test_p6_30_from_a_node_on_standby_services_move_away_if_they_can() -> None:
     assert rounds.service("disk").node == 0
 
 
+def test_p6_30_standby_in_the_midst_of_a_restart_does_not_bring_the_service_back_for_ever() -> None:
+    rounds = settled(WEB)
+    node = rounds.service("web").node
+    rounds.held.add(("web", "start"))
+    rounds.ask(RestartService("web"))
+    rounds.settle()
+    assert rounds.at("web") == (STARTING, node)
+    rounds.ask(SetStandby(f"n{node}"))
+    rounds.settle()
+    assert rounds.at("web")[0] is STARTING and rounds.service("web").node != node
+
+
 def test_p6_30_what_is_in_maintenance_stays_on_a_node_on_standby_until_that_is_over() -> None:
     rounds = settled(WEB)
     node = rounds.service("web").node

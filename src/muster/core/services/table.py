@@ -521,9 +521,11 @@ def _stop(service: Service, round_: Round, detail: str) -> None:
     moves = stop is not None and stop.moves and service.wanted
     origin = service.node if moves else NO_NODE
     reason = stop.reason if stop is not None else detail
+    target = NO_NODE if service.target == origin else service.target  # it would be brought back, and so on (P6.30)
     leaving = replace(
-        service, intent=moves, origin=origin, cause="", reason=reason, failed=(), broken="", cleaning=False
-    )
+        service, intent=moves, origin=origin, target=target, cause="", reason=reason, failed=(), broken="",
+        cleaning=False,
+    )  # fmt: skip
     if not service.definition.stop_command and not service.launched and not service.owes:
         _stopped(leaving, round_, reason)  # nothing of it is running (SPEC 6.7)
         return
