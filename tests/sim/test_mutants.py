@@ -32,7 +32,7 @@ BEGIN = {
     "silence-is-word": 9,
     "ignore-withdrawn-term": 38,
     "remember-nothing": 9,
-    "fence-the-next-life": 140,
+    "fence-the-next-life": 630,
 }
 
 

@@ -172,6 +172,9 @@ class Host:
             raise LockRefused("the kernel cannot say here when this client ends: hand over a pidfd of it")
         if request.space == RESERVED and not holder.is_daemon:
             raise LockRefused(f"lockspace {RESERVED} is Muster's own: name another one")
+        if request.space not in self.manager.spaces:
+            known = ", ".join(sorted(set(self.manager.spaces) - {RESERVED})) or "none"
+            raise LockRefused(f"there is no lockspace {request.space[:60]!r}; there are: {known}")
         self._may_wait(client, request.ref)
         lock = self.manager.request(client, request.space, request.name, request.mode, no_queue=request.no_queue)
         self._waits(lock, Wait(client, request.ref, now_s, is_new=True), request.timeout_ms)
