@@ -5,6 +5,8 @@ from pathlib import Path
 from dev_cluster import DevCluster
 from muster.dev.development_cluster import STORE_FILE
 from muster.drivers.store.engine import newest_record
+from muster.drivers.store.remembered_file import FILE
+from patience import wait
 
 SERVICE = """
 [[service]]
@@ -25,13 +27,15 @@ def test_p11_8_after_a_restore_nothing_starts_before_every_node_is_known_to_have
     made = dev_cluster.json("store", "backup", str(store), "--output", str(copy))
     assert b"PRIVATE KEY" not in copy.read_bytes() and copy.stat().st_mode & 0o077 == 0
     dev_cluster.succeed("config", "set", "operator_group", "lost-with-the-store")
+    home = dev_cluster.directory / "nodes" / "n0"
+    wait("n0 to remember the cluster", (home / FILE).exists)  # what a home has not kept yet, nobody knows of it
     before = {name: node["incarnation"] for name, node in dev_cluster.status()["nodes"].items()}
     for name in before:
         dev_cluster.succeed("dev", "kill", name)
     store.unlink()
     earlier = ran.read_text()
 
-    words = ("store", "restore", str(copy), str(store), "--home", str(dev_cluster.directory / "nodes" / "n0"))
+    words = ("store", "restore", str(copy), str(store), "--home", str(home))
     shown = dev_cluster.json(*words)
     assert not shown["done"] and not store.exists(), "it says what it would do"
     done = dev_cluster.json(*words, "--stopped", "n2", "--yes")
