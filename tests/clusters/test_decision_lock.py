@@ -67,6 +67,7 @@ def test_p6_45_whichever_node_has_the_lock_decides_and_the_next_one_when_it_is_l
     dev.succeed("config", "set", "lockspaces", "orders")
     first = wait("a decider", lambda: decider(dev))
     wait("all know it", lambda: all(decider(dev, node) == first for node in NODES))
+    wait("the door of n0's lock process", (dev.directory / "nodes" / "n0" / "locks.sock").exists)
     with connect(directory=dev.directory, node="n0") as locks:
         shown = locks.show(space="muster", name="services")["locks"]
         assert [each["node"] for each in shown[0]["holders"]] == [first["node"]]
@@ -90,6 +91,6 @@ def test_p6_45_whichever_node_has_the_lock_decides_and_the_next_one_when_it_is_l
     now = next_decider(dev, now, next(node for node in NODES if node != now["node"]))
     asked = next(node for node in NODES if node != now["node"])
     dev.succeed("dev", "kill", now["node"])
-    dev.succeed("service", "transfer", "web")
+    wait("web is moved", lambda: dev.run("service", "transfer", "web").returncode == 0)  # once its node is replaced
     wait("web runs elsewhere", lambda: any(is_on(dev, node, asked) for node in NODES if node != now["node"]))
     next_decider(dev, now, asked)

@@ -423,12 +423,27 @@ def test_p4_4_a_restarted_daemon_says_nothing_of_links_that_it_could_not_have_ma
     cluster.run(1500)
     cluster.cut(1, 2)  # so that n1 and n2 do not connect at once
     cluster.cut(0, 2)
-    cluster.restart_daemon(2)
     views = len([item for item in cluster.history if item.node == 2 and isinstance(item.effect, WriteView)])
+    cluster.restart_daemon(2)
     cluster.run(FAST.link_loss_ms(3) - 150)
     assert len([i for i in cluster.history if i.node == 2 and isinstance(i.effect, WriteView)]) == views
     cluster.mend()
     cluster.run(3000)
+    assert all(cluster.state(node) is NodeState.JOINED for node in range(3))
+
+
+def test_p4_4_a_daemon_that_dies_again_soon_after_its_restart_has_lost_no_link() -> None:
+    cluster = joined_cluster(3)
+    cluster.run(1500)
+    for _ in range(4):
+        cluster.end_daemon(1)
+        cluster.run(FAST.link_loss_ms(3) - 150)
+        cluster.restart_daemon(1)
+        cluster.until(
+            "it is heard", lambda: 1 in cluster.core(0).links.connected and 1 in cluster.core(2).links.connected
+        )
+    cluster.run(3000)
+    assert not cluster.traces("node condemned")
     assert all(cluster.state(node) is NodeState.JOINED for node in range(3))
 
 

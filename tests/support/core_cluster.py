@@ -232,11 +232,15 @@ class CoreCluster:
     def restart_daemon(self, node: int, levels: tuple[Level, ...] | None = None) -> None:
         """The daemon dies and its successor starts, in the same incarnation; the runner and its memory stay."""
         life = self.lives[node]
-        self._end_daemon(life)
+        self.end_daemon(node)
         if levels is not None:
             life.levels = levels
         life.owed = []  # subsystems register anew, and are notified anew
         self._start_daemon(life)
+
+    def end_daemon(self, node: int) -> None:
+        """The daemon dies; `restart_daemon` starts its successor."""
+        self._end_daemon(self.lives[node])
 
     def kill(self, node: int) -> None:
         """A power cut: nothing of the node goes on, and it writes nothing any more."""

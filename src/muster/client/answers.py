@@ -36,7 +36,7 @@ def foreign(where: str = _WHERE) -> Refused:
 
 
 def unreachable(path: str, error: BaseException, tried_s: float) -> Unreachable:
-    """The error for a daemon that did not answer."""
+    """The error for a daemon that did not answer; `tried_s`: for how long that was tried."""
     words = {
         FileNotFoundError: "there is no such socket",
         ConnectionRefusedError: "no daemon serves it",
@@ -45,4 +45,5 @@ def unreachable(path: str, error: BaseException, tried_s: float) -> Unreachable:
     cause = getattr(error, "strerror", None) or str(error) or "no answer"
     what = next((text for kind, text in words.items() if isinstance(error, kind)), cause)
     where = f"{_WHERE} {path}"
-    return Unreachable(f"{what} (tried for {tried_s:g} s)", where, "see to it that the node runs, as this very user")
+    tried = f" (tried for {tried_s:g} s)" if tried_s else ""
+    return Unreachable(f"{what}{tried}", where, "see to it that the node runs, as this very user")

@@ -31,6 +31,7 @@ from muster.client.errors import Lost, Refused, Unreachable
 MAXIMUM_CHANGES = 4096  # that nobody has taken yet
 RECONNECT_S = 10.0
 UNKNOWN_WATCHER = "its token"  # where a daemon finds a connection missing that an earlier one had
+NOT_WATCHED = "its event"  # where a daemon finds that the event is not enabled here, or not any more
 _READ_BYTES = 64 * 1024
 
 

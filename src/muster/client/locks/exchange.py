@@ -80,7 +80,7 @@ class Exchange(asyncio.Protocol):
                 return await self._welcome
         except (OSError, TimeoutError) as error:
             self._abandon(connection)
-            raise unreachable(self.path, error, timeout_s) from error
+            raise unreachable(self.path, error, timeout_s if isinstance(error, TimeoutError) else 0.0) from error
         except BaseException:
             self._abandon(connection)
             raise

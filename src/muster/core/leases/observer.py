@@ -363,6 +363,13 @@ class Observer:
         lease = watch.lease
         return lease is None or (node, lease.stamp.incarnation) not in self._confirmed
 
+    def may_live(self, node: int) -> bool:
+        """Whether the node renews its lease, or may do so as no read of this daemon has shown that yet (P4.4)."""
+        if self._watch(node).lease is None:
+            lease = self.strip.lease(node)
+            return lease is not None and lease.state is LeaseState.LIVE
+        return self.is_live(node)
+
     def leads(self, node: int) -> bool:
         """Whether a node that has a claim lives, and it is the claim of this life of it: a dead master leads nobody."""
         if not self.is_live(node) or not node < min(len(self.strip.claims), len(self.strip.leases)):

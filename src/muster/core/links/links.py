@@ -38,6 +38,7 @@ class Links:
         self.next_view_us = started_us
         self._heard_us: dict[int, int] = {}
         self._broken_since: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._judged: dict[int, int] = {}  # each node's view: its sequence when links were judged last
         self._may_have_changed = True  # something has happened that may change whom this node hears
 
     def take(self, change: LinkChange, database: Database, now_us: int, out: Outbox) -> None:
@@ -66,8 +67,9 @@ class Links:
         return due
 
     def connect(self, node: int, incarnation: int, now_us: int) -> None:
-        """A peer is connected."""
+        """A peer is connected. However short that is: the link is not the one that was lost before (P4.4)."""
         self.connected[node] = incarnation
+        self._broken_since.pop((min(self._me, node), max(self._me, node)), None)
         self.hear(node, now_us)
 
     def lose(self, node: int) -> bool:
@@ -162,7 +164,10 @@ class Links:
     ) -> dict[int, frozenset[int]]:
         """Who is outside the surviving set, and which links each of them has lost; nobody while it is not certain."""
         broken = broken_pairs(candidates)
-        self._broken_since = {pair: since for pair, since in self._broken_since.items() if pair in broken}
+        unseen = self._with_unseen_views(candidates, strip)
+        self._broken_since = {
+            pair: since for pair, since in self._broken_since.items() if pair in broken and unseen.isdisjoint(pair)
+        }
         bound_us = self._profile.link_loss_ms(nodes) * US_PER_MS
         certain = False
         for a, b in broken:
@@ -174,6 +179,13 @@ class Links:
             return {}
         outside = candidates.keys() - surviving_set(candidates)
         return {node: frozenset(b if a == node else a for a, b in broken if node in (a, b)) for node in outside}
+
+    def _with_unseen_views(self, nodes: Iterable[int], strip: Strip) -> set[int]:
+        """The others that have written more than one view since the last judgement: one that was not seen may have said
+        that a lost link was there again.
+        """
+        judged, self._judged = self._judged, {node: self._view_beat(node, strip) for node in nodes}
+        return {node for node, beat in self._judged.items() if node != self._me and beat > judged.get(node, beat) + 1}
 
     def _view_beat(self, node: int, strip: Strip) -> int:
         if node == self._me:

@@ -34,7 +34,7 @@ class OwnRegisters:
         self, links: Links, observer: Observer, database: Database, term: Term, now_us: int, early_us: int
     ) -> None:
         """Note who is heard late; write whom this node hears, if that is news, or due within `early_us`."""
-        live = [node for node in database.nodes if observer.is_live(node)]
+        live = [node for node in database.nodes if observer.may_live(node)]
         sightings.note_late(observer, links, database, now_us, self._out)
         heard = links.view_due(len(database.nodes), live, now_us, early_us)
         if heard is not None:

@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from muster.client.watching import UNKNOWN_WATCHER
+from muster.client.watching import NOT_WATCHED, UNKNOWN_WATCHER
 from muster.core.effects import Reply, RunCommand
 from muster.core.events import manager as events
 from muster.core.inputs import AwaitedHere
@@ -248,7 +248,7 @@ class EventManagerShell:
         if verdict == "not enabled":
             raise ControlRefused(
                 f"event {shown(event)} is not watched for here now",
-                where,
+                NOT_WATCHED,
                 "see `muster event list` for what is enabled",
             )
         return {"occurrence": number, "verdict": verdict}

@@ -33,7 +33,7 @@ from typing import ClassVar, NamedTuple, NoReturn
 
 from muster.client.address import SOCKET_FILE
 from muster.client.errors import ClientError, Refused
-from muster.client.watching import Asked, Change, Members, Watcher
+from muster.client.watching import NOT_WATCHED, Asked, Change, Members, Watcher
 from muster.core.launching.checks import (
     NOT_EXECUTED,
     AtWork,
@@ -133,7 +133,7 @@ class Membership:
                 try:
                     watcher.occurred(event, **out)
                 except Refused as refused:
-                    say(f"muster watcher process: {event}: {refused}")
+                    _say_refused(event, refused)
                     return False
             self._untold.popleft()
         return True
@@ -356,7 +356,7 @@ class BuiltIn:
         try:
             self._watcher.occurred(event, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         except Refused as refused:
-            say(f"muster watcher process: {event}: {refused}")
+            _say_refused(event, refused)
 
     # --- programs of services (P8.1) ---
 
@@ -385,7 +385,7 @@ class BuiltIn:
             subject.ended = None
             self._programs.pop(_program_of(subject.asked), None)  # the runner may tell twice: now, and when asked
         except Refused as refused:  # which is the last word only if the event is not to be watched for any more
-            say(f"muster watcher process: {event}: {refused}")
+            _say_refused(event, refused)
             self._later(event, subject, boottime_us() + _LOOK_MS * US_PER_MS)
 
     # --- checks ---
@@ -588,7 +588,7 @@ class BuiltIn:
         try:
             self._watcher.occurred(event, **out)
         except ClientError as error:
-            say(f"muster watcher process: {event}: {error}")
+            _say_refused(event, error)
 
     def _end(self, subject: Subject) -> None:
         if kind_of(subject.asked.parameters) == PROGRAM_WATCHER:
@@ -634,6 +634,12 @@ def milliseconds(text: str, otherwise: int) -> int:
 def number(text: str, otherwise: int) -> int:
     """A number above 0."""
     return max(1, int(text)) if text.isdigit() else otherwise
+
+
+def _say_refused(event: str, error: ClientError) -> None:
+    """A line about what the daemon did not take; none where it ended the event while it was told of it."""
+    if not (isinstance(error, Refused) and error.where == NOT_WATCHED):
+        say(f"muster watcher process: {event}: {error}")
 
 
 def _statuses(text: str) -> frozenset[int]:
