@@ -152,6 +152,10 @@ CASES: dict[str, tuple[tuple[Change, ...], dict[str, Any], str, str, str]] = {
         tuple(FencePlan(node, ()) for node in (0, 1)), {"fences": True}, "not fenced",
         "nothing says how n2 is fenced", "muster fence method n2",
     ),
+    "watchdog": (
+        (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),), {"fences": True, "unarmed": EVERY_NODE},
+        "watchdog", "a watchdog is set for n2, and proves nothing yet", "muster node leave n2",
+    ),
     "standby": ((Standby(1, 1),), {}, "standby", "n1 is on standby: it gets no services, and still has web",
                 "muster node active n1"),
 }  # fmt: skip
@@ -225,6 +229,13 @@ HARMLESS: dict[str, tuple[tuple[Change, ...], dict[str, Any]]] = {
     "boots again after its death": ((LOST,), {}),
     "proven dead, and about to be forced out": ((), {"live": frozenset({0, 2}), "conditions": {**CALM, 1: DEAD}}),
     "all paths of a link": ((), {"paths": (Path(1, "a:1", "down"), Path(1, "b:1", "down"))}),
+    "no watchdog is set": ((), {"fences": True, "unarmed": EVERY_NODE}),
+    "a watchdog is set, and armed": (
+        (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),), {"fences": True, "unarmed": frozenset({0, 1})},
+    ),
+    "a watchdog is set, and one kernel is asked": (
+        (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),), {"unarmed": EVERY_NODE},
+    ),
     "waits for a service at Muster's own level": (
         (), {"stragglers": (STRAGGLER._replace(level=40, name="event manager"),)},
     ),

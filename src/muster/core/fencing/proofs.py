@@ -36,11 +36,20 @@ def of_watchdog(database: Database, node: int, lease: Lease | None) -> str:
         if proves_by_expiry(lease):
             return f"its watchdog ({armed.identity}) once its lease of {lease.lease_ms / 1000:g} s is over"
         return f"(no proof: {armed.identity} is armed, but the clock of this virtual machine may stop)"
+    is_set = watchdog_of(database, node) != NONE
+    return "(no proof: a watchdog is set, and counts from its next boot)" if is_set and is_unarmed(lease) else ""
+
+
+def watchdog_of(database: Database, node: int) -> str:
+    """What is set for a node, by itself or for the cluster; `none` where nothing is (P7.34)."""
     config = database.nodes.get(node)
     own = config.watchdog if config is not None else None
-    is_set = (database.cluster.watchdog if own is None else own) not in ("", NONE)
-    runs = lease is not None and lease.state is LeaseState.LIVE
-    return "(no proof: a watchdog is set, and counts from its next boot)" if is_set and runs else ""
+    return (database.cluster.watchdog if own is None else own) or NONE
+
+
+def is_unarmed(lease: Lease | None) -> bool:
+    """Whether a node runs, and its record names no watchdog."""
+    return lease is not None and lease.state is LeaseState.LIVE and lease.armed is None
 
 
 def proofs_of(database: Database, node: int, *, one_machine: bool, lease: Lease | None = None) -> Proofs:

@@ -41,6 +41,7 @@ HOLDS_US = {
     "maintenance": 0,
     "standby": 0,
     "not fenced": US_PER_S,
+    "watchdog": US_PER_S,
 }
 KINDS = tuple(HOLDS_US)  # the order in which needs of one severity are told: causes before what follows from them
 
@@ -132,6 +133,7 @@ class Seen(Struct, frozen=True):
     fence_troubles: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # node -> fence device -> why (P7.28)
     fences: bool = False  # silence has to be proven from outside here (P7.22)
     watched: frozenset[int] = frozenset()  # nodes whose own watchdog proves their end (P7.30)
+    unarmed: frozenset[int] = frozenset()  # nodes whose lease is live and says that no watchdog is behind it
     fullness: Fullness = Fullness(0, 1)
     paths: tuple[Path, ...] = ()
     stragglers: tuple[Straggler, ...] = ()

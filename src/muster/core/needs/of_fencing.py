@@ -1,12 +1,14 @@
-"""What of fencing needs a person: devices that do not answer, fencing that fails, quarantines (P10.12, P7.25)."""
+"""What of fencing needs a person: devices, failures, quarantines, watchdogs that wait for a boot (P10.12, P7.25)."""
 
 from collections.abc import Iterator
 
+from muster.core.fencing.proofs import watchdog_of
 from muster.core.needs.need import NOTICE, Need, Seen, Suspicion, certain
 from muster.records.database import Database
 from muster.records.fencing import FenceOutcome, FencePhase, Fencing
 from muster.records.levels import NodeState
 from muster.records.terms import NO_NODE
+from muster.records.watchdogs import NONE
 
 LIST = "muster fence list"
 
@@ -24,6 +26,9 @@ def of_fencing(database: Database, seen: Seen) -> Iterator[Suspicion]:
         for node in sorted(database.nodes.keys() - database.fence_plans.keys() - seen.watched):
             if database.member(node).state is NodeState.JOINED:
                 yield certain(_unfenced(database, node))
+    for node in sorted(seen.unarmed & database.nodes.keys()) if seen.fences else ():
+        if database.member(node).state is NodeState.JOINED and watchdog_of(database, node) != NONE:
+            yield certain(_unarmed(database, node))
 
 
 def _of_device(database: Database, name: str, troubled: dict[int, str]) -> Need:
@@ -68,3 +73,9 @@ def _unfenced(database: Database, node: int) -> Need:
     name = database.name_of(node)
     words = f"nothing says how {name} is fenced; if it falls silent, only a person can say that it has stopped"
     return Need("not fenced", f"node/{name}", words, f"muster fence method {name} --help", NOTICE)
+
+
+def _unarmed(database: Database, node: int) -> Need:
+    name = database.name_of(node)
+    words = f"a watchdog is set for {name}, and proves nothing yet; it counts once {name} has left and boots"
+    return Need("watchdog", f"node/{name}", words, f"muster node leave {name}", NOTICE)

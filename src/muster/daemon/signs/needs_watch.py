@@ -10,7 +10,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from muster.core.fencing.proofs import proves_by_expiry
+from muster.core.fencing.proofs import is_unarmed, proves_by_expiry
 from muster.core.needs.machine import Needs, Told, well
 from muster.core.needs.need import Need, Path, Seen, Straggler
 from muster.core.node import insight
@@ -124,6 +124,7 @@ def seen_by(daemon: Daemon, certificates: tuple[Advice, ...]) -> Seen:
         fence_troubles=insight.fence_troubles(node),
         fences=not node.observer.one_machine,
         watched=frozenset(each for each in database.nodes if proves_by_expiry(node.observer.strip.lease(each))),
+        unarmed=frozenset(each for each in database.nodes if is_unarmed(node.observer.strip.lease(each))),
         fullness=insight.fullness(node),
         paths=_paths(daemon, database),
         stragglers=_stragglers(daemon, database),
