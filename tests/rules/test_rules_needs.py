@@ -231,7 +231,8 @@ HARMLESS: dict[str, tuple[tuple[Change, ...], dict[str, Any]]] = {
     "all paths of a link": ((), {"paths": (Path(1, "a:1", "down"), Path(1, "b:1", "down"))}),
     "no watchdog is set": ((), {"fences": True, "unarmed": EVERY_NODE}),
     "a watchdog is set, and armed": (
-        (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),), {"fences": True, "unarmed": frozenset({0, 1})},
+        (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),),
+        {"fences": True, "unarmed": frozenset({0, 1})},
     ),
     "a watchdog is set, and one kernel is asked": (
         (NodeConfig(2, "n2", ("10.0.0.2:7700",), "PEM", watchdog="auto"),), {"unarmed": EVERY_NODE},
