@@ -30,6 +30,10 @@ COMMAND_S = 120.0
 MEMORY_MIB = 512
 STORE_DISK = "/dev/disk/by-id/virtio-store"
 WATCHDOG_ACTIONS = ("reset", "poweroff", "pause", "none")
+# Where a file takes direct I/O of any size, as the shared disk's does, QEMU reads 4096 bytes, changes what the guest
+# writes of them, and writes 4096: three of them undo what the others have written beside it. So no guest writes less.
+BLOCK_BYTES = 4096
+BLOCKS = f"logical_block_size={BLOCK_BYTES},physical_block_size={BLOCK_BYTES}"
 _END_S = 20.0
 _SYNC_S = 2.0
 
@@ -257,7 +261,7 @@ class Guest:
         words += ["-drive", f"if=none,id=own,format=qcow2,file={own}", "-device", "virtio-blk-pci,drive=own"]
         for disk in self._disks:
             drive = f"if=none,id={disk.serial},format=raw,file={disk.file},cache=none,aio=threads,file.locking=off"
-            device = f"virtio-blk-pci,drive={disk.serial},serial={disk.serial},share-rw=on"
+            device = f"virtio-blk-pci,drive={disk.serial},serial={disk.serial},share-rw=on,{BLOCKS}"
             words += ["-drive", drive, "-device", device]
         for card in range(len(wires.CARDS)):
             mac = f"52:54:00:77:0{card}:{self.number:02x}"

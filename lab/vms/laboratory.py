@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from lab.machines import NodeStore
 from lab.sandbox import LabRefused, enter, scratch
 from lab.vms import board, wires, witness
-from lab.vms.guest import STORE_DISK, Disk, Failed, Guest
+from lab.vms.guest import BLOCK_BYTES, STORE_DISK, Disk, Failed, Guest
 from lab.vms.guest_agent import GuestSilent
 from lab.vms.images import Tell, make_base, make_root
 
@@ -49,6 +49,7 @@ class Settings(NamedTuple):
 
     machines: int = 3
     profile: str = "virtualised"
+    timers: tuple[str, ...] = ()  # otherwise than the profile has them, as `muster init --set` takes them
     accelerator: str = "tcg"
     package: Path | None = None  # the newest of build/dist without
     disks: tuple[tuple[str, int], ...] = ()  # further shared disks: their serial, and bytes
@@ -92,6 +93,11 @@ class Laboratory:
             guest.boot()
         for guest in self.guests.values():
             guest.wait_ready()
+            found = guest.shell(
+                f"cat /sys/class/block/$(basename $(readlink -f {STORE_DISK}))/queue/logical_block_size"
+            )
+            if int(found) < BLOCK_BYTES:
+                raise Failed(f"{guest.name}: its disk takes blocks of {found.strip()} bytes: others' writes are undone")
         self.tell(f"{len(self.guests)} machines are up, after {time.monotonic() - began_s:.0f} s")
 
     def form_cluster(self, *, fencing: bool = True) -> None:
@@ -114,7 +120,8 @@ class Laboratory:
         nodes = ",".join(f"{guest.name}={guest.address}:{wires.PORT}" for guest in self.guests.values())
         first.run(
             ["muster", "init", STORE_DISK, "--name", "vms", "--nodes", nodes, "--profile", self.settings.profile,
-             "--slots", str(SLOTS), "--keys", "/root/keys"]
+             "--slots", str(SLOTS), "--keys", "/root/keys",
+             *(word for timer in self.settings.timers for word in ("--set", timer))]
         )  # fmt: skip
         for guest in self.guests.values():
             guest.run(["mkdir", "-p", "-m", "711", HOME])
@@ -179,7 +186,7 @@ class Laboratory:
         for guest in self.guests.values():
             said = "off"
             if guest.is_on:
-                script = "muster --timeout 5 status; journalctl -u musterd -n 25 --no-pager -o cat"
+                script = "muster --timeout 5 status; journalctl -u musterd -n 60 --no-pager -o cat | cut -c1-600"
                 try:
                     said = guest.shell(script, check=False, within_s=40)
                 except (GuestSilent, RuntimeError) as error:

@@ -1,6 +1,8 @@
 """The laboratory of virtual machines: what it judges by, and how it speaks with machines. `make vms` runs it whole."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.vms import board, laboratory
+from lab.machines import NodeStore
+from lab.vms import board, guest, laboratory
 from lab.vms.guest_agent import GuestAgent, GuestSilent
 from lab.vms.monitor import Monitor, MonitorFailed
 from lab.vms.witness import Judgement
@@ -119,3 +122,36 @@ def test_what_the_laboratory_lacks_is_named_with_the_packages(monkeypatch: pytes
     monkeypatch.setattr("shutil.which", lambda _tool: None)
     assert "apt-get install" in laboratory.missing()
     assert "qemu-system-x86" in laboratory.missing()
+
+
+@pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-utils")
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
+@pytest.mark.parametrize(("block_bytes", "undone"), [(512, True), (guest.BLOCK_BYTES, False)])
+def test_an_emulator_undoes_what_others_write_beside_a_block_that_is_smaller_than_the_guests(
+    tmp_path: Path, block_bytes: int, undone: bool
+) -> None:
+    """Why guests have large blocks. Two emulators write neighbouring blocks of the shared disk again and again."""
+    backing, ways = tmp_path / "backing", [tmp_path / "way0", tmp_path / "way1"]
+    backing.write_bytes(bytes(64 * 1024))
+    stores = [NodeStore(way, backing) for way in ways]
+    try:
+        for store in stores:
+            store.set("slow 200")  # between the emulator's reading and its writing
+        lost = any(_written_at_once(ways, backing, block_bytes, turn) for turn in range(1, 9))
+        assert lost == undone
+    finally:
+        for store in stores:
+            store.close()
+
+
+def _written_at_once(ways: list[Path], backing: Path, block_bytes: int, turn: int) -> bool:
+    """Whether of two blocks, each written by an emulator of its own, one is not as it was written."""
+    commands = [f"write -P {turn} {at * block_bytes} {block_bytes}" for at in range(len(ways))]
+    words = ("qemu-io", "-f", "raw", "--cache=none", "-c")
+    writers = [
+        subprocess.Popen([*words, command, way], stdout=subprocess.DEVNULL)
+        for command, way in zip(commands, ways, strict=True)
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    data = backing.read_bytes()
+    return any(data[at * block_bytes] != turn for at in range(len(ways)))
