@@ -54,6 +54,29 @@ def test_p12_33_an_address_is_a_whole_one_and_a_node_has_a_number_above_zero() -
     assert id_of(0) == 1
 
 
+def test_p12_37_a_number_means_one_life_at_one_address_and_the_old_one_goes_first(configured: Path) -> None:
+    """The slot of a removed node has another one, at another address. (The kernel's folders go with their files.)"""
+    hosts = {0: "10.0.0.1", 1: "10.0.0.2"}
+    locks = KernelLocks("prod", 0, lambda: hosts, configured)
+    locks.carry_out(Reach(((0, "500"), (1, "600"))))
+    folder = configured / "sys/kernel/config/dlm/cluster/comms/2"
+    hosts[1] = "10.0.0.9"
+    locks.carry_out(Reach(((0, "500"), (1, "600"))))
+    assert (folder / "addr").read_bytes() == address_of("10.0.0.2")  # the same life: nothing is taken away under it
+    for file in ("nodeid", "addr"):
+        (folder / file).unlink()
+    locks.carry_out(Reach(((0, "500"),)))
+    assert not folder.exists()
+    locks.carry_out(Reach(((0, "500"), (1, "700"))))
+    assert (folder / "addr").read_bytes() == address_of("10.0.0.9")
+    assert (folder / "nodeid").read_text() == "2"
+    for file in ("nodeid", "addr"):
+        (folder / file).unlink()
+    hosts[1] = "10.0.0.3"
+    locks.carry_out(Reach(((0, "500"), (1, "800"))))  # the next life at once: the old folder is made anew
+    assert (folder / "addr").read_bytes() == address_of("10.0.0.3")
+
+
 def test_p12_34_a_kernel_with_lockspaces_is_found_and_not_taken_over(configured: Path, tmp_path: Path) -> None:
     assert held(str(configured / "sys/kernel/dlm")) == ["fs"]
     assert held(str(tmp_path / "nowhere")) == []

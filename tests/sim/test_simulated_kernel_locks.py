@@ -1,4 +1,4 @@
-"""Random histories of the kernels' lockspaces, judged at every command (P12.30-P12.33; see `kernel_world.py`)."""
+"""Random histories of the kernels' lockspaces, judged at every command (P12.30-P12.36; see `kernel_world.py`)."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from muster.core.locks.kernel import KernelSpaces
 
 SEEDS = 2 * int(os.environ.get("MUSTER_SIM_SEEDS", "96"))
 BATCHES = 4
-KNOWN_JAMS = {227}  # a fault that is still to be mended: see the test below, and docs/LOCKS.md
+FOUND = (134, 227, 597, 652, 695, 748, 1940)  # seeds that once showed a fault
 
 
 @pytest.mark.random_faults
@@ -23,7 +23,7 @@ def test_p12_30_p12_31_p12_32_all_stop_before_any_starts_and_nobody_starts_befor
     And in the end everybody who waits has been let in or let go, wherever a death has come between.
     """
     entered = ends = faults = 0
-    for seed in sorted(set(range(batch, SEEDS, BATCHES)) - KNOWN_JAMS):
+    for seed in sorted({*range(batch, SEEDS, BATCHES), *FOUND[batch::BATCHES]}):
         world = KernelWorld(seed, faults=20 if seed // BATCHES % 2 else 8)
         try:
             world.run()
@@ -34,18 +34,8 @@ def test_p12_30_p12_31_p12_32_all_stop_before_any_starts_and_nobody_starts_befor
     assert entered > SEEDS // BATCHES * 4 and ends > SEEDS // BATCHES and faults > SEEDS // BATCHES * 3
 
 
-@pytest.mark.parametrize("seed", sorted(KNOWN_JAMS))
-def test_p12_31_a_change_that_nobody_answers_is_still_to_be_mended(seed: int) -> None:
-    """Known: the coordinator awaits an answer for ever, so who waits to be let go waits until the next round begins.
-
-    It is unsafe for nobody. Whoever mends it takes the seed out of `KNOWN_JAMS`, and this test with the last one.
-    """
-    with pytest.raises(Broken, match="no rest"):
-        KernelWorld(seed, faults=20 if seed // BATCHES % 2 else 8).run()
-
-
 def _answers_at_once(self: KernelSpaces, message: Any) -> None:
-    self._send(self._coordinator, message)
+    self._send(self.coordinator, message)
 
 
 def _stops_nothing(self: KernelSpaces, _name: str) -> None:

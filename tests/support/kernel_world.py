@@ -1,9 +1,9 @@
-"""The kernels' lockspaces in virtual time, on the nodes of `lock_world.py`, and a checker (P12.30-P12.34).
+"""The kernels' lockspaces in virtual time, on the nodes of `lock_world.py`, and a checker (P12.30-P12.36).
 
 `KernelWorld(seed).run()` is one history: lockspaces are made and given up on all nodes, a kernel takes its time for
-each command, nodes die, pause, are cut off, join and leave at any moment. The kernel here is a model of Linux's: what
-is started grants locks among its members, who waits to be let in waits until it is told, and what has not been stopped
-goes on.
+each command, nodes die, pause, are cut off, join and leave at any moment, lock processes are told to end. The kernel
+here is a model of Linux's: what is started grants locks among its members, who waits to be let in waits until it is
+told, and what has not been stopped goes on.
 
 The checker looks at every command that a kernel carries out. It knows all kernels, those of the dead as well, until
 their deaths are proven.
@@ -54,6 +54,7 @@ class KernelWorld(World):
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.starts = self.entered_spaces = self.ends = 0
         self.is_on = True
+        self.over: set[tuple[int, int]] = set()  # lock processes that are told to end
 
     # ---- kernels
 
@@ -173,10 +174,20 @@ class KernelWorld(World):
         space.awaits = "end"
         self.deliver(host, lambda: host.manager.kernel_asks(name, enters=False))
 
-    def may_restart(self, host: Host) -> bool:
-        """A lock process does not end by its own wish while its kernel has a lockspace (P12.34)."""
+    def restart(self, host: Host) -> None:
+        """Its process is told to end: whoever waits is refused, and it ends when there is no lockspace (P12.34)."""
+        self.over.add(host.identity)
+        self.deliver(host, host.manager.kernel.give_up)
+        self.after(self.random.randrange(1, 500), self.end_when_unused, host)
+
+    def end_when_unused(self, host: Host) -> None:
+        """As the process does it: not before the kernel has no lockspace, nor with anything left to do."""
         kernel = self.kernel(host)
-        return super().may_restart(host) and not kernel.spaces and not kernel.commands
+        is_unused = not kernel.spaces and not kernel.commands and not host.manager.kernel.spaces
+        if self.may_restart(host) and is_unused:
+            super().restart(host)
+        elif host.alive and not self.is_down(host.node):
+            self.after(500, self.end_when_unused, host)
 
     # ---- the end
 
@@ -190,7 +201,8 @@ class KernelWorld(World):
         for round_ in range(400):
             self.until(self.now + 2000)
             for host in list(self.hosts.values()):
-                if host.alive and not host.paused and host.manager._locking.is_leaving:
+                is_over = host.manager._locking.is_leaving or host.identity in self.over
+                if host.alive and not host.paused and is_over:
                     for name, space in self.kernel(host).spaces.items():
                         if space.awaits == "" and space.is_in:
                             self.give_up_space(host, name)
@@ -206,6 +218,7 @@ class KernelWorld(World):
             and not any(host.seat.is_behind for host in living)
             and all(not kernel.commands and not kernel.is_busy for kernel in map(self.kernel, living))
             and all(host.manager.recovery.phase is Phase.AT_REST for host in self.members())
+            and all(host.identity not in self.over for host in living)
             and all(not space.awaits for host in living for space in self.kernel(host).spaces.values())
         )
 

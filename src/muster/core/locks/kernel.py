@@ -1,4 +1,4 @@
-"""The lockspaces of the nodes' kernels, driven by the same rounds as the lock manager beside it (P12.30-P12.34).
+"""The lockspaces of the nodes' kernels, driven by the same rounds as the lock manager beside it (P12.30-P12.36).
 
 Theory of operation. A lockspace of the kernel is stopped, given its members and started, on every node that is in it,
 and never otherwise than this: all its members are stopped before any of them is started, and all are started with the
@@ -45,6 +45,10 @@ class Standing(IntEnum):
     MEMBER = 2
     ENDING = 3  # who had it has given it up, and waits to be let go
     ABANDONED = 4  # as ENDING, and it was never let in
+    REFUSED = 5  # it waits for nothing any more; the coordinator does not know yet
+
+
+_IN = frozenset({Standing.MEMBER, Standing.ENDING})  # the kernel has been told to start it
 
 
 class Space:
@@ -116,8 +120,10 @@ class KernelSpaces:
         self.spaces: dict[str, Space] = {}
         self.epoch = 0  # the newest round
         self.is_settled = False  # the round is resumed here
+        self._is_over = False  # this process ends: nobody is let in any more
+        self.has_emptied = False  # this node has said that nothing more comes of it, as coordinator neither
         self._send = send
-        self._coordinator = NOBODY
+        self.coordinator = NOBODY
         self._told: dict[Seat, KernelSaid] = {}
         self._after: dict[str, tuple[int, frozenset[Seat]]] = {}  # identity and members by the words of all
         self._affected: set[str] = set()
@@ -140,7 +146,7 @@ class KernelSpaces:
         """The kernel has carried out this command, and all before it."""
         self._done = number
         while self._answers and self._answers[0][0] <= number:
-            self._send(self._coordinator, self._answers.pop(0)[1])
+            self._send(self.coordinator, self._answers.pop(0)[1])
 
     @property
     def has_done_all(self) -> bool:
@@ -149,7 +155,7 @@ class KernelSpaces:
 
     def entering(self, name: str, *, is_leaving: bool) -> None:
         """Somebody on this node has made a lockspace and waits to be let in (P12.31)."""
-        if not self.is_on or is_leaving:
+        if not self.is_on or self._is_over or is_leaving:
             self._command(Refuse(name))
             return
         self.spaces[name] = Space()
@@ -158,18 +164,29 @@ class KernelSpaces:
     def ending(self, name: str) -> None:
         """Who had a lockspace on this node waits to be let go, or waits for nothing any more."""
         space = self.spaces.get(name)
-        if space is None:
+        if space is None or space.standing is Standing.REFUSED:
             self._command(End(name))
             return
         space.standing = Standing.ENDING if space.standing is Standing.MEMBER else Standing.ABANDONED
         self._wish(name)
 
     def give_up(self) -> None:
-        """This node takes no part any more: whoever still waits to be let in is told that it is not (P12.34)."""
+        """This process is to end: whoever still waits to be let in is told that it is not (P12.34).
+
+        The coordinator may be letting it in at this moment, so the lockspace stays on this node's list until that one
+        has heard of it, and has taken it out.
+        """
+        self._is_over = True
         for name, space in list(self.spaces.items()):
-            if space.standing in (Standing.ENTERING, Standing.ABANDONED):
-                del self.spaces[name]
-                self._command(Refuse(name) if space.standing is Standing.ENTERING else End(name))
+            if space.standing is Standing.ENTERING:
+                self._refuse(name)
+                self._wish(name)
+            if not self.epoch:  # this node was in no round, so nobody knows of it
+                self._end(name)
+
+    def _refuse(self, name: str) -> None:
+        self.spaces[name].standing = Standing.REFUSED
+        self._command(Refuse(name))
 
     def _command(self, command: Command) -> None:
         self._given += 1
@@ -185,8 +202,27 @@ class KernelSpaces:
         self._command(Stop(name))
 
     def _end(self, name: str) -> None:
-        del self.spaces[name]
-        self._command(End(name))
+        space = self.spaces.pop(name)
+        if space.standing is not Standing.REFUSED:  # else it is gone, or is another one that is refused, too
+            self._command(End(name))
+
+    # ---- the end of a leave (P12.35, P12.36)
+
+    @property
+    def is_done_with(self) -> bool:
+        """Whether nothing more comes of this node: no lockspace, no answer that it owes, no duty (P12.35, P12.36)."""
+        has_duty = self._change is not None or self._wishes or any(members for _, members in self._after.values())
+        return not self.spaces and not self._answers and not (self.coordinator == self.me[0] and has_duty)
+
+    def emptied(self, node: int) -> None:
+        """Nothing more comes of a node that leaves. If it was the coordinator, nobody is in a lockspace (P12.36)."""
+        if node != self.coordinator or not self.is_settled:
+            return
+        for name, space in list(self.spaces.items()):
+            assert space.standing not in _IN, f"{name}: the coordinator has gone, and this node is in it"
+            if space.standing is Standing.ENTERING:
+                self._refuse(name)
+            self._end(name)
 
     # ---- rounds (P12.32)
 
@@ -207,7 +243,7 @@ class KernelSpaces:
         facts = tuple(
             KernelFact(name, space.identity, tuple(sorted(space.members)), space.standing, space.is_stopped)
             for name, space in sorted(self.spaces.items())
-            if space.standing in (Standing.MEMBER, Standing.ENDING)
+            if space.standing in _IN
         )
         said = KernelSaid(self.epoch, facts)
         self._told[self.me] = said
@@ -227,11 +263,12 @@ class KernelSpaces:
         elif epoch >= self.epoch:
             self._early.append((seat, message))
 
-    def settle(self, roster: Mapping[int, int]) -> None:
+    def settle(self, roster: Mapping[int, int], coordinator: int) -> None:
         """All have stopped, so all have said what they have: stop whatever is not the same everywhere.
 
-        `roster`: the incarnation of each node of the level.
+        `roster`: the incarnation of each node of the level; `coordinator`: the same for all, by what they have said.
         """
+        self.coordinator = coordinator
         views: dict[str, list[KernelFact]] = {}
         members: dict[str, set[Seat]] = {}
         for seat in _seats(roster):
@@ -254,9 +291,11 @@ class KernelSpaces:
         said = self._told.get(self.me)
         return said is not None and said.epoch == self.epoch and any(fact.name == name for fact in said.facts)
 
-    def resume(self, roster: Mapping[int, int], coordinator: int) -> None:
-        """All are ready: the dead are proven dead, and whatever was stopped is started with whom is left."""
-        self._coordinator = coordinator
+    def resume(self, roster: Mapping[int, int], *, is_alone: bool) -> None:
+        """All are ready: the dead are proven dead, and whatever was stopped is started with whom is left.
+
+        `is_alone`: the coordinator has resumed already, and has said that nothing more comes of it (P12.36).
+        """
         if self.takes_part:
             self._command(Reach(tuple(sorted(_seats(roster)))))
         for name in sorted(self._affected & self.spaces.keys()):
@@ -273,6 +312,8 @@ class KernelSpaces:
         for name in list(self.spaces):
             if name in self.spaces:  # one wish may have been granted at once
                 self._wish(name)
+        if is_alone:
+            self.emptied(self.coordinator)
         early, self._early = self._early, []
         for seat, message in early:
             self._hear(seat, message)
@@ -282,10 +323,12 @@ class KernelSpaces:
     def _wish(self, name: str) -> None:
         space = self.spaces[name]
         if self.is_settled and space.standing is not Standing.MEMBER:
-            self._send(self._coordinator, KernelWish(self.epoch, name, space.standing is Standing.ENTERING))
+            self._send(self.coordinator, KernelWish(self.epoch, name, space.standing is Standing.ENTERING))
 
     def _take(self, seat: Seat, message: Message) -> None:
         match message:
+            case KernelWish() if self.has_emptied:
+                pass  # who wishes is still to hear that, and helps itself (P12.36)
             case KernelWish():
                 self._wishes.append((seat, message))
                 self._next_change()
@@ -355,7 +398,7 @@ class KernelSpaces:
     # ---- what the coordinator asks of this node; it answers when the kernel has done it
 
     def _halt(self, turn: int, name: str) -> None:
-        if self.spaces[name].standing is not Standing.ABANDONED:
+        if self.spaces[name].standing in _IN:
             self._stop(name)
         self._answer(KernelHalted(self.epoch, turn))
 
@@ -365,7 +408,7 @@ class KernelSpaces:
         if self.me not in members:
             self._end(go.name)
         elif go.seat != self.me[0]:
-            if space.standing is not Standing.ABANDONED:
+            if space.standing in _IN:
                 self._start(go.name, go.identity, members, enters=False)
         elif space.standing is Standing.ENTERING:
             space.standing = Standing.MEMBER

@@ -285,6 +285,7 @@ class LockManager:
                 recovery.take_stopped(node, incarnation, message)
             else:
                 recovery.emptied[node] = incarnation
+                self.kernel.emptied(node)
             self._rounds.go_on()
             return
         member = recovery.roster.get(node)
@@ -303,6 +304,7 @@ class LockManager:
                 self.tables.directory.drop(message.key, node, message.token)
             case KernelWish() | KernelHalt() | KernelHalted() | KernelGo() | KernelStarted():
                 self.kernel.heard(node, incarnation, message)
+                self._rounds.acknowledge()  # the last change may have been what a leave waits for (P12.36)
             case Suspect() | Collect() | Edges() | Chosen():
                 self._search(node, message)
             case _:

@@ -50,6 +50,7 @@ class Rounds:
         self.is_paced = False  # go on with `work` only, piece by piece; else at once
         self.is_out = False  # all have done with its leave: it only acknowledges what others' transitions still ask
         self._job: Iterator[None] | None = None
+        self._owes_rebuilt = False  # all is told, and not yet that it is
         self._may_hold_absent = False  # resources here may have locks of nodes that are proven dead
 
     def told(self, step: Step) -> None:
@@ -92,6 +93,7 @@ class Rounds:
     def _begin(self, step: Step) -> None:
         recovery, tables = self._recovery, self._tables
         recovery.begin(step)
+        self._owes_rebuilt = False
         self._kernel.begin(recovery.epoch)
         self._search.give_up()
         if step.kind in AT_ONCE:
@@ -140,12 +142,16 @@ class Rounds:
 
     def go_on(self) -> None:
         """As far as the round can go now."""
+        if self.is_out:
+            return  # its kernel may still be told that somebody is refused
         recovery = self._recovery
         for work in list(recovery.work.values()):
             step = work.step
             if step.kind is Kind.LEAVING and step.barrier == 2 and recovery.has_emptied(step.node):
                 self._see_off(step.node)
         if self._job is None:
+            if self._owes_rebuilt and self._kernel.has_done_all:
+                self._say_rebuilt()
             if recovery.all_have_stopped:
                 self._start(self._tell_all())
             elif recovery.all_have_told:
@@ -189,17 +195,23 @@ class Rounds:
         """All have stopped: tell what this node knows to whom it concerns."""
         recovery = self._recovery
         recovery.begin_telling()
-        self._kernel.settle(self._seats())
+        self._kernel.settle(self._seats(), recovery.coordinator)
         for each in recovery.tell(self._tables, lambda lock: self._locking.denied(lock, Reason(lock.cancelling))):
             if each is not None:
                 self._wires.send(*each)
             yield
         self._refuse_early()
         recovery.end_telling()
-        for node in recovery.roster:
+        self._owes_rebuilt = True
+
+    def _say_rebuilt(self) -> None:
+        """All is told, and this node's kernel has stopped what the round concerns: others rely on both (P12.32)."""
+        self._owes_rebuilt = False
+        rebuilt = Rebuilt(self._recovery.epoch)
+        for node in self._recovery.roster:
             if node != self._node:
-                self._wires.send(node, Rebuilt(recovery.epoch))
-        self._wires.deal(self._node, self._incarnation, Rebuilt(recovery.epoch))
+                self._wires.send(node, rebuilt)
+        self._wires.deal(self._node, self._incarnation, rebuilt)
 
     def _build(self) -> Iterator[None]:
         """All have told: become the master of what was told to this node."""
@@ -223,8 +235,8 @@ class Rounds:
         """All are ready: go on with what was stopped. What is not reached yet still stands as it stood."""
         recovery, tables = self._recovery, self._tables
         recovery.resume()
-        staying = [node for node, member in recovery.roster.items() if member.stays]
-        self._kernel.resume(self._seats(), min(staying or recovery.roster))
+        is_alone = not recovery.stays(coordinator := self._kernel.coordinator) and recovery.has_emptied(coordinator)
+        self._kernel.resume(self._seats(), is_alone=is_alone)
         mine = {bucket for bucket, node in enumerate(recovery.places) if node == self._node}
         yield from tables.directory.prune(mine, {node for node, member in recovery.roster.items() if member.stays})
         for number, key in enumerate(list(tables.frozen)):
@@ -258,7 +270,7 @@ class Rounds:
 
     def acknowledge(self) -> None:
         """What this node has done of each transition's newest step (P12.11)."""
-        if self._is_at_rest and self._locking.is_leaving and not self._locking.count and not self._kernel.spaces:
+        if self._is_at_rest and self._locking.is_leaving and not self._locking.count and self._kernel.is_done_with:
             self._say_emptied()
         for name, work in list(self._recovery.work.items()):
             step = work.step
@@ -290,6 +302,7 @@ class Rounds:
         if self._node in self._recovery.emptied:
             return
         self._recovery.emptied[self._node] = self._incarnation
+        self._kernel.has_emptied = True
         for node in self._recovery.roster:
             if node != self._node:
                 self._wires.send(node, Emptied())

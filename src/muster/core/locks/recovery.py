@@ -274,6 +274,13 @@ class Recovery:
         self.heard_of(self._agreed)
         self.phase = Phase.REBUILDING
 
+    @property
+    def coordinator(self) -> int:
+        """Who lets nodes into the kernel's lockspaces; the same for all when all have stopped (P12.31, P12.36)."""
+        staying = [node for node, member in self.roster.items() if member.stays]
+        last = [node for node in self.roster if not self.has_emptied(node)]
+        return min(staying or last or self.roster)
+
     def tell(self, tables: Tables, end_wait: Callable[[Lock], None]) -> Outgoing:
         """All that this node has to tell, and to whom; to itself, too (P12.12). In pieces: None is a pause.
 

@@ -45,7 +45,7 @@ class CannotDrive(Exception):
 
 
 def id_of(node: int) -> int:
-    """What the kernel calls a node: a small number above 0, the same as long as the node has its slot."""
+    """What the kernel calls a node: a small number above 0, the same for as long as the node is configured (P12.37)."""
     return node + 1
 
 
