@@ -196,3 +196,28 @@ def test_p6_44_a_decision_is_committed_only_as_its_decider_and_from_the_newest_i
         refusal(replace(GOOD, changes=(Forget("member", "1"),))),
     ]
     assert all(refused), refused
+
+
+def test_p6_43_services_are_decided_under_a_steady_stream_of_entries() -> None:
+    """Every decision of the decider arrives one entry late, and it asks anew: the master decides in between."""
+    cluster = locking_cluster()
+    hold(cluster, 2, 1024, 1)
+    cluster.holds = lambda envelope: isinstance(envelope.message, Proposal)
+    grants, deciders = 1, set()
+    for number in range(60):
+        late, cluster.held = cluster.held, []
+        if number % 20 == 0:
+            assert {each.state for each in cluster.database.services.values()} <= {ServiceState.REGISTERED}
+            cluster.do(0, ApplyServices((replace(WEB, name=f"web{number}"),)))
+        cluster.do(0, ConfigureCluster("lockspaces", f"orders,r{number}"))
+        for envelope in late:
+            cluster.deliver(envelope)
+        cluster.run(20)
+        deciders.add(recorded(cluster)[0])
+        if recorded(cluster)[0] == NO_NODE:
+            grants += 1
+            cluster.give(2, DecisionLock((1024, grants)))
+    assert {service.state for service in cluster.database.services.values()} == {ServiceState.REGISTERED}
+    assert len(cluster.database.services) == 3
+    assert deciders == {NO_NODE, 2}  # of each moment one is recorded, so `status` and `why` say who
+    assert grants > 2
