@@ -17,7 +17,8 @@ from muster.core.effects import RunCommand
 from muster.core.launching.ledger import DETAIL_CHARACTERS
 from muster.drivers.image.commands import MAXIMUM_NAME_CHARACTERS
 from muster.drivers.image.process_tree import read_parents, send
-from muster.drivers.image.runner import OUTBOX_LIMIT, PACKET_BYTES
+from muster.drivers.image.runner import OUTBOX_LIMIT
+from muster.drivers.image.runner_packets import PACKET_BYTES
 from muster.drivers.runner_client import RunnerClient, RunnerLost
 from muster.records.services import CommandState
 from real_node import DEADLINE_S, wait_for

@@ -10,7 +10,7 @@ import pytest
 
 from muster.core.effects import RunCommand
 from muster.drivers import runner_client
-from muster.drivers.image.runner import PACKET_BYTES
+from muster.drivers.image.runner_packets import PACKET_BYTES
 from muster.drivers.runner_client import CommandEnded, ProgramExited, RunnerClient, RunnerLost
 from muster.records.services import CommandState
 

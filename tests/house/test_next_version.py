@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from muster.daemon.main import version_problem
+from muster.daemon.shell.releases import version_problem
 from muster.drivers.store.choice import ENGINES, engine_of
 from muster.drivers.store.failures import StoreFailed
 from muster.records.database import decode_database, decode_entry

@@ -8,7 +8,7 @@ from muster.core.effects import Reply
 from muster.core.inputs import RestartHeld
 from muster.core.versions import revisions
 from muster.core.versions.revisions import MAXIMUM_REVISIONS, MAXIMUM_UNDO_BYTES, UnknownVersion
-from muster.daemon.main import version_problem
+from muster.daemon.shell.releases import version_problem
 from muster.records.access import Author, Groups, Role
 from muster.records.configuration import ConfigureCluster, FinishUpgrade, RollBack
 from muster.records.database import Database

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from muster.drivers.image.environment import NODE_HOME
 from muster.drivers.image.guard import Options, empty_home, guard_command
-from muster.drivers.image.init_process import NODE_HOME
 from muster.drivers.image.process_tree import read_command_line, read_environment, read_name, read_parents, send
 from muster.drivers.store.disk.geometry import new_header
 from muster.drivers.store.disk.lease_store import GuardStore

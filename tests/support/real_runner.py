@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muster.drivers.image.init_process import NODE_HOME
+from muster.drivers.image.environment import NODE_HOME
 from muster.drivers.image.process_tree import descendants, read_environment, read_name, read_parents, send
-from muster.drivers.image.runner import PACKET_BYTES
+from muster.drivers.image.runner_packets import PACKET_BYTES
 from real_node import DEADLINE_S, SOURCE, wait_for
 
 PROGRAM = """

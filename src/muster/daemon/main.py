@@ -16,6 +16,7 @@ from muster.daemon.log.log_file import LogRefused, add_log_options, prepare_log
 from muster.daemon.metrics.endpoint import VARIABLE, MetricsRefused, check_endpoint
 from muster.daemon.shell.home_memory import refusal
 from muster.daemon.shell.leaving import LONGEST_STOP
+from muster.daemon.shell.releases import version_problem
 from muster.daemon.trust.authority_keys import AuthorityKeys
 from muster.daemon.trust.trust import (
     CERTIFICATE_FILE,
@@ -43,7 +44,7 @@ from muster.records.durations import duration_of
 from muster.records.nodes import NodeConfig
 from muster.records.profiles import profile_with
 from muster.records.timing import PROFILES, InconsistentProfile
-from muster.records.versions import HIGHEST, LOWEST, WATCHDOGS
+from muster.records.versions import WATCHDOGS
 from muster.records.watchdogs import NONE as NO_WATCHDOG
 
 EXIT_REFUSED = 3
@@ -279,17 +280,6 @@ def renew_expired(store: str, name: str, home: str) -> None:
     subject = Subject(config.node, config.name, cluster.identity)
     job = Reissue(authority, keys.path(authority), ((subject, config.certificate),), cluster.certificate_lifetime_s)
     write_private(Path(home) / CERTIFICATE_FILE, carry_out(job).certificates[0])
-
-
-def version_problem(database: Database) -> str:
-    """Why this release cannot take part in the cluster, in words; empty where it can (SPEC 9.2, P10.1)."""
-    active = database.cluster.active_version
-    if LOWEST <= active <= HIGHEST:
-        return ""
-    return (
-        f"version {active} is active in cluster {database.cluster.name}, and this release knows versions {LOWEST} to "
-        f"{HIGHEST}; install a release on this machine that knows version {active}"
-    )
 
 
 def _configured(database: Database, name: str, store: str) -> NodeConfig:

@@ -28,7 +28,6 @@ from muster.daemon.history.flight_recorder import FlightRecorder
 from muster.daemon.history.observations import requested
 from muster.daemon.log.log_file import keep_log_bounded
 from muster.daemon.loop import CONNECTION
-from muster.daemon.main import version_problem
 from muster.daemon.metrics.endpoint import VARIABLE as METRICS
 from muster.daemon.metrics.endpoint import Endpoint, MetricsRefused
 from muster.daemon.shell.daemon import Daemon, boottime_us
@@ -36,7 +35,7 @@ from muster.daemon.shell.guard_channel import GuardChannel
 from muster.daemon.shell.home_memory import HomeMemory, refusal
 from muster.daemon.shell.leaving import NO_MASTER_S
 from muster.daemon.shell.readiness import keep_service_manager_informed
-from muster.daemon.shell.releases import release
+from muster.daemon.shell.releases import release, version_problem
 from muster.daemon.shell.turns import TimedSelector, run_timed
 from muster.daemon.signs.needs_watch import NeedsWatch
 from muster.daemon.signs.signs import SignsWatch
@@ -44,8 +43,8 @@ from muster.daemon.socket.desk import Requests
 from muster.daemon.socket.server import ControlServer, SocketRefused
 from muster.daemon.trust.trust import KEY_FILE, is_out_of_time
 from muster.drivers.certificates.certificates import CertificateRefused
-from muster.drivers.image.deadman import read_boot_id
-from muster.drivers.image.init_process import IMAGE, INIT_FD
+from muster.drivers.image.deadman import read_boot_id, settle_memory
+from muster.drivers.image.environment import IMAGE, INIT_FD
 from muster.drivers.image.kernels_word import read_machine_id
 from muster.drivers.image.log_lines import Log
 from muster.drivers.image.process_tree import parent_of
@@ -232,6 +231,7 @@ async def _serve(
         guard.panic(str(error))  # another attempt of the same daemon would fail the same way
         return
     daemon.note("daemon started", f"process {os.getpid()}, incarnation {node.incarnation}")
+    settle_memory()
     endpoint = await _serve_metrics(daemon)
     signs = SignsWatch(daemon, OwnLinks())
     daemon.spawn(signs.watch(_hosts(config.addresses)))

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from muster.core.effects import RunCommand
 from muster.core.inputs import AwaitedHere
-from muster.drivers.image.runner import PACKET_BYTES, SEND_BUFFER_BYTES
+from muster.drivers.image.runner_packets import PACKET_BYTES, SEND_BUFFER_BYTES
 from muster.records.messages import PlaceAwaited
 from muster.records.numbers import NO_STATUS
 from muster.records.services import CommandState

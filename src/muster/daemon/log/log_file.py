@@ -8,7 +8,7 @@ import asyncio
 import os
 import stat
 
-from muster.drivers.image.init_process import IMAGE
+from muster.drivers.image.environment import IMAGE
 from muster.drivers.image.log_lines import FILE, FILE_BYTES, FORMAT, FORMATS, LEVEL, LEVELS, Log
 from muster.drivers.image.log_writer import DEFAULT_BYTES, LEAST_BYTES, rotate
 

@@ -19,6 +19,7 @@ Only the C library is called, through ctypes, so that the image stays small.
 """
 
 import ctypes
+import gc
 import mmap
 import os
 import resource
@@ -257,6 +258,16 @@ def mount_own_proc() -> None:
     _call("mount(/proc)", _libc.mount(b"proc", b"/proc", b"proc", flags, None), advice)
     if os.readlink("/proc/self") != str(os.getpid()):
         raise DeadmanFailed(f"mount(/proc): it shows another PID namespace; {advice}")
+
+
+def settle_memory() -> None:
+    """What this process has loaded by now stays: collections pass it by from here on, and what loading has used and
+    freed goes back to the kernel, where the C library can give it back. Before memory is locked, or a child forked.
+    """
+    gc.collect()
+    gc.freeze()
+    if hasattr(_libc, "malloc_trim"):  # of glibc alone
+        _libc.malloc_trim(0)
 
 
 def hold_memory_and_priority(*, above_all: bool = False) -> None:

@@ -71,10 +71,12 @@ from muster.drivers.image.deadman import (
     hold_memory_and_priority,
     read_boot_id,
     set_process_name,
+    settle_memory,
 )
 from muster.drivers.image.descriptors import send_descriptors
+from muster.drivers.image.environment import NODE_HOME
 from muster.drivers.image.hand_over import Offer
-from muster.drivers.image.init_process import NODE_HOME, InitSetup, run_init
+from muster.drivers.image.init_process import InitSetup, run_init
 from muster.drivers.image.kept_cleanups import all_kept, drop, last_run, lock_folder, record_run
 from muster.drivers.image.kernels_word import CannotAsk, Place, Witness, Witnesses, life_of, read_place
 from muster.drivers.image.lease_account import LeaseAccount
@@ -667,9 +669,8 @@ class Guard:
             self._vigil.begun("watchdog", boottime_us())
 
     def _fork_writer(self, store: Callable[[], LeaseStore]) -> None:
-        gc.collect()
+        settle_memory()
         gc.disable()  # nothing here makes cycles, and a collection would come at the wrong moment
-        gc.freeze()
         hold_memory_and_priority()
         ours, theirs = _make_channel()
         guard = os.getpid()

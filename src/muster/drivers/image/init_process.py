@@ -29,6 +29,7 @@ from muster.drivers.image.deadman import (
     mount_own_proc,
     set_process_name,
 )
+from muster.drivers.image.environment import GUARD_FD, IMAGE, INCARNATION, INIT_FD, NODE_HOME, RUNNER_FD
 from muster.drivers.image.keeper import restore_default_signals
 from muster.drivers.image.process_tree import (
     Teller,
@@ -55,14 +56,6 @@ _SWEEP_US = 10_000_000
 LOWEST_NUMBER = 1000  # the kernel leaves out those below 300 when it begins again
 SPARE_NUMBERS = 2000  # that a namespace has before the kernel begins again
 _GATE_LOOK_MS = 50  # between two looks at the deadline while it waits for the guard
-GUARD_FD, RUNNER_FD, INIT_FD, INCARNATION, NODE_HOME, IMAGE = (
-    "MUSTER_GUARD_FD",
-    "MUSTER_RUNNER_FD",
-    "MUSTER_INIT_FD",
-    "MUSTER_INCARNATION",
-    "MUSTER_NODE_HOME",
-    "MUSTER_IMAGE",
-)
 IMAGE_VERSION = 5  # of guard, init, runner and keeper: raised when a fix in them needs the node to leave and boot
 
 

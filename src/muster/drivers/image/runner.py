@@ -110,12 +110,11 @@ from muster.drivers.image.process_tree import (
 )
 from muster.drivers.image.processes import RUNNER
 from muster.drivers.image.readiness import Condition, PortTaken
+from muster.drivers.image.runner_packets import PACKET_BYTES, SEND_BUFFER_BYTES
 from muster.drivers.image.watcher_packets import MAXIMUM_NAMED
 from muster.drivers.image.watcher_process import WatcherProcess
 from muster.records.units import NEVER_US, US_PER_MS
 
-PACKET_BYTES = 64 * 1024
-SEND_BUFFER_BYTES = 4 * PACKET_BYTES
 OUTBOX_LIMIT = 256
 TAIL_BYTES = 8 * 1024  # of a command's output, kept in memory
 HELPER_US = 60_000_000  # what a start command leaves for no longer than this may be a helper of it

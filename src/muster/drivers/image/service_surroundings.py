@@ -79,8 +79,7 @@ def reset_inherited() -> str:
     """
     before = ""
     with contextlib.suppress(OSError):
-        with open(_OOM_SCORE, encoding="ascii") as file:
-            before = file.read().strip()
+        before = _read(_OOM_SCORE)
         set_score("0")
     with contextlib.suppress(OSError):
         if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_OTHER:
@@ -98,8 +97,20 @@ def reset_inherited() -> str:
 
 def set_score(score: str) -> None:
     """By which the kernel chooses whom to end where memory is short. Raises `OSError`."""
-    with open(_OOM_SCORE, "w", encoding="ascii") as file:
-        file.write(score)
+    descriptor = os.open(_OOM_SCORE, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, score.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: str) -> str:
+    """A short file of the kernel's, without the interpreter's text files: those load a codec in each keeper."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 64).decode().strip()
+    finally:
+        os.close(descriptor)
 
 
 def reset_limits() -> None:
@@ -117,8 +128,8 @@ def _default_limits() -> dict[int, tuple[int, int]]:
     """What the kernel gives the first process, with the open files and the locked memory that systemd gives."""
     unlimited = resource.RLIM_INFINITY
     found = {LIMITS[name]: (unlimited, unlimited) for name in ("as", "cpu", "data", "fsize", "rss")}
-    with contextlib.suppress(OSError, ValueError), open("/proc/sys/kernel/threads-max", encoding="ascii") as file:
-        half = int(file.read()) // 2
+    with contextlib.suppress(OSError, ValueError):
+        half = int(_read("/proc/sys/kernel/threads-max")) // 2
         found |= {LIMITS[name]: (half, half) for name in ("nproc", "sigpending")}
     return {
         **found, _RLIMIT_RTTIME: (unlimited, unlimited), LIMITS["core"]: (0, unlimited),
