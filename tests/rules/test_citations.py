@@ -25,7 +25,7 @@ from citations import (
 
 # sections that nothing need cite yet, and why
 LAYERS = "a layer that this release does not have"
-NOT_YET = {(4, 2): LAYERS, (4, 3): LAYERS}
+NOT_YET: dict[tuple[int, int], str] = {}
 
 
 def is_there(section: Number) -> bool:
