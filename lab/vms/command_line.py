@@ -2,7 +2,7 @@
 
 python -m lab.vms                            a short run: a boot, a power cut, a stall
 python -m lab.vms random --minutes M         a random campaign
-python -m lab.vms kernel-locks               GFS2 on the kernel's locks, a power cut, a rejoin
+python -m lab.vms kernel-locks               GFS2 on the kernel's locks, power cuts, rejoins
 python -m lab.vms images                     only make the base, for later
 """
 
