@@ -12,7 +12,7 @@ SEED ?= $(shell date +%s)
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install run test test-long dist dist-test check mutants soak lab machines machines-quick vms vms-random bench bench-quick lock clean
+.PHONY: help docs install run test test-long dist dist-test check mutants soak lab machines machines-quick vms vms-random vms-watchdog bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -86,6 +86,9 @@ machines-quick: $(INSTALLED) ## the same with one boot, one power cut and one st
 
 vms: dist ## three virtual machines with the package: a boot, a power cut, a stall; as root, with QEMU
 	$(BIN)/python -m lab.vms $(ARGUMENTS) short
+
+vms-watchdog: dist ## two virtual machines, an emulated watchdog behind each lease; its figures: make vms-watchdog ARGUMENTS="--profile short"
+	$(BIN)/python -m lab.vms $(ARGUMENTS) watchdog
 
 vms-random: dist ## a random campaign on virtual machines: make vms-random MINUTES=20 SEED=1
 	$(BIN)/python -m lab.vms $(ARGUMENTS) random --minutes $(MINUTES) --seed $(SEED)

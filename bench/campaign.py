@@ -54,6 +54,9 @@ MEASUREMENTS: dict[str, tuple[str, Measure]] = {
     "locks": ("pairs of lock and unlock, one lock handed around, recovery, beside etcd", locks.measure),
     "simulated-joins": ("the same as joins, many nodes, in the simulator", simulated_joins.measure),
 }
+LABORATORIES = {  # what needs machines of its own, and how it is measured, in the same form
+    "vms-watchdog": ("outage of what a machine ran that its watchdog resets", "make vms-watchdog"),
+}
 
 
 def main() -> None:
@@ -72,6 +75,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     listed = "\n".join(f"  {name:16} {text}" for name, (text, _) in MEASUREMENTS.items())
+    listed += "".join(f"\n  {name:16} {text}: {command}" for name, (text, command) in LABORATORIES.items())
     parser = argparse.ArgumentParser(
         prog="bench",
         description="Measure Muster on this machine.",

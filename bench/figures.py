@@ -13,6 +13,7 @@ Document = dict[str, Any]
 # (measurement, case, quantity) -> at most so much. An empty case stands for every case.
 TARGETS: dict[tuple[str, str, str], float] = {
     ("crash", "", "acted_upon_ms"): 20.0,
+    ("vms-watchdog", "1 service, short, all of it stopped", "outage_s"): 9.0,
     **{("power-cut", f"1 service, fast, {role}", "outage_ms"): 1000 for role in ("other", "master")},
     **{("power-cut", f"100 services, fast, {role}", "outage_ms"): 1500 for role in ("other", "master")},
     **{("power-cut", f"1 service, fast, {role}", "after_proof_ms"): 60 for role in ("other", "master")},

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from lab.machines import NodeStore
-from lab.vms import board, guest, laboratory
+from lab.vms import board, guest, laboratory, watchdog_run
 from lab.vms.guest_agent import GuestAgent, GuestSilent
 from lab.vms.monitor import Monitor, MonitorFailed
 from lab.vms.witness import Judgement
+from muster.core.leases import watchdog
 
 
 def test_the_witness_finds_an_instance_that_runs_on_after_another_was_started() -> None:
@@ -32,6 +33,13 @@ def test_the_witness_finds_an_instance_that_runs_on_after_another_was_started() 
     judgement.hear("web n0 1 5 a 7", 9.0)
     assert len(judgement.findings) == 1
     assert "n0 1 5 a 7 still runs, after n1 2 8 b 9 was started" in judgement.findings[0]
+
+
+@pytest.mark.parametrize("name", watchdog_run.TIMERS)
+def test_p7_31_the_profiles_of_the_watchdog_run_have_room_for_the_emulated_one(name: str) -> None:
+    profile = watchdog_run.profile_of(laboratory.Settings(profile=name, timers=watchdog_run.TIMERS[name]))
+    times = watchdog.times_of("i6300ESB timer", profile.watchdog_ms, profile, held=True)
+    assert profile.with_watchdog(times) == profile, "its lease is as the profile says"
 
 
 def test_the_boards_agent_tells_the_board_what_it_was_told(tmp_path: Path) -> None:
