@@ -144,6 +144,7 @@ class Cleanup(Struct, frozen=True):
     retries: int
     retry_pause_ms: int
     environment: dict[str, str]  # the service's own
+    probe: tuple[str, ...] = ()  # whether there is anything to clear (P7.45)
 
 
 class Surroundings(Struct, frozen=True):

@@ -24,6 +24,7 @@ from muster.core.leases.observer import KernelIdentity
 from muster.core.mastership.tenure import newest_journal, restore
 from muster.core.node.node import Node
 from muster.core.node.setup import Setup
+from muster.core.services.commands import probes_of
 from muster.daemon.history.flight_recorder import FlightRecorder
 from muster.daemon.history.observations import requested
 from muster.daemon.log.log_file import keep_log_bounded
@@ -246,6 +247,7 @@ async def _serve(
             daemon.spawn(signs.watch(_hosts(own)))
         if daemon.memory is not None:
             daemon.memory.keep()
+        daemon.cleanups.keep_probes(lambda: probes_of(node.database, node.me), node.database.index)
         signs.look()
         needs.look()
         daemon.places.look(boottime_us())

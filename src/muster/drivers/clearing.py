@@ -23,7 +23,7 @@ from muster.drivers.image.guard import (
     end_recorded_group,
     lock_home,
 )
-from muster.drivers.image.kept_cleanups import LOCK, all_kept, last_run, path_of
+from muster.drivers.image.kept_cleanups import LOCK, Kept, all_kept, last_run, path_of
 from muster.drivers.image.kernels_word import CannotAsk, Witness, read_place
 from muster.drivers.image.process_tree import fork_into
 from muster.drivers.image.systemd import notify
@@ -55,7 +55,7 @@ def clear(home: str, name: str, node: int, open_store: Callable[[], LeaseStore],
             store.close()
         if last is None or not has_ended(last):
             raise StartRefused("nothing proves that all of the node's last run has ended: its next boot clears it")
-        limits = sum((each.timeout_ms + each.retry_pause_ms) * (1 + each.retries) for each in kept)
+        limits = sum(_limit_ms(each) for each in kept)
         notify(f"EXTEND_TIMEOUT_USEC={(limits + MARGIN_MS) * 1000}", "STATUS=clearing what services have left")
         say(f"clearing what services have left in this machine: {', '.join(sorted({each.service for each in kept}))}")
         caretaker = _start(home, name, node, open_store, last)
@@ -70,6 +70,11 @@ def clear(home: str, name: str, node: int, open_store: Callable[[], LeaseStore],
     if left:
         say(f"not cleared: {', '.join(left)}; the next boot tries it again before the node joins")
     return EXIT_CLEAN
+
+
+def _limit_ms(kept: Kept) -> int:
+    commands = 3 if kept.probe else 1  # the probe before and after
+    return (commands * kept.timeout_ms + kept.retry_pause_ms) * (1 + kept.retries)
 
 
 def has_ended(last: Lease) -> bool:

@@ -392,6 +392,11 @@ KEYS: dict[str, Key] = {
         "Clears what it leaves in its machine's kernel (an address, a mount, a rule), see below. Once lost, it starts "
         "elsewhere only when that machine is known to be clean.",
     ),
+    "probe_command": Key(
+        _command("probe_command"), COMMAND, "[none]",
+        "Finds out whether this machine holds anything of it, see below: 0 is yes, 1 or 3 no. Asked before each join "
+        "of the node; what it finds, `cleanup_command` ends.",
+    ),
     "start_timeout": Key(_duration("start_timeout_ms"), DURATION, '"60s"', _TIMEOUT),
     "stop_timeout": Key(_duration("stop_timeout_ms"), DURATION, '"60s"', _TIMEOUT),
     "notify_timeout": Key(_duration("notify_timeout_ms"), DURATION, '"60s"', _TIMEOUT),

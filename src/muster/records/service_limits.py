@@ -27,7 +27,7 @@ ANY_NODE = "*"
 # Each field that is a command, a duration, a number or a word, and what it may be.
 COMMANDS = (
     "start_command", "stop_command", "notify_command", "recovery_command",
-    "run", "ready_command", "check_command", "on_failure", "cleanup_command",
+    "run", "ready_command", "check_command", "on_failure", "cleanup_command", "probe_command",
 )  # fmt: skip
 _TIMEOUTS = (
     "start_timeout_ms", "stop_timeout_ms", "notify_timeout_ms", "recovery_timeout_ms", "retry_pause_ms",
@@ -268,6 +268,9 @@ def _of_supervision(definition: Definition) -> Iterator[Contradiction]:
     if len(conditions) > 1:
         yield Contradiction("ready", "ready names more than one condition", "keep one of them")
     yield from _of_exit_statuses(definition)
+    if definition.probe_command and not definition.cleanup_command:
+        what = "probe_command is given without cleanup_command: nobody could end what it finds"
+        yield Contradiction("probe_command", what, "give the command that ends it, or leave it out")
     if definition.check_failures > definition.check_of:
         what = f"check wants {definition.check_failures} failures of {definition.check_of} checks"
         yield Contradiction("check", what, 'write failures = "k/n" with k at most n')

@@ -9,7 +9,7 @@ from muster.records.numbers import NO_STATUS, Count, CountOrNone, ExitStatus
 from muster.records.registers import identity_of
 from muster.records.terms import NO_NODE
 from muster.records.transitions import ENTRIES_TOGETHER
-from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS
+from muster.records.versions import KERNELS_WORD, LOWEST, OWNERS_KEYS, PROBES
 
 _DIGITS = 16  # of each half of a token as text, as the client has them (`client/locks/terms.py`)
 
@@ -95,12 +95,13 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     extend_limit_ms: int = 3_600_000  # by how much its program may lengthen a start or a stop in all (P8.21)
     check_user: str = ""  # that its check runs as; empty: as its other commands
     output: str = "file"  # or "journal": what its commands write goes there, too (P8.20)
+    probe_command: tuple[str, ...] = ()  # whether this machine holds anything of it: 0 yes, 1 no (P7.45)
 
 
 # What counts only when the service is started again: what runs goes on as it was started (P6.39).
 COUNTS_AT_START = (
     "run", "start_command", "environment", "ready_command", "ready_port", "ready_file", "ready_notify", "forking",
-    "cleanup_command", "user", "group", "working_directory", "umask", "limits", "environment_file",
+    "cleanup_command", "probe_command", "user", "group", "working_directory", "umask", "limits", "environment_file",
 )  # fmt: skip
 # The keys that a version added: a node of an older release takes no definition that has them (P10.1).
 ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
@@ -110,6 +111,7 @@ ADDED_BY_VERSION: dict[int, tuple[str, ...]] = {
         "check_success_exit_status", "check_unknown_exit_status", "user", "group", "working_directory", "umask",
         "limits", "environment_file", "stop_signal", "extend_limit_ms", "check_user", "output",
     ),
+    PROBES: ("probe_command",),
 }  # fmt: skip
 _PLAIN = Definition("plain")
 

@@ -29,6 +29,7 @@ FENCING = 5  # fence agents (P7.22)
 TOKENS = 6  # tokens of services (P6.41)
 KERNEL_LOCKS = 6  # the setting `kernel_locks` (P12.33)
 RESTORED = 6  # what a restored store says of lives that nobody asked (P11.8)
+PROBES = 6  # the key `probe_command` of a service (P7.45)
 WATCHDOGS = 6  # watchdogs in lease records, and their settings (P7.30)
 DECIDERS = 6  # records of who decides, and what is proposed (P6.42)
 

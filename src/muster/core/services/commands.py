@@ -87,10 +87,7 @@ class Executor:
         ready = Readiness(
             definition.ready_command, definition.ready_port, definition.ready_file, definition.ready_notify
         )
-        cleanup: Cleanup | None = None
-        if action == "start" and service.owes:
-            words, timeout_ms, retries = command_of(definition, "cleanup")
-            cleanup = Cleanup(words, timeout_ms, retries, definition.retry_pause_ms, given)
+        cleanup = _cleanup_of_start(definition) if action == "start" and service.owes else None
         is_start = action == "start"
         return RunCommand(
             service.name, service.uid, service.generation, action, own.words, own.timeout_ms, environment, own.retries,
@@ -100,6 +97,36 @@ class Executor:
             None if is_cleanup(service) else Surroundings.of(definition), definition.stop_signal,
             definition.extend_limit_ms,
         )  # fmt: skip
+
+
+def _cleanup_of_start(definition: Definition) -> Cleanup:
+    words, timeout_ms, retries = command_of(definition, "cleanup")
+    given = _given(definition)
+    return Cleanup(words, timeout_ms, retries, definition.retry_pause_ms, given, definition.probe_command)
+
+
+class Probe(NamedTuple):
+    """What a node asks its machine about a service before each join, and how it clears that (P7.45)."""
+
+    service: str
+    uid: int
+    cleanup: Cleanup  # with what the service and the cluster say to a probe in its environment
+
+
+def probes_of(database: Database, node: int) -> tuple[Probe, ...]:
+    """What the node is to ask before its next join: of each service that may run there (P7.45)."""
+    name = database.name_of(node)
+    said = {"MUSTER_CLUSTER": database.cluster.name, "MUSTER_NODE": name}
+    found = []
+    for service in database.services.values():
+        definition = service.definition
+        if not definition.probe_command or definition.on_all:
+            continue  # of a template, its instances are asked about
+        if is_allowable(choosing_of(definition, database.services), name):
+            cleanup = _cleanup_of_start(definition)
+            own = said | {"MUSTER_SERVICE": service.name, "MUSTER_UID": str(service.uid)}
+            found.append(Probe(service.name, service.uid, replace(cleanup, environment=cleanup.environment | own)))
+    return tuple(found)
 
 
 def follows(definition: Definition) -> bool:

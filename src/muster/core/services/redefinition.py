@@ -7,8 +7,8 @@ from muster.records.services import COUNTS_AT_START, Definition, Ended, Service,
 
 _OF_A_STOP = (
     "stop_command", "stop_timeout_ms", "stop_retries", "stop_failure", "retry_pause_ms", "grace_ms", "environment",
-    "cleanup_command", "cleanup_timeout_ms", "cleanup_retries", "stop_signal", "extend_limit_ms", "user", "group",
-    "working_directory", "umask", "limits", "environment_file",
+    "cleanup_command", "probe_command", "cleanup_timeout_ms", "cleanup_retries", "stop_signal", "extend_limit_ms",
+    "user", "group", "working_directory", "umask", "limits", "environment_file",
 )  # fmt: skip
 _RUNS = (ServiceState.STARTING, ServiceState.REGISTERED, ServiceState.STOPPING)
 

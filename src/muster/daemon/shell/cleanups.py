@@ -7,15 +7,15 @@ later may overtake it, and then its generation is refused.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from muster.core.effects import RunCommand
-from muster.core.services.commands import cleanup_of
-from muster.drivers.image.kept_cleanups import Kept, all_kept, drop, keep, lock_kept
+from muster.core.services.commands import Probe, cleanup_of
+from muster.drivers.image.kept_cleanups import PROBES, Kept, all_kept, drop, keep, keep_probes, lock_kept
 from muster.records.services import CommandState
 
 DISK_S = 20.0  # for the home's disk to take a cleanup, and for an earlier one to end
@@ -36,6 +36,9 @@ class Cleanups:
         self._failed, self._note = failed, note
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cleanups")
         self._joined = False
+        self._probes: tuple[Kept, ...] | None = None  # that the home has, as far as is known
+        self._probed_entry = -1
+        self._probing: Future[None] | None = None
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -71,6 +74,7 @@ class Cleanups:
             Kept(
                 command.service, command.uid, command.generation, self._incarnation, self._boot_id, cleanup.command,
                 cleanup.timeout_ms, cleanup.retries, cleanup.retry_pause_ms, {**cleanup.environment, **said},
+                probe=cleanup.probe,
             ),
         )  # fmt: skip
         return command
@@ -102,6 +106,26 @@ class Cleanups:
             self._joined = True
             self._thread.submit(self._drop, lambda kept: kept.incarnation != self._incarnation)
 
+    def keep_probes(self, probes: Callable[[], Sequence[Probe]], entry: int) -> None:
+        """Have the home remember what to ask this machine before its next join (P7.45).
+
+        `probes` are as of that entry, and called where one has come since. That is tried again where the disk fails.
+        """
+        if not self._joined or entry == self._probed_entry or (self._probing is not None and not self._probing.done()):
+            return
+        self._probed_entry, wanted = entry, tuple(map(_kept_probe, probes()))
+        if wanted != self._probes:
+            self._probes = wanted
+            self._probing = self._thread.submit(self._write_probes, wanted)
+
+    def _write_probes(self, probes: Sequence[Kept]) -> None:
+        try:
+            keep_probes(str(self._home), probes)
+        except OSError as error:
+            self._probes, self._probed_entry = None, -1
+            words = f"{error}; free space there, or replace the disk"
+            self._note("probes not kept", f"{self._home}/cleanups/{PROBES}: {words}")
+
     def _drop(self, is_void: Callable[[Kept], bool]) -> None:
         try:
             for kept in all_kept(self._home):
@@ -118,3 +142,12 @@ class Cleanups:
         drop(self._home, kept)
         if held is not None:
             os.close(held)
+
+
+def _kept_probe(probe: Probe) -> Kept:
+    """As the home keeps it: of no start."""
+    cleanup = probe.cleanup
+    return Kept(
+        probe.service, probe.uid, 0, 0, "", cleanup.command, cleanup.timeout_ms, cleanup.retries,
+        cleanup.retry_pause_ms, cleanup.environment, probe=cleanup.probe,
+    )  # fmt: skip

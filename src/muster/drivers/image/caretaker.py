@@ -57,6 +57,7 @@ _SWEEP_US = 10_000_000
 _LOCK_S = 15.0  # for a cleaner of an earlier caretaker to end
 _TEXT_BYTES = 1000
 _NOT_EXECUTED = 127
+_NOT_THERE = (1, 3)  # exit statuses of a probe: 3 is what a service manager says of a unit that does not run
 
 
 class Duty(NamedTuple):
@@ -410,7 +411,7 @@ def _clean(home: str, kept: Kept, reason: str, says: int, caretaker: int) -> NoR
     for attempt in range(kept.retries + 1):
         if attempt:
             time.sleep(kept.retry_pause_ms / 1000)
-        failure = _attempt(kept, reason, caretaker)
+        failure = _clear(kept, reason, caretaker)
         if not end_everything_below(boottime_us() + _SWEEP_US, boottime_us):
             os._exit(_fail(says, f"processes of it do not end even after SIGKILL; {failure}"))
         if not failure or _is_over(caretaker):
@@ -423,12 +424,41 @@ def _fail(says: int, failure: str) -> int:
     return 1
 
 
-def _attempt(kept: Kept, reason: str, caretaker: int) -> str:
-    """Run the command once, within its time limit; why it has failed, or nothing."""
+def _clear(kept: Kept, reason: str, caretaker: int) -> str:
+    """Clear once what the probe finds, or whatever there is where there is none; why that has failed, or nothing.
+
+    The probe has the last word (P7.45): what it does not find is gone, whatever the cleanup says.
+    """
+    if not kept.probe:
+        return _attempt(kept, kept.command, "cleanup", reason, caretaker)[1]
+    is_there, failure = _probe(kept, reason, caretaker)
+    if failure or not is_there:
+        return failure
+    cleared = _attempt(kept, kept.command, "cleanup", reason, caretaker)[1]
+    is_there, failure = _probe(kept, reason, caretaker)
+    if failure or not is_there:
+        return failure
+    words = f"after its cleanup, which {cleared}" if cleared else "after its cleanup"
+    return f"its probe finds it on this machine still, {words}"
+
+
+def _probe(kept: Kept, reason: str, caretaker: int) -> tuple[bool, str]:
+    """Whether this machine holds anything of the service; or why nobody knows."""
+    status, failure = _attempt(kept, kept.probe, "probe", reason, caretaker)
+    if status in _NOT_THERE:
+        return False, ""
+    return status == 0, f"its probe, which is to say 0 or 1, {failure}" if status else ""
+
+
+def _attempt(kept: Kept, words: tuple[str, ...], action: str, reason: str, caretaker: int) -> tuple[int, str]:
+    """Run a command once, within the time limit; its exit status, and why it has failed, or nothing.
+
+    Where it has not ended by itself, or was not executed, the status is negative.
+    """
     read_end, write_end = os.pipe()
     executed_read, executed_write = os.pipe()
-    environment = {"PATH": DEFAULT_PATH, **kept.environment, "MUSTER_ACTION": "cleanup", "MUSTER_REASON": reason}
-    command = fork_into(lambda: _execute(kept.command, environment, write_end, executed_write))
+    environment = {"PATH": DEFAULT_PATH, **kept.environment, "MUSTER_ACTION": action, "MUSTER_REASON": reason}
+    command = fork_into(lambda: _execute(words, environment, write_end, executed_write))
     os.close(write_end)
     os.close(executed_write)
     os.set_blocking(read_end, False)
@@ -437,7 +467,7 @@ def _attempt(kept: Kept, reason: str, caretaker: int) -> str:
     poll = select.poll()
     for descriptor in (pidfd, caretaker, read_end):
         poll.register(descriptor, select.POLLIN)
-    tail, failure = b"", ""
+    tail, failure, status = b"", "", -1
     while not failure:
         left_us = give_up_us - boottime_us()
         ready = [descriptor for descriptor, _mask in poll.poll(max(0, left_us) // US_PER_MS + 1)]
@@ -452,12 +482,12 @@ def _attempt(kept: Kept, reason: str, caretaker: int) -> str:
         elif boottime_us() >= give_up_us:
             failure = f"did not end within {kept.timeout_ms} ms"
     if not failure:
-        failure = _outcome(command, kept.command[0], executed_read)
+        status, failure = _outcome(command, words[0], executed_read)
         tail, _is_open = _read(read_end, tail)
     for descriptor in (read_end, executed_read, pidfd):
         os.close(descriptor)
     wrote = tail.decode(errors="replace").replace("\0", "?").strip()
-    return f"{failure}; it wrote: {wrote}" if failure and wrote else failure
+    return status, f"{failure}; it wrote: {wrote}" if failure and wrote else failure
 
 
 def _read(descriptor: int, tail: bytes) -> tuple[bytes, bool]:
@@ -469,12 +499,12 @@ def _read(descriptor: int, tail: bytes) -> tuple[bytes, bool]:
     return (tail + data)[-_TEXT_BYTES:], bool(data)
 
 
-def _outcome(command: int, program: str, executed: int) -> str:
+def _outcome(command: int, program: str, executed: int) -> tuple[int, str]:
     _pid, status = os.waitpid(command, 0)
     error = os.read(executed, 16)
     if error:
-        return explain_missing(program, int(error))
-    return explain_status(status) if status else ""
+        return -1, explain_missing(program, int(error))
+    return os.waitstatus_to_exitcode(status), explain_status(status) if status else ""
 
 
 def _execute(command: tuple[str, ...], environment: dict[str, str], output: int, executed: int) -> NoReturn:

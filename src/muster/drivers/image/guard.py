@@ -77,7 +77,16 @@ from muster.drivers.image.descriptors import send_descriptors
 from muster.drivers.image.environment import NODE_HOME
 from muster.drivers.image.hand_over import Offer
 from muster.drivers.image.init_process import InitSetup, run_init
-from muster.drivers.image.kept_cleanups import all_kept, drop, last_run, lock_folder, record_run
+from muster.drivers.image.kept_cleanups import (
+    PROBES,
+    Kept,
+    all_kept,
+    drop,
+    last_run,
+    lock_folder,
+    plant_probes,
+    record_run,
+)
 from muster.drivers.image.kernels_word import CannotAsk, Place, Witness, Witnesses, life_of, read_place
 from muster.drivers.image.lease_account import LeaseAccount
 from muster.drivers.image.lease_writer import MAXIMUM_PACKET_BYTES, CycleFailed, renew, run_lease_writer, times_packet
@@ -494,15 +503,16 @@ class Guard:
         try:
             kept = all_kept(home)
             for each in kept:
-                if each.boot_id and each.boot_id != boot_id:
-                    drop(home, each)  # a new boot of the machine: its kernel holds nothing of that
+                if _is_void(each, boot_id):
+                    drop(home, each)
             record_run(home, incarnation, self._since)
         except OSError as error:
             self._say(f"{home}/cleanups cannot be used: {error}; services with a cleanup_command cannot start here")
             return None
-        left = {each.identity for each in kept if not each.boot_id or each.boot_id == boot_id}
+        left = {each.identity for each in kept if not _is_void(each, boot_id)}
         if left:
             self._say(f"an earlier run has left something of {len(left)} services in this machine; it is cleared first")
+        left |= {each.identity for each in _planted(home, boot_id, self._say)}
         return Owed(self._since, (), tuple(sorted(left)))
 
     def _catch_signals(self) -> None:
@@ -1227,6 +1237,25 @@ class Guard:
 
     def _say(self, text: str) -> None:
         self._log.tell("warning", "guard", f"musterd {self._options.name}: {text}")
+
+
+def _is_void(kept: Kept, boot_id: str) -> bool:
+    """Whether it is of an earlier boot of the machine, whose kernel is gone; what was started anew by itself is not."""
+    return bool(kept.boot_id) and kept.boot_id != boot_id and not kept.probe
+
+
+def _planted(home: str, boot_id: str, say: Callable[[str], None]) -> list[Kept]:
+    """Have the machine asked about services before the join (P7.45). Raises `StartRefused`."""
+    try:
+        probes = plant_probes(home, boot_id)
+    except (OSError, ValueError) as error:
+        raise StartRefused(
+            f"{home}/cleanups/{PROBES} says what to ask this machine before the node joins, and cannot be used: "
+            f"{error}; replace the disk; or make sure that nothing of its services runs here, and remove that file"
+        ) from error
+    if probes:
+        say(f"before it joins, this machine is asked whether it holds anything of {len(probes)} services")
+    return probes
 
 
 def _make_channel() -> tuple[socket.socket, socket.socket]:

@@ -1,9 +1,11 @@
 """The cleanups that a node's home keeps: what clears this machine's kernel of what its services leave there (P6.34).
 
 HOME/cleanups holds one file for each start that was given a cleanup, UID.GENERATION.NAME, durable before it runs, and
-gone once the machine is clean of that start; `ran`, the last incarnation that began with this home, and since which one
-all did; and `lock`, which the caretaker at work holds. The daemon writes the file of a start, the guard reads all of
-them at boot, the caretaker runs and removes them. A file is replaced as a whole: a reader sees the old or the new one.
+gone once the machine is clean of that start; `probes`, what to ask the machine before each join (P7.45), of which the
+guard makes such files at each boot, of generation 0; `ran`, the last incarnation that began with this home, and since
+which one all did; and `lock`, which the caretaker at work holds. The daemon writes the file of a start, and the probes,
+the guard reads all of them at boot, the caretaker runs and removes them. A file is replaced as a whole: a reader sees
+the old or the new one.
 
 The guard's image imports this module: the standard library only.
 """
@@ -13,13 +15,15 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from muster.records.registers import identity_of
 
-FOLDER, LOCK, RAN = "cleanups", "lock", "ran"
+FOLDER, LOCK, RAN, PROBES = "cleanups", "lock", "ran", "probes"
 _NEW = ".new"  # ends the name of a file that is being written; no service is called so
 _MAXIMUM_BYTES = 1 << 20
+_MAXIMUM_PROBES_BYTES = 64 << 20
 _LOOK_S = 0.02
 
 
@@ -37,6 +41,7 @@ class Kept(NamedTuple):
     retry_pause_ms: int
     environment: dict[str, str]  # the service's own, the cluster's and the node's names, its uid and generation
     problem: str = ""  # why it cannot be read, in words: nobody knows how to clear what that start has left
+    probe: tuple[str, ...] = ()  # says whether there is anything to clear (P7.45)
 
     @property
     def file_name(self) -> str:
@@ -56,7 +61,47 @@ def path_of(home: str, name: str) -> str:
 
 def keep(home: str, kept: Kept) -> None:
     """Make it durable. Raises `OSError`: then the start must not run."""
-    _replace(home, kept.file_name, json.dumps(kept._asdict()).encode())
+    _replace(home, kept.file_name, _written(kept).encode())
+
+
+def _written(kept: Kept) -> str:
+    fields = kept._asdict()
+    if not kept.probe:
+        del fields["probe"]  # an image of an older release takes no field that it does not know
+    return json.dumps(fields)
+
+
+def _taken(content: bytes) -> Kept:
+    """What `_written` wrote. Raises `ValueError`, `TypeError`, `KeyError`."""
+    fields = json.loads(content)
+    return Kept(**{**fields, "command": tuple(fields["command"]), "probe": tuple(fields.get("probe", ()))})
+
+
+def keep_probes(home: str, probes: Sequence[Kept]) -> None:
+    """Make durable what this node is to ask its machine before each join. Raises `OSError`."""
+    _replace(home, PROBES, "".join(f"{_written(each)}\n" for each in probes).encode())
+
+
+def plant_probes(home: str, boot_id: str) -> list[Kept]:
+    """Before a join: have each of these probes made, as if it were of a start. Raises `OSError`, `ValueError`.
+
+    They need not be durable: the next boot plants them again.
+    """
+    try:
+        with open(path_of(home, PROBES), "rb") as file:
+            content = file.read(_MAXIMUM_PROBES_BYTES)
+    except FileNotFoundError:
+        return []
+    try:
+        planted = [_taken(line)._replace(boot_id=boot_id) for line in content.splitlines()]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"not what a node writes there: {error}") from error
+    for each in planted:
+        new = path_of(home, f"{each.file_name}{_NEW}")
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(_written(each))
+        os.rename(new, path_of(home, each.file_name))
+    return planted
 
 
 def _replace(home: str, name: str, content: bytes) -> None:
@@ -109,8 +154,7 @@ def all_kept(home: str) -> list[Kept]:
 def _read(home: str, name: str, start: tuple[str, int, int]) -> Kept | None:
     try:
         with open(path_of(home, name), "rb") as file:
-            fields = json.loads(file.read(_MAXIMUM_BYTES))
-        kept = Kept(**{**fields, "command": tuple(fields["command"])})
+            kept = _taken(file.read(_MAXIMUM_BYTES))
     except FileNotFoundError:
         return None  # it has just been removed
     except (OSError, ValueError, TypeError, KeyError) as error:
