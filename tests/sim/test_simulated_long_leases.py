@@ -27,7 +27,7 @@ def _cluster(profile: Profile = SHARED, reboots: float = 1.0) -> World:
     settings = Settings(
         3, profile, (Level(10, "lock manager"),), services=SERVICES, shared=True, fenced=("board",), reboots=reboots
     )
-    world = World(settings, Random(7))
+    world = World(settings, Random(11))
     for node in range(3):
         world.perform(schedule.Boot(node))
     settle(world)

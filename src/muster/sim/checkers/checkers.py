@@ -4,7 +4,7 @@ Each checker is one rule with its number. It sees the observations one by one, i
 the rule. The same checkers judge histories of the virtual world and of real hosts.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -120,6 +120,7 @@ class ObjectionsHold(Checker):
 
     An objector that has left, or that is condemned, counts for nothing any more; nor does one that was asked by an
     earlier master, and answers when the next one has carried it out. The next one asks anew: the last answer counts.
+    Members are asked: a life that has not begun to join objects to nothing, though it may join before the end.
     """
 
     PLANNED = (LeaveNode, TransferService, SetStandby, DeregisterService)
@@ -128,6 +129,7 @@ class ObjectionsHold(Checker):
         self._asked: dict[str, OperationRequest] = {}
         self._objectors: dict[str, set[tuple[int, int, int]]] = {}  # identity -> node, incarnation, level
         self._done: Collection[str] = ()  # operations that have been carried out, by the newest state
+        self._members: Mapping[int, Member] = {}  # by the same
         self._index = -1
 
     def see(self, seen: Observation) -> Findings:
@@ -141,19 +143,23 @@ class ObjectionsHold(Checker):
             if seen.identity not in self._done:
                 objector = {(seen.node, seen.incarnation, seen.level)}
                 others = self._objectors.get(seen.identity, set()) - objector
-                self._objectors[seen.identity] = others | objector if seen.objects else others
+                counts = seen.objects and self._is_member(seen.node, seen.incarnation)
+                self._objectors[seen.identity] = others | objector if counts else others
         elif isinstance(seen, Applied) and seen.index > self._index:
             self._index = seen.index
             yield from self._carried_out(seen.state)
 
     def _carried_out(self, state: ReplicaState) -> Findings:
-        self._done = state.operations.keys()
+        self._done, self._members = state.operations.keys(), state.members
         for identity in [each for each in self._objectors if each in state.operations]:
             for node, incarnation, _ in sorted(self._objectors.pop(identity)):
-                member = state.members.get(node)
-                still = member is not None and member.incarnation == incarnation and member.eviction is None
-                if still and member is not None and member.state in WAITED_FOR:
+                if self._is_member(node, incarnation):
                     yield f"{identity} is carried out, and n{node} has objected to it: {self._asked.get(identity)}"
+
+    def _is_member(self, node: int, incarnation: int) -> bool:
+        member = self._members.get(node)
+        still = member is not None and member.incarnation == incarnation and member.eviction is None
+        return still and member is not None and member.state in WAITED_FOR
 
 
 class NothingGoesBack(Checker):
