@@ -39,6 +39,7 @@ class Cleanups:
         self._probes: tuple[Kept, ...] | None = None  # that the home has, as far as is known
         self._probed_entry = -1
         self._probing: Future[None] | None = None
+        self._not_kept = ""  # why the probes could not be kept, as it was told last
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -124,7 +125,11 @@ class Cleanups:
         except OSError as error:
             self._probes, self._probed_entry = None, -1
             words = f"{error}; free space there, or replace the disk"
-            self._note("probes not kept", f"{self._home}/cleanups/{PROBES}: {words}")
+            if words != self._not_kept:  # it is tried again at every turn
+                self._note("probes not kept", f"{self._home}/cleanups/{PROBES}: {words}")
+            self._not_kept = words
+            return
+        self._not_kept = ""
 
     def _drop(self, is_void: Callable[[Kept], bool]) -> None:
         try:
